@@ -1,0 +1,47 @@
+"""What a collator is: a pure function from rows at positions to a batch with targets."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from transformers import PreTrainedTokenizerBase
+
+from sslnlp.types import Batch, Row
+
+
+@dataclass(kw_only=True)
+class Collator(ABC):
+    """Makes the targets of one kind of self-supervision. Pure: the same rows at the same positions give the same batch.
+
+    Subclasses are keyword-only dataclasses; each field is an option of the recipe (`collator.<field>`), checked
+    in `__post_init__` with a `UserError`. All random draws go through `sslnlp.rng` with (`seed`, `row["position"]`).
+    """
+
+    name: ClassVar[str]
+    """The registry name."""
+    makes: ClassVar[frozenset[str]]
+    """The keys of the batch this collator promises; an objective's `needs` must be among them."""
+    reads: ClassVar[str] = "tokens"
+    """What it takes: `tokens` (packed or padded rows of text) or `rows` (mappings of a labelled or paired table)."""
+    columns: ClassVar[tuple[str, ...]] = ()
+    """For `reads = "rows"`: the columns a row must have, in order of meaning."""
+    requires: ClassVar[frozenset[str]] = frozenset()
+    """Facts of the tokenizer contract it relies on (`mask`, `pad_is_not_eos`, ...), checked before anything trains."""
+
+    tokenizer: PreTrainedTokenizerBase
+    seed: int = 0
+    horizon: int | None = None
+    """Rows in the whole run; set by the loop. Schedules (a decaying mask rate) are functions of position / horizon."""
+
+    @abstractmethod
+    def __call__(self, rows: Sequence[Row]) -> Batch:
+        """Collate rows into a batch whose keys include `makes`."""
+
+    def for_evaluation(self, seed: int) -> Collator:
+        """The same collator with the draws fixed for held-out text: no schedule, its own seed."""
+        from dataclasses import replace
+
+        return replace(self, seed=seed, horizon=None)

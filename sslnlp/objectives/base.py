@@ -1,0 +1,64 @@
+"""What an objective is: a module that owns its model and turns a batch into a loss."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedModel
+
+from sslnlp.types import Batch, StepOutput
+
+
+class Objective(nn.Module, ABC):
+    """Owns the model, the head, and any teacher or queue; all its state is in parameters and buffers.
+
+    A subclass is one file: its options are keyword-only arguments after `model`, its maths is in `functional.py`,
+    and nothing else in the package knows its name but the registry.
+    """
+
+    name: ClassVar[str]
+    """The registry name."""
+    needs: ClassVar[frozenset[str]]
+    """Keys it reads from the batch."""
+    collator: ClassVar[str]
+    """The collator used when the recipe names none."""
+    wraps: ClassVar[Any] = AutoModel
+    """The `transformers` Auto class that gives backbone and head."""
+    couples_rows: ClassVar[bool] = False
+    """The loss compares rows of a batch with each other, so splitting a batch changes it (in-batch negatives)."""
+    pooling: ClassVar[str | None] = None
+    """Set when the model is an embedder; the export writes it down for sentence-transformers."""
+    causal: ClassVar[bool] = False
+    """The model reads left to right: rows are framed with bos ... eos instead of cls ... sep."""
+    likelihood: ClassVar[bool] = False
+    """The loss is the exact negative log-likelihood of the text in nats, so held-out loss converts to bits per byte."""
+    measures: ClassVar[tuple[str, ...]] = ()
+    """Names of further held-out measures (see `sslnlp.evaluation`) computed from `predict`."""
+    best: ClassVar[tuple[str, str]] = ("loss", "min")
+    """The held-out figure that decides which checkpoint is the best, and its direction."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> StepOutput:
+        """Loss (mean over this batch's targets) and metrics of one micro-batch."""
+
+    def num_targets(self, batch: Batch) -> Tensor:
+        """How many targets this batch has: its weight inside an accumulation window. Scalar int64 tensor."""
+        return (batch["labels"] != -100).sum()
+
+    def predict(self, batch: Batch) -> dict[str, Tensor]:
+        """What `measures` are computed from: named tensors with one row per example. Only where `measures` is set."""
+        raise TypeError(f"objective {self.name!r} declares measures {self.measures} but does not define predict()")
+
+    def after_step(self, progress: float) -> None:
+        """Called once after each optimiser step, with progress in (0, 1]: teachers and schedules move here."""
+
+    @property
+    def exported(self) -> PreTrainedModel:
+        """What pretraining leaves behind: the model that `export/` holds."""
+        return self.model

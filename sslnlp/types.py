@@ -1,0 +1,34 @@
+"""The words everyone shares: a row, an encoding, a batch, the output of one step.
+
+Shapes use B = rows of a micro-batch, S = tokens of a row, N = scored positions of a micro-batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+Row = Mapping[str, Any]
+"""One training row.
+
+From packed text: `input_ids` int64 [S], `document_ids` int32 [S] (0, 1, ... inside the row; -1 = padding).
+From a labelled or paired table: the columns (`text`, `label`, `query`, ...).
+Rows that come out of a `Stream` also carry `position` (int): their place in the run, the key of every random draw.
+"""
+
+Encoding = dict[str, Tensor]
+"""Model inputs: `input_ids`, `attention_mask` [B, S] and, when rows are packed, `document_ids`, `position_ids` [B, S]."""
+
+Batch = dict[str, Any]
+"""A collated micro-batch: tensors, or (for pairs and views) named encodings."""
+
+
+class StepOutput(NamedTuple):
+    """What an objective returns for one micro-batch."""
+
+    loss: Tensor
+    """Scalar: mean over this micro-batch's targets."""
+    metrics: dict[str, Tensor]
+    """Detached scalars to report (each a mean over the targets), never summed into the loss."""
