@@ -31,6 +31,11 @@ class Collator(ABC):
     requires: ClassVar[frozenset[str]] = frozenset()
     """Facts of the tokenizer contract it relies on (`mask`, `pad_is_not_eos`, ...), checked before anything trains."""
 
+    lengths: ClassVar[tuple[str, ...]] = ()
+    """Options that bound the tokens of a row (`max_length`, ...). Left at their defaults, they are cut to what the model reads."""
+    inherits: ClassVar[tuple[str, ...]] = ()
+    """Options that a stage takes over from the run whose export it starts from (the prefixes of queries, ...)."""
+
     tokenizer: PreTrainedTokenizerBase
     seed: int = 0
     horizon: int | None = None
@@ -39,6 +44,11 @@ class Collator(ABC):
     @abstractmethod
     def __call__(self, rows: Sequence[Row]) -> Batch:
         """Collate rows into a batch whose keys include `makes`."""
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """The text put before an input of each kind (`query`, `document`); an embedder's export writes it down."""
+        return {}
 
     def for_evaluation(self, seed: int) -> Collator:
         """The same collator with the draws fixed for held-out text: no schedule, its own seed."""

@@ -1,0 +1,29 @@
+"""Fine-tune a pretrained model to sort texts into the classes of a labelled table.
+
+    sslnlp train finetune_classification model.pretrained=out/bert/export data.train=labelled.csv
+
+The text and label columns are found, or named: data.text=..., data.label=.... Leave model.pretrained out to see what
+the same model reaches untrained. The export answers `pipeline("text-classification")` with the label names.
+"""
+
+import sys
+
+from sslnlp.recipe import DataConfig, ModelConfig, Options, Recipe, TrainConfig
+
+
+def recipe() -> Recipe:
+    return Recipe(
+        data=DataConfig(valid_fraction=0.1),
+        model=ModelConfig(size="mini", dropout=0.1),
+        collator=Options("classification"),
+        objective=Options("classification"),
+        # Small labelled sets are seen several times; the learning rate is far below that of pretraining.
+        train=TrainConfig(epochs=5, batch_size=16, lr=1e-4, schedule="linear", warmup=0.1),
+        out="out/classifier",
+    )
+
+
+if __name__ == "__main__":
+    from sslnlp.cli import main
+
+    main(["train", __file__, *sys.argv[1:]])

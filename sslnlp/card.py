@@ -1,0 +1,298 @@
+"""The model card: what a run knows about itself, as a README that a hub and a person can both read.
+
+Every value may come from a file name, a label or a column of somebody's data, so nothing is trusted: text goes into
+code spans or is escaped, metadata goes through a YAML writer, and paths of the machine are cut to their last part.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+from sslnlp.errors import UserError, suggest
+
+_LICENSES = frozenset((
+    "apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0",
+    "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nd-4.0", "odc-by", "odbl", "gpl-2.0", "gpl-3.0",
+    "lgpl-3.0", "agpl-3.0", "mpl-2.0", "openrail", "unlicense", "wtfpl", "pddl", "gfdl", "other", "unknown",
+))  # fmt: skip
+"""Identifiers a hub knows; any other licence becomes `other` with its name beside it."""
+
+# The task a hub files a class under, and the Auto class that loads it.
+_TASKS = (
+    ("ForMaskedLM", "fill-mask", "AutoModelForMaskedLM"),
+    ("ForCausalLM", "text-generation", "AutoModelForCausalLM"),
+    ("LMHeadModel", "text-generation", "AutoModelForCausalLM"),
+    ("ForSequenceClassification", "text-classification", "AutoModelForSequenceClassification"),
+    ("ForTokenClassification", "token-classification", "AutoModelForTokenClassification"),
+    ("ForConditionalGeneration", "text2text-generation", "AutoModelForSeq2SeqLM"),
+    ("ForPreTraining", None, "AutoModelForPreTraining"),
+)
+
+
+@dataclass(kw_only=True)
+class CardFacts:
+    """What the card is written from. All optional but the title: a fact that is not known is left out, never guessed.
+
+    `export_model` fills in `architecture`, `parameters`, `max_length`, `pooling`, `normalize` and `label_names` from
+    the model itself; the caller brings what only the run knows.
+    """
+
+    title: str
+    """Heading of the card; the last part of the run's folder or the repository's name."""
+    objective: str = ""
+    """Registry name of the last objective."""
+    objective_options: Mapping[str, Any] = field(default_factory=dict)
+    collator: str = ""
+    """Registry name of what made the targets."""
+    collator_options: Mapping[str, Any] = field(default_factory=dict)
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    """Of the loop: steps, batch size, learning rate, precision, seed, ..."""
+    measures: Mapping[str, float] = field(default_factory=dict)
+    """Held-out figures by name."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Library name to version."""
+    sources: Iterable[str] = ()
+    """Names of the training data: hub names as they are, files by their last part only."""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """Documents, tokens, bytes, duplicates removed, fingerprint: whatever the preparation counted."""
+    tokens_seen: int | None = None
+    """Tokens that went through the model in training, repeats counted."""
+    datasets: Iterable[str] = ()
+    """Hub ids of training data, for the metadata; files do not belong here."""
+    base_model: str | None = None
+    """The hub name this run continued from."""
+    license: str | None = None
+    """Licence of the model, written only if given."""
+    data_license: str | None = None
+    language: str | Iterable[str] | None = None
+    """ISO 639 codes."""
+    intended_use: str = ""
+    limits: str = ""
+    architecture: str = ""
+    """Class name in `transformers`."""
+    parameters: int | None = None
+    max_length: int | None = None
+    """Tokens."""
+    pooling: str | None = None
+    """Set for an embedder: how token vectors become one."""
+    normalize: bool = True
+    label_names: Iterable[str] = ()
+
+    @classmethod
+    def of(cls, facts: CardFacts | Mapping[str, Any]) -> CardFacts:
+        """The facts themselves, or a mapping of them with unknown names refused."""
+        if isinstance(facts, CardFacts):
+            return facts
+        accepted = {f.name for f in fields(cls)}
+        for name in facts:
+            if name not in accepted:
+                raise UserError(f"unknown model card fact {name!r}.{suggest(str(name), accepted)}")
+        return cls(**facts)
+
+
+def public(value: Any) -> Any:
+    """`value` with every path of this machine cut to its last part: what may leave it in a published file.
+
+    Mappings and sequences are followed; hub names, URLs and relative paths inside the working folder stay.
+    """
+    if isinstance(value, Mapping):
+        return {public(str(k)): public(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [public(v) for v in value]
+    if isinstance(value, (str, PurePosixPath, PureWindowsPath)):
+        return _public_text(str(value))
+    return value
+
+
+_INNER_PATH = re.compile(r"(?<![\w.:/*?])(?:file://)?(?:/[^\s/,;:'\"]+){2,}/?")
+
+
+def _public_text(text: str) -> str:
+    bare = text.removeprefix("file://")
+    if bare.startswith(("/", "~", "../", "./")) and "\n" not in bare:
+        return PurePosixPath(bare).name or bare
+    if PureWindowsPath(bare).drive:
+        return PureWindowsPath(bare).name
+    return _INNER_PATH.sub(lambda match: PurePosixPath(match[0]).name, text)
+
+
+def model_card(facts: CardFacts | Mapping[str, Any]) -> str:
+    """The whole README.md: YAML front matter, then Markdown. Raises `UserError` for a fact it does not know."""
+    facts = CardFacts.of(facts)
+    sections = [
+        f"# {_plain(facts.title)}",
+        _summary(facts),
+        "## How to load\n\n" + _snippet(facts),
+        _table("Model", _model_rows(facts)),
+        _table("Training data", _data_rows(facts)),
+        _table("Training", _training_rows(facts)),
+        _table("Held-out measures", [(k, _figure(v)) for k, v in facts.measures.items()]),
+        "## Intended use and limits\n\n" + _use(facts),
+        _table("Versions", list(facts.versions.items())),
+    ]
+    return f"---\n{_metadata(facts)}\n---\n\n" + "\n\n".join(s for s in sections if s) + "\n"
+
+
+def _task(facts: CardFacts) -> tuple[str | None, str]:
+    if facts.pooling is not None:
+        return "sentence-similarity", "AutoModel"
+    for ending, task, auto in _TASKS:
+        if facts.architecture.endswith(ending):
+            return task, auto
+    return "feature-extraction", "AutoModel"
+
+
+def _metadata(facts: CardFacts) -> str:
+    embedder = facts.pooling is not None
+    tags = ["sslnlp", "self-supervised"]
+    if embedder:
+        tags += ["sentence-transformers", "feature-extraction", "sentence-similarity"]
+    if facts.objective:
+        tags.append(_slug(facts.objective))
+    entries: dict[str, Any] = {
+        "library_name": "sentence-transformers" if embedder else "transformers",
+        "pipeline_tag": _task(facts)[0],
+        "tags": tags,
+        "language": [facts.language] if isinstance(facts.language, str) else [*(facts.language or ())] or None,
+        "datasets": [d for d in facts.datasets if _HUB_NAME.fullmatch(d)] or None,
+    }
+    if facts.license:
+        known = facts.license.strip().lower()
+        entries["license"] = known if known in _LICENSES else "other"
+        if known not in _LICENSES:
+            entries["license_name"] = _slug(facts.license)
+    if facts.base_model and _HUB_NAME.fullmatch(facts.base_model):
+        entries["base_model"] = facts.base_model
+    return ModelCardData(**{k: v for k, v in entries.items() if v is not None}).to_yaml().strip()
+
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
+
+
+def _summary(facts: CardFacts) -> str:
+    kind = f"A {_code(facts.architecture)} model" if facts.architecture else "A model"
+    if facts.pooling is not None:
+        kind += " that turns a text into one vector"
+    how = f", trained with the objective {_code(facts.objective)}" if facts.objective else ""
+    start = f", continued from {_code(public(facts.base_model))}" if facts.base_model else ""
+    return f"{kind}{how}{start}. Written by sslnlp from what the run recorded."
+
+
+def _snippet(facts: CardFacts) -> str:
+    # The folder is named by a placeholder: the card cannot know under which name it will be published.
+    task, auto = _task(facts)
+    if facts.pooling is not None:
+        lines = [
+            "from sentence_transformers import SentenceTransformer",
+            "",
+            'model = SentenceTransformer("PATH_OR_NAME")',
+            'vectors = model.encode(["first text", "second text"])',
+        ]
+    elif task in ("fill-mask", "text-generation", "text-classification", "token-classification"):
+        text = 'f"One {pipe.tokenizer.mask_token} word."' if task == "fill-mask" else '"One text"'
+        lines = [
+            "from transformers import pipeline",
+            "",
+            f'pipe = pipeline("{task}", model="PATH_OR_NAME")',
+            f"print(pipe({text}))",
+        ]
+    else:
+        lines = [
+            f"from transformers import {auto}, AutoTokenizer",
+            "",
+            'tokenizer = AutoTokenizer.from_pretrained("PATH_OR_NAME")',
+            f'model = {auto}.from_pretrained("PATH_OR_NAME")',
+        ]
+    return "```python\n" + "\n".join(lines) + "\n```"
+
+
+def _model_rows(facts: CardFacts) -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = [("architecture", facts.architecture), ("parameters", facts.parameters)]
+    rows += [("longest input (tokens)", facts.max_length), ("pooling", facts.pooling)]
+    if facts.pooling is not None:
+        rows.append(("vectors of length one", "yes" if facts.normalize else "no"))
+    if labels := list(facts.label_names):
+        shown = ", ".join(labels[:50]) + (f", … ({len(labels)} in all)" if len(labels) > 50 else "")
+        rows.append(("labels", shown))
+    return rows
+
+
+def _data_rows(facts: CardFacts) -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = [("sources", ", ".join(public(list(facts.sources))))]
+    rows += list(_flat(facts.data))
+    return [*rows, ("licence of the data", facts.data_license)]
+
+
+def _training_rows(facts: CardFacts) -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = [("objective", facts.objective), *_flat(facts.objective_options, "objective.")]
+    rows += [("collator", facts.collator), *_flat(facts.collator_options, "collator.")]
+    rows += [("tokens seen", facts.tokens_seen), *_flat(facts.hyperparameters)]
+    return rows
+
+
+def _use(facts: CardFacts) -> str:
+    if facts.intended_use:
+        use = facts.intended_use
+    elif facts.pooling is not None:
+        use = "Search, clustering and comparison of texts like those it was trained on."
+    elif "ForSequenceClassification" in facts.architecture:
+        use = "Sorting texts like those it was trained on into the labels above."
+    else:
+        use = "A starting point for fine-tuning, and study, on texts like those it was trained on."
+    limits = facts.limits or (
+        "It knows only what its training data holds and repeats its errors and biases; it was not checked for safety, "
+        "fairness or facts. Measure it on your own data before relying on it."
+    )
+    return f"{_plain(public(use))}\n\n{_plain(public(limits))}"
+
+
+def _flat(options: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for name, value in public(options).items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _table(title: str, rows: Iterable[tuple[str, Any]]) -> str:
+    """A section with a two-column table; an empty string when no row has a value."""
+    lines = [f"| {_plain(public(name))} | {_cell(value)} |" for name, value in rows if value not in (None, "", [], {})]
+    return "\n".join([f"## {title}", "", "| | |", "|---|---|", *lines]) if lines else ""
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, int):
+        text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        return _code(_public_text(text)).replace("|", "\\|")
+    return f"{value:,}"
+
+
+def _figure(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _one_line(text: str) -> str:
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def _code(text: str) -> str:
+    """A code span, fenced by one backtick more than the text has in a row: nothing inside it is Markdown or HTML."""
+    text = _one_line(str(text))
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    pad = " " if "`" in text else ""
+    return f"{fence}{pad}{text}{pad}{fence}"
+
+
+def _plain(text: str) -> str:
+    """Running text: every character that could start Markdown or HTML is escaped."""
+    return re.sub(r"([\\`*_{}\[\]<>#|!&~$])", r"\\\1", _one_line(text))
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:80] or "unnamed"

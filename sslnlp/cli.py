@@ -1,0 +1,197 @@
+"""The command line. Everything heavy is imported inside the command that needs it, so `--help` answers at once."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sslnlp import __version__
+from sslnlp.errors import UserError
+from sslnlp.search.cli import search_app
+
+app = typer.Typer(
+    name="sslnlp",
+    help="From raw text to a tokenizer, a model, a classifier, a ranker and a checkpoint stock transformers loads.",
+    epilog="Start with: sslnlp quickstart. Any command: --debug shows the traceback of an error.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A shipped name (pretrain_bert), a .py file, or a run's recipe.json.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Any key of the recipe, e.g. data.train=corpus.txt train.steps=2000 model.size=mini."
+    ),
+]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"sslnlp {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error (stands anywhere).")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option(help="Folder of the runs and the report.")] = Path("out/quickstart"),
+    budget: Annotated[str, typer.Option(help="Time for all training together, e.g. 90s, 5m.")] = "5m",
+) -> None:
+    """The whole story on an embedded corpus: tokenizer, pretraining, fine-tuning, search, report. Offline, on a CPU."""
+    from sslnlp.quickstart.run import quickstart as tell
+
+    tell(out, budget=budget)
+
+
+@app.command()
+def tokenizer(
+    data: Annotated[list[str], typer.Argument(metavar="DATA...", help="Files, globs, folders or hub names.")],
+    out: Annotated[Path, typer.Option(help="Folder to write the tokenizer to.")],
+    vocab_size: Annotated[int, typer.Option(help="Tokens in the vocabulary, specials included.")] = 8192,
+    algorithm: Annotated[str, typer.Option(help="bpe (byte-level), wordpiece or unigram.")] = "bpe",
+    text: Annotated[str | None, typer.Option(help="The text column, when it is not obvious.")] = None,
+    lowercase: Annotated[bool, typer.Option("--lowercase", help="Fold case (the text is then not rebuilt exactly).")] = False,
+    memory_mb: Annotated[int, typer.Option(help="Memory the training may use, in MB.")] = 1024,
+) -> None:
+    """Train a tokenizer within a memory budget, and print its contract: what objectives may rely on."""
+    from sslnlp.recipe import make_tokenizer
+
+    make_tokenizer(
+        data, out, vocab_size=vocab_size, algorithm=algorithm, text=text, lowercase=lowercase, memory_mb=memory_mb
+    )
+
+
+@app.command()
+def train(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest valid checkpoint in `out`.")] = False,
+) -> None:
+    """Run a recipe: from text to a trained model and its export."""
+    from sslnlp.recipe import load_recipe, run
+
+    run(load_recipe(recipe, overrides or []), resume=resume)
+
+
+@app.command()
+def preview(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    rows: Annotated[int, typer.Option(min=1, help="Rows to show.")] = 4,
+) -> None:
+    """Show what the model will see: rows, and the targets in them, readable."""
+    from sslnlp.recipe import load_recipe
+    from sslnlp.recipe.preview import preview as show
+
+    show(load_recipe(recipe, overrides or []), rows=rows)
+
+
+@app.command()
+def plan(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+    """Say before training: parameters, tokens, FLOPs, memory, measured speed and the expected time."""
+    from sslnlp.recipe import load_recipe
+    from sslnlp.recipe.plan import plan as show
+
+    show(load_recipe(recipe, overrides or []))
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
+    overrides: Overrides = None,
+) -> None:
+    """Write the report card of a run: report.json, report.html and its figures."""
+    from sslnlp.recipe.overrides import keywords
+    from sslnlp.report import make_report
+
+    if not run.is_dir():
+        raise UserError(f"run folder {str(run)!r} does not exist")
+    typer.echo(f"report: {make_report(run, **keywords(make_report, overrides or []))}")
+
+
+@app.command()
+def push(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or an export.")],
+    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="owner/name on the hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Create the repository private.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch to push to.")] = None,
+) -> None:
+    """Upload export/ to a model hub; HF_ENDPOINT and the usual token places are respected."""
+    from sslnlp.hub import push as upload
+
+    typer.echo(f"pushed: {upload(run, repo_id, private=private, revision=revision)}")
+
+
+app.add_typer(search_app)
+
+
+def run_command(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 2 bad input, 130 interrupted, 1 a fault of ours."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments or bool(os.environ.get("SSLNLP_DEBUG"))
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    _log_to_stderr()
+    try:
+        code = app(args=arguments, prog_name="sslnlp", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except BaseException as error:
+        if debug:
+            traceback.print_exc()
+        if isinstance(error, SystemExit):
+            return error.code if isinstance(error.code, int) else 1
+        message, code = _explain(error)
+        if message:
+            print(message, file=sys.stderr)
+        return code
+
+
+def _explain(error: BaseException) -> tuple[str, int]:
+    """The one line a person reads about an error, and the exit code."""
+    if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
+        return "interrupted", 130
+    if isinstance(error, UserError):
+        return f"error: {_one_line(str(error))}", 2
+    if (usage := getattr(error, "format_message", None)) is not None:  # typer's own: a missing or unknown option
+        text = _one_line(usage())  # empty when help was printed for want of a command
+        return f"error: {text} (see --help)" if text else "", 2
+    if (signum := getattr(error, "signum", None)) is not None:  # train.Interrupted: saved, and told how to go on
+        return _one_line(str(error)), 128 + int(signum)
+    if isinstance(error, OSError):
+        where = f": {error.filename}" if error.filename else ""
+        return f"error: {_one_line(error.strerror or str(error))}{where}", 2
+    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+        return "error: out of memory: lower train.batch_size (and raise train.accumulate), data.seq_length or model.size", 2
+    return f"error: unexpected {type(error).__name__}: {_one_line(str(error))} (run with --debug for the traceback)", 1
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:1000]
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("sslnlp").setLevel(logging.INFO)
+
+
+def main(arguments: Sequence[str] | None = None) -> Any:
+    """The `sslnlp` command."""
+    sys.exit(run_command(arguments))

@@ -1,0 +1,87 @@
+"""Rows of a labelled table into a padded batch: the one task where the targets come from people, not from the text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from sslnlp.collators.base import Collator
+from sslnlp.errors import UserError
+from sslnlp.types import Batch, Row
+
+
+@dataclass(kw_only=True)
+class ClassificationCollator(Collator):
+    """Tokenizes `text` (and `text_pair`, if the rows have one), pads to the longest row, and maps labels to integers.
+
+    Batch: the tokenizer's inputs (`input_ids`, `attention_mask`, for some `token_type_ids`) int64 [B, S],
+    `labels` int64 [B], and `position` int64 [B] when the rows carry it. Rows without a position work as well, so it
+    is also a `data_collator` for `transformers.Trainer` (with `remove_unused_columns=False`).
+    """
+
+    name: ClassVar[str] = "classification"
+    makes: ClassVar[frozenset[str]] = frozenset({"input_ids", "attention_mask", "labels", "position"})
+    reads: ClassVar[str] = "rows"
+    columns: ClassVar[tuple[str, ...]] = ("text", "label")
+    requires: ClassVar[frozenset[str]] = frozenset({"pad"})
+    lengths: ClassVar[tuple[str, ...]] = ("max_length",)
+
+    max_length: int = 256
+    """Tokens a row may have, special tokens included; longer texts lose their end."""
+    label_names: list[str] | None = None
+    """Class c is called `label_names[c]`; needed when the rows carry strings."""
+
+    def __post_init__(self) -> None:
+        around = self.tokenizer.num_special_tokens_to_add(pair=False)
+        if self.max_length <= around:
+            raise UserError(f"collator.max_length={self.max_length} leaves no room beside {around} special tokens")
+        names = self.label_names or []
+        if len(set(names)) != len(names):
+            raise UserError("collator.label_names has a name twice; each class needs its own")
+        self._index = {name: c for c, name in enumerate(names)}
+
+    def __call__(self, rows: Sequence[Row]) -> Batch:
+        texts = [_text(row, "text") for row in rows]
+        paired = [row.get("text_pair") is not None for row in rows]
+        if any(paired) and not all(paired):
+            raise UserError("some rows have a text_pair and some have none; give one to every row or drop the column")
+        batch: Batch = dict(
+            self.tokenizer(
+                texts,
+                [_text(row, "text_pair") for row in rows] if any(paired) else None,
+                truncation=True,
+                max_length=self.max_length,
+                padding=True,
+                return_tensors="pt",
+                return_token_type_ids=None if any(paired) else False,  # all 0 for a single text: every model's default
+            )
+        )
+        batch["labels"] = torch.tensor([self.label(row) for row in rows], dtype=torch.int64)
+        if all("position" in row for row in rows):
+            batch["position"] = torch.tensor([row["position"] for row in rows], dtype=torch.int64)
+        return batch
+
+    def label(self, row: Row) -> int:
+        """The class number of a row; `UserError` when it has none or one that `label_names` does not know."""
+        value: Any = row.get("label")
+        if isinstance(value, str):
+            if not self._index:
+                raise UserError(f"label {value!r} is a string; set collator.label_names to the list of classes")
+            if value not in self._index:
+                raise UserError(f"label {value!r} is not among the {len(self._index)} classes seen in training")
+            return self._index[value]
+        if value is None or isinstance(value, float) or int(value) < 0:
+            raise UserError(f"a row has no usable label ({value!r}); labels are strings or integers from 0")
+        if self._index and int(value) >= len(self._index):
+            raise UserError(f"label {value} is out of range: there are {len(self._index)} classes, numbered from 0")
+        return int(value)
+
+
+def _text(row: Row, column: str) -> str:
+    value = row.get(column)
+    if not isinstance(value, str):
+        raise UserError(f"column {column!r} must hold text, found {value!r}; name the right one in data.columns")
+    return value

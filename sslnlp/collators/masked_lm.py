@@ -1,0 +1,194 @@
+"""Masking: some tokens are hidden and become the targets (BERT, RoBERTa, SpanBERT)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from sslnlp.collators.base import Collator
+from sslnlp.collators.tokens import IGNORED, FreshPositions, TokenBlock, token_block
+from sslnlp.errors import UserError, suggest
+from sslnlp.rng import bits, uniform
+from sslnlp.tokenizer import drawable_ids, special_mask, word_boundaries
+from sslnlp.types import Batch, Row
+
+UNITS = ("token", "word", "span")
+REPLACEMENTS = ("mask", "bert")
+
+SPAN_P, LONGEST_SPAN = 0.2, 10
+_span_share = SPAN_P * (1 - SPAN_P) ** np.arange(LONGEST_SPAN)
+_SPAN_CDF = np.cumsum(_span_share / _span_share.sum())
+"""Length of a span in words: geometric, cut at 10 and renormalised, mean 3.8 (Joshi et al., 2020)."""
+
+
+@dataclass(kw_only=True)
+class MaskedLMCollator(Collator):
+    """Hides a fixed share of each row's tokens; the labels are what was there.
+
+    `rate`: share of a row's maskable tokens that become targets: exactly `round(rate × tokens)` of them, at least one.
+    With `rate_end` the rate moves linearly to it over the run's `horizon`. `eval_rate` is used on held-out text, so
+    that figures of runs with different rates compare.
+
+    `unit`: `token`, `word` (whole words of the text, whatever the tokenizer: see `tokenizer.words`), or `span` (runs of
+    whole words, SpanBERT). Words are never cut, so their count is met to within half a word: a word is taken while
+    its middle falls within the count, and words longer than the whole count come last.
+
+    `replace`: `mask` puts [MASK] at every target; `bert` puts [MASK] at 80 %, a random token at 10 % and leaves 10 %
+    as they are (Devlin et al., 2019). Special tokens are neither targets nor replacements.
+
+    Makes `input_ids`, `attention_mask`, `document_ids`, `position_ids`, `labels` [B, S] (-100 where nothing is asked),
+    `target_index` int64 [N] (places of the targets in the flattened [B·S], ascending) and `position` [B]. As a
+    `data_collator` of `transformers.Trainer`, on features without a position, it makes `input_ids`, `attention_mask`
+    and `labels`, with other masks at every call, worker and epoch.
+    Raises `UserError` for a bad option and for a tokenizer without a mask token.
+    """
+
+    name: ClassVar[str] = "masked_lm"
+    makes: ClassVar[frozenset[str]] = frozenset(
+        {"input_ids", "attention_mask", "document_ids", "position_ids", "labels", "target_index", "position"}
+    )
+    requires: ClassVar[frozenset[str]] = frozenset({"mask", "specials_excluded"})
+
+    rate: float = 0.3
+    rate_end: float | None = None
+    eval_rate: float = 0.15
+    unit: str = "token"
+    replace: str = "mask"
+
+    def __post_init__(self) -> None:
+        for option, share in (("rate", self.rate), ("rate_end", self.rate_end), ("eval_rate", self.eval_rate)):
+            if share is not None and not 0 < share < 1:
+                raise UserError(f"collator.{option} is a share of the tokens between 0 and 1, got {share}")
+        if self.unit not in UNITS:
+            raise UserError(f"unknown collator.unit {self.unit!r}.{suggest(self.unit, UNITS)}")
+        if self.replace not in REPLACEMENTS:
+            raise UserError(f"unknown collator.replace {self.replace!r}.{suggest(self.replace, REPLACEMENTS)}")
+        if self.tokenizer.mask_token_id is None:
+            raise UserError("masking needs a tokenizer with a mask token; train one with `sslnlp tokenizer`")
+        self._maskable = ~special_mask(self.tokenizer)
+        self._drawable = drawable_ids(self.tokenizer)
+        self._boundaries = word_boundaries(self.tokenizer) if self.unit != "token" else None
+        self._fresh = FreshPositions()
+
+    def for_evaluation(self, seed: int) -> MaskedLMCollator:
+        """The collator for held-out text: `eval_rate`, no decay, the draws of `seed`."""
+        return replace(self, seed=seed, horizon=None, rate=self.eval_rate, rate_end=None)
+
+    def __call__(self, rows: Sequence[Row]) -> Batch:
+        block = token_block(rows, self.tokenizer)
+        positions = block.positions if block.positions is not None else self._fresh.draw(len(rows))
+        targets = self._targets(block, positions)
+        labels = np.where(targets, block.input_ids, IGNORED)
+        batch = block.batch(self._corrupted(block.input_ids, targets, positions), labels)
+        if block.positions is not None:
+            batch["target_index"] = torch.from_numpy(np.flatnonzero(targets))
+        return batch
+
+    def _targets(self, block: TokenBlock, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """bool [B, S]: the tokens to be hidden."""
+        maskable = self._maskable[block.input_ids] & block.attention
+        tokens = maskable.sum(axis=1)
+        count = np.maximum(np.rint(self._rates(positions) * tokens).astype(np.int64), np.minimum(tokens, 1))
+        if self._boundaries is None:
+            return self._choose_tokens(maskable, count, positions)
+        starts = self._boundaries.starts(block.input_ids) | block.opens
+        return self._choose_words(maskable, starts, count, positions)
+
+    def _rates(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """float64 [B]: the share of each row, by its place in the run."""
+        if self.rate_end is None or not self.horizon:
+            return np.full(len(positions), self.rate)
+        progress = np.minimum(positions / self.horizon, 1.0)
+        rates: npt.NDArray[np.float64] = self.rate + (self.rate_end - self.rate) * progress
+        return rates
+
+    def _choose_tokens(
+        self, maskable: npt.NDArray[np.bool_], count: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.bool_]:
+        """The `count` maskable tokens of each row with the smallest draws."""
+        width = maskable.shape[1]
+        draws = bits(self.seed, "masked_lm/choice", positions, width)
+        # The column in the low bits makes draws distinct, so the count is exact; the top bit sorts the rest behind.
+        low = np.uint64((1 << max(1, width - 1).bit_length()) - 1)
+        draws = (draws >> np.uint64(1)) & ~low | np.arange(width, dtype=np.uint64)
+        draws[~maskable] |= np.uint64(1 << 63)
+        last = np.take_along_axis(np.sort(draws, axis=1), np.maximum(count - 1, 0)[:, None], axis=1)
+        chosen: npt.NDArray[np.bool_] = (draws <= last) & maskable
+        return chosen
+
+    def _choose_words(
+        self,
+        maskable: npt.NDArray[np.bool_],
+        starts: npt.NDArray[np.bool_],
+        count: npt.NDArray[np.int64],
+        positions: npt.NDArray[np.int64],
+    ) -> npt.NDArray[np.bool_]:
+        """Whole words in random order until the count of each row is met; a span's words stand together in that order.
+
+        Everything is flat: W words in the block, each with its row, its length in tokens and its draw.
+        """
+        width = maskable.shape[1]
+        starts = starts.copy()
+        starts[:, 1:] |= ~maskable[:, :-1]  # a special token parts words
+        starts &= maskable
+        first = np.flatnonzero(starts)
+        if not len(first):
+            return np.zeros_like(maskable)
+        row = first // width
+        word_of_token = np.cumsum(starts.ravel()) - 1
+        length = np.bincount(word_of_token[maskable.ravel()], minlength=len(first))
+        group = self._spans(row, first, maskable, positions) if self.unit == "span" else np.arange(len(first))
+        draw = uniform(self.seed, "masked_lm/choice", positions, width).ravel()[first[group]]
+        # Rows in order, then words that fit, then by the draw of the word or span, then by place (a stable sort).
+        order = np.argsort(2 * row + (length > count[row]) + draw, kind="stable")
+        taken = np.cumsum(length[order])
+        before_row = np.concatenate([[0], np.cumsum(np.bincount(row, weights=length, minlength=len(count)))[:-1]])
+        middle = taken - length[order] / 2 - before_row[row[order]]
+        leads = np.diff(row[order], prepend=-1) > 0
+        chosen = np.empty(len(first), dtype=np.bool_)
+        chosen[order] = leads | (middle <= count[row[order]])
+        return maskable & chosen[np.maximum(word_of_token, 0)].reshape(maskable.shape)
+
+    def _spans(
+        self,
+        row: npt.NDArray[np.int64],
+        first: npt.NDArray[np.int64],
+        maskable: npt.NDArray[np.bool_],
+        positions: npt.NDArray[np.int64],
+    ) -> npt.NDArray[np.int64]:
+        """int64 [W]: for each word the first word of its span. A row's words are cut into spans of drawn lengths.
+
+        Choosing among these spans instead of dropping spans anywhere until enough is covered keeps them from
+        overlapping, and is done for all rows at once.
+        """
+        rows, width = maskable.shape
+        lengths = 1 + np.searchsorted(_SPAN_CDF, uniform(self.seed, "masked_lm/span", positions, width), side="right")
+        ends = np.cumsum(np.minimum(lengths, LONGEST_SPAN), axis=1)
+        cuts = np.zeros((rows, width + 1), dtype=np.bool_)
+        np.put_along_axis(cuts, np.minimum(ends, width), True, axis=1)
+        row_start = np.searchsorted(row, np.arange(rows))
+        place = np.arange(len(row)) - row_start[row]
+        after_gap = np.zeros(maskable.size, dtype=np.bool_)
+        after_gap[1:] = ~maskable.ravel()[:-1]
+        opens = (place == 0) | cuts[row, place] | after_gap[first]
+        leader: npt.NDArray[np.int64] = np.maximum.accumulate(np.where(opens, np.arange(len(row)), 0))
+        return leader
+
+    def _corrupted(
+        self, input_ids: npt.NDArray[np.int64], targets: npt.NDArray[np.bool_], positions: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.int64]:
+        """A copy of `input_ids` with the targets hidden."""
+        hidden = np.where(targets, self.tokenizer.mask_token_id, input_ids)
+        if self.replace == "bert":
+            lot = uniform(self.seed, "masked_lm/replace", positions, input_ids.shape[1])
+            kept = targets & (lot >= 0.9)
+            drawn = targets & (lot >= 0.8) & ~kept
+            pick = uniform(self.seed, "masked_lm/token", positions, input_ids.shape[1])[drawn]
+            hidden[kept] = input_ids[kept]
+            hidden[drawn] = self._drawable[(pick * len(self._drawable)).astype(np.int64)]
+        return hidden

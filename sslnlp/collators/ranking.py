@@ -1,0 +1,121 @@
+"""Rows of query, relevant text and optional irrelevant texts into the encodings of a bi-encoder."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sslnlp.collators.base import Collator
+from sslnlp.errors import UserError
+from sslnlp.rng import uniform
+from sslnlp.types import Batch, Encoding, Row
+
+
+@dataclass(kw_only=True)
+class RankingCollator(Collator):
+    """Tokenizes the two sides of each pair on its own, and hashes the texts so that the loss can tell duplicates.
+
+    Batch: `query`, `positive` encodings of [B, S]; `negative` encoding of [B * n, S] (row-major: the n negatives of
+    row 0 first) when the rows have a `negative` (text) or `negatives` (list of texts); `query_hash`, `positive_hash`
+    int64 [B], `negative_hash` int64 [B * n]; `position` int64 [B] when the rows carry it.
+    """
+
+    name: ClassVar[str] = "ranking"
+    makes: ClassVar[frozenset[str]] = frozenset({"query", "positive", "query_hash", "positive_hash", "position"})
+    reads: ClassVar[str] = "rows"
+    columns: ClassVar[tuple[str, ...]] = ("query", "positive")
+    requires: ClassVar[frozenset[str]] = frozenset({"pad"})
+    lengths: ClassVar[tuple[str, ...]] = ("query_length", "document_length")
+    inherits: ClassVar[tuple[str, ...]] = ("query_prefix", "document_prefix")
+
+    query_prefix: str = ""
+    """Put before every query ("query: "); must be used again at search time."""
+    document_prefix: str = ""
+    """Put before every positive and negative."""
+    query_length: int = 64
+    """Tokens a query may have, special tokens included."""
+    document_length: int = 256
+    """Tokens a document may have, special tokens included."""
+    num_negatives: int | None = None
+    """How many of a row's negatives to use, drawn anew each pass; None = all (then every row has as many). 0 = none."""
+
+    def __post_init__(self) -> None:
+        around = self.tokenizer.num_special_tokens_to_add(pair=False)
+        for option in ("query_length", "document_length"):
+            if getattr(self, option) <= around:
+                raise UserError(
+                    f"collator.{option}={getattr(self, option)} leaves no room beside {around} special tokens"
+                )
+        if self.num_negatives is not None and self.num_negatives < 0:
+            raise UserError(f"collator.num_negatives={self.num_negatives} must be 0 or more")
+
+    def __call__(self, rows: Sequence[Row]) -> Batch:
+        queries, positives = _texts(rows, "query"), _texts(rows, "positive")
+        batch: Batch = {
+            "query": self.encode_queries(queries),
+            "positive": self.encode_documents(positives),
+            "query_hash": _hashes(queries),
+            "positive_hash": _hashes(positives),
+        }
+        by_row = [self._negatives(row) for row in rows]
+        if len({len(texts) for texts in by_row}) > 1:
+            raise UserError(
+                "rows have different numbers of negatives; set collator.num_negatives so that all use as many"
+            )
+        if negatives := [text for texts in by_row for text in texts]:
+            batch["negative"] = self.encode_documents(negatives)
+            batch["negative_hash"] = _hashes(negatives)
+        if all("position" in row for row in rows):
+            batch["position"] = torch.tensor([row["position"] for row in rows], dtype=torch.int64)
+        return batch
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        return {"query": self.query_prefix, "document": self.document_prefix}
+
+    def encode_queries(self, texts: Sequence[str]) -> Encoding:
+        """Queries as the model sees them: prefixed, cut to `query_length`, padded to the longest: [N, S]."""
+        return self._encode([self.query_prefix + text for text in texts], self.query_length)
+
+    def encode_documents(self, texts: Sequence[str]) -> Encoding:
+        """Documents as the model sees them: prefixed, cut to `document_length`, padded to the longest: [N, S]."""
+        return self._encode([self.document_prefix + text for text in texts], self.document_length)
+
+    def _encode(self, texts: list[str], length: int) -> Encoding:
+        # Segments of a single text are all 0, every model's default; some models (ModernBERT) refuse the argument.
+        encoded = self.tokenizer(
+            texts, truncation=True, max_length=length, padding=True, return_tensors="pt", return_token_type_ids=False
+        )
+        return dict(encoded)
+
+    def _negatives(self, row: Row) -> list[str]:
+        given = row.get("negatives")
+        if given is None:
+            given = [] if row.get("negative") is None else [row["negative"]]
+        if isinstance(given, str) or not all(isinstance(text, str) and text.strip() for text in given):
+            raise UserError("column 'negatives' must hold a list of texts (or use 'negative' for a single text)")
+        if self.num_negatives is None:
+            return list(given)
+        if len(given) < self.num_negatives:
+            raise UserError(f"a row has {len(given)} negatives, but collator.num_negatives={self.num_negatives}")
+        order = np.argsort(uniform(self.seed, "negatives", [int(row.get("position", 0))], len(given))[0], kind="stable")
+        return [given[i] for i in order[: self.num_negatives]]
+
+
+def _texts(rows: Sequence[Row], column: str) -> list[str]:
+    for row in rows:
+        if not isinstance(row.get(column), str) or not row[column].strip():
+            raise UserError(f"column {column!r} must hold text in every row; found {row.get(column)!r}")
+    return [row[column] for row in rows]
+
+
+def _hashes(texts: Sequence[str]) -> Tensor:
+    """64-bit hashes of the texts without outer white space and case: int64 [N], the same on every process and run."""
+    digests = b"".join(hashlib.blake2b(t.strip().lower().encode(), digest_size=8).digest() for t in texts)
+    return torch.frombuffer(bytearray(digests), dtype=torch.int64)

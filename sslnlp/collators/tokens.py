@@ -1,0 +1,117 @@
+"""From rows of tokens to one block [B, S]: what every token collator starts from.
+
+Native rows come from a `Stream`: packed or padded, with document ids and a position. Any other rows are features
+as `transformers.Trainer` or a bare `DataLoader` hands them over (`{"input_ids": [...]}`, ragged, no position).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from sslnlp.errors import UserError
+from sslnlp.rng import key
+from sslnlp.types import Batch, Row
+
+IGNORED = -100
+"""The label of a token that is not a target."""
+
+
+@dataclass(frozen=True)
+class TokenBlock:
+    """B rows of S tokens. Padding has document id -1; documents of a row are numbered from 0."""
+
+    input_ids: npt.NDArray[np.int64]
+    """int64 [B, S]."""
+    document_ids: npt.NDArray[np.int64]
+    """int64 [B, S]."""
+    positions: npt.NDArray[np.int64] | None
+    """int64 [B]: each row's place in the run; None in drop-in mode."""
+
+    @property
+    def attention(self) -> npt.NDArray[np.bool_]:
+        """bool [B, S]: true where there is text."""
+        present: npt.NDArray[np.bool_] = self.document_ids >= 0
+        return present
+
+    @property
+    def opens(self) -> npt.NDArray[np.bool_]:
+        """bool [B, S]: the first token of a document piece (or of the padding)."""
+        opens = np.ones(self.document_ids.shape, dtype=np.bool_)
+        np.not_equal(self.document_ids[:, 1:], self.document_ids[:, :-1], out=opens[:, 1:])
+        return opens
+
+    def batch(self, input_ids: npt.NDArray[np.int64], labels: npt.NDArray[np.int64]) -> Batch:
+        """The batch with these (corrupted) inputs and labels: all that is known natively, what models take otherwise."""
+        batch: Batch = {"input_ids": torch.from_numpy(input_ids), "labels": torch.from_numpy(labels)}
+        if self.positions is None:
+            batch["attention_mask"] = torch.from_numpy(self.attention.astype(np.int64))
+            return batch
+        index = np.arange(self.document_ids.shape[1])
+        origin = np.maximum.accumulate(np.where(self.opens, index, 0), axis=1)
+        batch["attention_mask"] = torch.from_numpy(self.attention)
+        batch["document_ids"] = torch.from_numpy(self.document_ids)
+        batch["position_ids"] = torch.from_numpy(index - origin)
+        batch["position"] = torch.from_numpy(self.positions)
+        return batch
+
+
+def token_block(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> TokenBlock:
+    """Stacks rows, padding short ones on the right to the longest. Raises `UserError` for rows without `input_ids`."""
+    if not rows or "input_ids" not in rows[0]:
+        found = ", ".join(sorted(rows[0])) if rows else "no rows"
+        raise UserError(f"a token collator needs rows with 'input_ids', got {found}; tokenize the text first")
+    ids = [np.asarray(row["input_ids"], dtype=np.int64) for row in rows]
+    native = "position" in rows[0]
+    if "document_ids" in rows[0]:
+        documents = [np.asarray(row["document_ids"], dtype=np.int64) for row in rows]
+    elif "attention_mask" in rows[0]:
+        documents = [np.asarray(row["attention_mask"], dtype=np.int64) - 1 for row in rows]
+    else:
+        documents = [np.zeros(len(row), dtype=np.int64) for row in ids]
+    return TokenBlock(
+        input_ids=_stack(ids, pad_id(tokenizer)),
+        document_ids=_stack(documents, -1),
+        positions=np.array([row["position"] for row in rows], dtype=np.int64) if native else None,
+    )
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """What fills up short rows. Any id will do, as masks and labels go by length: pad, else eos, else 0."""
+    for value in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if value is not None:
+            return int(value)
+    return 0
+
+
+def _stack(rows: Sequence[npt.NDArray[np.int64]], fill: int) -> npt.NDArray[np.int64]:
+    """[B, S] with S the longest row."""
+    width = max(map(len, rows))
+    if all(len(row) == width for row in rows):
+        return np.stack(rows)
+    block = np.full((len(rows), width), fill, dtype=np.int64)
+    for i, row in enumerate(rows):
+        block[i, : len(row)] = row
+    return block
+
+
+@dataclass
+class FreshPositions:
+    """Positions for rows that have none: new at every call, in every worker, in every epoch.
+
+    torch gives each worker process of each epoch a seed of its own; a counter tells the calls apart. A collator that
+    seeds itself once instead repeats the same masks every epoch.
+    """
+
+    calls: int = field(default=0)
+
+    def draw(self, n: int) -> npt.NDArray[np.int64]:
+        """int64 [n], distinct from those of any other call."""
+        self.calls += 1
+        start = key(torch.initial_seed(), "rows without a position", self.calls) >> 1
+        return start + np.arange(n, dtype=np.int64)

@@ -1,0 +1,63 @@
+"""What a person says about the data: the `data.*` keys of a recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sslnlp.errors import UserError, suggest
+
+SPLIT_TEXT = ("auto", "document", "block", "line")
+PACKING = ("pack", "bucket")
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    """Where the text comes from and how it becomes rows. Every field is checked at construction."""
+
+    train: str | list[str] | None = None
+    """A file, glob, folder or hub name, or a list of them. `.txt .jsonl .json .csv .tsv .parquet`, also compressed."""
+    valid: str | list[str] | None = None
+    """Held-out data. None: split off `train` by the hash of each document."""
+    text: str | None = None
+    """The text column. None: the one obvious column."""
+    label: str | None = None
+    """The label column (classification). None: `label`, `labels`, `class`, `category` or `intent`."""
+    split_text: str = "auto"
+    """How a `.txt` file becomes documents: the whole `document`, blank-line `block`s, `line`s, or decided by `auto`."""
+    valid_fraction: float = 0.01
+    """Share of documents held out when `valid` is None; 0 holds out none."""
+    valid_tokens: int | None = 200_000
+    """At most this many held-out tokens, in whole documents taken in the order of their hashes. None: no cap."""
+    seq_length: int = 128
+    """Tokens of a row."""
+    packing: str = "pack"
+    """`pack`: several documents fill a row. `bucket`: one piece a row, rows of like length in a batch."""
+    streaming: bool = False
+    """Read hub data as a stream instead of downloading it first."""
+    limit: int | None = None
+    """Read at most this many documents of `train` (asked for when a stream has no end)."""
+    deduplicate: bool = True
+    """Remove exact duplicates from `train`; text that is in `valid` is removed from `train` always."""
+    cache: str | None = None
+    """Where token stores are kept. None: beside the run."""
+    beir: str | None = None
+    """A BEIR folder (`corpus.jsonl`, `queries.jsonl`, `qrels/`) a ranker is measured on."""
+    licence: str | None = None
+    """The licence of the data, for the model card."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Our name of a column (`query`, `positive`, `negative`, ...) -> the data's name."""
+
+    def __post_init__(self) -> None:
+        for name, value, accepted in (
+            ("split_text", self.split_text, SPLIT_TEXT),
+            ("packing", self.packing, PACKING),
+        ):
+            if value not in accepted:
+                raise UserError(f"data.{name}={value!r} is not known.{suggest(str(value), accepted)}")
+        if not 0 <= self.valid_fraction < 1:
+            raise UserError(f"data.valid_fraction must be at least 0 and below 1, got {self.valid_fraction}")
+        if self.seq_length < 4:
+            raise UserError(f"data.seq_length must be at least 4, got {self.seq_length}")
+        for name, number in (("valid_tokens", self.valid_tokens), ("limit", self.limit)):
+            if number is not None and number < 1:
+                raise UserError(f"data.{name} must be at least 1 (or left out), got {number}")

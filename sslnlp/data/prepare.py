@@ -1,0 +1,217 @@
+"""Sources -> token stores of training and held-out text, cached by content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from sslnlp.data import split
+from sslnlp.data.config import DataConfig
+from sslnlp.data.hashes import HashSet, hash_texts
+from sslnlp.data.sources import Source, open_source
+from sslnlp.data.store import TokenStore
+from sslnlp.data.tokens import build_store, encode, plain_tokenizer, split_long, tokenizer_fingerprint
+from sslnlp.errors import UserError
+
+_VERSION = 1
+"""Of the layout and of what is done to the text: a change makes old caches be built anew."""
+
+
+@dataclass
+class Prepared:
+    """Token stores and what was learnt while making them."""
+
+    train: TokenStore
+    valid: TokenStore | None
+    facts: dict[str, Any]
+    """JSON-able: documents, tokens, bytes, duplicates, overlap, empty, valid, sources, fingerprint."""
+
+
+def prepare_text(
+    config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, cache_dir: str | Path, progress: bool = True
+) -> Prepared:
+    """Read, clean, split and tokenise the text of `config`.
+
+    Empty documents and exact duplicates are dropped and counted, and so is training text that is held out in
+    `data.valid`; without `data.valid`, documents of small hash are held out. The stores lie in `cache_dir` under a name
+    made of the content, the tokenizer and the options, so nothing is done twice; a killed build goes on where it was.
+
+    Raises:
+        UserError: the source is wrong (see `sources`), or no text is left.
+    """
+    train = _open(config, "train", cache_dir)
+    valid = _open(config, "valid", cache_dir) if config.valid is not None else None
+    key = _key(config, train, valid, tokenizer)
+    root = Path(config.cache or cache_dir)
+    final = root / f"text-{key}"
+    with _lock(root, final.name):
+        if not (final / "facts.json").exists():
+            aside = root / f".{final.name}.building"
+            aside.mkdir(parents=True, exist_ok=True)
+            with _bar(progress) as bar:
+                _build(config, tokenizer, train, valid, aside, key, bar)
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(aside, final)
+    facts = json.loads((final / "facts.json").read_text())
+    has_valid = (final / "valid" / "store.json").exists()
+    return Prepared(TokenStore(final / "train"), TokenStore(final / "valid") if has_valid else None, facts)
+
+
+def sample_texts(config: DataConfig, n_bytes: int) -> Iterator[str]:
+    """About `n_bytes` of training text, spread evenly over the corpus, in pieces of at most 64 Ki characters.
+
+    What a tokenizer is trained on: text that is or may be held out is not among it. A corpus larger than `n_bytes`
+    is read twice, once to know its size; a stream is read from its beginning.
+    """
+    source = _open(config, "train", config.cache)
+    valid = _hash_all(_open(config, "valid", config.cache), config) if config.valid is not None else None
+    share = 1.0
+    if not config.streaming:
+        total = sum(len(text.encode("utf-8", "surrogatepass")) for text in _texts(source, config))
+        share = min(1.0, n_bytes / max(1, total))
+    held = int((config.valid_fraction if valid is None else 0) * 2**64)
+    left = n_bytes
+    for batch in split.batches(_texts(source, config)):
+        hashes = hash_texts(batch)
+        leaked = valid.contains(hashes) if valid is not None else [False] * len(batch)
+        for text, number, known in zip(batch, hashes.tolist(), leaked, strict=True):
+            # The low bits draw the sample, the whole hash the held-out side: the two are independent.
+            if known or number < held or (number & 0xFFFFFFFF) >= share * 2**32 * 1.02:
+                continue
+            for piece in split_long(text):
+                left -= len(piece.encode("utf-8", "surrogatepass"))
+                yield piece
+                if left <= 0:
+                    return
+
+
+def _open(config: DataConfig, name: str, cache: str | Path | None) -> Source:
+    spec = getattr(config, name)
+    if spec is None:
+        raise UserError(f"data.{name} is not set: give a file, glob, folder or hub name, e.g. data.{name}=texts/")
+    where = "train" if name == "train" else "validation"
+    return open_source(spec, streaming=config.streaming, split=where, cache=str(config.cache or cache or "") or None)
+
+
+def _texts(source: Source, config: DataConfig) -> Iterator[str]:
+    return islice(source.documents(config.text, config.split_text), config.limit)
+
+
+def _key(config: DataConfig, train: Source, valid: Source | None, tokenizer: PreTrainedTokenizerBase) -> str:
+    options = (config.text, config.split_text, config.limit, config.deduplicate)
+    held_out = valid.fingerprint if valid else (config.valid_fraction, config.valid_tokens)
+    what = (_VERSION, train.fingerprint, held_out, tokenizer_fingerprint(tokenizer), options)
+    return hashlib.blake2b(repr(what).encode(), digest_size=12).hexdigest()
+
+
+def _build(
+    config: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Source,
+    valid: Source | None,
+    aside: Path,
+    key: str,
+    bar: Callable[[str, int | None], Callable[[int], None]],
+) -> None:
+    if not (aside / "scan.json").exists():
+        backend = plain_tokenizer(tokenizer)
+        known = _hash_all(valid, config) if valid is not None else None
+        held_out = None if valid is not None else split.HeldOut(
+            config.valid_fraction, config.valid_tokens, lambda text: len(encode(backend, [text])[0])
+        )
+        split.scan(
+            _texts(train, config), aside, held_out=held_out, valid=known, deduplicate=config.deduplicate,
+            advance=bar("reading", None),
+        )
+    scanned = split.Scan(**json.loads((aside / "scan.json").read_text()))
+    if not scanned.train:
+        why = "all of it is in data.valid too" if scanned.overlap else f"{scanned.read} documents, all empty"
+        shutil.rmtree(aside)
+        raise UserError(f"{train.spec} leaves no text to train on: {why}")
+
+    def store(name: str, texts: Iterable[str], total: int | None) -> TokenStore:
+        if (aside / name / "store.json").exists():
+            return TokenStore(aside / name)
+        return build_store(texts, tokenizer, aside / name, fingerprint=f"{key}-{name}", advance=bar(f"tokenising {name}", total))
+
+    stores = {}
+    if valid is not None:
+        texts = (text for text in valid.documents(config.text, config.split_text) if text.strip())
+        stores["valid"] = store("valid", texts, None)
+        if not len(stores["valid"]):
+            raise UserError(f"{valid.spec} (data.valid) holds no text")
+    elif scanned.valid:
+        stores["valid"] = store("valid", split.chosen(_texts(train, config), aside, split.VALID), scanned.valid)
+    stores["train"] = store("train", split.chosen(_texts(train, config), aside, split.TRAIN), scanned.train)
+
+    (aside / "decisions.bin").unlink()
+    facts = {
+        **{k: v for k, v in _sizes(stores["train"]).items()},
+        "read": scanned.read,
+        "empty": scanned.empty,
+        "duplicates": scanned.duplicates,
+        "overlap": scanned.overlap,
+        "valid": {"from": "data.valid" if valid else "split", **_sizes(stores["valid"])} if "valid" in stores else None,
+        "sources": {"train": train.spec, "valid": valid.spec if valid else None},
+        "content": train.fingerprint,
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "fingerprint": key,
+    }
+    (aside / "facts.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+
+
+def _sizes(store: TokenStore) -> dict[str, int]:
+    return {"documents": len(store), "tokens": store.num_tokens, "bytes": store.num_bytes}
+
+
+def _hash_all(source: Source, config: DataConfig) -> HashSet:
+    found = HashSet()
+    for batch in split.batches(source.documents(config.text, config.split_text)):
+        found.add(hash_texts(batch))
+    return found
+
+
+@contextmanager
+def _lock(root: Path, name: str) -> Iterator[None]:
+    """One builder at a time: the other processes of a run wait here and then find the store."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        file = (root / f".{name}.lock").open("w")
+    except OSError as error:
+        raise UserError(f"cannot write to the cache folder {root} ({error.strerror}); set data.cache to another") from None
+    with file:
+        try:
+            import fcntl
+        except ImportError:  # no such lock on Windows: there, prepare in one process first
+            yield
+            return
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _bar(show: bool) -> Iterator[Callable[[str, int | None], Callable[[int], None]]]:
+    """A maker of progress bars: `bar("reading", total)` gives the function that advances it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = Console(file=sys.stderr)
+    with Progress(*columns, console=console, transient=True, disable=not (show and console.is_terminal)) as shown:
+
+        def start(description: str, total: int | None) -> Callable[[int], None]:
+            task = shown.add_task(description, total=total)
+            return lambda n: shown.advance(task, n)
+
+        yield start

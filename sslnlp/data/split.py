@@ -1,0 +1,153 @@
+"""Which documents train, which are held out, which are dropped: one pass, one byte a document on disk."""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from sslnlp.data.hashes import Hashes, HashSet, hash_texts
+from sslnlp.data.store import open_array
+
+DROPPED, TRAIN, VALID = 0, 1, 2
+_CHUNK = 1 << 20
+
+
+def batches(texts: Iterable[str], documents: int = 1024, chars: int = 1 << 22) -> Iterator[list[str]]:
+    """Lists of at most `documents` texts and about `chars` characters."""
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if len(batch) >= documents or size >= chars:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+class HeldOut:
+    """The documents of smallest hash, up to a share of all and a number of tokens, in bounded memory.
+
+    Taken in the order of their hashes, so the choice does not depend on the order of the corpus. At least one document
+    is held out where there are two.
+    """
+
+    def __init__(self, fraction: float, max_tokens: int | None, count: Callable[[str], int]) -> None:
+        self._wanted = fraction > 0
+        self._bound = int(fraction * 2.0**64)
+        self._max, self._count = max_tokens, count
+        self._heap: list[tuple[int, int]] = []  # (-hash, tokens)
+        self._tokens = 0
+        self._smallest = 1 << 64
+
+    def offer(self, hashes: Hashes, texts: list[str], eligible: npt.NDArray[np.bool_]) -> None:
+        """Consider documents; `eligible` are those not dropped."""
+        if not self._wanted or not eligible.any():
+            return
+        self._smallest = min(self._smallest, int(hashes[eligible].min()))
+        for i in np.flatnonzero(eligible & (hashes < np.uint64(min(self._bound, 2**64 - 1)))).tolist():
+            if self._max is None or int(hashes[i]) >= self._bound:
+                continue
+            tokens = self._count(texts[i])
+            heapq.heappush(self._heap, (-int(hashes[i]), tokens))
+            self._tokens += tokens
+            while self._tokens > self._max and len(self._heap) > 1:
+                negative, dropped = heapq.heappop(self._heap)
+                self._tokens -= dropped
+                self._bound = min(self._bound, -negative)
+
+    def bound(self, documents: int) -> int:
+        """Documents whose hash is below this are held out, given how many there are in all."""
+        if not self._wanted or documents < 2:
+            return 0
+        return max(self._bound, self._smallest + 1)
+
+
+@dataclass
+class Scan:
+    """Counts of one pass over the training documents."""
+
+    read: int = 0
+    empty: int = 0
+    duplicates: int = 0
+    overlap: int = 0
+    train: int = 0
+    valid: int = 0
+
+
+def scan(
+    texts: Iterable[str],
+    directory: Path,
+    *,
+    held_out: HeldOut | None,
+    valid: HashSet | None,
+    deduplicate: bool,
+    advance: Callable[[int], None] = lambda n: None,
+) -> Scan:
+    """Decide about every document; `directory` then holds `decisions.bin` (uint8 [D]) and `scan.json`.
+
+    Memory: 8 bytes a different document while it runs (none when `deduplicate` is off).
+    """
+    facts, seen = Scan(), HashSet()
+    with (directory / "hashes.bin").open("wb") as hash_file, (directory / "kept.bin").open("wb") as kept_file:
+        for batch in batches(texts):
+            hashes = hash_texts(batch)
+            kept = np.array([not text.isspace() and text != "" for text in batch])
+            facts.read += len(batch)
+            facts.empty += int((~kept).sum())
+            if deduplicate:
+                new = np.zeros(len(batch), bool)
+                new[kept] = seen.add(hashes[kept])
+                facts.duplicates += int((kept & ~new).sum())
+                kept = new
+            if valid is not None:
+                leaked = kept & valid.contains(hashes)
+                facts.overlap += int(leaked.sum())
+                kept &= ~leaked
+            if held_out is not None:
+                held_out.offer(hashes, batch, kept)
+            hash_file.write(hashes.tobytes())
+            kept_file.write(kept.astype(np.uint8).tobytes())
+            facts.train += int(kept.sum())
+            advance(len(batch))
+    bound = held_out.bound(facts.train) if held_out is not None else 0
+    facts.valid = _decide(directory, bound)
+    facts.train -= facts.valid
+    (directory / "scan.json").write_text(json.dumps(asdict(facts)))
+    return facts
+
+
+def _decide(directory: Path, bound: int) -> int:
+    """Write the decisions from hashes and kept; how many documents are held out."""
+    hashes, kept = open_array(directory / "hashes.bin", np.uint64), open_array(directory / "kept.bin", np.uint8)
+    out = 0
+    with (directory / "decisions.bin").open("wb") as file:
+        for start in range(0, len(kept), _CHUNK):
+            decision = np.array(kept[start : start + _CHUNK])
+            held = (decision == TRAIN) & (hashes[start : start + _CHUNK] < np.uint64(min(bound, 2**64 - 1)))
+            decision[held] = VALID
+            out += int(held.sum())
+            file.write(decision.tobytes())
+    (directory / "hashes.bin").unlink()
+    (directory / "kept.bin").unlink()
+    return out
+
+
+def chosen(texts: Iterable[str], directory: Path, decision: int, after: int = 0) -> Iterator[str]:
+    """The texts about which `decision` was made, without the first `after` of them."""
+    decisions = open_array(directory / "decisions.bin", np.uint8)
+    picked = (text for text, made in zip(texts, _one_by_one(decisions), strict=False) if made == decision)
+    return islice(picked, after, None)
+
+
+def _one_by_one(decisions: npt.NDArray[np.uint8]) -> Iterator[int]:
+    for start in range(0, len(decisions), _CHUNK):
+        yield from decisions[start : start + _CHUNK].tolist()

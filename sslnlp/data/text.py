@@ -1,0 +1,109 @@
+"""`.txt` files, plain or compressed, as documents: strict about what is text, with the place of what is not."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, cast
+
+from sslnlp.errors import UserError
+
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+SMALL_FILE = 8 << 20
+_BLANK_LINE = re.compile(rb"\S[^\n]*\n[ \t\r]*\n\s*\S")
+
+
+def open_bytes(path: Path) -> IO[bytes]:
+    """The file's decompressed bytes."""
+    match path.suffix.lower():
+        case ".gz":
+            return cast(IO[bytes], gzip.open(path, "rb"))
+        case ".bz2":
+            return bz2.open(path, "rb")
+        case ".xz":
+            return lzma.open(path, "rb")
+        case ".zst":
+            try:
+                import zstandard
+            except ImportError:
+                raise UserError(f"{path} needs the zstandard package: pip install zstandard") from None
+            reader = zstandard.ZstdDecompressor().stream_reader(path.open("rb"), read_across_frames=True, closefd=True)
+            return cast(IO[bytes], io.BufferedReader(cast(io.RawIOBase, reader)))
+        case _:
+            return path.open("rb")
+
+
+def lines(path: Path) -> Iterator[str]:
+    """Lines of UTF-8 text without their ends (LF or CRLF) and without a byte-order mark.
+
+    Raises:
+        UserError: naming file, line and byte for invalid UTF-8, NUL bytes, or a damaged compressed file.
+    """
+    offset = 0
+    try:
+        with open_bytes(path) as file:
+            for number, raw in enumerate(file, 1):
+                if number == 1:
+                    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+                        raise UserError(f"{path} is UTF-16, not UTF-8: convert it, e.g. iconv -f UTF-16 -t UTF-8")
+                    raw = raw.removeprefix(b"\xef\xbb\xbf")
+                if (nul := raw.find(0)) >= 0:
+                    raise UserError(
+                        f"{path} holds a NUL byte (line {number}, byte {offset + nul}): is it a binary file? Remove it"
+                    )
+                try:
+                    yield raw.rstrip(b"\r\n").decode("utf-8")
+                except UnicodeDecodeError as error:
+                    raise UserError(
+                        f"{path} is not UTF-8 text: byte 0x{raw[error.start]:02x} (line {number}, byte "
+                        f"{offset + error.start}); convert it, e.g. with iconv, or remove it"
+                    ) from None
+                offset += len(raw)
+    except (EOFError, lzma.LZMAError, gzip.BadGzipFile, OSError, RuntimeError) as error:
+        raise UserError(f"cannot read {path}: {error or type(error).__name__}") from None
+    except Exception as error:
+        if type(error).__module__.split(".")[0] in {"zlib", "zstandard", "zstd"}:
+            raise UserError(f"cannot read {path}: the compressed file is damaged ({error})") from None
+        raise
+
+
+def documents(files: Sequence[Path], split_text: str) -> Iterator[str]:
+    """The documents of several `.txt` files, in order."""
+    how = resolve(files, split_text)
+    for path in files:
+        if how == "line":
+            yield from lines(path)
+        elif how == "block":
+            yield from _blocks(path)
+        else:
+            yield "\n".join(lines(path))
+
+
+def _blocks(path: Path) -> Iterator[str]:
+    block: list[str] = []
+    for line in lines(path):
+        if line.strip():
+            block.append(line)
+        elif block:
+            yield "\n".join(block)
+            block = []
+    if block:
+        yield "\n".join(block)
+
+
+def resolve(files: Sequence[Path], split_text: str) -> str:
+    """What `auto` means for these files: several small files are documents; else blocks if blank lines occur; else lines."""
+    if split_text != "auto":
+        return split_text
+    if len(files) > 1 and max(path.stat().st_size for path in files) <= SMALL_FILE:
+        return "document"
+    try:
+        with open_bytes(files[0]) as file:
+            return "block" if _BLANK_LINE.search(file.read(1 << 20)) else "line"
+    except Exception:  # reading it for real names the damage
+        return "line"

@@ -1,0 +1,90 @@
+"""The one file that says `torch.distributed`. On a single process everything here is the identity."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+_alone = False
+
+
+def world_size() -> int:
+    """Processes that train together (1 when none were launched, and inside `alone`)."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() and not _alone else 1
+
+
+def rank() -> int:
+    """This process's number, from 0 (0 inside `alone`)."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process acts as if it were the only one: held-out text is scored whole by every rank."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
+
+
+def all_reduce_sum(x: Tensor) -> Tensor:
+    """The sum of `x` over ranks, in place; no gradient."""
+    if world_size() > 1:
+        dist.all_reduce(x)
+    return x
+
+
+def all_reduce_max(x: Tensor) -> Tensor:
+    """The largest `x` over ranks, in place; no gradient."""
+    if world_size() > 1:
+        dist.all_reduce(x, op=dist.ReduceOp.MAX)
+    return x
+
+
+def broadcast_number(value: float) -> float:
+    """Rank 0's value, on every rank."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.rows = x.shape[0]
+        parts = [torch.empty_like(x) for _ in range(world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        # Every rank's loss used this rank's rows, so the gradients of all ranks add up before the slice is taken.
+        (grad,) = grad_outputs
+        total = all_reduce_sum(grad.contiguous().clone())
+        start = rank() * ctx.rows
+        return total[start : start + ctx.rows]
+
+
+def gather(x: Tensor) -> Tensor:
+    """`x` [B, ...] of all ranks, in rank order: [world × B, ...]. The gradient flows back to the rank that owns a row.
+
+    Every rank must bring the same B. With the loss of each rank's own rows against the gathered ones, and gradients
+    averaged over ranks, the update equals that of one process holding all rows.
+    """
+    if world_size() == 1:
+        return x
+    if not x.is_floating_point():
+        parts = [torch.empty_like(x) for _ in range(world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+    gathered: Tensor = _Gather.apply(x)
+    return gathered

@@ -1,0 +1,209 @@
+"""Search collections in the BEIR folder layout, and how well a text embedder ranks them.
+
+A folder holds `corpus.jsonl` (_id, title, text), `queries.jsonl` (_id, text) and `qrels/<split>.tsv` (query-id,
+corpus-id, score). See Thakur et al., 2021, arXiv:2104.08663.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sslnlp.errors import UserError
+from sslnlp.evaluation.held_out import evaluating
+from sslnlp.evaluation.ranking import nearest, ranking_measures
+from sslnlp.models import hidden_states
+from sslnlp.nn import Pooling
+from sslnlp.types import Encoding
+
+Vectors = npt.NDArray[np.float32]
+Encoder = Callable[[list[str]], Vectors]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beir:
+    """A search collection: documents (title and text joined), queries that are judged, and their judgements."""
+
+    corpus: dict[str, str]
+    queries: dict[str, str]
+    qrels: dict[str, dict[str, int]]
+    absent_documents: int
+    """Judgements whose document is not in the corpus. They stay in `qrels`: nobody can find them, recall says so."""
+    absent_queries: int
+    """Judged queries without a text; left out."""
+
+
+def load_beir(folder: str | Path, split: str = "test") -> Beir:
+    """Read a BEIR folder; `UserError` names the file, line or column that is missing or malformed."""
+    root = Path(folder)
+    if not root.is_dir():
+        raise UserError(f"no folder {root}; a BEIR folder holds corpus.jsonl, queries.jsonl and qrels/{split}.tsv")
+    corpus = {row["_id"]: f"{row.get('title') or ''} {row['text']}".strip() for row in _jsonl(root / "corpus.jsonl")}
+    queries = {row["_id"]: row["text"] for row in _jsonl(root / "queries.jsonl")}
+    qrels = _qrels(root / "qrels" / f"{split}.tsv")
+    known = {query: judged for query, judged in qrels.items() if query in queries}
+    if not known:
+        raise UserError(f"no query id of {root / 'qrels' / f'{split}.tsv'} is in {root / 'queries.jsonl'}")
+    return Beir(
+        corpus=corpus,
+        queries={query: queries[query] for query in known},
+        qrels=known,
+        absent_documents=sum(document not in corpus for judged in known.values() for document in judged),
+        absent_queries=len(qrels) - len(known),
+    )
+
+
+def _open(path: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines that are not blank."""
+    if not path.is_file():
+        raise UserError(f"no file {path}; a BEIR folder holds corpus.jsonl, queries.jsonl and qrels/<split>.tsv")
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            yield from ((number, line) for number, line in enumerate(file, 1) if line.strip())
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
+
+
+def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    empty = True
+    for number, line in _open(path):
+        empty = False
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}, line {number}: not JSON ({error.msg})") from None
+        for column in ("_id", "text"):
+            if not isinstance(row, dict) or not isinstance(row.get(column), str):
+                raise UserError(f"{path}, line {number}: no text in column {column!r}")
+        yield row
+    if empty:
+        raise UserError(f"{path} is empty")
+
+
+def _qrels(path: Path) -> dict[str, dict[str, int]]:
+    qrels: dict[str, dict[str, int]] = {}
+    for number, line in _open(path):
+        fields = line.rstrip("\r\n").split("\t")
+        if number == 1 and fields[0] == "query-id":
+            continue
+        try:
+            query, document, grade = fields
+            qrels.setdefault(query, {})[document] = int(grade)
+        except ValueError:
+            raise UserError(
+                f"{path}, line {number}: expected query-id, corpus-id and a whole-number score between tabs"
+            ) from None
+    if not qrels:
+        raise UserError(f"{path} holds no judgements")
+    return qrels
+
+
+def evaluate_embedder(
+    encode: Encoder, beir: Beir, *, encode_queries: Encoder | None = None, depth: int = 1000
+) -> dict[str, float]:
+    """`ndcg@10`, `mrr@10`, `recall@100`, `map` of ranking the corpus by the dot product of vectors, `depth` deep.
+
+    `encode` maps texts to vectors [N, H]; queries go through `encode_queries` where they are encoded otherwise.
+    Exact search: all document vectors are held in memory at 4 x H bytes each.
+    """
+    document_DH = encode(list(beir.corpus.values()))
+    query_QH = (encode_queries or encode)(list(beir.queries.values()))
+    found = nearest(query_QH, document_DH, list(beir.corpus), depth)
+    return ranking_measures(beir.qrels, dict(zip(beir.queries, found, strict=True)))
+
+
+def encode_sorted(
+    embed: Callable[[Encoding], Tensor],
+    tokenize: Callable[[Sequence[str]], Encoding],
+    texts: Sequence[str],
+    *,
+    batch_size: int,
+    device: torch.device | str,
+) -> Vectors:
+    """Vectors of texts in their own order, computed longest first: little padding, and no late surprise of memory."""
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]), reverse=True)
+    parts = []
+    with torch.no_grad():
+        for start in range(0, len(order), batch_size):
+            encoding = tokenize([texts[i] for i in order[start : start + batch_size]])
+            parts.append(embed({name: value.to(device) for name, value in encoding.items()}).float().cpu())
+    vectors = torch.cat(parts) if parts else torch.zeros(0, 0)
+    out = torch.empty_like(vectors)
+    out[torch.tensor(order, dtype=torch.int64)] = vectors
+    return out.numpy()
+
+
+def encode_texts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    pooling: str = "mean",
+    prefix: str = "",
+    max_length: int = 256,
+    batch_size: int = 32,
+    normalize: bool = True,
+) -> Vectors:
+    """Vectors float32 [N, H] of texts by a backbone and a pooling; of length 1 when `normalize`."""
+    pool = Pooling(pooling)
+
+    def tokenize(batch: Sequence[str]) -> Encoding:
+        encoded = tokenizer(
+            [prefix + text for text in batch],
+            truncation=True,
+            max_length=max_length,
+            padding=True,
+            return_tensors="pt",
+            return_token_type_ids=False,
+        )
+        return dict(encoded)
+
+    def embed(encoding: Encoding) -> Tensor:
+        vectors: Tensor = pool(hidden_states(model, encoding), encoding["attention_mask"])
+        return torch.nn.functional.normalize(vectors.float(), dim=-1) if normalize else vectors
+
+    with evaluating(model):
+        return encode_sorted(embed, tokenize, texts, batch_size=batch_size, device=model.device)
+
+
+class _Embedder(Protocol):
+    """An objective whose model is an embedder (`pooling` is set)."""
+
+    model: PreTrainedModel
+
+    def embed(self, encoding: Encoding) -> Tensor: ...
+
+
+class _TwoSided(Protocol):
+    """A collator that encodes queries and documents each in their way."""
+
+    def encode_queries(self, texts: Sequence[str]) -> Encoding: ...
+
+    def encode_documents(self, texts: Sequence[str]) -> Encoding: ...
+
+
+def beir_measures(
+    objective: _Embedder, collator: _TwoSided, folder: str | Path, *, batch_size: int = 32
+) -> dict[str, float]:
+    """Measures of the model as it stands on a BEIR folder, named `beir_ndcg@10` and so on, prefixes and lengths as
+    in training."""
+    device = objective.model.device
+    with evaluating(objective.model):
+        figures = evaluate_embedder(
+            partial(encode_sorted, objective.embed, collator.encode_documents, batch_size=batch_size, device=device),
+            load_beir(folder),
+            encode_queries=partial(
+                encode_sorted, objective.embed, collator.encode_queries, batch_size=batch_size, device=device
+            ),
+        )
+    return {f"beir_{name}": value for name, value in figures.items()}

@@ -1,0 +1,102 @@
+"""The held-out pass: one walk over fixed rows with fixed draws, the same every time it is made."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from sslnlp.collators.base import Collator
+from sslnlp.distributed import alone
+from sslnlp.errors import UserError
+from sslnlp.evaluation.classification import classification_measures
+from sslnlp.evaluation.ranking import known_item_measures
+from sslnlp.objectives.base import Objective
+from sslnlp.types import Batch, Row
+
+MEASURES: dict[str, Callable[[Mapping[str, Tensor]], dict[str, float]]] = {
+    "classification": classification_measures,
+    "ranking": known_item_measures,
+}
+
+
+class Rows(Protocol):
+    """Held-out rows in a fixed order (`Stream.fixed`)."""
+
+    def __len__(self) -> int: ...
+
+    def rows(self, positions: Sequence[int]) -> list[Row]:
+        """The rows at these positions, each stamped with its `position`."""
+
+
+def evaluate_held_out(
+    objective: Objective,
+    collator: Collator,
+    stream: Rows,
+    *,
+    batch_size: int,
+    num_bytes: int | None = None,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+) -> dict[str, float]:
+    """`loss` and the objective's metrics over all rows of `stream`, weighted by targets, so batch size hardly matters.
+
+    Draws (masks) depend on `seed` and position alone and not on the run's seed: every call sees the same ones, and
+    runs compare. With `num_bytes` (UTF-8 bytes of the held-out text) an exact likelihood also gets `bits_per_byte` =
+    loss x targets / (ln 2 x bytes), which compares across tokenizers. What the objective's `measures` need is kept for
+    all rows: a row of logits or a vector each, never the logits of tokens. Each process scores everything by itself.
+    """
+    collator = collator.for_evaluation(seed)
+    totals: dict[str, float] = defaultdict(float)
+    weights: dict[str, float] = defaultdict(float)
+    kept: dict[str, list[Tensor]] = defaultdict(list)
+    with evaluating(objective), alone(), torch.no_grad():
+        for start in range(0, len(stream), batch_size):
+            batch = to_device(collator(stream.rows(range(start, min(start + batch_size, len(stream))))), device)
+            targets = float(objective.num_targets(batch))
+            if not targets:  # the mean over nothing: rows too short to have a target
+                continue
+            output = objective(batch)
+            for name, value in (("loss", output.loss), *output.metrics.items()):
+                totals[name] += float(value) * targets
+                weights[name] += targets
+            if objective.measures:
+                for name, rows in objective.predict(batch).items():
+                    kept[name].append(rows.cpu())
+    if not weights:
+        raise UserError("the held-out rows have no targets, so nothing can be measured; give a longer data.valid")
+    figures = {name: total / weights[name] for name, total in totals.items()}
+    if objective.likelihood and num_bytes:
+        figures["bits_per_byte"] = totals["loss"] / (math.log(2) * num_bytes)
+    joined = {name: torch.cat(parts) for name, parts in kept.items()}
+    for measure in objective.measures:
+        figures |= MEASURES[measure](joined)
+    return figures
+
+
+def to_device(batch: Batch, device: torch.device | str) -> Batch:
+    """The batch with its tensors (also those inside named encodings) on `device`."""
+
+    def move(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: move(inner) for name, inner in value.items()}
+        return value.to(device) if isinstance(value, Tensor) else value
+
+    return {name: move(value) for name, value in batch.items()}
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, and each submodule's own mode back after (a frozen part may stay in evaluation mode)."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training

@@ -1,0 +1,136 @@
+"""Measures of ranking with trec_eval's definitions, on runs and judgements as plain mappings.
+
+A run is `{query id: {document id: score}}`, judgements (qrels) are `{query id: {document id: grade}}`; a grade above 0
+is relevant. Documents without a judgement are not relevant. Averages are over the queries that have a relevant
+document; a query the run says nothing about counts as 0 (`trec_eval -c`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import datasets
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from sslnlp.errors import UserError
+from sslnlp.evaluation.local import LocalMetric
+
+Run = Mapping[str, Mapping[str, float]]
+Qrels = Mapping[str, Mapping[str, int]]
+
+
+def ranked(scores: Mapping[str, float]) -> list[str]:
+    """Document ids in trec_eval's order: score (as a 32-bit float) descending, then id descending."""
+    return [d for _, d in sorted(((float(np.float32(s)), d) for d, s in scores.items()), reverse=True)]
+
+
+def ndcg(grades: Sequence[int], judged: Sequence[int], k: int) -> float:
+    """nDCG@k of grades in ranked order; `judged` are all grades of the query. Linear gain, log2(rank + 1) discount."""
+
+    def dcg(values: Sequence[int]) -> float:
+        return sum(max(g, 0) / math.log2(r + 2) for r, g in enumerate(values[:k]))
+
+    ideal = dcg(sorted(judged, reverse=True))
+    return dcg(grades) / ideal if ideal else 0.0
+
+
+def reciprocal_rank(grades: Sequence[int], k: int) -> float:
+    """1 / rank of the first relevant document, 0 if none is among the first k."""
+    return next((1 / (r + 1) for r, g in enumerate(grades[:k]) if g > 0), 0.0)
+
+
+def recall(grades: Sequence[int], relevant: int, k: int) -> float:
+    """Share of the query's relevant documents that are among the first k."""
+    return sum(g > 0 for g in grades[:k]) / relevant
+
+
+def average_precision(grades: Sequence[int], relevant: int) -> float:
+    """Mean over the query's relevant documents of the precision where each is found (0 where it is not)."""
+    found, total = 0, 0.0
+    for r, g in enumerate(grades):
+        if g > 0:
+            found += 1
+            total += found / (r + 1)
+    return total / relevant
+
+
+def per_query(qrels: Qrels, run: Run, *, k: int = 10, recall_at: int = 100) -> dict[str, dict[str, float]]:
+    """`ndcg@k`, `mrr@k`, `recall@recall_at` and `map` of every query that has a relevant document."""
+    figures = {}
+    for query, judged in qrels.items():
+        relevant = sum(grade > 0 for grade in judged.values())
+        if not relevant:
+            continue
+        grades = [judged.get(document, 0) for document in ranked(run.get(query, {}))]
+        figures[query] = {
+            f"ndcg@{k}": ndcg(grades, list(judged.values()), k),
+            f"mrr@{k}": reciprocal_rank(grades, k),
+            f"recall@{recall_at}": recall(grades, relevant, recall_at),
+            "map": average_precision(grades, relevant),
+        }
+    return figures
+
+
+def ranking_measures(qrels: Qrels, run: Run, *, k: int = 10, recall_at: int = 100) -> dict[str, float]:
+    """Means of `per_query`. `UserError` when no query has a relevant document."""
+    figures = list(per_query(qrels, run, k=k, recall_at=recall_at).values())
+    if not figures:
+        raise UserError("no query has a relevant document, so ranking cannot be measured; check the judgements (qrels)")
+    return {name: sum(f[name] for f in figures) / len(figures) for name in figures[0]}
+
+
+class RankingMeasures(LocalMetric):
+    """nDCG@10, MRR@10, recall@100 and MAP; one prediction and one reference a query.
+
+    `predictions=[{"documents": [ids], "scores": [floats]}]`, `references=[{"documents": [ids], "grades": [ints]}]`.
+    """
+
+    describes = "nDCG@10, MRR@10, recall@100 and MAP with trec_eval's definitions."
+    features_of = datasets.Features(
+        {
+            "predictions": {"documents": [datasets.Value("string")], "scores": [datasets.Value("float64")]},
+            "references": {"documents": [datasets.Value("string")], "grades": [datasets.Value("int64")]},
+        }
+    )
+
+    def _compute(self, predictions: list[dict[str, Any]], references: list[dict[str, Any]]) -> dict[str, float]:
+        run = {str(q): dict(zip(p["documents"], p["scores"], strict=True)) for q, p in enumerate(predictions)}
+        qrels = {str(q): dict(zip(r["documents"], r["grades"], strict=True)) for q, r in enumerate(references)}
+        return ranking_measures(qrels, run)
+
+
+def nearest(
+    query_QH: npt.NDArray[np.float32], document_DH: npt.NDArray[np.float32], ids: Sequence[str], depth: int
+) -> list[dict[str, float]]:
+    """The `depth` documents with the largest dot product with each query, as {id: score}; ties go to the larger id."""
+    order = np.array(sorted(range(len(ids)), key=ids.__getitem__, reverse=True))  # a stable sort keeps larger ids first
+    runs = []
+    for start in range(0, len(query_QH), 256):
+        for scores in query_QH[start : start + 256] @ document_DH[order].T:
+            best = np.argsort(-scores, kind="stable")[:depth]
+            runs.append({ids[order[d]]: float(scores[d]) for d in best})
+    return runs
+
+
+def known_item_measures(predicted: Mapping[str, Tensor], depth: int = 1000) -> dict[str, float]:
+    """Ranking measures where the corpus is every held-out positive: `query`, `document` [N, H] and their hashes [N].
+
+    Equal texts are one query or one document; a query's relevant documents are all those it is paired with.
+    """
+    asked, texts = predicted["query_hash"].tolist(), predicted["document_hash"].tolist()
+    query_row = {h: i for i, h in enumerate(asked)}
+    document_row = {h: i for i, h in enumerate(texts)}
+    qrels: dict[str, dict[str, int]] = {str(h): {} for h in query_row}
+    for q, d in zip(asked, texts, strict=True):
+        qrels[str(q)][str(d)] = 1
+    found = nearest(
+        predicted["query"].numpy()[list(query_row.values())],
+        predicted["document"].numpy()[list(document_row.values())],
+        [str(h) for h in document_row],
+        depth,
+    )
+    return ranking_measures(qrels, dict(zip(qrels, found, strict=True)))

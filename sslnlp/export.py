@@ -1,0 +1,248 @@
+"""What a run leaves behind: a plain Hugging Face folder, loaded again and compared before it is called done."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sslnlp import rng
+from sslnlp.card import CardFacts, model_card, public
+from sslnlp.errors import UserError
+
+_COMPILED = "_orig_mod."
+# Our pooling names in the words of sentence-transformers.
+_POOLINGS = {"mean": "mean_tokens", "cls": "cls_token", "last": "lasttoken", "max": "max_tokens"}
+_PROBE_TOKENS = 16
+
+
+class ExportError(RuntimeError):
+    """The written model is not the model that was trained: a defect to report, not a user's mistake."""
+
+
+def export_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+    *,
+    card: CardFacts | Mapping[str, Any],
+    recipe: Mapping[str, Any],
+    pooling: str | None = None,
+    normalize: bool = True,
+    prompts: Mapping[str, str] | None = None,
+    max_length: int,
+) -> Path:
+    """Write `directory` (config, safetensors, tokenizer, README.md, recipe.json) and return it.
+
+    The folder is written beside its place, loaded with the stock class that its config names, compared with `model`
+    (every tensor bit for bit, outputs on a probe batch) and only then renamed; an export that was there before is
+    replaced in that moment. `recipe` is written with paths of this machine cut to their last part: the folder is
+    public, the run's own recipe.json keeps them. `max_length` (tokens) becomes the tokenizer's limit.
+
+    With `pooling` (`mean`, `cls`, `last`, `max`) the folder is also a sentence-transformers model: `normalize` scales
+    vectors to length one, `prompts` maps `query` and `document` to the text put before each.
+
+    Raises `UserError` when the model cannot be published (weights not finite, more tokens than embeddings, full disk)
+    and `ExportError` when the reloaded model differs. Nothing is left half-written in either case.
+    """
+    directory = Path(directory)
+    aside = directory.with_name(f".{directory.name}.unfinished")
+    moved = directory.with_name(f".{directory.name}.replaced")
+    if pooling is not None and pooling not in _POOLINGS:
+        raise UserError(f"unknown pooling {pooling!r}; accepted: {', '.join(_POOLINGS)}")
+    model = getattr(model, "_orig_mod", model)
+    _check_weights(model, tokenizer)
+    try:
+        if moved.exists() and not directory.exists():  # an earlier replacement was killed between its two renames
+            os.rename(moved, directory)
+        for left_over in (aside, moved):
+            if left_over.exists():
+                shutil.rmtree(left_over)
+        aside.mkdir(parents=True)
+        _save_model(model, aside)
+        _save_tokenizer(tokenizer, aside, max_length)
+        if pooling is not None:
+            _save_embedder(model, aside, pooling, normalize, prompts or {}, max_length)
+        facts = _complete(CardFacts.of(card), model, pooling, normalize, max_length)
+        (aside / "README.md").write_text(model_card(facts), encoding="utf-8")
+        _write_json(aside / "recipe.json", public(recipe))
+        _compare(model, tokenizer, aside, max_length)
+        if directory.exists():
+            os.rename(directory, moved)
+        os.rename(aside, directory)
+        shutil.rmtree(moved, ignore_errors=True)
+    except BaseException as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        if isinstance(error, OSError):
+            reason = error.strerror or str(error).splitlines()[0]
+            raise UserError(f"cannot write the export to {str(directory)!r}: {reason}") from error
+        raise
+    return directory
+
+
+def _check_weights(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise UserError(f"the model is not exported: {name!r} is not finite (NaN, inf); use an earlier checkpoint")
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise UserError(
+            f"the model is not exported: the tokenizer has {len(tokenizer)} tokens but the model embeds only {rows}"
+        )
+
+
+def _state(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The weights under the names stock classes use, also when a part of the model was compiled."""
+    return {name.replace(_COMPILED, ""): tensor for name, tensor in model.state_dict().items()}
+
+
+def _save_model(model: PreTrainedModel, folder: Path) -> None:
+    name = type(model).__name__
+    if getattr(transformers, name, None) is not type(model):
+        raise ExportError(f"{name} is not a class of transformers, so no stock installation could load it")
+    model.save_pretrained(folder, state_dict=_state(model))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config.pop("_name_or_path", None)  # may be a path of this machine
+    _write_json(folder / "config.json", config)
+
+
+def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, max_length: int) -> None:
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if config.get("tokenizer_class") in (None, "TokenizersBackend"):
+        # The name transformers 5 writes is unknown to 4.x; this one means the same class in both.
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(config.get("extra_special_tokens"), list):
+        # 4.x takes a mapping under this name and the list under the older one; 5 reads both.
+        config["additional_special_tokens"] = config.pop("extra_special_tokens")
+    config["model_max_length"] = max_length
+    for private in ("name_or_path", "_commit_hash", "is_local", "local_files_only"):
+        config.pop(private, None)
+    _write_json(path, config)
+
+
+def _save_embedder(
+    model: PreTrainedModel, folder: Path, pooling: str, normalize: bool, prompts: Mapping[str, str], max_length: int
+) -> None:
+    """The files that sentence-transformers (2 and later) reads beside the plain ones."""
+    kinds = [("", "Transformer"), ("1_Pooling", "Pooling")] + ([("2_Normalize", "Normalize")] if normalize else [])
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(kinds)
+    ]
+    for path, _ in kinds[1:]:
+        (folder / path).mkdir()
+    width = model.get_input_embeddings().weight.shape[1]
+    width = getattr(model.config, "hidden_size", None) or width
+    modes = {f"pooling_mode_{name}": name == _POOLINGS[pooling] for name in _POOLINGS.values()}
+    _write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": width, **modes})
+    _write_json(folder / "modules.json", modules)
+    _write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
+    versions = {"transformers": transformers.__version__, "pytorch": torch.__version__}
+    settings = {
+        "__version__": versions,
+        "prompts": {"query": "", "document": "", **prompts},
+        "default_prompt_name": None,
+        "similarity_fn_name": "cosine" if normalize else "dot",
+    }
+    _write_json(folder / "config_sentence_transformers.json", settings)
+
+
+def _complete(
+    facts: CardFacts, model: PreTrainedModel, pooling: str | None, normalize: bool, max_length: int
+) -> CardFacts:
+    labels: list[str] = []
+    if "SequenceClassification" in type(model).__name__:
+        labels = [name for _, name in sorted((model.config.id2label or {}).items())]
+    return replace(
+        facts,
+        architecture=type(model).__name__,
+        parameters=sum(p.numel() for p in model.parameters()),  # tied ones are counted once
+        max_length=max_length,
+        pooling=pooling,
+        normalize=normalize,
+        label_names=labels,
+    )
+
+
+def _compare(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, max_length: int) -> None:
+    """Load the folder as a stranger would and raise `ExportError` on the first difference."""
+    (name,) = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"]
+    # A bare BERT gets a pooler by default; a model trained without one has no weights to give it.
+    options = {"add_pooling_layer": False} if getattr(model, "pooler", model) is None else {}
+    again = getattr(transformers, name).from_pretrained(folder, local_files_only=True, **options).to(model.device)
+    ours, theirs = _state(model), _state(again)
+    if odd := sorted(ours.keys() ^ theirs.keys()):
+        raise ExportError(f"the export does not hold the same weights as the model: {', '.join(odd[:3])}")
+    for key, tensor in ours.items():
+        if tensor.shape != theirs[key].shape or not torch.equal(tensor, theirs[key].to(tensor.dtype)):
+            raise ExportError(f"the export's weight {key!r} is not the model's")
+    probe = _probe(model, tokenizer, max_length)
+    for i, (a, b) in enumerate(zip(_outputs(model, probe), _outputs(again, probe), strict=True)):
+        # Equal weights on the same device: only another attention kernel may move the last bits.
+        worst = float((a - b).abs().max())
+        if not worst <= 1e-4 * max(1.0, float(a.abs().max())):
+            raise ExportError(f"the reloaded {name} computes something else (output {i} differs by {worst:.3g})")
+    text = "One probe, 2 lines."
+    if _load_tokenizer(folder)(text)["input_ids"] != tokenizer(text)["input_ids"]:
+        raise ExportError("the reloaded tokenizer splits a text differently")
+
+
+def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def _probe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Tensor]:
+    """Two rows of drawn tokens [2, S], the second padded when there is a padding token; each row ends with one eos."""
+    length = max(2, min(_PROBE_TOKENS, max_length))
+    special = set(tokenizer.all_special_ids)
+    plain = np.array([i for i in range(len(tokenizer)) if i not in special] or range(len(tokenizer)))
+    drawn = plain[(rng.uniform(0, "export probe", [0, 1], length) * len(plain)).astype(np.int64)]
+    ids, mask = torch.from_numpy(drawn), torch.ones(2, length, dtype=torch.long)
+    ends = [length, length]
+    if tokenizer.pad_token_id is not None:
+        ends[1] = math.ceil(length / 2)
+        ids[1, ends[1] :], mask[1, ends[1] :] = tokenizer.pad_token_id, 0
+    if tokenizer.eos_token_id is not None:  # sequence classifiers on BART and T5 read the state at eos
+        for row, end in enumerate(ends):
+            ids[row, end - 1] = tokenizer.eos_token_id
+    batch = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
+    if model.config.is_encoder_decoder and "SequenceClassification" not in type(model).__name__:
+        batch["decoder_input_ids"] = batch["input_ids"]
+    return batch
+
+
+def _outputs(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> list[Tensor]:
+    """Every floating tensor the model returns, in order, as float32; without dropout and without gradients."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            return [t.float() for t in _tensors(model(**batch).to_tuple())]
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor) and value.is_floating_point():
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from _tensors(part)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,183 @@
+"""Publishing an export with the ordinary `huggingface_hub` client, to any server that speaks its protocol."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+from safetensors import SafetensorError, safe_open
+
+from sslnlp.errors import UserError
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+# The client's own base class of everything that can go wrong on the wire; which HTTP library it comes from has
+# changed between its versions.
+_TransportError = next(c for c in HfHubHTTPError.__mro__ if c.__name__ == "HTTPError")
+_ATTEMPTS = 5
+_FIRST_WAIT_S = 1.0
+_PRIVATE = ["state/*", "*/state/*", "*.pt", "*.log", "metrics.jsonl", ".*", "*/.*"]
+
+
+def push(
+    run_or_export_dir: Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    token: str | None = None,
+) -> str:
+    """Upload an export and return the address it has then.
+
+    Takes the export itself or the run's folder that holds `export/`; nothing else of a run leaves the machine. The
+    repository (and the branch `revision`) is created where missing. Server errors and lost connections are tried
+    again with growing pauses; what the server holds already is not sent twice, so the same call also resumes.
+
+    `token` defaults to `HF_TOKEN`, then the cached login; the server is `HF_ENDPOINT` where set.
+
+    Raises `UserError` for an incomplete export, a refused token, a name that belongs to someone else, a public
+    repository where `private` was asked for, or a server that stays out of reach.
+    """
+    folder = _export_folder(Path(run_or_export_dir))
+    # Handed over explicitly: the client reads the variable once, when it is imported.
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, token=token, library_name="sslnlp")
+    try:
+        repo_id = _retry(lambda: api.create_repo(repo_id, private=private or None, exist_ok=True)).repo_id
+        if private and not _retry(lambda: api.repo_info(repo_id)).private:
+            raise UserError(f"{repo_id} exists and is public; make it private on the hub or push under another name")
+        if revision is not None and revision != constants.DEFAULT_REVISION:
+            _retry(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
+        with _transfer(api, repo_id, revision):
+            _retry(
+                lambda: api.upload_folder(
+                    repo_id=repo_id,
+                    folder_path=folder,
+                    revision=revision,
+                    ignore_patterns=list(_PRIVATE),
+                    commit_message="Upload with sslnlp",
+                )
+            )
+    except HFValidationError as error:
+        raise UserError(f"{repo_id!r} is not a repository name: {_first_line(error)}") from error
+    except Exception as error:
+        if (cause := _wire_error(error)) is None:
+            raise
+        raise UserError(_explain(cause, repo_id, revision, api.endpoint)) from error
+    return f"{api.endpoint}/{repo_id}" + (f"/tree/{revision}" if revision else "")
+
+
+def _export_folder(path: Path) -> Path:
+    """The folder to upload. Raises `UserError` naming what is missing."""
+    if not path.is_dir():
+        raise UserError(f"there is no folder {str(path)!r} to push; give a run's folder or its export/")
+    folder = path / "export" if (path / "export").is_dir() else path
+    missing = []
+    if not (folder / "config.json").is_file():
+        missing.append("config.json")
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        missing.append("model.safetensors")
+    if not (folder / "tokenizer_config.json").is_file():
+        missing.append("tokenizer_config.json")
+    if missing:
+        raise UserError(f"{str(folder)!r} is not a complete export: {', '.join(missing)} missing; train or export first")
+    for file in weights:
+        try:
+            with safe_open(file, framework="pt") as opened:
+                opened.keys()
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{file.name} in {str(folder)!r} is damaged: {_first_line(error)}; export again") from error
+    return folder
+
+
+@contextmanager
+def _transfer(api: HfApi, repo_id: str, revision: str | None) -> Iterator[None]:
+    """Choose how large files travel, for the uploads inside.
+
+    With `hf_xet` installed the client uploads through Xet and never asks whether the server has it, so a server
+    without it (a mirror, a self-hosted hub) would fail. Asked for a Xet token, such a server answers that there is no
+    such address; then Xet is switched off, as HF_HUB_DISABLE_XET does, and files go as Git LFS objects.
+    """
+    if constants.HF_HUB_DISABLE_XET or importlib.util.find_spec("hf_xet") is None:
+        yield
+        return
+    url = f"{api.endpoint}/api/models/{repo_id}/xet-write-token/{(revision or 'main').replace('/', '%2F')}"
+
+    def ask() -> bool:
+        answer = get_session().get(url, headers=build_hf_headers(token=api.token))
+        if answer.status_code in (404, 405, 501):
+            return False
+        hf_raise_for_status(answer)
+        return True
+
+    if _retry(ask):
+        yield
+        return
+    constants.HF_HUB_DISABLE_XET = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_DISABLE_XET = False
+
+
+def _retry(call: Callable[[], T]) -> T:
+    """`call()`, again after a pause while the failure is one that passes: 429, 5xx, a lost connection."""
+    for attempt in range(1, _ATTEMPTS):
+        try:
+            return call()
+        except Exception as error:
+            cause = _wire_error(error)
+            if cause is None or not _passes(cause):
+                raise
+            wait = _FIRST_WAIT_S * 2 ** (attempt - 1)
+            logger.warning("the hub failed (%s); trying again in %g s", _first_line(cause), wait)
+            time.sleep(wait)
+    return call()
+
+
+def _wire_error(error: BaseException) -> BaseException | None:
+    """The error of the wire in a chain of causes: the client wraps a failed file upload in a RuntimeError."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, (_TransportError, ConnectionError)):
+        seen = seen.__cause__
+    return seen
+
+
+def _status(error: BaseException) -> int | None:
+    return error.response.status_code if isinstance(error, HfHubHTTPError) else None
+
+
+def _passes(error: BaseException) -> bool:
+    status = _status(error)
+    return status is None or status == 429 or status >= 500
+
+
+def _explain(error: BaseException, repo_id: str, revision: str | None, endpoint: str) -> str:
+    status = _status(error)
+    said = _first_line(getattr(error, "server_message", None) or error)
+    if status == 401:
+        return f"{endpoint} refused the token; set HF_TOKEN to a token that may write, or run `hf auth login`"
+    if status in (403, 409):
+        return (
+            f"{repo_id} cannot be written ({said}): the name belongs to someone else or the token may only read; "
+            "push under your own name"
+        )
+    if status == 404:
+        return f"{endpoint} has no {repo_id}{f' at {revision}' if revision else ''}: {said}"
+    if status is None or status >= 500:
+        return f"{endpoint} did not take the upload after {_ATTEMPTS} attempts ({said}); run the same push again later"
+    return f"{endpoint} refused the upload ({status}): {said}"
+
+
+def _first_line(message: object) -> str:
+    return next((line.strip() for line in str(message).splitlines() if line.strip()), type(message).__name__)

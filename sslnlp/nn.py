@@ -1,0 +1,163 @@
+"""Small parts: pooling, and dropout whose draws belong to the row, not to the batch it happens to be in.
+
+Shape suffixes: B rows, S tokens, H width, A attention heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from sslnlp import rng
+from sslnlp.errors import UserError
+
+POOLINGS = ("mean", "cls", "last")
+
+
+class Pooling(nn.Module):
+    """One vector a row from its hidden states: the `mean` over real tokens, the first (`cls`), or the `last` real token."""
+
+    def __init__(self, mode: str = "mean") -> None:
+        super().__init__()
+        if mode not in POOLINGS:
+            raise UserError(f"unknown pooling {mode!r}; accepted: {', '.join(POOLINGS)}")
+        self.mode = mode
+
+    def forward(self, hidden_BSH: Tensor, attention_mask_BS: Tensor) -> Tensor:
+        """[B, S, H] and [B, S] -> [B, H]. A row without a real token gives zeros under `mean`."""
+        if self.mode == "cls":
+            return hidden_BSH[:, 0]
+        mask_BS = attention_mask_BS.to(hidden_BSH.dtype)
+        if self.mode == "last":
+            last_B = (mask_BS * torch.arange(mask_BS.shape[1], device=mask_BS.device)).argmax(dim=1)
+            return hidden_BSH[torch.arange(len(last_B), device=last_B.device), last_B]
+        return (hidden_BSH * mask_BS[..., None]).sum(1) / mask_BS.sum(1, keepdim=True).clamp(min=1)
+
+
+# --- dropout keyed on (seed, position) -------------------------------------------------------------------------------
+#
+# `nn.Dropout` draws from one stream for the whole batch, so splitting a batch for accumulation, or over processes,
+# changes every mask. Here the draw of an element is a hash of (seed, row position, how many dropouts came before it
+# in this forward, element), so 1×32 rows, 4×8 and 2 processes × 16 drop the same activations, and a resumed run needs
+# no generator state.
+
+_GOLDEN, _M1, _M2 = -7046029254386353131, -4658895280553007687, -7723592293110705685  # SplitMix64, as signed int64
+_AXES = (_GOLDEN, _M1, _M2)  # an odd multiplier per axis: a draw depends on the element's indices, never on the padded shape
+
+
+class _Key:
+    """The rows being run, set by `row_keyed_dropout`; None outside training."""
+
+    seed: int = 0
+    positions: Tensor | None = None
+    calls: int = 0
+
+
+@contextmanager
+def row_keyed_dropout(seed: int, positions: Tensor) -> Iterator[None]:
+    """Inside, dropout draws for rows at `positions` (int64 [B]) come from (seed, position)."""
+    _Key.seed, _Key.positions, _Key.calls = seed, positions, 0
+    try:
+        yield
+    finally:
+        _Key.positions = None
+
+
+def _mix(x: Tensor) -> Tensor:
+    # int64 shifts are arithmetic, so the copied sign bits are masked off to get SplitMix64's logical shifts.
+    x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * _M1
+    x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * _M2
+    return x ^ ((x >> 31) & ((1 << 33) - 1))
+
+
+def dropout(x: Tensor, p: float) -> Tensor:
+    """Dropout of `x` [R, ...] with rate `p`; row-keyed inside `row_keyed_dropout`, else PyTorch's.
+
+    R may be a multiple of the rows of the batch (several views or negatives a row): view v of row b is at index
+    b × R/B + v.
+    """
+    if _Key.positions is None:
+        return F.dropout(x, p)
+    _Key.calls += 1
+    copies, odd = divmod(x.shape[0], len(_Key.positions))
+    if odd:
+        raise AssertionError(f"dropout over {x.shape[0]} rows in a batch of {len(_Key.positions)}")
+    call = rng.key(_Key.seed, "dropout", _Key.calls)
+    row = _mix(_Key.positions.to(x.device) * _GOLDEN + call)
+    if copies > 1:
+        row = _mix((row[:, None] + torch.arange(copies, device=x.device) * _GOLDEN).flatten())
+    draw = row.view(-1, *[1] * (x.ndim - 1))
+    for axis in range(1, x.ndim):
+        shape = [1] * x.ndim
+        shape[axis] = -1
+        draw = draw + torch.arange(x.shape[axis], device=x.device).view(shape) * _AXES[axis - 1]
+    keep = ((_mix(draw) >> 11) & ((1 << 53) - 1)) >= int(p * (1 << 53))
+    return x * keep / (1.0 - p)
+
+
+class RowDropout(nn.Module):
+    """In place of `nn.Dropout`; no parameters, so checkpoints are unchanged."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        return dropout(x, self.p) if self.training and self.p > 0 else x
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """SDPA, except that dropped attention weights are row-keyed: [B, A, S, D] -> [B, S, A, D]."""
+    if dropout == 0.0 or _Key.positions is None:
+        output: tuple[Tensor, Tensor | None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs
+        )
+        return output
+    groups = getattr(module, "num_key_value_groups", 1)
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    scores = query @ key.transpose(-1, -2) * (scaling if scaling is not None else query.shape[-1] ** -0.5)
+    causal = getattr(module, "is_causal", False) if is_causal is None else is_causal
+    if attention_mask is None and causal and query.shape[2] > 1:
+        length = query.shape[2]
+        attention_mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()[None, None]
+    if attention_mask is not None:
+        attention_mask = attention_mask[..., : key.shape[2]]
+        lowest = torch.finfo(scores.dtype).min
+        scores = (
+            scores.masked_fill(~attention_mask, lowest) if attention_mask.dtype == torch.bool else scores + attention_mask
+        )
+    weights = _dropout(scores.softmax(-1, dtype=torch.float32).to(query.dtype), dropout)
+    return (weights @ value).transpose(1, 2).contiguous(), None
+
+
+_dropout = dropout  # `_attention` has a parameter of that name, given by transformers' attention interface
+AttentionInterface.register("row_keyed", _attention)
+AttentionMaskInterface.register("row_keyed", sdpa_mask)
+
+
+def key_dropout_by_row(model: PreTrainedModel) -> None:
+    """Make all dropout of `model` row-keyed, in place: its `nn.Dropout` modules and its attention weights."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.Dropout):
+                setattr(module, name, RowDropout(child.p))
+    if getattr(model.config, "_attn_implementation", None) == "sdpa":
+        model.set_attn_implementation("row_keyed")

@@ -1,0 +1,20 @@
+"""The objectives, by name. A new one is one new file here and one line below."""
+
+from __future__ import annotations
+
+from sslnlp.objectives.base import Objective
+from sslnlp.registry import find_class
+
+__all__ = ["OBJECTIVES", "Objective", "get_objective"]
+
+OBJECTIVES: dict[str, str] = {
+    "causal_lm": "sslnlp.objectives.causal_lm:CausalLM",
+    "classification": "sslnlp.objectives.classification:Classification",
+    "masked_lm": "sslnlp.objectives.masked_lm:MaskedLM",
+    "ranking": "sslnlp.objectives.ranking:Ranking",
+}
+
+
+def get_objective(name: str) -> type[Objective]:
+    """The objective class of a registered name or a dotted path `package.module:Class`; `UserError` if there is none."""
+    return find_class("objective", name, OBJECTIVES, Objective)  # type: ignore[type-abstract]

@@ -1,0 +1,46 @@
+"""Masked language modelling (Devlin et al., 2019): rebuild the corrupted tokens from both sides."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+from transformers import AutoModelForMaskedLM, PreTrainedModel
+
+from sslnlp.models import prediction_head, scored_logits
+from sslnlp.objectives.base import Objective
+from sslnlp.objectives.functional import accuracy, cross_entropy
+from sslnlp.types import Batch, StepOutput
+
+
+class MaskedLM(Objective):
+    """Cross-entropy at the corrupted positions only; the vocabulary head is computed nowhere else.
+
+    Reads `input_ids`, `attention_mask` [B, S], `labels` [B, S] (-100 elsewhere), `target_index` [N] (flat positions of
+    the targets) and, for packed rows, `document_ids`, `position_ids`. Loss in nats per target; with uniform logits it is ln V.
+
+    Args:
+        model: any stock model with a masked-LM head.
+        label_smoothing: share of the target mass spread over the vocabulary while training.
+    """
+
+    name: ClassVar[str] = "masked_lm"
+    needs: ClassVar[frozenset[str]] = frozenset({"input_ids", "attention_mask", "labels", "target_index"})
+    collator: ClassVar[str] = "masked_lm"
+    wraps = AutoModelForMaskedLM
+
+    def __init__(self, model: PreTrainedModel, *, label_smoothing: float = 0.0) -> None:
+        super().__init__(model)
+        self.label_smoothing = label_smoothing
+        self.head = prediction_head(model)
+
+    def forward(self, batch: Batch) -> StepOutput:
+        index_N = batch["target_index"]
+        target_N = batch["labels"].flatten()[index_N]
+        logits_NV = scored_logits(self.model, self.head, batch, index_N)
+        smoothing = self.label_smoothing if self.training else 0.0
+        return StepOutput(cross_entropy(logits_NV, target_N, smoothing), {"accuracy": accuracy(logits_NV, target_N)})
+
+    def num_targets(self, batch: Batch) -> Tensor:
+        # Known from the shape: no look at the labels, no wait for the device.
+        return batch["labels"].new_tensor(batch["target_index"].shape[0])

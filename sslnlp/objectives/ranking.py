@@ -1,0 +1,98 @@
+"""A bi-encoder for search: queries and documents become vectors, the relevant document's the nearest."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers import AutoModel, PreTrainedModel
+
+from sslnlp.distributed import gather, rank
+from sslnlp.errors import UserError
+from sslnlp.models import hidden_states
+from sslnlp.nn import Pooling
+from sslnlp.objectives import functional
+from sslnlp.objectives.base import Objective
+from sslnlp.types import Batch, Encoding, StepOutput
+
+
+class Ranking(Objective):
+    """In-batch InfoNCE over the cosine of pooled vectors (dense passage retrieval; Karpukhin et al., 2020).
+
+    Rows: a query, its positive, optional negatives. Every other positive and every negative of the batch, over all
+    processes, is a negative of a query, except texts that a pair of the batch says are relevant to it: those are left
+    out of its sum. The loss compares rows, so a batch split for accumulation has fewer negatives: raise the batch
+    size, not the accumulation.
+
+    Options:
+        temperature: divides the cosine; above 0.
+        pooling: how a row of token vectors becomes one (see `sslnlp.nn.Pooling`), "mean" or "cls".
+        symmetric: also let each positive find its query (as CLIP does), and average the two losses.
+    """
+
+    name: ClassVar[str] = "ranking"
+    needs: ClassVar[frozenset[str]] = frozenset({"query", "positive", "query_hash", "positive_hash"})
+    collator: ClassVar[str] = "ranking"
+    wraps: ClassVar[Any] = AutoModel
+    couples_rows: ClassVar[bool] = True
+    pooling: str | None = "mean"  # type: ignore[misc]  # the class's default; an instance carries its own
+    measures: ClassVar[tuple[str, ...]] = ("ranking",)
+    best: ClassVar[tuple[str, str]] = ("mrr@10", "max")
+
+    def __init__(
+        self, model: PreTrainedModel, *, temperature: float = 0.05, pooling: str = "mean", symmetric: bool = False
+    ) -> None:
+        super().__init__(model)
+        if temperature <= 0:
+            raise UserError(f"objective.temperature={temperature} must be above 0")
+        self.temperature = temperature
+        self.symmetric = symmetric
+        self.pooling = pooling
+        self.pool = Pooling(pooling)
+
+    def embed(self, encoding: Encoding) -> Tensor:
+        """Vectors of length 1, float32 [B, H], of an encoding [B, S]."""
+        hidden_BSH = hidden_states(self.model, encoding)
+        return torch.nn.functional.normalize(self.pool(hidden_BSH, encoding["attention_mask"]).float(), dim=-1)
+
+    def forward(self, batch: Batch) -> StepOutput:
+        """Mean loss over this process's queries, `accuracy` (own positive first among all candidates) and
+        `positive_similarity` (mean cosine of a query and its positive)."""
+        query_BH, positive_BH = self.embed(batch["query"]), self.embed(batch["positive"])
+        asked, texts = gather(batch["query_hash"]), gather(batch["positive_hash"])
+        documents, document_hash = [gather(positive_BH)], [texts]
+        if "negative" in batch:
+            documents.append(gather(self.embed(batch["negative"])))
+            document_hash.append(gather(batch["negative_hash"]))
+        rows = query_BH.size(0)
+        # Gathered rows stand in the order of ranks, so this process's own start at rank x rows.
+        target_B = rank() * rows + torch.arange(rows, device=query_BH.device)
+
+        relevant_BD = functional.relevant_pairs(batch["query_hash"], torch.cat(document_hash), asked, texts)
+        loss, similarity_BD = functional.info_nce(
+            query_BH, torch.cat(documents), target_B, temperature=self.temperature, excluded_QD=relevant_BD
+        )
+        if self.symmetric:
+            relevant_BQ = functional.relevant_pairs(asked, batch["positive_hash"], asked, texts).T
+            back, _ = functional.info_nce(
+                positive_BH, gather(query_BH), target_B, temperature=self.temperature, excluded_QD=relevant_BQ
+            )
+            loss = (loss + back) / 2
+        own_B = similarity_BD.gather(1, target_B[:, None])
+        found = (similarity_BD >= own_B).sum(1) == 1  # a tie is not found: collapsed vectors score 0
+        return StepOutput(loss, {"accuracy": found.float().mean(), "positive_similarity": own_B.mean()})
+
+    def num_targets(self, batch: Batch) -> Tensor:
+        """The queries of the batch."""
+        ids: Tensor = batch["query"]["input_ids"]
+        return torch.tensor(ids.size(0), device=ids.device)
+
+    def predict(self, batch: Batch) -> dict[str, Tensor]:
+        """`query`, `document` float [B, H] and the hashes of their texts, int64 [B]: a known-item collection."""
+        return {
+            "query": self.embed(batch["query"]),
+            "document": self.embed(batch["positive"]),
+            "query_hash": batch["query_hash"],
+            "document_hash": batch["positive_hash"],
+        }

@@ -1,0 +1,133 @@
+"""What can be refused before any data is read: pairs that do not fit, heads a model does not have, taken folders."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from sslnlp.collators import COLLATORS, get_collator
+from sslnlp.collators.base import Collator
+from sslnlp.errors import UserError
+from sslnlp.models import ARCHITECTURES, ModelConfig, is_causal
+from sslnlp.objectives.base import Objective
+from sslnlp.recipe.schema import Recipe, bind, to_dict
+
+FREE_ON_RESUME = frozenset({"out", "name", "data.cache", "tokenizer.memory_mb"})
+"""Keys that may differ between a run and its continuation: they change no weight. `TrainConfig.free_on_resume` adds its own."""
+
+
+def check(collator: type[Collator], objective: type[Objective]) -> None:
+    """Refuse a pair whose collator does not make what the objective needs, and name collators that would."""
+    missing = objective.needs - collator.makes
+    if not missing:
+        return
+    fitting = [name for name in sorted(COLLATORS) if _importable(name) and objective.needs <= get_collator(name).makes]
+    advice = f"use collator.name={' or '.join(fitting)}" if fitting else "no shipped collator makes all of it"
+    raise UserError(
+        f"objective {objective.name!r} needs {', '.join(sorted(missing))}, which collator {collator.name!r} does not make; {advice}"
+    )
+
+
+def _importable(name: str) -> bool:
+    try:
+        get_collator(name)
+    except UserError:  # an optional dependency of another collator is not this person's problem
+        return False
+    return True
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """All of it for a recipe: the pair, its options, and the model's form."""
+    objective, collator = recipe.objective_class, recipe.collator_class
+    check(collator, objective)
+    recipe.objective.options = bind("objective", objective, recipe.objective.options)
+    recipe.collator.options = bind("collator", collator, recipe.collator.options)
+    check_model(recipe.model, objective)
+    if recipe.data.train is None:
+        raise UserError("no training data: give data.train=FILE, a glob, a folder or a hub name")
+    if all(value is None for value in (recipe.train.steps, recipe.train.epochs, recipe.train.budget)):
+        raise UserError("say how long to train: train.steps=1000, train.epochs=3 or train.budget=10m")
+    if recipe.data.beir is not None and objective.pooling is None:
+        raise UserError(f"data.beir measures models that embed text; objective {objective.name!r} does not make one")
+
+
+def check_model(model: ModelConfig, objective: type[Objective]) -> None:
+    """Refuse a model without the head, or without the reading direction, that the objective needs."""
+    config = stock_config(model)
+    if type(config) not in objective.wraps._model_mapping or not _reads_as(config, objective):
+        fitting = [
+            name
+            for name in ARCHITECTURES
+            if type(stock := AutoConfig.for_model(name)) in objective.wraps._model_mapping and _reads_as(stock, objective)
+        ]
+        raise UserError(
+            f"objective {objective.name!r} cannot train a {config.model_type!r} model"
+            f"{'' if _reads_as(config, objective) else ', which reads in both directions'}; "
+            f"choose model.architecture from: {', '.join(sorted(fitting))}"
+        )
+
+
+def _reads_as(config: PreTrainedConfig, objective: type[Objective]) -> bool:
+    # The other way round is fine: a left-to-right model can classify and embed.
+    return is_causal(config) or not objective.causal
+
+
+def stock_config(model: ModelConfig) -> PreTrainedConfig:
+    fields = {name: value for name, value in model.config.items() if name in ("is_decoder", "is_causal")}
+    if model.pretrained is None:
+        return AutoConfig.for_model(model.architecture, **fields)
+    try:
+        return AutoConfig.from_pretrained(model.pretrained, **fields)
+    except Exception as error:  # a missing folder, no config.json in it, an unknown type, no network
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"cannot load model.pretrained={model.pretrained}: {reason}") from error
+
+
+def check_out(recipe: Recipe, *, resume: bool) -> None:
+    """Refuse an `out` that cannot be written, holds another run, or (with `resume`) holds none."""
+    out = Path(recipe.out).expanduser()
+    biography = out / "recipe.json"
+    if resume:
+        if not biography.is_file():
+            raise UserError(f"nothing to resume: {recipe.out} holds no run; leave --resume out to start one")
+        _check_same(recipe, json.loads(biography.read_text(encoding="utf-8"))["recipe"])
+    elif out.is_dir() and any(out.iterdir()):
+        what = "a run" if biography.is_file() else "other files"
+        raise UserError(f"{recipe.out} already holds {what}: choose another out=..., add --resume to go on, or delete it")
+    _check_writable(out, recipe.out)
+
+
+def _check_writable(out: Path, shown: str) -> None:
+    """Try it with a file in the nearest folder that exists: permission bits do not tell (root, read-only disks)."""
+    nearest = out
+    while not nearest.exists():
+        nearest = nearest.parent
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write to out={shown}: {error.strerror or error}; choose another out=...") from error
+
+
+def _check_same(recipe: Recipe, before: dict[str, Any]) -> None:
+    now = _flat(json.loads(json.dumps(to_dict(recipe))))
+    then = _flat(before)
+    free = FREE_ON_RESUME | {f"train.{name}" for name in getattr(recipe.train, "free_on_resume", ())}
+    changed = sorted(key for key in now.keys() | then.keys() if key not in free and now.get(key) != then.get(key))
+    if changed:
+        shown = ", ".join(f"{key} ({then.get(key)} -> {now.get(key)})" for key in changed[:4])
+        raise UserError(f"{recipe.out} holds a run of another recipe: {shown}; resume it as it was, or choose another out")
+
+
+def _flat(plain: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for section, value in plain.items():
+        if isinstance(value, dict):
+            flat |= {f"{section}.{name}": item for name, item in value.items()}
+        else:
+            flat[section] = value
+    return flat

@@ -1,0 +1,40 @@
+"""What a stage takes over from the run whose export it starts from."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from sslnlp.recipe.load import read_biography
+from sslnlp.recipe.overrides import coerce
+from sslnlp.recipe.schema import Recipe, options_of
+
+
+def inherit(recipe: Recipe) -> tuple[Recipe, dict[str, Any]]:
+    """A copy of `recipe` with what `model.pretrained` settles, and those keys with their values, for printing.
+
+    The tokenizer always comes with the weights. When the folder is the export of a run, its row length and what the
+    collator declares in `Collator.inherits` (the prefixes of queries and documents, ...) are taken as well, except
+    keys that were given and options that the recipe sets itself.
+    """
+    recipe = copy.deepcopy(recipe)
+    taken: dict[str, Any] = {}
+    if recipe.model.pretrained is None:
+        return recipe, taken
+    if recipe.tokenizer.path is None:
+        recipe.tokenizer.path = taken["tokenizer.path"] = recipe.model.pretrained
+    biography = Path(recipe.model.pretrained).expanduser() / "recipe.json"
+    if not biography.is_file():
+        return recipe, taken
+    earlier = read_biography(biography)["recipe"]
+    length = earlier.get("data", {}).get("seq_length")
+    if length is not None and "data.seq_length" not in recipe.given:
+        recipe.data.seq_length = taken["data.seq_length"] = coerce("data.seq_length", length, int)
+    accepted = options_of(recipe.collator_class)
+    for name in recipe.collator_class.inherits:
+        key = f"collator.{name}"
+        if name in earlier.get("collator", {}) and name not in recipe.collator.options:
+            value = coerce(key, earlier["collator"][name], accepted[name])
+            recipe.collator.options[name] = taken[key] = value
+    return recipe, taken

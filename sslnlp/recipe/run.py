@@ -1,0 +1,226 @@
+"""One run, from a recipe to an export: check, build, train, measure, leave behind."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from sslnlp.card import CardFacts
+from sslnlp.errors import UserError
+from sslnlp.evaluation import evaluate_held_out
+from sslnlp.evaluation.beir import beir_measures
+from sslnlp.export import export_model
+from sslnlp.models import count_parameters
+from sslnlp.objectives.base import Objective
+from sslnlp.recipe.build import Parts, build_objective, build_parts, resolve
+from sslnlp.recipe.check import check_out
+from sslnlp.recipe.schema import Recipe, to_dict
+from sslnlp.train import Trainer
+
+log = logging.getLogger(__name__)
+
+_VERSIONS = ("sslnlp", "torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy")
+
+
+def run(recipe: Recipe, *, resume: bool = False, console: Console | None = None) -> Path:
+    """Run a recipe and return its folder, `out`; its `export/` is a plain Hugging Face folder.
+
+    Everything that can be refused is refused before `out` is touched, and a run that fails before its first update
+    leaves no `out` behind. With `resume`, goes on from the newest valid checkpoint. Raises `UserError` for bad input.
+    """
+    main = PartialState().is_main_process
+    console = console or Console(stderr=True, quiet=not main)
+    recipe, inherited = resolve(recipe)
+    check_out(recipe, resume=resume)
+    out = Path(recipe.out).expanduser()
+    _tell(console, "inherited from " + str(recipe.model.pretrained), inherited)
+    parts = build_parts(recipe, tokenizer_path=out / "tokenizer" if resume else None)
+    console.print(parts.contract.table(), style="dim", highlight=False, markup=False)
+    _tell(console, "data", parts.facts)
+    objective = build_objective(parts)
+    console.print(f"{type(objective.model).__name__}: {count_parameters(objective.model):,} parameters")
+    story = biography(parts, objective)
+    if not resume:
+        PartialState().wait_for_everyone()  # nobody is still checking `out` when it appears
+        if main:
+            _begin(out, parts, story)
+        PartialState().wait_for_everyone()
+    try:
+        trainer = _train(parts, objective, out, story, console, resume)
+    except UserError:
+        if main and not resume and not _trained(out):
+            shutil.rmtree(out, ignore_errors=True)
+        raise
+    _finish(parts, objective, trainer, out, story, console)
+    return out
+
+
+def biography(parts: Parts, objective: Objective) -> dict[str, Any]:
+    """What recipe.json holds: the resolved recipe and what it was resolved against."""
+    story = {
+        "recipe": to_dict(parts.recipe),
+        "versions": _versions(),
+        "data": parts.facts,
+        "tokenizer": parts.contract.to_dict(),
+        "label_names": parts.label_names,
+        "model": {"class": type(objective.model).__name__, "parameters": count_parameters(objective.model)},
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(story, default=str))
+    return plain
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _VERSIONS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _begin(out: Path, parts: Parts, story: Mapping[str, Any]) -> None:
+    """Make `out` with everything a resume needs, at once: written beside its place, then renamed."""
+    aside = out.with_name(f".{out.name}.beginning")
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        parts.tokenizer.save_pretrained(aside / "tokenizer")
+        write_json(aside / "tokenizer" / "contract.json", parts.contract.to_dict())
+        write_json(aside / "recipe.json", story)
+        os.rename(aside, out)
+    except OSError as error:
+        raise UserError(f"cannot write to out={parts.recipe.out}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """`content` as readable JSON, whole or not at all."""
+    aside = path.with_name(path.name + ".tmp")
+    aside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(aside, path)
+
+
+def _trained(out: Path) -> bool:
+    metrics = out / "metrics.jsonl"
+    return (metrics.is_file() and metrics.stat().st_size > 0) or any((out / "state").glob("step-*"))
+
+
+def held_out(parts: Parts) -> Callable[[Objective], dict[str, float]] | None:
+    """The figures of an objective on the held-out rows, the same masks every time; None without such rows."""
+    if (valid := parts.valid) is None:
+        return None
+
+    def evaluate(objective: Objective) -> dict[str, float]:
+        return evaluate_held_out(
+            objective, parts.collator, valid, batch_size=parts.recipe.train.batch_size,
+            num_bytes=parts.valid_bytes, device=next(objective.parameters()).device,
+        )  # fmt: skip
+
+    return evaluate
+
+
+def _train(
+    parts: Parts, objective: Objective, out: Path, story: Mapping[str, Any], console: Console, resume: bool
+) -> Trainer:
+    with _progress(console) as on_progress:
+        trainer = Trainer(
+            objective, parts.collator, parts.stream, parts.recipe.train,
+            out=out, evaluate=held_out(parts), facts=story, on_progress=on_progress,
+        )  # fmt: skip
+        trainer.fit(resume)
+    return trainer
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Callable[[int, int, Mapping[str, float]], None]]:
+    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("{task.description}"), console=console) as bar:
+        task = bar.add_task("", total=None)
+
+        def show(step: int, steps: int, metrics: Mapping[str, float]) -> None:
+            shown = {name: metrics[name] for name in ("loss", "valid_loss", "tokens_per_second") if name in metrics}
+            text = "  ".join(f"{name.replace('_', ' ')} {value:,.4g}" for name, value in shown.items())
+            bar.update(task, completed=step, total=steps, description=text)
+
+        yield show
+
+
+def _finish(
+    parts: Parts, objective: Objective, trainer: Trainer, out: Path, story: dict[str, Any], console: Console
+) -> None:
+    """Final figures, on the weights that are left behind, and the export. The main process alone."""
+    state = PartialState()
+    if state.is_main_process:
+        measures = _measure(parts, objective)
+        seen = trainer.progress.tokens
+        story |= {"result": {"steps": trainer.progress.steps, "tokens_seen": seen, "measures": measures}}
+        write_json(out / "recipe.json", story)
+        export_model(
+            objective.exported, parts.tokenizer, out / "export",
+            card=_card(parts, story), recipe=story, pooling=objective.pooling,
+            prompts=parts.collator.prompts, max_length=parts.max_length,
+        )  # fmt: skip
+        _tell(console, "held-out", measures)
+        console.print(f"done: {out / 'export'}", highlight=False, markup=False)
+    state.wait_for_everyone()
+
+
+def _measure(parts: Parts, objective: Objective) -> dict[str, float]:
+    from sslnlp.distributed import alone
+
+    with alone():
+        evaluate = held_out(parts)
+        figures = dict(evaluate(objective)) if evaluate is not None else {}
+        if (folder := parts.recipe.data.beir) is not None:
+            embedder: Any = objective
+            collator: Any = parts.collator
+            figures |= beir_measures(embedder, collator, folder, batch_size=parts.recipe.train.batch_size)
+    return {name: float(value) for name, value in figures.items()}
+
+
+def _card(parts: Parts, story: Mapping[str, Any]) -> CardFacts:
+    recipe = parts.recipe
+    train = recipe.data.train
+    return CardFacts(
+        title=Path(recipe.out).name,
+        objective=str(recipe.objective.name),
+        objective_options=recipe.objective.options,
+        collator=parts.collator.name,
+        collator_options=recipe.collator.options,
+        hyperparameters={**asdict(recipe.train), "steps": story["result"]["steps"]},
+        measures=story["result"]["measures"],
+        versions=story["versions"],
+        sources=[train] if isinstance(train, str) else list(train or []),
+        data=story["data"],
+        tokens_seen=story["result"]["tokens_seen"],
+        base_model=recipe.model.pretrained,
+        data_license=recipe.data.licence,
+    )
+
+
+def _tell(console: Console, title: str, facts: Mapping[str, Any]) -> None:
+    plain = {name: value for name, value in facts.items() if value not in (None, {}, [])}
+    if plain:
+        shown = "  ".join(f"{name} {_figure(value)}" for name, value in plain.items())
+        console.print(f"{title}: {shown}", highlight=False, markup=False)
+
+
+def _figure(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.4g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -1,0 +1,47 @@
+"""`sslnlp tokenizer`: a tokenizer of its own, for several runs to share."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from sslnlp.data.config import DataConfig
+from sslnlp.data.prepare import sample_texts
+from sslnlp.errors import UserError
+from sslnlp.recipe.build import TOKENIZER_BYTES, contract_of
+from sslnlp.recipe.run import write_json
+from sslnlp.tokenizer import train_tokenizer
+
+
+def make_tokenizer(
+    data: Sequence[str], out: Path, *, text: str | None = None, console: Console | None = None, **options: Any
+) -> Path:
+    """Train a tokenizer on `data`, print its contract and write both to the folder `out`.
+
+    `options` are those of `train_tokenizer`. Raises `UserError` when `out` is taken or cannot be written.
+    """
+    console = console or Console()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} already exists: choose another --out, or delete it")
+    config = DataConfig(train=list(data), text=text)
+    tokenizer = train_tokenizer(sample_texts(config, TOKENIZER_BYTES), **options)
+    kept = contract_of(tokenizer, sample_texts(config, TOKENIZER_BYTES))
+    aside = out.with_name(f".{out.name}.beginning")
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        tokenizer.save_pretrained(aside)
+        write_json(aside / "contract.json", kept.to_dict())
+        os.rename(aside, out)
+    except OSError as error:
+        raise UserError(f"cannot write to {out}: {error.strerror or error}; choose another --out") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    console.print(kept.table(), highlight=False, markup=False)
+    console.print(f"{len(tokenizer):,} tokens in {out}; use it with tokenizer.path={out}")
+    return out

@@ -1,0 +1,32 @@
+"""Names to classes, imported on first use: the mechanism behind the two registries."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from sslnlp.errors import UserError, suggest
+
+T = TypeVar("T")
+
+
+def find_class(kind: str, name: str, registry: Mapping[str, str], base: type[T]) -> type[T]:
+    """The class behind a registry name or a dotted path `pkg.mod:Class`.
+
+    Raises `UserError` when the name is unknown, the module does not import, or the class is not a `base`.
+    """
+    if name not in registry and ":" not in name:
+        raise UserError(f"unknown {kind} {name!r}.{suggest(name, registry)} A path 'package.module:Class' works too.")
+    module_name, _, class_name = registry.get(name, name).partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"{kind} {name!r}: cannot import {module_name!r} ({error})") from error
+    found: Any = getattr(module, class_name, None)
+    if found is None:
+        classes = [word for word, value in vars(module).items() if isinstance(value, type)]
+        raise UserError(f"{kind} {name!r}: {module_name} has no class {class_name!r}.{suggest(class_name, classes)}")
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise UserError(f"{kind} {name!r}: {class_name} is not a subclass of sslnlp's {base.__name__}")
+    return found

@@ -1,0 +1,114 @@
+"""What each held-out figure means: its unit, one sentence, and what a model that knows nothing would score."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Facts = Mapping[str, Any]
+"""What chance levels are computed from: `vocab_size`, `bytes_per_token`, `num_labels`, where known."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One figure's explanation. `chance` returns None where the facts do not tell."""
+
+    unit: str
+    meaning: str
+    better: str
+    chance: Callable[[Facts], float | None] = lambda facts: None
+
+
+def _log_vocabulary(facts: Facts) -> float | None:
+    size = facts.get("vocab_size")
+    return math.log(size) if size else None
+
+
+def _uniform_bits_per_byte(facts: Facts) -> float | None:
+    size, width = facts.get("vocab_size"), facts.get("bytes_per_token")
+    return math.log2(size) / width if size and width else None
+
+
+def _one_of(key: str) -> Callable[[Facts], float | None]:
+    return lambda facts: 1 / facts[key] if facts.get(key) else None
+
+
+def _log_of(key: str) -> Callable[[Facts], float | None]:
+    return lambda facts: math.log(facts[key]) if facts.get(key) else None
+
+
+TOKEN_LOSS = "mean cross-entropy of the scored tokens of held-out text"
+MEASURES: Mapping[tuple[str, str], Measure] = {
+    ("masked_lm", "loss"): Measure(
+        "nats per masked token",
+        f"{TOKEN_LOSS}, the same masks each time; not comparable across tokenizers",
+        "lower",
+        _log_vocabulary,
+    ),
+    ("masked_lm", "accuracy"): Measure(
+        "share", "masked tokens whose most probable prediction is right", "higher", _one_of("vocab_size")
+    ),
+    ("causal_lm", "loss"): Measure(
+        "nats per token", f"{TOKEN_LOSS}; not comparable across tokenizers", "lower", _log_vocabulary
+    ),
+    ("causal_lm", "accuracy"): Measure(
+        "share", "tokens whose most probable prediction is right", "higher", _one_of("vocab_size")
+    ),
+    ("causal_lm", "bits_per_byte"): Measure(
+        "bits per byte of UTF-8",
+        "code length of held-out text; comparable across tokenizers",
+        "lower",
+        _uniform_bits_per_byte,
+    ),
+    ("classification", "loss"): Measure(
+        "nats per text", "mean cross-entropy of the labels", "lower", _log_of("num_labels")
+    ),
+    ("classification", "accuracy"): Measure("share", "texts whose label is predicted", "higher", _one_of("num_labels")),
+    ("classification", "macro_f1"): Measure(
+        "share", "F1 of each class, averaged with equal weight", "higher", _one_of("num_labels")
+    ),
+    ("ranking", "loss"): Measure("nats per query", "InfoNCE among the documents of a held-out batch", "lower"),
+    ("ranking", "accuracy"): Measure(
+        "share", "queries whose own document is the nearest of its held-out batch", "higher"
+    ),
+    ("ranking", "positive_similarity"): Measure(
+        "cosine", "mean similarity of a query and its own document", "see loss"
+    ),
+}
+"""(objective, figure) -> explanation. A figure that is not here is shown without one."""
+
+_RANKED = {
+    "ndcg": "discounted gain of the relevant documents among the first {k}, over the best possible",
+    "mrr": "reciprocal rank of the first relevant document, 0 beyond rank {k}",
+    "recall": "share of the relevant documents among the first {k}",
+    "map": "average precision: precision at the place of each relevant document, averaged",
+}
+
+
+def measure(objective: str, figure: str) -> Measure | None:
+    """The explanation of a held-out figure of an objective; None when there is none."""
+    name, _, depth = figure.removeprefix("beir_").partition("@")
+    if name in _RANKED:
+        chance = functools.partial(_chance_at, name, depth)
+        return Measure("mean over queries", _RANKED[name].format(k=depth), "higher", chance)
+    return MEASURES.get((objective, figure))
+
+
+def _chance_at(name: str, depth: str, facts: Facts) -> float | None:
+    """Expected value of a random order when each query has one relevant document among `num_documents`."""
+    documents = facts.get("num_documents")
+    if not documents:
+        return None
+    gain = _GAINS[name]
+    return sum(gain(place) for place in range(1, min(int(depth or documents), documents) + 1)) / int(documents)
+
+
+_GAINS: Mapping[str, Callable[[int], float]] = {
+    "mrr": lambda place: 1 / place,
+    "map": lambda place: 1 / place,
+    "ndcg": lambda place: 1 / math.log2(place + 1),
+    "recall": lambda place: 1.0,
+}

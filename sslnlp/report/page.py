@@ -1,0 +1,107 @@
+"""A report as data: sections of text, tables and charts, written as report.json and as one self-contained page."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from sslnlp.report.svg import line_chart
+
+Cell = str | int | float | bool | None
+
+
+@dataclass
+class Table:
+    """Rows under named columns; numbers stay numbers, so report.json can be read by a program."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    title: str = ""
+    note: str = ""
+
+
+@dataclass
+class Chart:
+    """Named lines over one axis: series -> [(x, y), ...]."""
+
+    title: str
+    x: str
+    y: str
+    series: Mapping[str, Sequence[tuple[float, float]]]
+
+
+@dataclass
+class Section:
+    """One heading of the report. A later measure adds a section; nothing else changes."""
+
+    title: str
+    text: str = ""
+    tables: list[Table] = field(default_factory=list)
+    charts: list[Chart] = field(default_factory=list)
+
+
+@dataclass
+class Report:
+    """Everything the two files show."""
+
+    title: str
+    subtitle: str = ""
+    sections: list[Section] = field(default_factory=list)
+
+    def write(self, folder: Path) -> Path:
+        """Write `report.json` and `report.html` into `folder`, each whole or not at all; returns the page's path."""
+        folder.mkdir(parents=True, exist_ok=True)
+        _replace(folder / "report.json", json.dumps(_plain(asdict(self)), indent=2, ensure_ascii=False) + "\n")
+        return _replace(folder / "report.html", self.html())
+
+    def html(self) -> str:
+        """The page: no script, nothing fetched, light or dark as the reader's device is set."""
+        environment = Environment(
+            loader=PackageLoader("sslnlp", "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        )
+        environment.filters["cell"] = format_cell
+        environment.globals["chart"] = lambda c: Markup(line_chart(c.title, c.x, c.y, c.series))  # svg.py escapes
+        return environment.get_template("report.html.jinja").render(report=self, is_number=is_number)
+
+
+def is_number(value: Cell) -> bool:
+    """Whether a cell is set flush right."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def format_cell(value: Cell) -> str:
+    """A cell for people: thousands separated, four significant digits, yes or no, and a dash for nothing."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return str(value)
+        return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+    return value
+
+
+def _plain(value: Any) -> Any:
+    # JSON has no NaN or infinity; a strict reader would refuse the whole file.
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _replace(path: Path, text: str) -> Path:
+    aside = path.with_name(path.name + ".part")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
+    return path

@@ -1,0 +1,190 @@
+"""A run's folder into report sections: what was run, what it reached, how it got there."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sslnlp.errors import UserError
+from sslnlp.metrics import read_metrics
+from sslnlp.report.measures import measure
+from sslnlp.report.page import Cell, Chart, Report, Section, Table
+
+TRAINING, HELD_OUT = "train/", "valid/"
+"""Prefixes of the numbers in metrics.jsonl: means since the last log, and figures of held-out data."""
+
+
+@dataclass
+class RunFacts:
+    """What a run's folder says about the run."""
+
+    name: str
+    path: Path
+    biography: Mapping[str, Any]
+    """recipe.json: the resolved recipe, versions, data fingerprint."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """metrics.jsonl, one entry a step, in order."""
+
+    @property
+    def objective(self) -> str:
+        return str(self.recipe.get("objective", {}).get("name", ""))
+
+    @property
+    def recipe(self) -> Mapping[str, Any]:
+        plain: Mapping[str, Any] = self.biography.get("recipe", {})
+        return plain
+
+    def series(self, key: str) -> list[tuple[float, float]]:
+        """(step, value) of one logged number."""
+        return [(line["step"], line[key]) for line in self.history if _is_number(line.get(key))]
+
+    def held_out(self) -> dict[str, float]:
+        """The held-out figures of the weights that were left behind; of a run still going, the newest of each."""
+        if result := self.biography.get("result"):
+            return dict(result.get("measures", {}))
+        newest: dict[str, float] = {}
+        for line in self.history:
+            figures = {k: v for k, v in line.items() if k.startswith(HELD_OUT) and _is_number(v)}
+            newest.update({key.removeprefix(HELD_OUT): value for key, value in figures.items()})
+        return newest
+
+
+def read_run(run: Path) -> RunFacts:
+    """Read a run's folder. Raises UserError when it holds no recipe.json, or one that cannot be read."""
+    path = run / "recipe.json"
+    if not path.is_file():
+        raise UserError(f"{str(run)!r} is not a run's folder (no recipe.json in it); give the `out` of a training run")
+    try:
+        biography = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {str(path)!r}: {error}") from None
+    return RunFacts(run.name, run, biography, _history(run / "metrics.jsonl"))
+
+
+def make_report(
+    run: Path,
+    *,
+    against: Sequence[str] = (),
+    out: str | None = None,
+    title: str | None = None,
+    sections: Sequence[Section] = (),
+) -> Path:
+    """Write report.json and report.html for one run, or for several side by side; returns the page's path.
+
+    against: folders of further runs to compare with. out: where to write (default: the run's folder). sections: put
+    before the run's own, for a caller that has more to tell.
+    """
+    runs = [read_run(path) for path in (run, *map(Path, against))]
+    names = ", ".join(r.name for r in runs)
+    report = Report(title or f"Report: {names}", subtitle=_subtitle(runs[0]), sections=[*sections, *run_sections(runs)])
+    return report.write(Path(out) if out else Path(run))
+
+
+def run_sections(runs: Sequence[RunFacts]) -> list[Section]:
+    """The sections every report has, for runs side by side."""
+    made = [_held_out(runs), _curves(runs), _facts(runs), _contract(runs), _recipes(runs)]
+    return [section for section in made if section.tables or section.charts]
+
+
+def _held_out(runs: Sequence[RunFacts]) -> Section:
+    rows: list[list[Cell]] = []
+    for run in runs:
+        chance_facts = _chance_facts(run)
+        for figure, value in sorted(run.held_out().items()):
+            told = measure(run.objective, figure)
+            chance = told.chance(chance_facts) if told else None
+            explained: list[Cell] = [told.unit, told.better, told.meaning] if told else ["", "", ""]
+            rows.append([*([run.name] if len(runs) > 1 else []), figure, value, chance, *explained])
+    columns = [*(["run"] if len(runs) > 1 else []), "figure", "held out", "chance", "unit", "better", "meaning"]
+    note = "Chance is what a model scores that finds all answers equally likely; a dash where it is not known."
+    return Section("What it reached", tables=[Table(columns, rows, note=note)] if rows else [])
+
+
+def _curves(runs: Sequence[RunFacts]) -> Section:
+    """One chart per figure, training and held-out together; only runs of one objective share a chart."""
+    charts = []
+    for objective in dict.fromkeys(run.objective for run in runs):
+        group = [run for run in runs if run.objective == objective]
+        figures = sorted({f for run in group for f in run.held_out()}, key=lambda f: (f != "loss", f))
+        for figure in dict.fromkeys(["loss", *figures]):
+            series = {}
+            for run in group:
+                prefix = f"{run.name}: " if len(group) > 1 else ""
+                for label, key in (("training", TRAINING + figure), ("held out", HELD_OUT + figure)):
+                    if points := run.series(key):
+                        series[f"{prefix}{label}"] = points
+            told = measure(objective, figure)
+            if any(len(points) > 1 for points in series.values()):
+                charts.append(Chart(f"{figure} ({objective})", "step", told.unit if told else figure, series))
+        rates = {run.name: run.series(TRAINING + "lr") for run in group}
+        if any(len(points) > 1 for points in rates.values()):
+            charts.append(Chart(f"learning rate ({objective})", "step", "learning rate", rates))
+    return Section("How it got there", charts=charts)
+
+
+def _facts(runs: Sequence[RunFacts]) -> Section:
+    per_run = [_flat(_without(run.biography, "recipe", "tokenizer", "label_names")) for run in runs]
+    return Section("What it was made from", tables=_side_by_side(runs, per_run, "fact"))
+
+
+def _recipes(runs: Sequence[RunFacts]) -> Section:
+    return Section("Recipe", tables=_side_by_side(runs, [_flat(run.recipe) for run in runs], "key"))
+
+
+def _contract(runs: Sequence[RunFacts]) -> Section:
+    tables = _side_by_side(runs, [_flat(run.biography.get("tokenizer") or {}) for run in runs], "fact or figure")
+    return Section("Tokenizer contract", tables=tables)
+
+
+def _side_by_side(runs: Sequence[RunFacts], columns: Sequence[Mapping[str, Cell]], head: str) -> list[Table]:
+    keys = list(dict.fromkeys(key for column in columns for key in column))
+    rows: list[list[Cell]] = [[key, *(column.get(key) for column in columns)] for key in keys]
+    return [Table([head, *(run.name for run in runs)], rows)] if rows else []
+
+
+def _subtitle(run: RunFacts) -> str:
+    model = run.recipe.get("model", {})
+    base = model.get("pretrained") or f"{model.get('architecture', 'model')} {model.get('size', '')}".strip()
+    return f"{run.objective or 'run'} · {base}"
+
+
+def _chance_facts(run: RunFacts) -> dict[str, Any]:
+    figures = (run.biography.get("tokenizer") or {}).get("figures", {})
+    facts = {name: figures[name] for name in ("vocab_size", "bytes_per_token") if name in figures}
+    return facts | {"num_labels": len(run.biography.get("label_names") or [])}
+
+
+def _without(plain: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    # The held-out figures have a table of their own.
+    kept = {key: value for key, value in plain.items() if key not in names}
+    return kept | ({"result": _without(kept["result"], "measures")} if "result" in kept else {})
+
+
+def _flat(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Cell]:
+    """Nested mappings as dotted keys; lists as a comma-separated line, long ones cut."""
+    rows: dict[str, Cell] = {}
+    for key, value in plain.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            rows |= _flat(value, f"{name}.")
+        elif isinstance(value, list):
+            rows[name] = ", ".join(str(v) for v in value[:20]) + (" ..." if len(value) > 20 else "")
+        elif value is None or isinstance(value, str | int | float | bool):
+            rows[name] = value
+    return rows
+
+
+def _history(path: Path) -> list[dict[str, Any]]:
+    by_step: dict[int, dict[str, Any]] = {}
+    for line in read_metrics(path):
+        if isinstance(line.get("step"), int):
+            by_step.setdefault(line["step"], {}).update(line)
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

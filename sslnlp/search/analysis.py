@@ -1,0 +1,111 @@
+"""From text to the terms BM25 counts: split, lower-case, drop stop words, stem; and where each term stood in the text.
+
+One class serves indexing, querying and highlighting, so the three can never disagree about what a word is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from typing import NamedTuple
+
+from sslnlp.errors import UserError, suggest
+
+# Han, kana and Hangul are written without reliable spaces: a run of them is one "word" to any regular expression.
+_CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
+# Words of two letters or more (single letters carry nothing in English), or one lone CJK character (which does).
+_WORD = re.compile(rf"\b\w\w+\b|[{_CJK}]")
+_RUNS = re.compile(rf"[{_CJK}]+|[^{_CJK}]+")
+_HAS_CJK = re.compile(rf"[{_CJK}]")
+
+
+class Term(NamedTuple):
+    """One counted term and the characters [start, end) of the text it came from."""
+
+    term: str
+    start: int
+    end: int
+
+
+def languages() -> list[str]:
+    """Every accepted `language`: a Snowball stemmer, a stop-word list, or both, and `none` for neither."""
+    import Stemmer
+
+    return sorted({*Stemmer.algorithms(), *_stop_word_lists(), "none"})
+
+
+def _stop_word_lists() -> dict[str, frozenset[str]]:
+    from bm25s import stopwords
+
+    found = {
+        name[len("STOPWORDS_") :].lower(): frozenset(getattr(stopwords, name))
+        for name in dir(stopwords)
+        if name.startswith("STOPWORDS_") and name != "STOPWORDS_EN_PLUS"
+    }
+    found["english"] = found.pop("en")
+    return found
+
+
+class Analyzer:
+    """Splits text into terms for one language.
+
+    `language` names a Snowball stemmer (English by default); where there is none the words stay as they are, and where
+    there is no stop-word list nothing is dropped. Runs of Chinese, Japanese and Korean characters become overlapping
+    pairs, the usual choice where no segmenter is at hand.
+    """
+
+    def __init__(self, language: str = "english") -> None:
+        if language not in languages():
+            raise UserError(f"Unknown language {language!r}; 'none' works for any.{suggest(language, languages())}")
+        self.language = language
+        self._stems: dict[str, str] = {}
+
+    @cached_property
+    def stop_words(self) -> frozenset[str]:
+        return _stop_word_lists().get(self.language, frozenset())
+
+    @cached_property
+    def _stem_word(self) -> Callable[[str], str]:
+        import Stemmer
+
+        if self.language not in Stemmer.algorithms():
+            return str
+        stem: Callable[[str], str] = Stemmer.Stemmer(self.language).stemWord
+        return stem
+
+    def _stem(self, word: str) -> str:
+        stem = self._stems.get(word)
+        if stem is None:  # a corpus repeats its words: one dictionary look-up instead of one stemming
+            stem = self._stems[word] = self._stem_word(word)
+        return stem
+
+    def located(self, text: str) -> Iterator[Term]:
+        """The terms of `text`, in order, each with the characters it came from."""
+        # Lower-casing may change the length of a few letters (İ); then offsets are those of the lower-cased text's
+        # own characters, so we fall back to lower-casing letter by letter and keep such letters as they are.
+        lowered = text.lower()
+        if len(lowered) != len(text):
+            lowered = "".join(low if len(low := letter.lower()) == 1 else letter for letter in text)
+        for match in _WORD.finditer(lowered):
+            word, start = match.group(), match.start()
+            if _HAS_CJK.search(word):
+                yield from self._pairs(word, start)
+            elif word not in self.stop_words:
+                yield Term(self._stem(word), start, match.end())
+
+    def terms(self, text: str) -> list[str]:
+        """The terms of `text`, in order, repeats included. Empty when the text holds only stop words."""
+        return [found.term for found in self.located(text)]
+
+    def _pairs(self, word: str, offset: int) -> Iterator[Term]:
+        for run in _RUNS.finditer(word):
+            part, start = run.group(), offset + run.start()
+            if not _HAS_CJK.match(part):
+                if len(part) > 1 and part not in self.stop_words:
+                    yield Term(self._stem(part), start, start + len(part))
+                continue
+            for at in range(max(1, len(part) - 1)):
+                pair = part[at : at + 2]
+                if pair not in self.stop_words:
+                    yield Term(pair, start + at, start + at + len(pair))

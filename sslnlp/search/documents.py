@@ -1,0 +1,178 @@
+"""What people search: documents out of a folder of text files, a JSONL, CSV, TSV or Parquet file, or a BEIR folder.
+
+Read here line by line and not through `datasets`, because an id must stay the string it is in the file: type inference
+turns "007" into 7, and then no relevance judgement finds its document.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO, cast
+
+from sslnlp.errors import UserError
+
+TEXT_SUFFIXES = frozenset({".txt", ".text", ".md", ".rst", ".tex", ".org", ".adoc"})
+TABLE_SUFFIXES = frozenset({".jsonl", ".ndjson", ".csv", ".tsv", ".parquet"})
+ID_COLUMNS = ("_id", "id", "docid", "doc_id", "document_id")
+TITLE_COLUMNS = ("title", "headline", "subject")
+TEXT_COLUMNS = ("text", "body", "content", "contents", "passage", "document", "abstract")
+
+
+class Document(NamedTuple):
+    """One searchable document. `content` is what BM25 and the encoder see."""
+
+    id: str
+    title: str
+    text: str
+
+    @property
+    def content(self) -> str:
+        return f"{self.title} {self.text}".strip()
+
+
+class Columns(NamedTuple):
+    """Column names given by hand; None means: find the usual ones."""
+
+    id: str | None = None
+    title: str | None = None
+    text: str | None = None
+
+
+def read_documents(path: str | Path, columns: Columns = Columns()) -> Iterator[Document]:  # noqa: B008 (immutable)
+    """The documents at `path`, one at a time, in the file's order (a folder: sorted by relative path, which is the id).
+
+    `path` is a text file's folder, a BEIR folder (it holds `corpus.jsonl`), or a `.jsonl`, `.csv`, `.tsv` (these also
+    with `.gz`) or `.parquet` file with a text column and, if it has them, an id and a title. Rows without an id are
+    numbered from 0. Raises UserError for a path, row or column that cannot be read.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"Nothing to index at {path}: no such file or folder.")
+    if path.is_dir():
+        for name in ("corpus.jsonl", "corpus.jsonl.gz"):
+            if (path / name).is_file():
+                return _documents_of_rows(path / name, columns)
+        return _documents_of_folder(path)
+    return _documents_of_rows(path, columns)
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """The rows of a table file, each with its line or row number (from 1) for messages."""
+    suffix = _suffix(path)
+    if suffix not in TABLE_SUFFIXES:
+        raise UserError(f"Cannot read {path}: give a folder of texts or one of {', '.join(sorted(TABLE_SUFFIXES))}.")
+    try:
+        if suffix == ".parquet":
+            yield from _parquet_rows(path)
+            return
+        with _open_text(path) as lines:
+            yield from _json_rows(path, lines) if suffix in (".jsonl", ".ndjson") else _csv_rows(path, lines, suffix)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}): convert it first.") from error
+    except (OSError, EOFError) as error:
+        raise UserError(f"Cannot read {path}: {error}.") from error
+
+
+def find_column(path: Path, present: Iterable[str], wanted: str | None, usual: Iterable[str]) -> str | None:
+    """The column to use: the one asked for by name (UserError when absent), else the first usual name there is."""
+    names = list(present)
+    if wanted is not None:
+        if wanted not in names:
+            raise UserError(f"{path} has no column {wanted!r}; it has: {', '.join(names)}.")
+        return wanted
+    return next((name for name in usual if name in names), None)
+
+
+def _documents_of_rows(path: Path, columns: Columns) -> Iterator[Document]:
+    for row_index, (number, row) in enumerate(read_rows(path)):
+        id_column = find_column(path, row, columns.id, ID_COLUMNS)
+        title_column = find_column(path, row, columns.title, TITLE_COLUMNS)
+        text_column = find_column(path, row, columns.text, TEXT_COLUMNS)
+        if text_column is None:
+            raise UserError(
+                f"{path} row {number} has no text column among {', '.join(TEXT_COLUMNS)}; it has: {', '.join(row)}. "
+                "Name one with --text-column."
+            )
+        name = str(row_index) if id_column is None else _string(path, number, row, id_column)
+        if not name:
+            raise UserError(f"{path} row {number} has an empty {id_column!r}: every document needs an id.")
+        title = "" if title_column is None else _string(path, number, row, title_column)
+        yield Document(name, title, _string(path, number, row, text_column))
+
+
+def _documents_of_folder(folder: Path) -> Iterator[Document]:
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in TEXT_SUFFIXES and file.is_file())
+    if not files:
+        raise UserError(f"{folder} holds no corpus.jsonl and no text file ({', '.join(sorted(TEXT_SUFFIXES))}).")
+    for file in files:
+        try:
+            text = file.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{file} is not UTF-8 text (byte {error.start}): convert it or take it out.") from error
+        except OSError as error:
+            raise UserError(f"Cannot read {file}: {error.strerror}.") from error
+        yield Document(file.relative_to(folder).as_posix(), "", text)
+
+
+def _string(path: Path, number: int, row: Mapping[str, Any], column: str) -> str:
+    value = row.get(column)
+    if value is None:
+        return ""
+    if isinstance(value, (str, int)) and not isinstance(value, bool):
+        return str(value)
+    raise UserError(f"{path} row {number}: {column!r} is a {type(value).__name__}, not text.")
+
+
+def _suffix(path: Path) -> str:
+    return Path(path.stem if path.suffix == ".gz" else path.name).suffix.lower()
+
+
+def _open_text(path: Path) -> TextIO:
+    # newline="" is what the csv module needs; JSON does not mind a trailing carriage return.
+    if path.suffix == ".gz":
+        return cast(TextIO, gzip.open(path, "rt", encoding="utf-8-sig", newline=""))
+    return open(path, encoding="utf-8-sig", newline="")
+
+
+def _json_rows(path: Path, lines: TextIO) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{path} line {number} is not JSON ({error}).") from error
+        if not isinstance(row, dict):
+            raise UserError(f"{path} line {number} is a JSON {type(row).__name__}, not an object with columns.")
+        yield number, row
+
+
+def _csv_rows(path: Path, lines: TextIO, suffix: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    csv.field_size_limit(sys.maxsize)  # the default refuses a document longer than 128 KiB
+    reader = csv.DictReader(lines, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
+    try:
+        for row in reader:
+            if None in row or None in row.values():
+                raise UserError(f"{path} line {reader.line_num} does not have as many fields as the header.")
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise UserError(f"{path} line {reader.line_num} is not readable as {suffix[1:]} ({error}).") from error
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+    try:
+        number = 0
+        for batch in pq.ParquetFile(path).iter_batches(batch_size=1024):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{path} is not a readable Parquet file ({error}).") from error

@@ -1,0 +1,202 @@
+"""Text to vectors by any Hugging Face encoder folder, the way its own files say.
+
+Read when present, as sentence-transformers writes them: `modules.json` (which steps), `1_Pooling/config.json` (how
+token vectors become one), `sentence_bert_config.json` (how long), `config_sentence_transformers.json` (prompts,
+similarity).
+A plain encoder folder without them is mean-pooled and normalised.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sslnlp.errors import UserError
+from sslnlp.evaluation.beir import encode_sorted
+from sslnlp.nn import Pooling
+from sslnlp.search.manifest import sha256_of
+from sslnlp.types import Encoding
+
+Kind = Literal["query", "document"]
+# sentence-transformers' names, the newer value and the older flag, for what `sslnlp.nn.Pooling` does.
+_POOLINGS = {"mean": "mean", "cls": "cls", "lasttoken": "last"}
+_POOLING_FLAGS = {
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+_WEIGHTS_AND_WORDS = ("*.safetensors", "*.json", "*.model", "*.txt", "pytorch_model*.bin")
+_LONGEST = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSettings:
+    """How token vectors become one text vector."""
+
+    pooling: str = "mean"
+    normalize: bool = True
+    max_length: int | None = None
+    prompts: dict[str, str] = field(default_factory=dict)
+
+
+class Encoder:
+    """A frozen bi-encoder. `fingerprint` identifies weights, tokenizer and settings together."""
+
+    def __init__(self, model: Any, tokenizer: Any, settings: EncoderSettings, name: str, fingerprint: str) -> None:
+        self.model = model.eval()
+        self._pool = Pooling(settings.pooling)
+        self.tokenizer = tokenizer
+        self.settings = settings
+        self.name = name
+        self.fingerprint = fingerprint
+        self.dimension = int(model.config.hidden_size)
+
+    @classmethod
+    def load(cls, name: str) -> Encoder:
+        """The encoder in folder `name`, or of that name on the hub. Raises UserError when it cannot be loaded."""
+        from transformers import AutoModel, AutoTokenizer
+
+        folder = resolve(name)
+        settings = read_settings(folder)
+        try:
+            with _no_loading_bar():
+                model = AutoModel.from_pretrained(folder)
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+        except Exception as error:  # the loaders raise anything from OSError to safetensors' own type
+            raise UserError(f"Cannot load the encoder {name}: {_first_line(error)}") from error
+        if model.config.is_encoder_decoder:
+            model = model.get_encoder()
+        if tokenizer.pad_token is None:
+            if tokenizer.eos_token is None:
+                raise UserError(f"The tokenizer of {name} has no pad token: texts of unequal length cannot be batched.")
+            tokenizer.pad_token = tokenizer.eos_token  # padding is masked out below, so any token serves
+        tokenizer.padding_side = "right"
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        where = str(Path(name).resolve()) if Path(name).is_dir() else name
+        return cls(model.to(device), tokenizer, settings, where, fingerprint(folder))
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of a text that are read; longer texts are cut."""
+        limits = [self.settings.max_length or _LONGEST, self.tokenizer.model_max_length]
+        positions = getattr(self.model.config, "max_position_embeddings", None)
+        if positions:
+            # RoBERTa's table starts counting after the padding id, so two of its rows are no positions.
+            limits.append(positions if self.settings.max_length else positions - 2)
+        return int(min(limit for limit in limits if limit > 0))
+
+    def encode(self, texts: Sequence[str], kind: Kind, *, batch_size: int = 32) -> NDArray[np.float32]:
+        """Vectors float32 [N, H] of `texts`, in their order; `kind` chooses the prompt put before each ("query: ")."""
+        prompt = self.settings.prompts.get(kind, "")
+        prompted = [prompt + text for text in texts]
+        return encode_sorted(self._embed, self._tokenize, prompted, batch_size=batch_size, device=self.model.device)
+
+    def _tokenize(self, texts: Sequence[str]) -> Encoding:
+        encoded = self.tokenizer(
+            list(texts),
+            truncation=True,
+            max_length=self.max_length,
+            padding=True,
+            return_token_type_ids=False,
+            return_tensors="pt",
+        )
+        return dict(encoded)
+
+    def _embed(self, encoding: Encoding) -> Tensor:
+        hidden_BSH = self.model(**encoding).last_hidden_state
+        vectors_BH: Tensor = self._pool(hidden_BSH.float(), encoding["attention_mask"])
+        return torch.nn.functional.normalize(vectors_BH, dim=-1) if self.settings.normalize else vectors_BH
+
+
+def resolve(name: str) -> Path:
+    """The folder of a model: itself when it is one, otherwise its snapshot from the hub (or the hub's cache)."""
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "*.model", "*.txt"]))
+    except HFValidationError as error:
+        raise UserError(f"No model folder at {name}.") from error
+    except Exception as error:  # not found, refused, offline with an empty cache: all mean the same to the person
+        raise UserError(f"No model folder at {name}, and no such model on the hub: {_first_line(error)}") from error
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 over every file that decides a vector: weights, configuration, tokenizer, pooling."""
+    files = {file for pattern in _WEIGHTS_AND_WORDS for file in folder.rglob(pattern)}
+    files = {file for file in files if file.name != "recipe.json"}  # a biography, it changes no vector
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        digest.update(file.relative_to(folder).as_posix().encode() + b"\0")
+        digest.update(sha256_of(file).encode())
+    return digest.hexdigest()
+
+
+def read_settings(folder: Path) -> EncoderSettings:
+    """Pooling, normalisation, length and prompts as the folder's sentence-transformers files state them."""
+    steps = _read_json(folder / "modules.json")
+    if steps is None:
+        return EncoderSettings()
+    kinds = {str(step["type"]).rsplit(".", 1)[-1]: step["path"] for step in steps}
+    if unknown := set(kinds) - {"Transformer", "Pooling", "Normalize"}:
+        raise UserError(f"{folder} has a step sslnlp does not run: {', '.join(sorted(unknown))}.")
+    limits = _read_json(folder / "sentence_bert_config.json") or {}
+    facts = _read_json(folder / "config_sentence_transformers.json") or {}
+    similarity = facts.get("similarity_fn_name") or "cosine"
+    if similarity not in ("cosine", "dot"):
+        raise UserError(f"{folder} compares by {similarity!r}; sslnlp searches by cosine or dot product.")
+    prompts = {kind: text for kind, text in (facts.get("prompts") or {}).items() if kind in ("query", "document")}
+    return EncoderSettings(
+        pooling=_pooling(folder, _read_json(folder / kinds.get("Pooling", "1_Pooling") / "config.json") or {}),
+        normalize="Normalize" in kinds or similarity == "cosine",
+        max_length=limits.get("max_seq_length"),
+        prompts=prompts,
+    )
+
+
+def _pooling(folder: Path, config: dict[str, Any]) -> str:
+    """`sslnlp.nn.Pooling`'s name for what a `1_Pooling/config.json` asks for."""
+    flags = [flag for flag, on in config.items() if flag.startswith("pooling_mode_") and on]
+    mode = config.get("pooling_mode") or "+".join(_POOLING_FLAGS.get(flag, flag) for flag in flags) or "mean"
+    if mode not in _POOLINGS:
+        raise UserError(f"{folder} pools by {mode!r}; sslnlp knows {', '.join(_POOLINGS)}.")
+    return _POOLINGS[mode]
+
+
+def _read_json(path: Path) -> Any:
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not readable JSON ({error}).") from error
+
+
+@contextlib.contextmanager
+def _no_loading_bar() -> Iterator[None]:
+    """A search prints its results, not how it read the weights."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,24 @@
+"""Tokenizers: train, load, frame, find word boundaries, and check the contract with an objective."""
+
+from sslnlp.tokenizer.contract import Contract, contract
+from sslnlp.tokenizer.framing import Framing, framing, set_framing
+from sslnlp.tokenizer.specials import SENTINELS, SPECIALS, drawable_ids, load_tokenizer, special_id, special_mask
+from sslnlp.tokenizer.training import train_tokenizer
+from sslnlp.tokenizer.words import WordBoundaries, word_boundaries
+
+__all__ = [
+    "SENTINELS",
+    "SPECIALS",
+    "Contract",
+    "Framing",
+    "WordBoundaries",
+    "contract",
+    "drawable_ids",
+    "framing",
+    "load_tokenizer",
+    "set_framing",
+    "special_id",
+    "special_mask",
+    "train_tokenizer",
+    "word_boundaries",
+]

@@ -1,0 +1,95 @@
+"""The special tokens every tokenizer of ours reserves, and the two tables that keep them out of the targets."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from sslnlp.errors import UserError
+
+ROLES: Final[dict[str, str]] = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+    "bos_token": "[BOS]",
+    "eos_token": "[EOS]",
+}
+"""The attributes `transformers` knows, and our token for each."""
+
+SENTINELS: Final[tuple[str, ...]] = tuple(f"<extra_id_{i}>" for i in range(100))
+"""Span sentinels of T5 (Raffel et al., 2020): one for each span that a corruption takes out of a row."""
+
+MODES: Final[tuple[str, ...]] = ("[NLU]", "[NLG]", "[S2S]")
+"""Mode tokens of UL2 (Tay et al., 2022): which denoiser a row was made by."""
+
+FIM: Final[tuple[str, ...]] = ("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>")
+"""Infilling markers (Bavarian et al., 2022)."""
+
+EXTRA: Final[tuple[str, ...]] = (*SENTINELS, *MODES, *FIM)
+
+SPECIALS: Final[tuple[str, ...]] = (*ROLES.values(), *EXTRA)
+"""All of them, in the order of their ids: [PAD] is 0, [UNK] 1, ..., the sentinels start at 7."""
+
+
+def load_tokenizer(path_or_name: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
+    """A fast tokenizer from a folder or a hub name.
+
+    Raises `UserError` when there is none, when it cannot be read, or when it has no fast (Rust) implementation:
+    offsets and vocabulary tables, which word masking and the contract need, exist only there.
+    """
+    name = os.fspath(path_or_name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError, JSON and Rust errors alike
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UserError(
+            f"no tokenizer could be loaded from {name!r} ({reason[:200]}); give a folder with tokenizer.json, "
+            "a hub name, or train one with `sslnlp tokenizer`"
+        ) from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise UserError(f"the tokenizer {name!r} has no fast version (tokenizer.json); convert it or choose another")
+    loaded: PreTrainedTokenizerBase = tokenizer
+    return loaded
+
+
+def is_ours(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the vocabulary holds every one of `SPECIALS`, that is, whether `train_tokenizer` made it."""
+    vocabulary = tokenizer.get_vocab()
+    return all(token in vocabulary for token in SPECIALS)
+
+
+def special_mask(tokenizer: PreTrainedTokenizerBase) -> npt.NDArray[np.bool_]:
+    """bool [V]: which ids are special: never a target, never a replacement. V = `len(tokenizer)`.
+
+    Covers named special tokens, extra ones, and added tokens flagged special.
+    """
+    mask = np.zeros(vocabulary_size(tokenizer), dtype=np.bool_)
+    mask[[i for i in tokenizer.all_special_ids if i is not None]] = True
+    mask[[i for i, token in tokenizer.added_tokens_decoder.items() if token.special]] = True
+    return mask
+
+
+def drawable_ids(tokenizer: PreTrainedTokenizerBase) -> npt.NDArray[np.int64]:
+    """int64 [K]: ids that may stand in as random replacements: of the vocabulary, neither special nor added."""
+    present = np.zeros(vocabulary_size(tokenizer), dtype=np.bool_)
+    present[list(tokenizer.get_vocab().values())] = True  # a vocabulary may have holes
+    present[list(tokenizer.added_tokens_decoder)] = False
+    drawable: npt.NDArray[np.int64] = np.flatnonzero(present & ~special_mask(tokenizer)).astype(np.int64)
+    return drawable
+
+
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """One more than the largest id: the length of a table indexed by id."""
+    return int(max([len(tokenizer) - 1, *tokenizer.get_vocab().values()])) + 1
+
+
+def special_id(tokenizer: PreTrainedTokenizerBase, role: str) -> int | None:
+    """The id of `cls`, `sep`, `bos`, `eos`, `pad`, `mask` or `unk`, or None when the tokenizer has no such token."""
+    value: Any = getattr(tokenizer, f"{role}_token_id", None)
+    return None if value is None else int(value)

@@ -1,0 +1,88 @@
+"""Which rows each update sees. A window is the rows of one optimiser step, over all processes and micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from sslnlp.errors import UserError
+from sslnlp.types import Batch, Row
+
+
+@dataclass(frozen=True, kw_only=True)
+class Windows:
+    """Rows of step t are positions [t × rows, (t + 1) × rows); micro-batch m of rank r is a contiguous part of them."""
+
+    batch_size: int
+    """Rows a forward pass, a process."""
+    accumulate: int
+    """Forward passes an update."""
+    world: int = 1
+    rank: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Rows an update."""
+        return self.batch_size * self.accumulate * self.world
+
+    def positions(self, step: int, micro: int) -> list[int]:
+        """The positions of one micro-batch of this rank."""
+        start = step * self.rows + (micro * self.world + self.rank) * self.batch_size
+        return list(range(start, start + self.batch_size))
+
+    @classmethod
+    def fit(cls, *, batch_size: int, accumulate: int, world: int, rank: int, rows: int | None) -> Windows:
+        """Windows of exactly `rows` rows (those of the run being resumed), whatever the number of processes is now.
+
+        The micro-batch shrinks when it must, never grows: memory that sufficed before still does.
+        """
+        asked = cls(batch_size=batch_size, accumulate=accumulate, world=world, rank=rank)
+        if rows is None or rows == asked.rows:
+            return asked
+        share, odd = divmod(rows, world)
+        if odd:
+            raise UserError(f"this run updates on {rows} rows, which {world} processes cannot share evenly; launch a divisor of {rows}")
+        size = next(size for size in range(min(batch_size, share), 0, -1) if share % size == 0)
+        return cls(batch_size=size, accumulate=share // size, world=world, rank=rank)
+
+
+class _MicroBatches(Sampler[list[int]]):
+    """Positions of this rank's micro-batches, in order, from step `start` to `stop`."""
+
+    def __init__(self, windows: Windows, start: int, stop: int) -> None:
+        self.windows, self.start, self.stop = windows, start, stop
+
+    def __len__(self) -> int:
+        return max(0, self.stop - self.start) * self.windows.accumulate
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self.start, self.stop):
+            for micro in range(self.windows.accumulate):
+                yield self.windows.positions(step, micro)
+
+
+def iterate(
+    stream: Dataset[Row],
+    collate: Callable[[Sequence[Row]], Batch],
+    windows: Windows,
+    *,
+    start: int,
+    stop: int,
+    workers: int,
+    pin_memory: bool = False,
+) -> Iterator[tuple[int, list[Batch]]]:
+    """(step, its micro-batches for this rank) for steps [start, stop). The number of workers changes nothing else."""
+    loader: DataLoader[Any] = DataLoader(
+        stream,
+        batch_sampler=_MicroBatches(windows, start, stop),
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        prefetch_factor=4 if workers else None,
+    )
+    batches = iter(loader)
+    for step in range(start, stop):
+        yield step, [next(batches) for _ in range(windows.accumulate)]
