@@ -29,7 +29,7 @@ def parse_duration(text: str) -> float:
     return seconds
 
 
-def calibrate(trainer: Trainer, seconds: float, rows: int, *, least: int = 3) -> int:
+def calibrate(trainer: Trainer, seconds: float, *, least: int = 3) -> int:
     """The number of steps that fit in `seconds`.
 
     Runs the first updates for about 3 % of the budget (at least `least` after one to warm up), takes the median time of a step,
@@ -39,9 +39,8 @@ def calibrate(trainer: Trainer, seconds: float, rows: int, *, least: int = 3) ->
     began = time.perf_counter()
     before = copy.deepcopy(trainer.objective.state_dict())
     trainer.module.train()
-    windows = trainer._windows(None)
     times: list[float] = []
-    batches = iterate(trainer.stream, trainer.collator, windows, start=0, stop=10_000, workers=0)
+    batches = iterate(trainer.stream, trainer.collator, trainer.windows(), start=0, stop=10_000, workers=0)
     mark = time.perf_counter()
     for step, window in batches:
         trainer.train_step(window, step, 10_000)

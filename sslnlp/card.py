@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from huggingface_hub import ModelCardData
@@ -66,7 +66,7 @@ class CardFacts:
     datasets: Iterable[str] = ()
     """Hub ids of training data, for the metadata; files do not belong here."""
     base_model: str | None = None
-    """The hub name this run continued from."""
+    """What this run continued from; it enters the metadata when it is a hub name and no local folder."""
     license: str | None = None
     """Licence of the model, written only if given."""
     data_license: str | None = None
@@ -117,7 +117,7 @@ def _public_text(text: str) -> str:
     bare = text.removeprefix("file://")
     if bare.startswith(("/", "~", "../", "./")) and "\n" not in bare:
         return PurePosixPath(bare).name or bare
-    if PureWindowsPath(bare).drive:
+    if PureWindowsPath(bare).drive and "\\" in bare:  # `q: ` is a query prefix, `C:\\texts` a place
         return PureWindowsPath(bare).name
     return _INNER_PATH.sub(lambda match: PurePosixPath(match[0]).name, text)
 
@@ -167,7 +167,7 @@ def _metadata(facts: CardFacts) -> str:
         entries["license"] = known if known in _LICENSES else "other"
         if known not in _LICENSES:
             entries["license_name"] = _slug(facts.license)
-    if facts.base_model and _HUB_NAME.fullmatch(facts.base_model):
+    if facts.base_model and _HUB_NAME.fullmatch(facts.base_model) and not Path(facts.base_model).exists():
         entries["base_model"] = facts.base_model
     return ModelCardData(**{k: v for k, v in entries.items() if v is not None}).to_yaml().strip()
 

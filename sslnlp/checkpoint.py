@@ -107,10 +107,7 @@ def save_checkpoint(directory: Path, step: int, payload: Mapping[str, Any], meta
                 "earlier checkpoints are intact: make room or choose another `out`, then resume"
             ) from error
         raise
-    for path in _folders(directory):
-        if _order(path)[0] == step and path != place:
-            _remove(path)
-    return place
+    return _settle(directory, step)
 
 
 def newest_valid(directory: Path) -> Path | None:
@@ -175,6 +172,17 @@ def _free_name(directory: Path, step: int) -> Path:
     """`step-N`, or `step-N-r<k>` above every copy of this step: no moment without a good one under a visible name."""
     taken = [again for path in _folders(directory) for at, again in [_order(path)] if at == step]
     return directory / (f"step-{step:08d}-r{max(taken) + 1}" if taken else f"step-{step:08d}")
+
+
+def _settle(directory: Path, step: int) -> Path:
+    """Leave only the newest copy of `step`, under the plain name `step-N`, which is returned."""
+    *older, newest = [path for path in _folders(directory) if _order(path)[0] == step]
+    for path in older:
+        _remove(path)
+    plain = directory / f"step-{step:08d}"
+    if newest != plain and not plain.exists():
+        os.rename(newest, plain)
+    return plain
 
 
 def _write_part(path: Path, part: Any) -> dict[str, Any]:
@@ -250,9 +258,13 @@ def _sync_folder(path: Path) -> None:
 
 
 def _clean(directory: Path) -> None:
-    """Remove what killed saves and killed removals left behind."""
+    """Remove what killed saves and removals left behind, and finish a replacement that was cut short."""
     for path in directory.glob(f"{_ASIDE}*"):
         shutil.rmtree(path)
+    for path in _folders(directory):
+        step, again = _order(path)
+        if again:
+            _settle(directory, step)
 
 
 def _remove(path: Path) -> None:

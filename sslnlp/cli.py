@@ -32,7 +32,8 @@ RecipeArgument = Annotated[
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[KEY=VALUE]...", help="Any key of the recipe, e.g. data.train=corpus.txt train.steps=2000 model.size=mini."
+        metavar="[KEY=VALUE]...",
+        help="Any key of the recipe, e.g. data.train=corpus.txt train.steps=2000 model.size=mini.",
     ),
 ]
 
@@ -45,7 +46,9 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error (stands anywhere).")] = False,
 ) -> None:
     pass
@@ -69,7 +72,7 @@ def tokenizer(
     vocab_size: Annotated[int, typer.Option(help="Tokens in the vocabulary, specials included.")] = 8192,
     algorithm: Annotated[str, typer.Option(help="bpe (byte-level), wordpiece or unigram.")] = "bpe",
     text: Annotated[str | None, typer.Option(help="The text column, when it is not obvious.")] = None,
-    lowercase: Annotated[bool, typer.Option("--lowercase", help="Fold case (the text is then not rebuilt exactly).")] = False,
+    lowercase: Annotated[bool, typer.Option("--lowercase", help="Fold case; decoding then loses it.")] = False,
     memory_mb: Annotated[int, typer.Option(help="Memory the training may use, in MB.")] = 1024,
 ) -> None:
     """Train a tokenizer within a memory budget, and print its contract: what objectives may rely on."""
@@ -179,7 +182,8 @@ def _explain(error: BaseException) -> tuple[str, int]:
         where = f": {error.filename}" if error.filename else ""
         return f"error: {_one_line(error.strerror or str(error))}{where}", 2
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
-        return "error: out of memory: lower train.batch_size (and raise train.accumulate), data.seq_length or model.size", 2
+        advice = "lower train.batch_size (and raise train.accumulate), data.seq_length or model.size"
+        return f"error: out of memory: {advice}", 2
     return f"error: unexpected {type(error).__name__}: {_one_line(str(error))} (run with --debug for the traceback)", 1
 
 

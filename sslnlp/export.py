@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,25 +71,40 @@ def export_model(
             if left_over.exists():
                 shutil.rmtree(left_over)
         aside.mkdir(parents=True)
-        _save_model(model, aside)
+        with _quiet():
+            _save_model(model, aside)
         _save_tokenizer(tokenizer, aside, max_length)
         if pooling is not None:
             _save_embedder(model, aside, pooling, normalize, prompts or {}, max_length)
         facts = _complete(CardFacts.of(card), model, pooling, normalize, max_length)
         (aside / "README.md").write_text(model_card(facts), encoding="utf-8")
         _write_json(aside / "recipe.json", public(recipe))
-        _compare(model, tokenizer, aside, max_length)
+        with _quiet():
+            _compare(model, tokenizer, aside, max_length)
         if directory.exists():
             os.rename(directory, moved)
         os.rename(aside, directory)
         shutil.rmtree(moved, ignore_errors=True)
     except BaseException as error:
         shutil.rmtree(aside, ignore_errors=True)
-        if isinstance(error, OSError):
-            reason = error.strerror or str(error).splitlines()[0]
+        # safetensors and tokenizers report a full disk as their own exceptions, with the system's words at the end.
+        if isinstance(error, OSError) or "(os error " in str(error):
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
             raise UserError(f"cannot write the export to {str(directory)!r}: {reason}") from error
         raise
     return directory
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the progress bars of transformers: an export writes and reads one small model, in a second or so."""
+    shown = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers.utils.logging.enable_progress_bar()
 
 
 def _check_weights(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -115,6 +131,8 @@ def _save_model(model: PreTrainedModel, folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config.pop("_name_or_path", None)  # may be a path of this machine
     _write_json(folder / "config.json", config)
+    for weights in folder.glob("*.safetensors"):  # safetensors leaves them readable by their owner alone
+        shutil.copymode(folder / "config.json", weights)
 
 
 def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, max_length: int) -> None:

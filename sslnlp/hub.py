@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import os
 import time
@@ -12,8 +13,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from huggingface_hub import HfApi, constants
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]
 from safetensors import SafetensorError, safe_open
 
 from sslnlp.errors import UserError
@@ -52,7 +53,7 @@ def push(
     # Handed over explicitly: the client reads the variable once, when it is imported.
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, token=token, library_name="sslnlp")
     try:
-        repo_id = _retry(lambda: api.create_repo(repo_id, private=private or None, exist_ok=True)).repo_id
+        repo_id = _retry(lambda: _create(api, repo_id, private))
         if private and not _retry(lambda: api.repo_info(repo_id)).private:
             raise UserError(f"{repo_id} exists and is public; make it private on the hub or push under another name")
         if revision is not None and revision != constants.DEFAULT_REVISION:
@@ -70,10 +71,25 @@ def push(
     except HFValidationError as error:
         raise UserError(f"{repo_id!r} is not a repository name: {_first_line(error)}") from error
     except Exception as error:
-        if (cause := _wire_error(error)) is None:
+        if isinstance(error, UserError) or (cause := _wire_error(error)) is None:
             raise
         raise UserError(_explain(cause, repo_id, revision, api.endpoint)) from error
     return f"{api.endpoint}/{repo_id}" + (f"/tree/{revision}" if revision else "")
+
+
+def _create(api: HfApi, repo_id: str, private: bool) -> str:
+    """Create the repository where missing; its whole name. Whether an existing one may be written shows later.
+
+    The client's own `exist_ok` is not used: where the server says 403 it reads the address of an existing repository
+    on another endpoint than the one it was imported with, and fails on that.
+    """
+    try:
+        api.create_repo(repo_id, private=private or None)
+    except HfHubHTTPError as error:
+        # 403 is also the answer to a token that may write to this repository but not create others.
+        if not (_status(error) == 409 or (_status(error) == 403 and api.repo_exists(repo_id))):
+            raise
+    return repo_id if "/" in repo_id else f"{api.whoami()['name']}/{repo_id}"
 
 
 def _export_folder(path: Path) -> Path:
@@ -90,7 +106,8 @@ def _export_folder(path: Path) -> Path:
     if not (folder / "tokenizer_config.json").is_file():
         missing.append("tokenizer_config.json")
     if missing:
-        raise UserError(f"{str(folder)!r} is not a complete export: {', '.join(missing)} missing; train or export first")
+        lacks = ", ".join(missing)
+        raise UserError(f"{str(folder)!r} is not a complete export: it lacks {lacks}; train or export first")
     for file in weights:
         try:
             with safe_open(file, framework="pt") as opened:
@@ -140,15 +157,19 @@ def _retry(call: Callable[[], T]) -> T:
             if cause is None or not _passes(cause):
                 raise
             wait = _FIRST_WAIT_S * 2 ** (attempt - 1)
-            logger.warning("the hub failed (%s); trying again in %g s", _first_line(cause), wait)
+            logger.warning("the hub failed (%s); trying again in %g s", _said(cause), wait)
             time.sleep(wait)
     return call()
 
 
 def _wire_error(error: BaseException) -> BaseException | None:
-    """The error of the wire in a chain of causes: the client wraps a failed file upload in a RuntimeError."""
+    """The error of the wire in a chain of causes: the client wraps a failed file upload in a RuntimeError.
+
+    An answer that is not JSON counts: it is a gateway's error page, which the client parses before it looks at the
+    status.
+    """
     seen: BaseException | None = error
-    while seen is not None and not isinstance(seen, (_TransportError, ConnectionError)):
+    while seen is not None and not isinstance(seen, (_TransportError, ConnectionError, json.JSONDecodeError)):
         seen = seen.__cause__
     return seen
 
@@ -162,12 +183,18 @@ def _passes(error: BaseException) -> bool:
     return status is None or status == 429 or status >= 500
 
 
+def _said(error: BaseException) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return "its answer is not JSON"
+    return _first_line(getattr(error, "server_message", None) or error)
+
+
 def _explain(error: BaseException, repo_id: str, revision: str | None, endpoint: str) -> str:
     status = _status(error)
-    said = _first_line(getattr(error, "server_message", None) or error)
-    if status == 401:
+    said = _said(error)
+    if status == 401 and not isinstance(error, RepositoryNotFoundError):
         return f"{endpoint} refused the token; set HF_TOKEN to a token that may write, or run `hf auth login`"
-    if status in (403, 409):
+    if status in (401, 403, 409):  # a private repository of somebody else is reported as 401, not found
         return (
             f"{repo_id} cannot be written ({said}): the name belongs to someone else or the token may only read; "
             "push under your own name"

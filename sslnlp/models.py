@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from sslnlp.errors import UserError, suggest
+from sslnlp.nn import key_dropout_by_row
 from sslnlp.types import Encoding
 
 log = logging.getLogger(__name__)
@@ -137,6 +138,7 @@ def build_model(
 ) -> PreTrainedModel:
     """A stock model of the Auto class `wraps`, in float32, whose vocabulary and length fit the tokenizer and the rows.
 
+    Its dropout is keyed by row (see `sslnlp.nn`), which changes neither its parameters nor what it computes in eval.
     `extra` are configuration fields of the task (`num_labels`, `id2label`, ...). Fresh weights depend on `seed` alone.
     Raises `UserError` for an architecture without such a head, a vocabulary or length that does not fit, and for
     checkpoints that cannot be read.
@@ -145,6 +147,7 @@ def build_model(
         torch.manual_seed(seed)
         model = _load(config, tokenizer, wraps, extra) if config.pretrained else _fresh(config, tokenizer, wraps, max_length, extra)
     _check_contract(model, tokenizer, max_length)
+    key_dropout_by_row(model)
     return model
 
 

@@ -135,6 +135,7 @@ class _Progress:
 
     steps: int
     rows: int
+    together: int
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
@@ -198,7 +199,7 @@ class Trainer:
         return self.objective
 
     def _run(self, progress: _Progress) -> None:
-        windows = self._windows(progress.rows)
+        windows = self.windows(progress)
         every = max(1, progress.steps // 10)
         eval_every, save_every = self.config.eval_every or every, self.config.save_every or every
         running, clock = _Running(), time.perf_counter()
@@ -266,9 +267,9 @@ class Trainer:
         if found is not None:
             progress = self._restore(found)
         else:
-            rows = self._windows(None).rows
+            windows = self.windows()
             self._set_horizon(None)
-            progress = _Progress(steps=self._count_steps(rows), rows=rows)
+            progress = _Progress(steps=self._count_steps(windows.rows), rows=windows.rows, together=windows.together)
         self._set_horizon(progress)
         if self.accelerator.is_main_process:
             self.out.mkdir(parents=True, exist_ok=True)
@@ -287,7 +288,7 @@ class Trainer:
             return max(1, math.ceil(config.epochs * len(self.stream) / rows))
         if config.budget is None:
             raise UserError("say how long to train: train.steps=1000, train.epochs=3 or train.budget=10m")
-        return calibrate(self, parse_duration(config.budget), rows)
+        return calibrate(self, parse_duration(config.budget))
 
     def _finish(self, progress: _Progress) -> None:
         best = progress.best_step
@@ -299,16 +300,23 @@ class Trainer:
         if self.config.trackers:
             self.accelerator.end_training()
 
-    def _windows(self, rows: int | None) -> Windows:
-        """The windows of this rank; `rows` an update are those of the run being resumed."""
-        config = self.config
-        windows = Windows.fit(
-            batch_size=config.batch_size, accumulate=config.accumulate, world=distributed.world_size(),
-            rank=distributed.rank(), rows=rows,
-        )  # fmt: skip
-        if (windows.batch_size, windows.accumulate) != (config.batch_size, config.accumulate):
-            log.warning("to keep %d rows an update: %d × %d on each of %d processes", rows, windows.accumulate, windows.batch_size, windows.world)  # fmt: skip
-        return windows
+    def windows(self, progress: _Progress | None = None) -> Windows:
+        """The windows of this rank: as configured, or those of the run being resumed on the processes there are now."""
+        asked = Windows(
+            batch_size=self.config.batch_size,
+            accumulate=self.config.accumulate,
+            world=distributed.world_size(),
+            rank=distributed.rank(),
+        )
+        if progress is None:
+            return asked
+        fitted = asked.fit(rows=progress.rows, together=progress.together if self.objective.couples_rows else None)
+        if fitted != asked:
+            log.warning(
+                "to keep %d rows an update: train.batch_size=%d train.accumulate=%d on each of %d processes",
+                *(fitted.rows, fitted.batch_size, fitted.accumulate, fitted.world),
+            )
+        return fitted
 
     def _set_horizon(self, progress: _Progress | None) -> None:
         self.collator.horizon = progress.steps * progress.rows if progress else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -33,20 +33,29 @@ class Windows:
         start = step * self.rows + (micro * self.world + self.rank) * self.batch_size
         return list(range(start, start + self.batch_size))
 
-    @classmethod
-    def fit(cls, *, batch_size: int, accumulate: int, world: int, rank: int, rows: int | None) -> Windows:
-        """Windows of exactly `rows` rows (those of the run being resumed), whatever the number of processes is now.
+    @property
+    def together(self) -> int:
+        """Rows of one forward pass over all processes: those that a loss which compares rows sees at once."""
+        return self.batch_size * self.world
 
-        The micro-batch shrinks when it must, never grows: memory that sufficed before still does.
+    def fit(self, *, rows: int, together: int | None) -> Windows:
+        """Windows of exactly `rows` rows (those of the run being resumed) on the processes there are now.
+
+        Without `together` the micro-batch shrinks when it must and never grows: memory that sufficed before still does.
+        With it (the loss compares rows) as many rows as before are compared at once.
         """
-        asked = cls(batch_size=batch_size, accumulate=accumulate, world=world, rank=rank)
-        if rows is None or rows == asked.rows:
-            return asked
-        share, odd = divmod(rows, world)
+        if rows == self.rows and together in (None, self.together):
+            return self
+        share, odd = divmod(together or rows, self.world)
         if odd:
-            raise UserError(f"this run updates on {rows} rows, which {world} processes cannot share evenly; launch a divisor of {rows}")
-        size = next(size for size in range(min(batch_size, share), 0, -1) if share % size == 0)
-        return cls(batch_size=size, accumulate=share // size, world=world, rank=rank)
+            raise UserError(
+                f"this run takes {together or rows} rows together, which {self.world} processes cannot share evenly; "
+                f"launch a number of processes that divides it"
+            )
+        if together is not None:
+            return replace(self, batch_size=share, accumulate=rows // together)
+        size = next(size for size in range(min(self.batch_size, share), 0, -1) if share % size == 0)
+        return replace(self, batch_size=size, accumulate=share // size)
 
 
 class _MicroBatches(Sampler[list[int]]):

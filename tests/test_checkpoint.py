@@ -136,18 +136,40 @@ def test_a_kill_at_any_flush_leaves_the_older_checkpoint_and_the_next_save_clean
     assert names(tmp_path) == ["step-00000001", "step-00000003", "step-00000004"]
 
 
-def test_saving_a_step_again_never_leaves_a_moment_without_it(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, 1, {"a": torch.zeros(3)}, {"try": 1})
-    assert os.WTERMSIG(_save_and_die(tmp_path, 1, 5)) == signal.SIGKILL
-    survivor = newest_valid(tmp_path)
-    assert survivor is not None
-    assert load_checkpoint(survivor)[1] == {"try": 1}
+def test_saving_a_step_again_never_leaves_a_moment_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = save_checkpoint(tmp_path, 1, {"a": torch.zeros(3)}, {"try": 1})
+    seen: list[list[int]] = []
+    real = os.rename
 
-    again = save_checkpoint(tmp_path, 1, {"a": torch.zeros(3)}, {"try": 2})
+    def rename(source: Any, target: Any) -> None:
+        real(source, target)
+        newest = newest_valid(tmp_path)
+        seen.append([] if newest is None else [load_checkpoint(newest)[1]["try"]])
 
-    assert newest_valid(tmp_path) == again
-    assert load_checkpoint(again)[1] == {"try": 2}
-    assert names(tmp_path) == [again.name]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", rename)
+        assert save_checkpoint(tmp_path, 1, {"a": torch.zeros(3)}, {"try": 2}) == plain
+
+    assert seen == [[2], [2], [2]], "shown beside the older one, the older one hidden, the plain name taken"
+    assert load_checkpoint(plain)[1] == {"try": 2}
+    assert names(tmp_path) == [plain.name]
+
+
+def test_a_replacement_killed_half_way_is_finished_by_the_next_save(tmp_path: Path) -> None:
+    plain = save_checkpoint(tmp_path, 1, {"a": torch.zeros(3)}, {"try": 1})
+    # The sixth flush is after the rename that shows the new copy and before the older one is removed.
+    assert os.WTERMSIG(_save_and_die(tmp_path, 1, 6)) == signal.SIGKILL
+    copy = newest_valid(tmp_path)
+    assert copy is not None
+    assert copy.name == "step-00000001-r1"
+    assert load_checkpoint(copy)[1] == {"step": 1}
+
+    save_checkpoint(tmp_path, 2, {"a": torch.zeros(3)}, {})
+
+    assert names(tmp_path) == ["step-00000001", "step-00000002"]
+    assert load_checkpoint(plain)[1] == {"step": 1}, "the newer copy took the plain name"
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def tiny(name: str, tokenizer: PreTrainedTokenizerFast, **more: Any) -> PreTrain
         sizes = {**stack, "max_position_embeddings": 64, "cls_token_id": 2}
     torch.manual_seed(1)
     options = {"add_pooling_layer": False} if name in ("BertModel", "RobertaModel") else {}
-    model = cls(cls.config_class(**common, **sizes, **more), **options)
+    model = cls(cls.config_class(**{**common, **sizes, **more}), **options)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -114,6 +115,7 @@ def test_every_kind_of_model_comes_back_the_same(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["export"]
     config = json.loads((path / "config.json").read_text())
     assert config["architectures"] == [name]
+    assert (path / "model.safetensors").stat().st_mode == (path / "config.json").stat().st_mode
     assert "_name_or_path" not in config
     assert json.loads((path / "recipe.json").read_text()) == {"train": {"steps": 3}}
 
@@ -209,6 +211,26 @@ def test_a_comparison_that_fails_keeps_the_older_export(
     assert [p.name for p in tmp_path.iterdir()] == ["export"]
 
 
+@pytest.mark.parametrize("limit", [100, 3_000, 9_000])
+def test_a_full_disk_is_one_clear_line_and_keeps_the_older_export(
+    limit: int, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    path = write(tiny("BertForMaskedLM", tokenizer), tokenizer, tmp_path / "export")
+    before = {p.name: p.read_bytes() for p in path.iterdir()}
+    # config.json has about 1,000 bytes, model.safetensors 6,000, tokenizer.json 10,000: each writer fails in turn.
+    model = tiny("GPT2LMHeadModel", tokenizer, n_embd=2, n_layer=1, n_head=1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(UserError, match=r"cannot write the export .*File too large") as error:
+            write(model, tokenizer, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "\n" not in str(error.value)
+    assert {p.name: p.read_bytes() for p in path.iterdir()} == before
+    assert [p.name for p in tmp_path.iterdir()] == ["export"]
+
+
 def test_what_cannot_be_published_is_one_clear_line(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     model = tiny("BertForMaskedLM", tokenizer)
     with pytest.raises(UserError, match="unknown pooling 'avg'"):
@@ -245,9 +267,7 @@ def test_sentence_transformers_gives_our_vectors(
     sentence_transformers = pytest.importorskip("sentence_transformers")
     model = tiny(name, tokenizer).eval()
     prompts = {"query": "query: ", "document": "passage: "}
-    path = write(
-        model, tokenizer, tmp_path / "e", pooling=pooling, normalize=normalize, prompts=prompts, max_length=24
-    )
+    path = write(model, tokenizer, tmp_path / "e", pooling=pooling, normalize=normalize, prompts=prompts, max_length=24)
 
     theirs = sentence_transformers.SentenceTransformer(str(path), device="cpu")
 
@@ -273,9 +293,7 @@ def test_a_backbone_taken_from_a_head_loads_as_auto_model(tokenizer: PreTrainedT
     model = tiny("ModernBertForMaskedLM", tokenizer)
     path = write(model, tokenizer, tmp_path / "export")
     backbone = AutoModel.from_pretrained(path)
-    assert torch.equal(
-        backbone.embeddings.tok_embeddings.weight, model.get_input_embeddings().weight
-    )
+    assert torch.equal(backbone.embeddings.tok_embeddings.weight, model.get_input_embeddings().weight)
 
 
 def test_nothing_published_names_a_path_of_the_machine(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:

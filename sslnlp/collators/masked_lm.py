@@ -152,7 +152,8 @@ class MaskedLMCollator(Collator):
         leads = np.diff(row[order], prepend=-1) > 0
         chosen = np.empty(len(first), dtype=np.bool_)
         chosen[order] = leads | (middle <= count[row[order]])
-        return maskable & chosen[np.maximum(word_of_token, 0)].reshape(maskable.shape)
+        hidden: npt.NDArray[np.bool_] = maskable & chosen[np.maximum(word_of_token, 0)].reshape(maskable.shape)
+        return hidden
 
     def _spans(
         self,

@@ -47,7 +47,7 @@ class TokenBlock:
         return opens
 
     def batch(self, input_ids: npt.NDArray[np.int64], labels: npt.NDArray[np.int64]) -> Batch:
-        """The batch with these (corrupted) inputs and labels: all that is known natively, what models take otherwise."""
+        """The batch of these inputs and labels: all that is known natively, only what models take in drop-in mode."""
         batch: Batch = {"input_ids": torch.from_numpy(input_ids), "labels": torch.from_numpy(labels)}
         if self.positions is None:
             batch["attention_mask"] = torch.from_numpy(self.attention.astype(np.int64))

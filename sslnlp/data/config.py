@@ -40,6 +40,10 @@ class DataConfig:
     """Remove exact duplicates from `train`; text that is in `valid` is removed from `train` always."""
     cache: str | None = None
     """Where token stores are kept. None: beside the run."""
+    labels_per_class: int | None = None
+    """Train on this many labelled rows of each class only, chosen by `draw` (few-label studies)."""
+    draw: int = 0
+    """Which choice of `labels_per_class` rows."""
     beir: str | None = None
     """A BEIR folder (`corpus.jsonl`, `queries.jsonl`, `qrels/`) a ranker is measured on."""
     licence: str | None = None
@@ -58,6 +62,6 @@ class DataConfig:
             raise UserError(f"data.valid_fraction must be at least 0 and below 1, got {self.valid_fraction}")
         if self.seq_length < 4:
             raise UserError(f"data.seq_length must be at least 4, got {self.seq_length}")
-        for name, number in (("valid_tokens", self.valid_tokens), ("limit", self.limit)):
+        for name, number in (("valid_tokens", self.valid_tokens), ("limit", self.limit), ("labels_per_class", self.labels_per_class)):
             if number is not None and number < 1:
                 raise UserError(f"data.{name} must be at least 1 (or left out), got {number}")

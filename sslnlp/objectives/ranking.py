@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 
@@ -52,9 +53,10 @@ class Ranking(Objective):
         self.pool = Pooling(pooling)
 
     def embed(self, encoding: Encoding) -> Tensor:
-        """Vectors of length 1, float32 [B, H], of an encoding [B, S]."""
+        """Vectors of length 1 [B, H], in float32 or wider, of an encoding [B, S]."""
         hidden_BSH = hidden_states(self.model, encoding)
-        return torch.nn.functional.normalize(self.pool(hidden_BSH, encoding["attention_mask"]).float(), dim=-1)
+        pooled_BH = self.pool(hidden_BSH, encoding["attention_mask"])
+        return F.normalize(pooled_BH.to(torch.promote_types(pooled_BH.dtype, torch.float32)), dim=-1)
 
     def forward(self, batch: Batch) -> StepOutput:
         """Mean loss over this process's queries, `accuracy` (own positive first among all candidates) and

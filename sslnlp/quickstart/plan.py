@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sslnlp.budget import parse_duration
 from sslnlp.data.config import DataConfig
+from sslnlp.metrics import read_metrics
 from sslnlp.models import ModelConfig
 from sslnlp.quickstart.corpus import Corpus
 from sslnlp.recipe import Options, Recipe, TokenizerConfig, TrainConfig
 
-SHARES: Mapping[str, float] = {"encoder": 0.45, "decoder": 0.2, "classifier": 0.15, "ranker": 0.2}
-"""Parts of the budget. Fine-tuning is done twice, from the pretrained and from fresh weights, inside its share."""
-VOCABULARY = 8192
+SHARES: Mapping[str, float] = {"encoder": 0.4, "decoder": 0.15, "classifier": 0.2, "ranker": 0.25}
+"""Parts of the budget. Fine-tuning is done several times, from pretrained and fresh weights, inside its share."""
+VOCABULARY = 4096
 ENCODER = ModelConfig(architecture="modernbert", size="tiny")
 DECODER = ModelConfig(architecture="llama", size="tiny")
+TEXT_LENGTH, QUERY_LENGTH = 128, 48
+CLASSIFIER_ROWS, RANKER_ROWS = 16, 64
+"""Rows of a batch. A ranker's negatives are the other rows of its batch, so there are more."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +36,17 @@ class Plan:
     def of(cls, corpus: Corpus, out: Path, budget: str) -> Plan:
         return cls(corpus, out, parse_duration(budget))
 
-    def budget(self, part: str, runs: int = 1) -> str:
-        """The budget of one of the `runs` that share a part."""
-        return f"{max(1.0, SHARES[part] * self.seconds / runs):.1f}s"
+    def budget(self, part: str) -> str:
+        """The wall clock of a part, as a recipe takes it."""
+        return f"{max(1.0, SHARES[part] * self.seconds):.1f}s"
+
+    def steps(self, part: str, runs: int, tokens: int, *, most: int) -> int:
+        """How many updates of `tokens` tokens each of `runs` fine-tuning runs makes, at the speed of pretraining.
+
+        One number for all of them, fixed before the first: what is compared has been trained alike.
+        """
+        seconds = SHARES[part] * self.seconds / runs
+        return max(5, min(most, int(seconds * speed(self.out / "encoder") / tokens)))
 
     @property
     def encoder_export(self) -> str:
@@ -49,7 +62,7 @@ class Plan:
             data=self._text(),
             tokenizer=TokenizerConfig(vocab_size=VOCABULARY),
             model=ENCODER,
-            train=TrainConfig(budget=self.budget("encoder"), batch_size=32, lr=2e-3, eval_every=None),
+            train=TrainConfig(budget=self.budget("encoder"), batch_size=32, lr=3e-3),
         )
 
     def decoder(self) -> Recipe:
@@ -61,33 +74,33 @@ class Plan:
             data=self._text(),
             tokenizer=TokenizerConfig(path=str(self.out / "encoder" / "tokenizer")),
             model=DECODER,
-            train=TrainConfig(budget=self.budget("decoder"), batch_size=32, lr=2e-3),
+            train=TrainConfig(budget=self.budget("decoder"), batch_size=32, lr=3e-3),
         )
 
-    def classifier(
-        self, train: Path, name: str, *, pretrained: bool, seed: int, steps: int | None, runs: int
-    ) -> Recipe:
+    def classifier(self, train: Path, name: str, *, pretrained: bool, seed: int, steps: int) -> Recipe:
         """Which library a text documents. The test file is scored once, at the end: it chooses nothing."""
         return Recipe(
             name=name,
             out=str(self.out / name),
             objective=Options("classification"),
-            collator=Options(max_length=128),
+            collator=Options(max_length=TEXT_LENGTH),
             data=DataConfig(train=str(train), valid=str(self.corpus.labelled["test"]), cache=self._cache),
-            **self._start(pretrained),
-            train=self._finetune(steps, self.budget("classifier", runs), batch_size=16, lr=5e-4, seed=seed),
+            model=self._start(pretrained),
+            tokenizer=TokenizerConfig(path=self.encoder_export),
+            train=self._finetune(steps, batch_size=CLASSIFIER_ROWS, seed=seed),
         )
 
-    def ranker(self, name: str, *, pretrained: bool, steps: int | None) -> Recipe:
+    def ranker(self, name: str, *, pretrained: bool, steps: int) -> Recipe:
         """Summary lines find their own documentation."""
         return Recipe(
             name=name,
             out=str(self.out / name),
             objective=Options("ranking"),
-            collator=Options(query_length=48, document_length=128),
+            collator=Options(query_length=QUERY_LENGTH, document_length=TEXT_LENGTH),
             data=DataConfig(train=str(self.corpus.pairs), beir=str(self.corpus.beir), cache=self._cache),
-            **self._start(pretrained),
-            train=self._finetune(steps, self.budget("ranker", 2), batch_size=64, lr=5e-4, seed=0),
+            model=self._start(pretrained),
+            tokenizer=TokenizerConfig(path=self.encoder_export),
+            train=self._finetune(steps, batch_size=RANKER_ROWS, seed=0),
         )
 
     def _text(self) -> DataConfig:
@@ -95,7 +108,7 @@ class Plan:
             train=str(self.corpus.train_text),
             valid=str(self.corpus.valid_text),
             text="text",
-            seq_length=128,
+            seq_length=TEXT_LENGTH,
             valid_tokens=None,
             cache=self._cache,
             licence="that of the installed packages",
@@ -105,25 +118,28 @@ class Plan:
     def _cache(self) -> str:
         return str(self.out / "cache")
 
-    def _start(self, pretrained: bool) -> dict[str, ModelConfig | TokenizerConfig]:
-        if pretrained:
-            return {"model": ModelConfig(pretrained=self.encoder_export, dropout=0.1)}
-        model = ModelConfig(architecture=ENCODER.architecture, size=ENCODER.size, dropout=0.1)
-        return {"model": model, "tokenizer": TokenizerConfig(path=self.encoder_export)}
+    def _start(self, pretrained: bool) -> ModelConfig:
+        """The exported encoder, or one of its shape with fresh weights."""
+        return replace(ENCODER, pretrained=self.encoder_export if pretrained else None, dropout=0.1)
 
     @staticmethod
-    def _finetune(steps: int | None, budget: str, *, batch_size: int, lr: float, seed: int) -> TrainConfig:
+    def _finetune(steps: int, *, batch_size: int, seed: int) -> TrainConfig:
         # One evaluation, after the last step, and its weights are kept whatever it says.
         return TrainConfig(
             steps=steps,
-            budget=None if steps else budget,
             batch_size=batch_size,
-            lr=lr,
+            lr=5e-4,
             seed=seed,
             schedule="linear",
             warmup=0.1,
             keep_best=False,
-            eval_every=1_000_000,
-            save_every=1_000_000,
+            eval_every=steps,
+            save_every=steps,
             keep=1,
         )
+
+
+def speed(run: Path) -> float:
+    """Tokens a second of a finished run: the median over its log, so that a busy moment does not count."""
+    speeds = [line["train/tokens_per_second"] for line in read_metrics(run / "metrics.jsonl") if "train/loss" in line]
+    return float(statistics.median(speeds))

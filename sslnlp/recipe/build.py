@@ -6,7 +6,8 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator
+import shutil
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -20,12 +21,13 @@ from sslnlp.data.packing import PackedRows, PaddedRows
 from sslnlp.data.prepare import prepare_text, sample_texts
 from sslnlp.data.store import TokenStore
 from sslnlp.data.stream import RowSource, Stream
+from sslnlp.data.table import Labelled, Paired, TableRows, labelled, paired
 from sslnlp.errors import UserError
-from sslnlp.models import build_model
+from sslnlp.models import build_model, max_positions
 from sslnlp.objectives.base import Objective
-from sslnlp.recipe.check import check_recipe
+from sslnlp.recipe.check import check_recipe, stock_config
 from sslnlp.recipe.inherit import inherit
-from sslnlp.recipe.schema import Recipe, TokenizerConfig
+from sslnlp.recipe.schema import Recipe, options_of
 from sslnlp.tokenizer import Contract, contract, framing, load_tokenizer, set_framing, train_tokenizer
 
 log = logging.getLogger(__name__)
@@ -74,16 +76,10 @@ def cache_folder(recipe: Recipe) -> Path:
 
 def build_parts(recipe: Recipe, *, tokenizer_path: Path | None = None) -> Parts:
     """Tokenizer, contract, rows and collator of a resolved recipe. `tokenizer_path`: that of a run being resumed."""
-    cache = cache_folder(recipe)
-    objective, collator = recipe.objective_class, recipe.collator_class
+    build = _token_parts if recipe.collator_class.reads == "tokens" else _table_parts
     # One process reads and writes the caches, the others find them.
     with PartialState().main_process_first():
-        tokenizer = _tokenizer(recipe, cache, tokenizer_path)
-        set_framing(tokenizer, objective.causal)
-        kept = contract_of(tokenizer, _sample(recipe))
-        kept.require(sorted(collator.requires))
-        build = _token_parts if collator.reads == "tokens" else _table_parts
-        return build(recipe, tokenizer, kept, cache)
+        return build(recipe, cache_folder(recipe), tokenizer_path)
 
 
 def build_objective(parts: Parts) -> Objective:
@@ -103,22 +99,33 @@ def build_objective(parts: Parts) -> Objective:
 # --- tokenizer -------------------------------------------------------------------------------------------------------
 
 
-def _sample(recipe: Recipe) -> Iterator[str]:
-    return sample_texts(recipe.data, TOKENIZER_BYTES)
-
-
-def _tokenizer(recipe: Recipe, cache: Path, path: Path | None) -> PreTrainedTokenizerBase:
+def _tokenizer(
+    recipe: Recipe, texts: Callable[[], Iterator[str]], cache: Path, path: Path | None
+) -> tuple[PreTrainedTokenizerBase, Contract]:
+    """The tokenizer of a recipe, framed as the objective reads, and its contract, which the collator's needs meet."""
     chosen = path or recipe.tokenizer.path
-    if chosen is not None:
-        return load_tokenizer(str(chosen))
-    place = cache / "tokenizers" / _tokenizer_key(recipe)
-    if (place / "tokenizer.json").is_file():
-        return load_tokenizer(str(place))
-    config = recipe.tokenizer
-    log.info("training a %s tokenizer of %d tokens", config.algorithm, config.vocab_size)
-    tokenizer = train_tokenizer(_sample(recipe), **_training_options(config))
-    tokenizer.save_pretrained(place)
-    return tokenizer
+    tokenizer = load_tokenizer(str(chosen)) if chosen is not None else _trained_tokenizer(recipe, texts, cache)
+    set_framing(tokenizer, recipe.objective_class.causal)
+    kept = contract_of(tokenizer, texts())
+    kept.require(sorted(recipe.collator_class.requires))
+    return tokenizer, kept
+
+
+def _trained_tokenizer(recipe: Recipe, texts: Callable[[], Iterator[str]], cache: Path) -> PreTrainedTokenizerBase:
+    """Trained once for (the text, how it is trained), then found in the cache."""
+    options = {name: value for name, value in asdict(recipe.tokenizer).items() if name != "path"}
+    digest = hashlib.blake2b(json.dumps(options, sort_keys=True).encode(), digest_size=12)
+    for text in texts():
+        digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
+    place = cache / "tokenizers" / digest.hexdigest()
+    if not (place / "tokenizer_config.json").is_file():
+        log.info("training a %s tokenizer of %d tokens", recipe.tokenizer.algorithm, recipe.tokenizer.vocab_size)
+        trained = train_tokenizer(texts(), **options)
+        aside = place.with_name(f".{place.name}-{os.getpid()}")
+        trained.save_pretrained(aside)
+        shutil.rmtree(place, ignore_errors=True)
+        os.replace(aside, place)
+    return load_tokenizer(str(place))
 
 
 def contract_of(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> Contract:
@@ -126,31 +133,20 @@ def contract_of(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> Con
     return contract(tokenizer, [text[:CONTRACT_CHARACTERS] for text in islice(texts, CONTRACT_TEXTS)])
 
 
-def _training_options(config: TokenizerConfig) -> dict[str, Any]:
-    return {name: value for name, value in asdict(config).items() if name != "path"}
-
-
-def _tokenizer_key(recipe: Recipe) -> str:
-    """A name for (the text, how it is trained): the same text gives the same tokenizer again."""
-    digest = hashlib.blake2b(json.dumps(_training_options(recipe.tokenizer), sort_keys=True).encode(), digest_size=12)
-    for text in _sample(recipe):
-        digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
-    return digest.hexdigest()
-
-
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
-def _token_parts(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, kept: Contract, cache: Path) -> Parts:
+def _token_parts(recipe: Recipe, cache: Path, tokenizer_path: Path | None) -> Parts:
+    """Packed or padded rows of raw text."""
     data, causal = recipe.data, recipe.objective_class.causal
+    tokenizer, kept = _tokenizer(recipe, lambda: sample_texts(data, TOKENIZER_BYTES), cache, tokenizer_path)
     prepared = prepare_text(data, tokenizer, cache_dir=cache)
     frame = framing(tokenizer, causal)
 
     def rows(store: TokenStore) -> RowSource:
         kind = PackedRows if data.packing == "pack" else PaddedRows
-        return kind(
-            store, data.seq_length, frame.prefix, frame.suffix, tokenizer.pad_token_id or 0, suffix_every_piece=not causal
-        )
+        pad = tokenizer.pad_token_id or 0
+        return kind(store, data.seq_length, frame.prefix, frame.suffix, pad, suffix_every_piece=not causal)
 
     train = rows(prepared.train)
     bucket = recipe.train.batch_size if data.packing == "bucket" else None
@@ -168,8 +164,52 @@ def _token_parts(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, kept: Contr
     )
 
 
+def _table_parts(recipe: Recipe, cache: Path, tokenizer_path: Path | None) -> Parts:
+    """Rows of a labelled table, or of one that pairs texts: what the collator's columns ask for."""
+    cls = recipe.collator_class
+    facts: dict[str, Any] = {}
+    tables: Labelled | Paired
+    if "label" in cls.columns:
+        tables = labelled(recipe.data, cache_dir=cache)
+        facts = {"label_names": tables.label_names}
+    else:
+        tables = paired(recipe.data, cache_dir=cache)
+    rows = tables.train
+    tokenizer, kept = _tokenizer(recipe, lambda: _table_texts(rows), cache, tokenizer_path)
+    collator = _collator(recipe, tokenizer, facts)
+    return Parts(
+        recipe=recipe,
+        tokenizer=tokenizer,
+        contract=kept,
+        collator=collator,
+        stream=Stream(rows, recipe.train.seed),
+        valid=Stream.fixed(tables.valid) if tables.valid is not None else None,
+        valid_bytes=None,
+        max_length=max((getattr(collator, name) for name in cls.lengths), default=recipe.data.seq_length),
+        facts=tables.facts | ({"classes": tables.counts} if isinstance(tables, Labelled) else {}),
+        label_names=facts.get("label_names"),
+    )
+
+
+def _table_texts(rows: TableRows) -> Iterator[str]:
+    """Every text of the rows, within the bounds of a tokenizer's training."""
+    left = TOKENIZER_BYTES
+    for start in range(0, len(rows), 1024):
+        for row in rows.rows(range(start, min(start + 1024, len(rows)))):
+            for value in row.values():
+                for text in [value] if isinstance(value, str) else value if isinstance(value, list) else []:
+                    left -= len(text)
+                    yield text
+        if left <= 0:
+            return
+
+
 def _collator(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, facts: dict[str, Any]) -> Collator:
-    """The collator with its options; `facts` of the data fill in options that it has and the recipe leaves open."""
+    """The collator with its options; `facts` of the data, and the model's length, fill in what the recipe leaves open."""
     cls, options = recipe.collator_class, recipe.collator.options
     filled = {name: value for name, value in facts.items() if name in options_of(cls)}
+    longest = max_positions(stock_config(recipe.model)) if recipe.model.pretrained else None
+    for name in cls.lengths:
+        if longest is not None:
+            filled[name] = min(getattr(cls, name), longest)
     return cls(tokenizer=tokenizer, seed=recipe.train.seed, **(filled | options))

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import HfApi, try_to_load_from_cache
 from transformers import AutoConfig, PreTrainedConfig
 
 from sslnlp.collators import COLLATORS, get_collator
@@ -17,7 +18,7 @@ from sslnlp.objectives.base import Objective
 from sslnlp.recipe.schema import Recipe, bind, to_dict
 
 FREE_ON_RESUME = frozenset({"out", "name", "data.cache", "tokenizer.memory_mb"})
-"""Keys that may differ between a run and its continuation: they change no weight. `TrainConfig.free_on_resume` adds its own."""
+"""Keys that may differ between a run and its continuation: they change no weight."""
 
 
 def check(collator: type[Collator], objective: type[Objective]) -> None:
@@ -28,7 +29,8 @@ def check(collator: type[Collator], objective: type[Objective]) -> None:
     fitting = [name for name in sorted(COLLATORS) if _importable(name) and objective.needs <= get_collator(name).makes]
     advice = f"use collator.name={' or '.join(fitting)}" if fitting else "no shipped collator makes all of it"
     raise UserError(
-        f"objective {objective.name!r} needs {', '.join(sorted(missing))}, which collator {collator.name!r} does not make; {advice}"
+        f"objective {objective.name!r} needs {', '.join(sorted(missing))}, which collator {collator.name!r} does not make; "
+        f"{advice}"
     )
 
 
@@ -77,14 +79,38 @@ def _reads_as(config: PreTrainedConfig, objective: type[Objective]) -> bool:
 
 
 def stock_config(model: ModelConfig) -> PreTrainedConfig:
+    """The stock configuration a model is of, before its weights are touched; `UserError` when there is none."""
     fields = {name: value for name, value in model.config.items() if name in ("is_decoder", "is_causal")}
     if model.pretrained is None:
         return AutoConfig.for_model(model.architecture, **fields)
+    _check_reachable(model.pretrained)
     try:
         return AutoConfig.from_pretrained(model.pretrained, **fields)
-    except Exception as error:  # a missing folder, no config.json in it, an unknown type, no network
+    except Exception as error:  # no config.json in it, an unknown type, a damaged download
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"cannot load model.pretrained={model.pretrained}: {reason}") from error
+
+
+def _check_reachable(name: str) -> None:
+    """Refuse at once a folder that is not there, and a hub name without a hub: the clients retry for half a minute."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            hint = f"; its export is {name.rstrip('/')}/export" if (folder / "export" / "config.json").is_file() else ""
+            raise UserError(f"model.pretrained={name} holds no config.json, so it is not a model{hint}")
+        return
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if looks_local or folder.exists() or (folder.parent.is_dir() and folder.parent != Path(".")):
+        raise UserError(f"model.pretrained={name} does not exist; give a run's export folder or a hub name")
+    if isinstance(try_to_load_from_cache(name, "config.json"), str):
+        return
+    try:
+        HfApi().model_info(name, timeout=10)
+    except Exception as error:  # no such name, no permission, no network, offline mode
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"model.pretrained={name} is neither a folder here nor a model the hub gives: {reason}"
+        ) from error
 
 
 def check_out(recipe: Recipe, *, resume: bool) -> None:

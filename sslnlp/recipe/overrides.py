@@ -23,7 +23,7 @@ def parse(arguments: Sequence[str]) -> dict[str, str]:
         key, equals, value = argument.partition("=")
         if not equals or not all(part.isidentifier() for part in key.strip().split(".")):
             raise UserError(f"expected key=value, got {argument!r} (for example train.steps=1000)")
-        pairs[key.strip()] = value.strip()
+        pairs[key.strip()] = value  # as typed: a prefix may end with a space
     return pairs
 
 

@@ -94,7 +94,8 @@ def _document_lengths(encoding: Encoding) -> torch.Tensor:
     """Tokens of each document (or row) of an encoding: int64 [documents]."""
     documents = encoding.get("document_ids")
     if documents is None:
-        return encoding["attention_mask"].sum(1)
+        lengths: torch.Tensor = encoding["attention_mask"].sum(1)
+        return lengths
     rows = torch.arange(len(documents))[:, None] * (documents.max() + 1)
     return torch.unique((rows + documents)[documents >= 0], return_counts=True)[1]
 
@@ -163,7 +164,7 @@ def _number(value: float) -> str:
 
 
 def _bytes(value: float) -> str:
-    return "unknown" if math.isnan(value) else f"{value / 1e9:,.2f} GB"
+    return "unknown" if math.isnan(value) else f"{value / 1e9:,.2f} GB" if value >= 1e9 else f"{value / 1e6:,.0f} MB"
 
 
 def _time(seconds: float) -> str:

@@ -17,8 +17,10 @@ from typing import Any
 from accelerate import PartialState
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from sslnlp.card import CardFacts
+from sslnlp.distributed import alone
 from sslnlp.errors import UserError
 from sslnlp.evaluation import evaluate_held_out
 from sslnlp.evaluation.beir import beir_measures
@@ -42,6 +44,8 @@ def run(recipe: Recipe, *, resume: bool = False, console: Console | None = None)
     leaves no `out` behind. With `resume`, goes on from the newest valid checkpoint. Raises `UserError` for bad input.
     """
     main = PartialState().is_main_process
+    disable_progress_bar()  # what `transformers` says about loading, `models` says in one line
+    set_verbosity_error()
     console = console or Console(stderr=True, quiet=not main)
     recipe, inherited = resolve(recipe)
     check_out(recipe, resume=resume)
@@ -49,7 +53,8 @@ def run(recipe: Recipe, *, resume: bool = False, console: Console | None = None)
     _tell(console, "inherited from " + str(recipe.model.pretrained), inherited)
     parts = build_parts(recipe, tokenizer_path=out / "tokenizer" if resume else None)
     console.print(parts.contract.table(), style="dim", highlight=False, markup=False)
-    _tell(console, "data", parts.facts)
+    _tell(console, "data", {name: count for name, count in parts.facts.items() if isinstance(count, int | float)})
+    _tell(console, "rows of each class", parts.facts.get("classes", {}))
     objective = build_objective(parts)
     console.print(f"{type(objective.model).__name__}: {count_parameters(objective.model):,} parameters")
     story = biography(parts, objective)
@@ -148,7 +153,7 @@ def _train(
 
 @contextmanager
 def _progress(console: Console) -> Iterator[Callable[[int, int, Mapping[str, float]], None]]:
-    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.description}"), console=console) as bar:
         task = bar.add_task("", total=None)
 
@@ -166,7 +171,7 @@ def _finish(
     """Final figures, on the weights that are left behind, and the export. The main process alone."""
     state = PartialState()
     if state.is_main_process:
-        measures = _measure(parts, objective)
+        measures = _measure(parts, objective, trainer)
         seen = trainer.progress.tokens
         story |= {"result": {"steps": trainer.progress.steps, "tokens_seen": seen, "measures": measures}}
         write_json(out / "recipe.json", story)
@@ -180,12 +185,13 @@ def _finish(
     state.wait_for_everyone()
 
 
-def _measure(parts: Parts, objective: Objective) -> dict[str, float]:
-    from sslnlp.distributed import alone
-
+def _measure(parts: Parts, objective: Objective, trainer: Trainer) -> dict[str, float]:
+    progress = trainer.progress
     with alone():
         evaluate = held_out(parts)
-        figures = dict(evaluate(objective)) if evaluate is not None else {}
+        # The last evaluation of the run is final unless an earlier one was better, whose weights are back by now.
+        known = progress.valid if progress.best_step in (None, progress.step) else {}
+        figures = dict(known or (evaluate(objective) if evaluate is not None else {}))
         if (folder := parts.recipe.data.beir) is not None:
             embedder: Any = objective
             collator: Any = parts.collator
@@ -214,10 +220,9 @@ def _card(parts: Parts, story: Mapping[str, Any]) -> CardFacts:
 
 
 def _tell(console: Console, title: str, facts: Mapping[str, Any]) -> None:
-    plain = {name: value for name, value in facts.items() if value not in (None, {}, [])}
-    if plain:
-        shown = "  ".join(f"{name} {_figure(value)}" for name, value in plain.items())
-        console.print(f"{title}: {shown}", highlight=False, markup=False)
+    shown = "  ".join(f"{name} {_figure(value)}" for name, value in facts.items() if value is not None)
+    if shown:
+        console.print(f"{title}: {shown}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _figure(value: Any) -> str:

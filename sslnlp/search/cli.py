@@ -161,13 +161,13 @@ def _print_hits(index: Index, query: str, hits: list[Hit]) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from sslnlp.search.snippets import snippet
+    from sslnlp.search.snippets import printable, snippet
 
     console = Console(highlight=False)
     for hit in hits:
         document = index.documents[hit.row]
         head = Text(f"{hit.rank:>3}  {hit.score:.4f}  ")
-        head.append(hit.id, style="cyan")
+        head.append(printable(hit.id), style="cyan")
         if document.title:
             head.append("  ").append(_marked(*snippet(document.title, query, index.analyzer, width=120)))
         console.print(head)

@@ -10,6 +10,7 @@ import csv
 import gzip
 import json
 import sys
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO, cast
@@ -74,7 +75,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
             yield from _json_rows(path, lines) if suffix in (".jsonl", ".ndjson") else _csv_rows(path, lines, suffix)
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start}): convert it first.") from error
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"Cannot read {path}: {error}.") from error
 
 
@@ -98,11 +99,11 @@ def _documents_of_rows(path: Path, columns: Columns) -> Iterator[Document]:
                 f"{path} row {number} has no text column among {', '.join(TEXT_COLUMNS)}; it has: {', '.join(row)}. "
                 "Name one with --text-column."
             )
-        name = str(row_index) if id_column is None else _string(path, number, row, id_column)
+        name = str(row_index) if id_column is None else string_of(path, number, row, id_column)
         if not name:
             raise UserError(f"{path} row {number} has an empty {id_column!r}: every document needs an id.")
-        title = "" if title_column is None else _string(path, number, row, title_column)
-        yield Document(name, title, _string(path, number, row, text_column))
+        title = "" if title_column is None else string_of(path, number, row, title_column)
+        yield Document(name, title, string_of(path, number, row, text_column))
 
 
 def _documents_of_folder(folder: Path) -> Iterator[Document]:
@@ -119,13 +120,23 @@ def _documents_of_folder(folder: Path) -> Iterator[Document]:
         yield Document(file.relative_to(folder).as_posix(), "", text)
 
 
-def _string(path: Path, number: int, row: Mapping[str, Any], column: str) -> str:
+def string_of(path: Path, number: int, row: Mapping[str, Any], column: str) -> str:
+    """The text of one field; an absent one is "", a whole number keeps its digits. UserError for anything else."""
     value = row.get(column)
     if value is None:
         return ""
     if isinstance(value, (str, int)) and not isinstance(value, bool):
-        return str(value)
+        return well_formed(str(value))
     raise UserError(f"{path} row {number}: {column!r} is a {type(value).__name__}, not text.")
+
+
+def well_formed(text: str) -> str:
+    """`text` with lone surrogates (JSON and command lines can carry them, no tokenizer takes them) replaced by �."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def _suffix(path: Path) -> str:

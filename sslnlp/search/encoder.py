@@ -69,11 +69,14 @@ class Encoder:
         folder = resolve(name)
         settings = read_settings(folder)
         try:
-            with _no_loading_bar():
-                model = AutoModel.from_pretrained(folder)
+            with _quiet_loading():
+                model, report = AutoModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
             tokenizer = AutoTokenizer.from_pretrained(folder)
         except Exception as error:  # the loaders raise anything from OSError to safetensors' own type
             raise UserError(f"Cannot load the encoder {name}: {_first_line(error)}") from error
+        # Absent weights would be drawn at random, every time anew. A pooler is not used here, so it may be absent.
+        if missing := sorted(key for key in report["missing_keys"] if "pooler" not in key.split(".")):
+            raise UserError(f"The encoder {name} lacks {len(missing)} of its weights, {missing[0]} among them.")
         if model.config.is_encoder_decoder:
             model = model.get_encoder()
         if tokenizer.pad_token is None:
@@ -121,6 +124,9 @@ class Encoder:
 def resolve(name: str) -> Path:
     """The folder of a model: itself when it is one, otherwise its snapshot from the hub (or the hub's cache)."""
     if Path(name).is_dir():
+        if not (Path(name) / "config.json").is_file():
+            hint = f"; did you mean {Path(name) / 'export'}?" if (Path(name) / "export").is_dir() else "."
+            raise UserError(f"{name} is not a model folder (no config.json){hint}")
         return Path(name)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
@@ -185,15 +191,17 @@ def _read_json(path: Path) -> Any:
 
 
 @contextlib.contextmanager
-def _no_loading_bar() -> Iterator[None]:
-    """A search prints its results, not how it read the weights."""
+def _quiet_loading() -> Iterator[None]:
+    """A search prints its results, not how it read the weights; what the loader reports is judged by the caller."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()
 

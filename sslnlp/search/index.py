@@ -11,7 +11,7 @@ from sslnlp.errors import UserError, suggest
 from sslnlp.search import manifest
 from sslnlp.search.analysis import Analyzer
 from sslnlp.search.bm25 import BM25, write_bm25
-from sslnlp.search.documents import Columns, read_documents
+from sslnlp.search.documents import Columns, read_documents, well_formed
 from sslnlp.search.fusion import reciprocal_rank_fusion
 from sslnlp.search.ranking import EMPTY, Ranking
 from sslnlp.search.store import DocumentStore, write_documents
@@ -152,7 +152,7 @@ class Index:
 
     def rank(self, queries: Sequence[str], mode: str | None = None, k: int = 10) -> list[Ranking]:
         """The best `k` documents of each query as rows and scores; an empty query has none."""
-        mode = self.resolve_mode(mode)
+        mode, queries = self.resolve_mode(mode), [well_formed(query) for query in queries]
         if mode == "bm25":
             return self.bm25.search(queries, k)
         if mode == "dense":

@@ -56,13 +56,13 @@ def new_generation(out: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(OSError):
             out.rmdir()  # only goes when we made it and nothing else is in it
-        if isinstance(error, OSError) and not isinstance(error, UserError):
+        if isinstance(error, OSError):
             raise UserError(f"Writing the index to {out} failed: {error.strerror or error}.") from error
         raise
 
 
 def commit(out: Path, generation: Path, facts: Mapping[str, Any]) -> None:
-    """Make `generation` the index at `out`: checksum and fsync its files, replace index.json, drop former generations."""
+    """Make `generation` the index at `out`: fsync its files, replace index.json, drop what was there before."""
     files = sorted(path for path in generation.rglob("*") if path.is_file())
     listed = {p.relative_to(generation).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in files}
     for path in [*files, generation, *(p for p in generation.rglob("*") if p.is_dir())]:

@@ -31,11 +31,16 @@ def snippet(text: str, query: str, analyzer: Analyzer, width: int = 240) -> Snip
         start = _word_start(text, min(first.start, max(0, min(first.start - spare, len(text) - width))))
         end = _word_end(text, max(last.end, start + width))
     lead, trail = "… " if start > 0 else "", " …" if end < len(text) else ""
-    # One space for every blank keeps the offsets, and a line break out of the table.
-    piece = "".join(" " if letter.isspace() else letter for letter in text[start:end])
+    piece = printable(text[start:end])
     shift = len(lead) - start
     matches = [(term.start + shift, term.end + shift) for term in found if start <= term.start and term.end <= end]
     return Snippet(lead + piece + trail, matches)
+
+
+def printable(text: str) -> str:
+    """`text` safe for a terminal: each line break, control character or half of a surrogate pair becomes one space,
+    so offsets stay and a document cannot move the cursor."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def _densest(found: list[Term], width: int) -> tuple[Term, Term]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from sslnlp.errors import UserError
-from sslnlp.search.documents import ID_COLUMNS, find_column, read_rows
+from sslnlp.search.documents import ID_COLUMNS, find_column, read_rows, string_of
 
 Qrels = dict[str, dict[str, int]]
 """Judgements: query id -> document id -> relevance (0: judged and not relevant)."""
@@ -75,7 +75,8 @@ def read_run(path: str | Path) -> Run:
 def write_run(path: str | Path, run: Mapping[str, Mapping[str, float]], tag: str) -> None:
     """Write `run` as a TREC run file, aside and renamed.
 
-    Scores keep every digit, so reading the file back changes no measure. Raises UserError for ids with blanks in them: the format separates by blanks and has no quoting.
+    Scores keep every digit, so reading the file back changes no measure. Raises UserError for ids with blanks in them:
+    the format separates by blanks and has no quoting.
     """
     path = Path(path)
     for name in (name for query, found in run.items() for name in (query, *found)):
@@ -99,7 +100,7 @@ def _table_queries(path: Path) -> Iterator[tuple[str, str]]:
         text_column = find_column(path, row, None, QUERY_COLUMNS)
         if id_column is None or text_column is None:
             raise UserError(f"{path} row {number} needs an id and a text column; it has: {', '.join(row)}.")
-        yield str(row[id_column]), str(row[text_column])
+        yield string_of(path, number, row, id_column), string_of(path, number, row, text_column)
 
 
 def _tab_queries(path: Path) -> Iterator[tuple[str, str]]:

@@ -69,7 +69,10 @@ def contract(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Contra
     texts = [text for text in texts if text.strip()]
     if not texts:
         raise UserError("the tokenizer contract needs some text to measure on, and got none")
-    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    # As training text is encoded: a literal "[MASK]" in a document is ordinary text, not a hole.
+    encoded = tokenizer(
+        texts, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
+    )
     ids = [np.array(row, dtype=np.int64) for row in encoded["input_ids"]]
     words = [_word_starts(text) for text in texts]
     tokens = max(1, sum(map(len, ids)))

@@ -1,0 +1,38 @@
+"""What every test stands on: no network, one thread's arithmetic, a small corpus and a tokenizer trained on it."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from tests.contract import corpus, small_tokenizer
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _threads() -> None:
+    # Tiny tensors gain nothing from a second thread, and two workers on one core lose a lot.
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prepared data goes to a folder of this test session, never to the user's."""
+    monkeypatch.setenv("SSLNLP_CACHE", str(tmp_path_factory.getbasetemp() / "sslnlp-cache"))
+
+
+@pytest.fixture(scope="session")
+def texts() -> list[str]:
+    return corpus()
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerBase:
+    """A byte-level BPE of a few hundred tokens, framed like an encoder."""
+    return small_tokenizer()

@@ -1,0 +1,150 @@
+"""The bench every registered objective is put on: tiny data, a tiny model, and a trainer around them.
+
+Also run as a program by the two-process tests: `python -m tests.contract OUT OBJECTIVE key=value ...`.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from sslnlp.collators import get_collator
+from sslnlp.collators.base import Collator
+from sslnlp.data.packing import PackedRows
+from sslnlp.data.stream import Stream
+from sslnlp.data.table import TableRows
+from sslnlp.data.tokens import build_store
+from sslnlp.models import ModelConfig, build_model
+from sslnlp.objectives import get_objective
+from sslnlp.objectives.base import Objective
+from sslnlp.tokenizer import framing, set_framing, train_tokenizer
+from sslnlp.train import TrainConfig, Trainer
+
+LENGTH = 32
+ROWS = 96
+ARCHITECTURES = {
+    # Auto class the objective wraps -> architectures it is tried with
+    "AutoModelForMaskedLM": ("bert", "modernbert", "roberta"),
+    "AutoModelForCausalLM": ("gpt2", "llama", "qwen3"),
+    "AutoModelForSequenceClassification": ("bert", "modernbert"),
+    "AutoModel": ("bert", "modernbert"),
+}
+
+
+def corpus() -> list[str]:
+    """Two hundred different short documents of different lengths with some structure to learn, written by arithmetic."""
+    animals = "the cat|a dog|the old owl|one mouse|a river otter|the fox".split("|")
+    verbs = "sees|follows|forgets|remembers|runs past|listens to".split("|")
+    places = "in the garden|by the lake|on a hill|under the bridge|behind the house|near the station".split("|")
+    documents = []
+    for n in range(200):
+        sentences = [
+            f"{animals[(n * 5 + i) % 6]} {verbs[(n + i * i) % 6]} {animals[(n + 3 * i + 1) % 6]} {places[(n * i + i) % 6]}."
+            for i in range(1 + n % 5)
+        ]
+        documents.append(f"On day {n} " + " ".join(sentences))
+    return documents
+
+
+@functools.cache
+def small_tokenizer() -> PreTrainedTokenizerBase:
+    return train_tokenizer(corpus(), vocab_size=520)
+
+
+def architectures(name: str) -> tuple[str, ...]:
+    return ARCHITECTURES[get_objective(name).wraps.__name__]
+
+
+def make_objective(name: str, architecture: str | None = None, *, seed: int = 0, dropout: float = 0.0) -> Objective:
+    cls = get_objective(name)
+    extra = {"num_labels": 3} if "Classification" in cls.wraps.__name__ else {}
+    config = ModelConfig(architecture=architecture or architectures(name)[0], size="nano", dropout=dropout)
+    return cls(build_model(config, small_tokenizer(), cls.wraps, max_length=LENGTH, seed=seed, **extra))
+
+
+def make_collator(name: str, seed: int = 0) -> Collator:
+    cls = get_objective(name)
+    tokenizer = set_framing(small_tokenizer(), cls.causal)
+    collator = get_collator(cls.collator)
+    lengths = {option: LENGTH for option in getattr(collator, "lengths", ())}
+    return collator(tokenizer=tokenizer, seed=seed, **lengths)
+
+
+@functools.cache
+def _store() -> Any:
+    folder = Path(tempfile.mkdtemp(prefix="sslnlp-tests-")) / "store"
+    return build_store(corpus(), small_tokenizer(), folder, fingerprint="tests")
+
+
+def make_stream(name: str, seed: int = 0) -> Stream:
+    cls = get_objective(name)
+    if get_collator(cls.collator).reads == "tokens":
+        frame = framing(small_tokenizer(), cls.causal)
+        rows: Any = PackedRows(_store(), LENGTH, frame.prefix, frame.suffix, suffix_every_piece=not cls.causal)
+    else:
+        halves = [text.split(". ", 1) for text in corpus()]
+        columns = {
+            "text": [text for text in corpus()],
+            "label": [n % 3 for n in range(len(halves))],
+            "query": [half[0] for half in halves],
+            "positive": [half[-1] for half in halves],
+            "negative": [corpus()[n - 7] for n in range(len(halves))],
+        }
+        rows = TableRows(datasets.Dataset.from_dict(columns))
+    return Stream(rows, seed)
+
+
+def make_trainer(
+    name: str, out: Path, *, architecture: str | None = None, dropout: float = 0.0, evaluate: Any = None, **train: Any
+) -> Trainer:
+    # Adam divides a gradient by its own size; the larger eps keeps it from blowing up the rounding of one near zero.
+    options: dict[str, Any] = dict(steps=4, batch_size=8, lr=1e-3, eps=1e-4, seed=3, log_every=1, warmup=1) | train
+    return Trainer(
+        make_objective(name, architecture, dropout=dropout),
+        make_collator(name, seed=3),
+        make_stream(name, seed=3),
+        TrainConfig(**options),
+        out=out,
+        evaluate=evaluate,
+    )
+
+
+def one_batch(name: str, rows: int = 6, start: int = 0) -> Any:
+    return make_collator(name)(make_stream(name).rows(range(start, start + rows)))
+
+
+def difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    """The largest absolute difference of two state dicts."""
+    assert a.keys() == b.keys()
+    return max(float((a[name].double() - b[name].double()).abs().max()) for name in a)
+
+
+def digest(state: dict[str, Tensor]) -> str:
+    """SHA-256 over names and bytes of a state dict."""
+    sha = hashlib.sha256()
+    for name in sorted(state):
+        sha.update(name.encode() + state[name].detach().contiguous().numpy().tobytes())
+    return sha.hexdigest()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    folder, *jobs = sys.argv[1:]
+    for job in jobs:  # objective:key=value:key=value
+        objective, *pairs = job.split(":")
+        values = {key: int(value) for key, value in (pair.split("=") for pair in pairs)}
+        resume = bool(values.pop("resume", 0))
+        trainer = make_trainer(objective, Path(folder) / objective, dropout=0.1, **values)
+        trainer.fit(resume)
+        if trainer.accelerator.is_main_process:
+            torch.save(trainer.objective.state_dict(), Path(folder) / f"{objective}.pt")
+        trainer.accelerator.wait_for_everyone()

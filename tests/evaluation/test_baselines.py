@@ -1,0 +1,20 @@
+"""The baselines learn what a bag of words can learn, and no more."""
+
+from sslnlp.evaluation.baselines import bm25_ranking, tfidf_logreg
+
+
+def test_tfidf_logreg_learns_words() -> None:
+    train = ["cats purr softly", "a cat sleeps", "dogs bark loudly", "a dog runs"]
+    figures = tfidf_logreg(train, [0, 0, 1, 1], ["the cat purr", "loudly bark the dog", "a dog runs"], [0, 1, 0])
+    assert figures["accuracy"] == 2 / 3  # the last label is wrong on purpose
+    assert 0 < figures["macro_f1"] < 1
+
+
+def test_bm25_finds_stems_and_leaves_out_what_shares_no_word() -> None:
+    corpus = {"a": "running shoes for runners", "b": "the cooking of rice", "c": "rice fields"}
+    run = bm25_ranking(corpus, {"q": "who runs", "r": "cook rice", "s": "zebra"})
+    assert list(run["q"]) == ["a"]
+    assert list(run["r"]) == ["b", "c"]
+    assert run["r"]["b"] > run["r"]["c"] > 0
+    assert run["s"] == {}
+    assert len(bm25_ranking(corpus, {"r": "cook rice"}, depth=1)["r"]) == 1

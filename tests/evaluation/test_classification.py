@@ -1,0 +1,31 @@
+"""Accuracy and macro-F1 by hand, as `evaluate` modules that need no hub."""
+
+import evaluate
+import pytest
+import torch
+
+from sslnlp.evaluation import Accuracy, MacroF1
+from sslnlp.evaluation.classification import classification_measures
+
+# Class 0: precision 2/3, recall 1, F1 4/5. Class 1: nothing right, F1 0. Class 2: 1/1, 1/1, F1 1.
+PREDICTIONS, REFERENCES = [0, 0, 0, 2], [0, 0, 1, 2]
+
+
+def test_by_hand() -> None:
+    assert Accuracy().compute(predictions=PREDICTIONS, references=REFERENCES) == {"accuracy": 0.75}
+    f1 = MacroF1().compute(predictions=PREDICTIONS, references=REFERENCES)
+    assert f1 == {"macro_f1": pytest.approx((4 / 5 + 0 + 1) / 3)}
+
+
+def test_modules_add_batches_and_combine() -> None:
+    both = evaluate.combine([Accuracy(), MacroF1()])
+    both.add_batch(predictions=PREDICTIONS[:2], references=REFERENCES[:2])
+    both.add_batch(predictions=PREDICTIONS[2:], references=REFERENCES[2:])
+    assert both.compute() == {"accuracy": 0.75, "macro_f1": pytest.approx(0.6)}
+
+
+def test_logits_and_unlabelled_rows() -> None:
+    logits = torch.nn.functional.one_hot(torch.tensor([*PREDICTIONS, 1]), 3).float()
+    labels = torch.tensor([*REFERENCES, -100])
+    figures = classification_measures({"logits": logits, "labels": labels})
+    assert figures == {"accuracy": 0.75, "macro_f1": pytest.approx(0.6)}

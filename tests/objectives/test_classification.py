@@ -1,0 +1,135 @@
+"""The classification objective: the loss, its exactness under accumulation, and the inputs each architecture takes."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    ModernBertConfig,
+    PreTrainedModel,
+    RobertaConfig,
+)
+
+from sslnlp.errors import UserError
+from sslnlp.objectives.classification import Classification
+
+SIZES = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+CONFIGS = {
+    "bert": BertConfig(**SIZES, num_labels=3, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
+    "roberta": RobertaConfig(**SIZES, num_labels=3, type_vocab_size=1, pad_token_id=0),
+    "modernbert": ModernBertConfig(
+        **SIZES, num_labels=3, pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2
+    ),
+}
+
+
+def model(architecture: str = "bert") -> PreTrainedModel:
+    torch.manual_seed(0)
+    return AutoModelForSequenceClassification.from_config(CONFIGS[architecture])
+
+
+def batch(rows: int = 6) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(3, 30, (rows, 5), generator=generator)
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "labels": torch.arange(rows) % 3,
+        "position": torch.arange(rows),
+    }
+
+
+def test_loss_is_the_models_own_and_the_batch_stays_untouched() -> None:
+    objective, given = Classification(model()).eval(), batch()
+    before = {name: tensor.clone() for name, tensor in given.items()}
+    output = objective(given)
+    stock = objective.model(
+        input_ids=given["input_ids"], attention_mask=given["attention_mask"], labels=given["labels"]
+    )
+    torch.testing.assert_close(output.loss, stock.loss)
+    right = stock.logits.argmax(-1) == given["labels"]
+    assert output.metrics["accuracy"].item() == pytest.approx(right.float().mean().item())
+    assert all(torch.equal(given[name], before[name]) for name in before)
+    assert given.keys() == before.keys()
+
+
+@pytest.mark.parametrize("options", [{}, {"class_weights": [0.2, 1.8, 1.0], "label_smoothing": 0.1}])
+def test_accumulation_is_exact(options: dict) -> None:
+    objective, whole = Classification(model(), **options).train(), batch(6)
+    expected = torch.autograd.grad(objective(whole).loss, list(objective.parameters()))
+    parts = [{name: tensor[s] for name, tensor in whole.items()} for s in (slice(0, 1), slice(1, 6))]
+    targets = sum(int(objective.num_targets(part)) for part in parts)
+    loss = sum(objective(part).loss * objective.num_targets(part) / targets for part in parts)
+    for got, want in zip(torch.autograd.grad(loss, list(objective.parameters())), expected, strict=True):
+        torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-5)
+
+
+def test_weights_multiply_the_rows_of_their_class() -> None:
+    objective, given = Classification(model(), class_weights=[0.0, 2.0, 0.0]).train(), batch(6)
+    each = F.cross_entropy(objective.predict(given)["logits"], given["labels"], reduction="none")
+    torch.testing.assert_close(objective(given).loss, 2 * each[given["labels"] == 1].sum() / 6)
+
+
+def test_held_out_loss_is_plain() -> None:
+    given = batch()
+    plain = Classification(model()).eval()(given).loss
+    shaped = Classification(model(), class_weights=[5.0, 1.0, 1.0], label_smoothing=0.3)
+    assert not torch.allclose(shaped.train()(given).loss, plain)
+    torch.testing.assert_close(shaped.eval()(given).loss, plain)
+
+
+def test_rows_without_a_label_have_no_weight() -> None:
+    objective, given = Classification(model()).eval(), batch(6)
+    some = {**given, "labels": given["labels"].clone()}
+    some["labels"][4:] = -100
+    assert objective.num_targets(some) == 4
+    torch.testing.assert_close(
+        objective(some).loss, objective({name: tensor[:4] for name, tensor in given.items()}).loss
+    )
+
+
+@pytest.mark.parametrize("architecture", list(CONFIGS))
+def test_every_architecture_takes_pairs_and_every_parameter_learns(architecture: str) -> None:
+    objective = Classification(model(architecture)).train()
+    given = {**batch(), "token_type_ids": torch.tensor([[0, 0, 0, 1, 1]]).expand(6, 5)}
+    objective(given).loss.backward()
+    assert [n for n, p in objective.named_parameters() if p.grad is None] == []
+
+
+def test_segments_reach_a_model_that_has_them() -> None:
+    objective, given = Classification(model("bert")).eval(), batch()
+    pair = {**given, "token_type_ids": torch.tensor([[0, 0, 0, 1, 1]]).expand(6, 5)}
+    assert not torch.allclose(objective.predict(pair)["logits"], objective.predict(given)["logits"])
+
+
+def test_overfits_one_batch() -> None:
+    objective, given = Classification(model()).train(), batch()
+    optimizer = torch.optim.Adam(objective.parameters(), lr=1e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        objective(given).loss.backward()
+        optimizer.step()
+    output = objective.eval()(given)
+    assert output.loss < 0.1
+    assert output.metrics["accuracy"] == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"label_smoothing": 1.0},
+        {"label_smoothing": -0.1},
+        {"class_weights": [1.0]},
+        {"class_weights": [1.0, -1.0, 1.0]},
+    ],
+)
+def test_options_are_checked(options: dict) -> None:
+    with pytest.raises(UserError, match=r"objective\."):
+        Classification(model(), **options)
+
+
+def test_one_class_is_refused() -> None:
+    config = BertConfig(**SIZES, num_labels=1)
+    with pytest.raises(UserError, match="at least 2 classes"):
+        Classification(AutoModelForSequenceClassification.from_config(config))

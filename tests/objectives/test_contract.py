@@ -1,0 +1,192 @@
+"""What every registered objective must satisfy; a new one is tested by being registered."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from sslnlp.collators import get_collator
+from sslnlp.metrics import read_metrics
+from sslnlp.objectives import OBJECTIVES, get_objective
+from tests.contract import (
+    architectures,
+    difference,
+    digest,
+    make_collator,
+    make_objective,
+    make_stream,
+    make_trainer,
+    one_batch,
+)
+
+NAMES = sorted(OBJECTIVES)
+PAIRS = [(name, architecture) for name in NAMES for architecture in architectures(name)]
+INDEPENDENT = [name for name in NAMES if not get_objective(name).couples_rows]
+
+
+def flatten(batch: Any, prefix: str = "") -> dict[str, torch.Tensor]:
+    flat: dict[str, torch.Tensor] = {}
+    for key, value in batch.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_agree_and_needs_are_made(name: str) -> None:
+    cls = get_objective(name)
+    collator = get_collator(cls.collator)
+    assert (cls.name, collator.name) == (name, cls.collator)
+    assert cls.needs <= collator.makes
+    assert collator.makes <= set(one_batch(name))
+
+
+@pytest.mark.parametrize(("name", "architecture"), PAIRS)
+def test_loss_is_a_finite_scalar_and_the_batch_is_untouched(name: str, architecture: str) -> None:
+    objective = make_objective(name, architecture)
+    batch = one_batch(name)
+    before = {key: value.clone() for key, value in flatten(batch).items()}
+    output = objective(batch)
+    assert output.loss.shape == ()
+    assert torch.isfinite(output.loss)
+    assert all(value.shape == () and not value.requires_grad for value in output.metrics.values())
+    assert all(torch.equal(before[key], value) for key, value in flatten(batch).items())
+    assert int(objective.num_targets(batch)) > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_rows_at_the_same_positions_give_the_same_batch(name: str) -> None:
+    first, again, later = one_batch(name), one_batch(name), one_batch(name, start=6)
+    assert all(torch.equal(a, b) for a, b in zip(flatten(first).values(), flatten(again).values(), strict=True))
+    assert any(
+        a.shape != b.shape or not torch.equal(a, b)
+        for a, b in zip(flatten(first).values(), flatten(later).values(), strict=True)
+    )
+
+
+@pytest.mark.parametrize(("name", "architecture"), PAIRS)
+def test_every_trainable_parameter_receives_a_gradient(name: str, architecture: str) -> None:
+    objective = make_objective(name, architecture)
+    objective(one_batch(name)).loss.backward()
+    missing = [key for key, p in objective.named_parameters() if p.requires_grad and p.grad is None]
+    assert missing == []
+
+
+@pytest.mark.parametrize(("name", "architecture"), PAIRS)
+def test_one_batch_can_be_learned_by_heart(name: str, architecture: str) -> None:
+    objective = make_objective(name, architecture).train()
+    batch = one_batch(name)
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-3)
+    losses: list[float] = []
+    while not losses or (losses[-1] > 0.3 * losses[0] and len(losses) < 300):
+        loss = objective(batch).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        objective.after_step(1.0)
+        losses.append(loss.item())
+    assert losses[-1] <= 0.3 * losses[0]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("name", INDEPENDENT)
+def test_accumulation_changes_nothing(name: str, dropout: float, tmp_path: Path) -> None:
+    """1×32, 4×8 and 8×4 rows are the same updates: to rounding, with dropout too, targets being unequal."""
+    states = []
+    for size, accumulate in ((32, 1), (8, 4), (4, 8)):
+        trainer = make_trainer(
+            name, tmp_path / str(size), dropout=dropout, batch_size=size, accumulate=accumulate, steps=3
+        )
+        start = copy.deepcopy(trainer.objective.state_dict())
+        states.append(trainer.fit().state_dict())
+    assert difference(states[0], start) > 1e-4
+    assert difference(states[0], states[1]) < 2e-5
+    assert difference(states[0], states[2]) < 2e-5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_resumed_with_other_workers_is_the_straight_run(name: str, tmp_path: Path) -> None:
+    options = dict(steps=6, save_every=2, dropout=0.1, keep=5)
+    straight = make_trainer(name, tmp_path / "straight", **options).fit()
+    broken = make_trainer(name, tmp_path / "broken", **options)
+
+    def die(step: int, steps: int, metrics: Any) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+
+    broken.on_progress = die
+    with pytest.raises(KeyboardInterrupt):
+        broken.fit()
+    resumed = make_trainer(name, tmp_path / "broken", workers=2, **options)
+    assert digest(resumed.fit(resume=True).state_dict()) == digest(straight.state_dict())
+    curves = [read_metrics(tmp_path / run / "metrics.jsonl") for run in ("straight", "broken")]
+    for line in (*curves[0], *curves[1]):
+        line.pop("train/tokens_per_second")
+    assert curves[0] == curves[1]
+    assert [line["step"] for line in curves[0]] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(("name", "architecture"), PAIRS)
+def test_exported_reloads_with_equal_outputs(name: str, architecture: str, tmp_path: Path) -> None:
+    objective = make_objective(name, architecture).eval()
+    objective.exported.save_pretrained(tmp_path)
+    make_collator(name).tokenizer.save_pretrained(tmp_path)
+    stock = getattr(transformers, type(objective.exported).__name__).from_pretrained(tmp_path).eval()
+    assert "row_keyed" not in (tmp_path / "config.json").read_text()
+    inputs = make_collator(name).tokenizer(["The cat sees a dog.", "One mouse."], padding=True, return_tensors="pt")
+    inputs.pop("token_type_ids", None)
+    with torch.no_grad():
+        ours, theirs = objective.exported(**inputs)[0], stock(**inputs)[0]
+    assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_moves_in_evaluation(name: str) -> None:
+    objective = make_objective(name).eval()
+    before = copy.deepcopy(objective.state_dict())
+    with torch.no_grad():
+        first, second = objective(one_batch(name)).loss, objective(one_batch(name)).loss
+    assert torch.equal(first, second)
+    assert difference(before, objective.state_dict()) == 0 if before else True
+
+
+def launch(folder: Path, processes: int, *jobs: str) -> None:
+    command = [sys.executable, "-m", "tests.contract", str(folder), *jobs]
+    if processes > 1:
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        command = [sys.executable, *launcher, *command[1:]]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_two_processes_are_one(tmp_path: Path) -> None:
+    """Every objective: two gloo processes × 8 rows, and a run stopped on two that goes on with one, and back."""
+    cut = "save_every=2:keep=9:steps=4"
+    launch(tmp_path / "two", 2, *(f"{name}:{cut}" for name in NAMES))
+    for name in NAMES:
+        one = make_trainer(name, tmp_path / name, batch_size=16, save_every=2, keep=9, dropout=0.1).fit().state_dict()
+        two = torch.load(tmp_path / "two" / f"{name}.pt")
+        assert difference(one, two) < 2e-5, name
+        # Forget the second half of both runs, and let the other number of processes redo it.
+        for run in (tmp_path / name, tmp_path / "two" / name):
+            shutil.rmtree(run / "state" / "step-00000004")
+        alone = make_trainer(name, tmp_path / "two" / name, batch_size=8, save_every=2, keep=9, dropout=0.1)
+        assert difference(alone.fit(resume=True).state_dict(), one) < 2e-5, name
+    launch(tmp_path, 2, *(f"{name}:{cut}:batch_size=16:resume=1" for name in NAMES))
+    for name in NAMES:
+        two = torch.load(tmp_path / f"{name}.pt")
+        assert difference(two, torch.load(tmp_path / "two" / f"{name}.pt")) < 2e-5, name
+
+
+def test_different_seeds_give_different_streams() -> None:
+    orders = [make_stream("masked_lm", seed).index(range(20)).tolist() for seed in (0, 1)]
+    assert orders[0] != orders[1]

@@ -1,0 +1,113 @@
+"""The commands, as a person types them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from sslnlp.errors import UserError
+from sslnlp.search.cli import search_app
+
+
+def _run(*arguments: object) -> Result:
+    return CliRunner().invoke(search_app, [str(argument) for argument in arguments], env={"COLUMNS": "120"})
+
+
+@pytest.fixture
+def index(tmp_path: Path, corpus: Path) -> Path:
+    assert _run("index", corpus, "--out", tmp_path / "i").exit_code == 0
+    return tmp_path / "i"
+
+
+def test_index_then_query(tmp_path: Path, corpus: Path, index: Path) -> None:
+    result = _run("query", index, "wing slipstream", "-k", 1)
+    assert result.exit_code == 0
+    assert "007" in result.output
+    assert "lift of a wing in a slipstream" in result.output
+    assert "Plates" not in result.output
+
+
+def test_a_dense_index_answers_fused(tmp_path: Path, corpus: Path, make_encoder: Callable[..., Path]) -> None:
+    made = _run("index", corpus, "--out", tmp_path / "i", "--model", make_encoder(tmp_path / "m"), "--dtype", "float32")
+    assert "16-dimensional float32 vectors" in made.output
+    assert " 0.03" in _run("query", tmp_path / "i", "noise").output  # 1/61 + at least 1/65
+    stop_words = _run("query", tmp_path / "i", "of the")
+    assert "contributed nothing" in stop_words.output
+    assert "007" in stop_words.output
+    table = _run("evaluate", tmp_path / "i", corpus).output
+    assert all(mode in table for mode in ("bm25", "dense", "fused"))
+
+
+def test_a_query_of_stop_words_says_so_and_succeeds(index: Path) -> None:
+    result = _run("query", index, "of the and")
+    assert result.exit_code == 0
+    assert "only stop words" in result.output
+    assert "No document matches" in _run("query", index, "zeppelin").output
+
+
+def test_markup_in_documents_and_queries_is_text(tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_text('{"id": "[red]x", "title": "[/b]", "text": "an [bold]engine[/bold] <script>"}\n')
+    _run("index", tmp_path / "d.jsonl", "--out", tmp_path / "i")
+    result = _run("query", tmp_path / "i", "[bold] engine")
+    assert result.exit_code == 0
+    assert "[red]x" in result.output
+    assert "an [bold]engine[/bold] <script>" in result.output
+
+
+def test_evaluate_measures_writes_a_run_and_measures_it_again(tmp_path: Path, corpus: Path, index: Path) -> None:
+    run = tmp_path / "bm25.trec"
+    files = ("--queries", corpus / "queries.jsonl", "--qrels", corpus / "qrels" / "test.tsv")
+    first = _run("evaluate", index, *files, "--mode", "bm25", "--run", run)
+    assert first.exit_code == 0, first.exception
+    # q1 "slipstream plate": 11 (short, both words) comes first, the judged 007 after it. q2: 10 is first, its other
+    # judged document is not in the index. q3 has no relevant document.
+    assert "over 2 queries" in first.output
+    assert "1 queries without a relevant document" in first.output
+    assert "1 relevant documents are not in the index" in first.output
+    again = _run("evaluate", index, *files, "--mode", "bm25", "--compare", run)
+    rows = [line.split("│")[2:] for line in again.output.splitlines() if line.startswith("│")]
+    assert len(rows) == 2
+    assert rows[0] == rows[1]
+    ranks = {line.split()[2]: int(line.split()[3]) for line in run.read_text().splitlines() if line.startswith("q1")}
+    assert ranks["11"] == 1
+    expected = 100 * (1 / ranks["007"] + 1) / 2
+    assert f"{expected:.1f}" in rows[0][1]
+
+
+def test_wrong_use_is_a_user_error(tmp_path: Path, corpus: Path, index: Path) -> None:
+    (tmp_path / "qrels").write_text("other 0 007 1\n")
+    cases = [
+        (("query", tmp_path / "none", "x"), "No index"),
+        (("query", index, " "), "empty"),
+        (("query", index, "x", "--mode", "dense"), "no vectors"),
+        (("evaluate", index), "BEIR folder, or both"),
+        (("evaluate", index, tmp_path), "no qrels"),
+        (("evaluate", index, corpus, "--mode", "al"), "Unknown mode"),
+        (("evaluate", index, corpus, "--qrels", tmp_path / "qrels"), "do their ids match"),
+        (("index", corpus, "--out", tmp_path / "j", "--text-column", "txt"), "no column 'txt'"),
+    ]
+    for arguments, message in cases:
+        error = _run(*arguments).exception
+        assert isinstance(error, UserError), arguments
+        assert message in str(error)
+        assert "\n" not in str(error)
+
+
+def test_showing_help_loads_nothing_heavy() -> None:
+    program = (
+        "import sys, sslnlp.search.cli; sys.exit(bool({'torch', 'bm25s', 'numpy', 'transformers'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_a_bm25_search_never_loads_torch(index: Path) -> None:
+    program = (
+        "import sys\nfrom sslnlp.search.index import Index\n"
+        "assert Index(sys.argv[1]).search('plate')\nsys.exit('torch' in sys.modules)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program, str(index)], check=False).returncode == 0

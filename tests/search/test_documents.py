@@ -1,0 +1,111 @@
+import csv
+import gzip
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sslnlp.errors import UserError
+from sslnlp.search.documents import Columns, Document, read_documents
+from sslnlp.search.store import DocumentStore, write_documents
+
+ROWS = [
+    {"id": "007", "title": "A, B", "text": 'quotes " and\nlines'},
+    {"id": "8", "title": "", "text": "naïve 学习"},
+]
+EXPECTED = [Document(**row) for row in ROWS]
+
+
+def _write(folder: Path, suffix: str) -> Path:
+    path = folder / f"docs{suffix}"
+    if suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(ROWS), path)
+        return path
+    opener = gzip.open if suffix.endswith(".gz") else open
+    with opener(path, "wt", encoding="utf-8", newline="") as file:
+        if ".jsonl" in suffix:
+            file.writelines(json.dumps(row) + "\n" for row in ROWS)
+        else:
+            writer = csv.DictWriter(file, ROWS[0], delimiter="\t" if ".tsv" in suffix else ",")
+            writer.writeheader()
+            writer.writerows(ROWS)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".tsv", ".parquet"])
+def test_every_format_gives_the_same_documents_with_ids_as_written(tmp_path: Path, suffix: str) -> None:
+    assert list(read_documents(_write(tmp_path, suffix))) == EXPECTED
+
+
+def test_a_folder_of_texts_is_read_in_order_with_paths_as_ids(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "b.md").write_text("two")
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone")
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG")
+    assert list(read_documents(tmp_path)) == [Document("a.txt", "", "one"), Document("sub/b.md", "", "two")]
+
+
+def test_a_beir_folder_is_read_through_its_corpus_file(corpus: Path) -> None:
+    assert [document.id for document in read_documents(corpus)] == ["007", "8", "n-9", "10", "11"]
+
+
+def test_columns_by_name_and_rows_without_ids(tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"q": "one", "text": "no"}\n\n{"q": "two", "text": "no"}\n')
+    assert [(d.id, d.text) for d in read_documents(path, Columns(text="q"))] == [("0", "one"), ("1", "two")]
+
+
+def test_half_characters_are_replaced_so_every_tokenizer_takes_the_text(tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_text('{"id": 7, "title": null, "text": "a\\ud83d b \\ud83d\\ude00"}\n')
+    assert list(read_documents(tmp_path / "d.jsonl")) == [Document("7", "", "a\ufffd b \U0001f600")]
+
+
+BAD = {
+    "missing.jsonl": (None, "no such file"),
+    "x.pdf": (b"%PDF", "give a folder"),
+    "broken.jsonl": (b'{"text": "a"}\n{"text": \n', "line 2 is not JSON"),
+    "list.jsonl": (b"[1]\n", "a JSON list"),
+    "columns.jsonl": (b'{"words": "a"}\n', "no text column.*it has: words"),
+    "type.jsonl": (b'{"text": ["a"]}\n', "is a list, not text"),
+    "latin.jsonl": (b'{"text": "na\xefve"}\n', "not UTF-8"),
+    "noid.jsonl": (b'{"id": "", "text": "a"}\n', "empty 'id'"),
+    "ragged.csv": (b"id,text\n1,a,b\n", "fields"),
+    "short.csv": (b"id,text\n1\n", "fields"),
+    "bad.parquet": (b"PAR1 no", "not a readable Parquet"),
+    "bad.jsonl.gz": (b"not gzip", "Cannot read"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_unreadable_input_is_one_clear_line(tmp_path: Path, name: str) -> None:
+    content, message = BAD[name]
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message) as raised:
+        list(read_documents(tmp_path / name))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_folder_without_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no text file"):
+        list(read_documents(tmp_path))
+
+
+def test_the_store_gives_back_what_was_written_by_row(tmp_path: Path) -> None:
+    strange = [*EXPECTED, Document("x", "", ""), Document("y", "\ud800", "lone surrogate")]
+    assert write_documents(tmp_path, strange) == (3, 1)
+    store = DocumentStore(tmp_path)
+    assert [store[row] for row in (2, 0, 1)] == [strange[3], *EXPECTED]
+    assert list(store) == [*EXPECTED, strange[3]]
+    assert store.ids == ["007", "8", "y"]
+
+
+@pytest.mark.parametrize(
+    ("documents", "message"),
+    [([], "no documents"), ([Document("a", "", " ")], "all without text"), ([EXPECTED[0]] * 2, "id '007'")],
+)
+def test_empty_corpus_and_duplicate_ids_are_refused(tmp_path: Path, documents: list[Document], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        write_documents(tmp_path, documents)

@@ -1,0 +1,177 @@
+"""An index as a whole: what it answers, and that it is never half there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sslnlp.errors import UserError
+from sslnlp.search import index as index_module
+from sslnlp.search.index import Index, build_index
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory, make_encoder: Callable[..., Path]) -> Path:
+    return make_encoder(tmp_path_factory.mktemp("model") / "m")
+
+
+@pytest.fixture
+def built(tmp_path: Path, corpus: Path, encoder: Path) -> Path:
+    build_index(corpus, tmp_path / "built", model=str(encoder))
+    return tmp_path / "built"
+
+
+def test_facts_and_results_with_the_ids_of_the_file(built: Path, encoder: Path) -> None:
+    index = Index(built)
+    assert index.facts["documents"] == {"count": 5, "empty": 0}
+    assert index.facts["dense"]["model"] == str(encoder.resolve())
+    assert index.facts["dense"]["dimension"] == 16
+    assert [hit.id for hit in index.search("wings in a slipstream", "bm25")] == ["007", "11"]
+    assert [hit.rank for hit in index.search("wings in a slipstream", "bm25")] == [1, 2]
+    assert index.search("zzz of the", "bm25") == []
+
+
+def test_dense_is_the_cosine_and_fused_joins_both(tmp_path: Path, corpus: Path, encoder: Path) -> None:
+    build_index(corpus, tmp_path / "i", model=str(encoder), dtype="float32")
+    index = Index(tmp_path / "i")
+    query = "flat plate"
+    vectors = index.encoder.encode([document.content for document in index.documents], "document")
+    cosine = (vectors @ index.encoder.encode([query], "query").T)[:, 0]
+    dense = index.search(query, "dense", k=5)
+    assert [hit.row for hit in dense] == np.argsort(-cosine, kind="stable").tolist()
+    assert [hit.score for hit in dense] == pytest.approx(sorted(cosine, reverse=True), abs=1e-5)
+    bm25 = index.search(query, "bm25", k=5)
+    gains: dict[str, float] = {}
+    for hit in [*bm25, *dense]:
+        gains[hit.id] = gains.get(hit.id, 0.0) + 1 / (60 + hit.rank)
+    fused = index.search(query, k=3)  # fused is the default where there are vectors
+    assert [(hit.id, hit.score) for hit in fused] == [
+        (name, pytest.approx(gain)) for name, gain in sorted(gains.items(), key=lambda item: -item[1])[:3]
+    ]
+
+
+def test_an_empty_query_among_many_has_no_results(built: Path) -> None:
+    found = Index(built).rank(["plate", " ", "\udcff"], "dense", 2)
+    assert [len(ranking.rows) for ranking in found] == [2, 0, 2]
+
+
+@pytest.mark.parametrize(("query", "mode", "message"), [(" ", None, "empty"), ("a", "bm52", "Did you mean 'bm25'")])
+def test_wrong_questions(built: Path, query: str, mode: str | None, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Index(built).search(query, mode)
+
+
+def test_without_vectors_only_bm25(tmp_path: Path, corpus: Path) -> None:
+    build_index(corpus, tmp_path / "i")
+    index = Index(tmp_path / "i")
+    assert index.resolve_mode(None) == "bm25"
+    with pytest.raises(UserError, match="no vectors"):
+        index.search("plate", "fused")
+
+
+def test_another_model_is_refused_and_the_same_elsewhere_is_not(
+    tmp_path: Path, built: Path, encoder: Path, make_encoder: Callable[..., Path]
+) -> None:
+    moved = shutil.copytree(encoder, tmp_path / "moved")
+    assert Index(built, model=str(moved)).search("plate", "dense", 1) == Index(built).search("plate", "dense", 1)
+    other = make_encoder(tmp_path / "other", seed=1)
+    with pytest.raises(UserError, match="another model"):
+        Index(built, model=str(other)).search("plate", "dense")
+
+
+def test_any_damaged_file_is_found(built: Path) -> None:
+    facts, folder = Index(built).facts, next(built.glob("generation-*"))
+    assert {"vectors.npy", "documents.jsonl", "ids.json", "offsets.npy"} <= set(facts["files"])
+    for name in facts["files"]:
+        path = folder / name
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(UserError, match=r"broken.*checksum"):
+            Index(built)
+        path.write_bytes(whole[:-1])
+        with pytest.raises(UserError, match=r"broken.*bytes instead of"):
+            Index(built, verify=False)
+        path.write_bytes(whole)
+    (folder / "ids.json").unlink()
+    with pytest.raises(UserError, match=r"ids.json is missing"):
+        Index(built)
+
+
+def test_a_changed_or_cut_manifest_is_found(built: Path) -> None:
+    manifest = built / "index.json"
+    whole = manifest.read_text()
+    manifest.write_text(whole.replace('"english"', '"german"'))
+    with pytest.raises(UserError, match="was changed"):
+        Index(built)
+    manifest.write_text(whole[:100])
+    with pytest.raises(UserError, match="damaged"):
+        Index(built)
+
+
+def test_vectors_of_another_shape_are_refused(built: Path) -> None:
+    index = Index(built)
+    np.save(next(built.glob("generation-*")) / "vectors.npy", np.zeros((5, 8), np.float16))
+    with pytest.raises(UserError, match="mixes dimensions"):
+        index.search("plate", "dense")
+
+
+def test_no_index_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="sslnlp search index DATA"):
+        Index(tmp_path)
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_failed_rebuild_leaves_the_old_index(
+    monkeypatch: pytest.MonkeyPatch, built: Path, corpus: Path, error: BaseException
+) -> None:
+    before = sorted(built.rglob("*"))
+
+    def fail(*args: object) -> None:
+        raise error
+
+    monkeypatch.setattr(index_module, "write_bm25", fail)
+    expected, message = (UserError, "No space left") if isinstance(error, OSError) else (KeyboardInterrupt, None)
+    with pytest.raises(expected, match=message):
+        build_index(corpus, built)
+    assert sorted(built.rglob("*")) == before
+    assert len(Index(built).search("plate", "bm25")) == 3
+
+
+def test_a_killed_rebuild_leaves_the_old_index_and_the_next_one_cleans_up(built: Path, corpus: Path) -> None:
+    program = (
+        "import os, sys\n"
+        "from sslnlp.search import index\n"
+        "index.write_bm25 = lambda *a: os._exit(9)\n"  # as a kill: no clean-up code runs
+        "index.build_index(sys.argv[1], sys.argv[2])\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", program, str(corpus), str(built)], check=False)
+    assert killed.returncode == 9
+    assert len(list(built.glob("generation-*"))) == 2
+    assert len(Index(built).search("plate", "bm25")) == 3
+    build_index(corpus, built, language="none")
+    assert len(list(built.glob("generation-*"))) == 1
+    assert Index(built).analyzer.language == "none"
+
+
+def test_a_failed_first_build_leaves_nothing(tmp_path: Path, corpus: Path) -> None:
+    with open(corpus / "corpus.jsonl", "a") as file:
+        file.write(json.dumps({"_id": "007", "text": "again"}) + "\n")
+    with pytest.raises(UserError, match="'007'"):
+        build_index(corpus, tmp_path / "i")
+    assert not (tmp_path / "i").exists()
+
+
+def test_a_folder_of_something_else_is_not_written_to(tmp_path: Path, corpus: Path) -> None:
+    with pytest.raises(UserError, match="is no index"):
+        build_index(corpus, corpus)
+    with pytest.raises(UserError, match="is a file"):
+        build_index(corpus, corpus / "corpus.jsonl")
+    with pytest.raises(UserError, match="vector type"):
+        build_index(corpus, tmp_path / "i", dtype="int8")

@@ -1,0 +1,80 @@
+"""Top-k, BM25, exact dense search and fusion, each against arithmetic done another way."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sslnlp.errors import UserError
+from sslnlp.search import dense
+from sslnlp.search.analysis import Analyzer
+from sslnlp.search.bm25 import BM25, write_bm25
+from sslnlp.search.dense import DenseIndex
+from sslnlp.search.fusion import reciprocal_rank_fusion
+from sslnlp.search.ranking import EMPTY, Ranking, best
+
+
+@given(st.lists(st.integers(-3, 3), max_size=30), st.integers(1, 35))
+def test_best_is_the_head_of_a_stable_sort(values: list[int], k: int) -> None:
+    found = best(np.array(values, dtype=np.float32), k)
+    assert found.rows.tolist() == sorted(range(len(values)), key=lambda at: (-values[at], at))[:k]
+    assert found.scores.tolist() == [values[at] for at in found.rows]
+
+
+def test_bm25_score_is_the_formula(tmp_path: Path) -> None:
+    write_bm25(tmp_path, ["lift lift wing", "wing", "heat heat heat heat"], Analyzer("none"))
+    [found] = BM25(tmp_path, Analyzer("none")).search(["lift wing"], 10)
+    k1, b, mean_length = 1.5, 0.75, 8 / 3
+
+    def part(count: int, length: int, documents: int) -> float:
+        idf = math.log(1 + (3 - documents + 0.5) / (documents + 0.5))
+        return idf * count / (count + k1 * (1 - b + b * length / mean_length))
+
+    assert found.rows.tolist() == [0, 1]  # the third shares no word and is no result
+    assert found.scores.tolist() == pytest.approx([part(2, 3, 1) + part(1, 3, 2), part(1, 1, 2)], rel=1e-5)
+
+
+@pytest.mark.parametrize("query", ["the of and", "", "unseen words", "a b c"])
+def test_a_query_without_a_known_term_finds_nothing(tmp_path: Path, query: str) -> None:
+    write_bm25(tmp_path, ["the lift of a wing"], Analyzer())
+    assert len(BM25(tmp_path, Analyzer()).search([query], 5)[0].rows) == 0
+
+
+def test_a_corpus_of_stop_words_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="searchable word"):
+        write_bm25(tmp_path, ["the of", "and a"], Analyzer())
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_blocked_search_is_a_full_sort(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
+    monkeypatch.setattr(dense, "_SEARCH_BLOCK", 4)
+    monkeypatch.setattr(dense, "_QUERY_BLOCK", 2)
+    generator = np.random.default_rng(0)
+    vectors = generator.integers(-2, 3, (23, 3)).astype(dtype)  # small integers: many exact ties
+    np.save(tmp_path / "v.npy", vectors)
+    queries = generator.integers(-2, 3, (5, 3)).astype(np.float32)
+    for k in (1, 6, 40):
+        found = DenseIndex(tmp_path / "v.npy").search(queries, k)
+        for query, ranking in zip(queries, found, strict=True):
+            scores = vectors.astype(np.float32) @ query
+            assert ranking.rows.tolist() == sorted(range(23), key=lambda row: (-scores[row], row))[:k]
+            assert ranking.scores.tolist() == scores[ranking.rows].tolist()
+
+
+def test_another_dimension_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "v.npy", np.zeros((2, 3), np.float32))
+    with pytest.raises(UserError, match="4 dimensions, the index has 3"):
+        DenseIndex(tmp_path / "v.npy").search(np.zeros((1, 4), np.float32), 1)
+
+
+def test_reciprocal_rank_fusion_by_hand() -> None:
+    one = Ranking(np.array([5, 2, 9]), np.array([30.0, 20.0, 10.0]))
+    two = Ranking(np.array([2, 7]), np.array([0.9, 0.1]))
+    fused = reciprocal_rank_fusion([one, two], 10)
+    assert fused.rows.tolist() == [2, 5, 7, 9]
+    assert fused.scores.tolist() == pytest.approx([1 / 62 + 1 / 61, 1 / 61, 1 / 62, 1 / 63])
+    assert reciprocal_rank_fusion([one, EMPTY], 2).rows.tolist() == [5, 2]
+    assert len(reciprocal_rank_fusion([EMPTY, EMPTY], 2).rows) == 0

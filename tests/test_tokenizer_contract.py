@@ -1,0 +1,93 @@
+"""The contract: measured on text, refused with a fix."""
+
+import pytest
+from tests.tiny_tokenizers import CHINESE, ENGLISH, KINDS, tiny
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from sslnlp.errors import UserError
+from sslnlp.tokenizer import contract, train_tokenizer
+from sslnlp.tokenizer.contract import ADVICE
+
+MESSY = ["Two  spaces,\n\na line and a\ttab; [MASK] by name.", *ENGLISH, *CHINESE]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_our_own_tokenizers(kind):
+    measured = contract(tiny(kind), MESSY)
+    expected = dict.fromkeys(ADVICE, True)
+    # WordPiece forgets white space; Unigram kept every character of its corpus but knows no tab.
+    expected["exact_round_trip"] = kind == "bpe"
+    assert measured.facts == expected
+    assert measured.figures["vocab_size"] == len(tiny(kind))
+    assert measured.figures["word_start_agreement"] >= 0.99
+    assert (measured.figures["unknown_rate"] == 0) == (kind != "unigram")
+
+
+def test_unigram_round_trip_is_exact_where_it_knows_the_characters():
+    assert contract(tiny("unigram"), ENGLISH).facts["exact_round_trip"]
+
+
+def test_figures_on_known_text():
+    """One word per token, one token unknown: every figure by hand."""
+    backend = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1, "lamp": 2, "<eos>": 3}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="<eos>")
+    measured = contract(tokenizer, ["a lamp a ship"])
+    assert measured.figures == {
+        "vocab_size": 4,
+        "bytes_per_token": 13 / 4,
+        "fertility": 1.0,
+        "unknown_rate": 1 / 4,
+        "word_start_agreement": 1.0,
+    }
+    held = {name for name, fact in measured.facts.items() if fact}
+    assert held == {"specials_excluded", "word_starts", "bos", "eos"}
+
+
+def test_word_starts_fail_where_ids_do_not_tell():
+    """Pieces cut anywhere and unmarked: ids alone cannot say where a word begins."""
+    letters = {c: i for i, c in enumerate("abcdefghijklmnopqrstuvwxyz ")}
+    backend = Tokenizer(models.WordLevel(letters | {"<unk>": len(letters)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+    measured = contract(tokenizer, ["the lamp of the harbour"])
+    assert not measured.facts["word_starts"]
+    with pytest.raises(UserError, match="unit=token"):
+        measured.require(["word_starts"])
+
+
+def test_pad_is_eos_and_missing_tokens():
+    tokenizer = train_tokenizer(ENGLISH, vocab_size=450)
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.mask_token = None
+    facts = contract(tokenizer, ENGLISH).facts
+    assert facts["pad"]
+    assert not facts["pad_is_not_eos"]
+    assert not facts["mask"]
+
+
+def test_require_names_the_fact_and_the_fix():
+    tokenizer = train_tokenizer(ENGLISH, vocab_size=450)
+    tokenizer.mask_token = None
+    measured = contract(tokenizer, ENGLISH)
+    measured.require(["pad", "eos", "specials_excluded"])
+    with pytest.raises(UserError, match="'mask'.*sslnlp tokenizer"):
+        measured.require(["pad", "mask"])
+    with pytest.raises(UserError, match="'sentinels'"):
+        measured.require(["sentinel"])
+
+
+def test_table_and_dict_show_every_fact():
+    measured = contract(tiny("wordpiece"), ENGLISH)
+    lines = measured.table().splitlines()
+    assert len(lines) == len(measured.facts) + len(measured.figures)
+    for name, held in measured.facts.items():
+        line = next(line for line in lines if line.startswith(name + " "))
+        assert line.split()[1] == ("yes" if held else "NO")
+    assert measured.to_dict() == {"facts": measured.facts, "figures": measured.figures}
+
+
+def test_no_text_is_refused():
+    with pytest.raises(UserError, match="needs some text"):
+        contract(tiny(), ["", "  "])
