@@ -34,7 +34,7 @@ def calibrate(trainer: Trainer, seconds: float, *, least: int = 3) -> int:
 
     Runs the first updates for about 3 % of the budget (at least `least` after one to warm up), takes the median time of a step,
     and puts weights and optimiser back: training itself then starts at step 0 with its schedule known. Evaluation and
-    checkpoints are timed too (one each) and ten of them are set aside.
+    checkpoints are timed too (one each); what the run's evaluations will take is set aside.
     """
     began = time.perf_counter()
     before = copy.deepcopy(trainer.objective.state_dict())
@@ -51,13 +51,18 @@ def calibrate(trainer: Trainer, seconds: float, *, least: int = 3) -> int:
         enough = len(times) > least and now - began > 0.03 * seconds
         if distributed.broadcast_number(float(enough)):
             break
-    aside = 0.0
+    evaluation = 0.0
     if trainer.evaluate is not None:
         trainer.objective.eval()
         with distributed.alone():
             trainer.evaluate(trainer.objective)
-        aside = 10 * (time.perf_counter() - mark)
+        evaluation = time.perf_counter() - mark
     trainer.objective.load_state_dict(before)
     trainer.optimizer = trainer._new_optimizer()
-    left = max(seconds - (time.perf_counter() - began) - aside, 0.2 * seconds)
-    return int(distributed.broadcast_number(float(max(1, int(left / statistics.median(times[1:]))))))
+    cost, every = statistics.median(times[1:]), trainer.config.eval_every
+    left = seconds - (time.perf_counter() - began)
+    if every is None:
+        left -= 10 * evaluation  # a tenth of the run between evaluations, however long it is
+    else:
+        cost += evaluation / every
+    return int(distributed.broadcast_number(float(max(1, int(max(left, 0.2 * seconds) / cost)))))

@@ -224,8 +224,10 @@ def _model_rows(facts: CardFacts) -> list[tuple[str, Any]]:
 
 
 def _data_rows(facts: CardFacts) -> list[tuple[str, Any]]:
-    rows: list[tuple[str, Any]] = [("sources", ", ".join(public(list(facts.sources))))]
-    rows += list(_flat(facts.data))
+    rows: list[tuple[str, Any]] = []
+    if "sources" not in facts.data:
+        rows.append(("sources", public(list(facts.sources))))
+    rows += _flat(facts.data)
     return [*rows, ("licence of the data", facts.data_license)]
 
 

@@ -38,6 +38,9 @@ Overrides = Annotated[
 ]
 
 
+_INTERRUPTED = 130
+
+
 def _version(asked: bool) -> None:
     if asked:
         typer.echo(f"sslnlp {__version__}")
@@ -155,6 +158,8 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
     _log_to_stderr()
     try:
         code = app(args=arguments, prog_name="sslnlp", standalone_mode=False)
+        if code == _INTERRUPTED:  # typer catches Ctrl-C itself
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except BaseException as error:
         if debug:
@@ -170,7 +175,7 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
 def _explain(error: BaseException) -> tuple[str, int]:
     """The one line a person reads about an error, and the exit code."""
     if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
-        return "interrupted", 130
+        return "interrupted", _INTERRUPTED
     if isinstance(error, UserError):
         return f"error: {_one_line(str(error))}", 2
     if (usage := getattr(error, "format_message", None)) is not None:  # typer's own: a missing or unknown option

@@ -18,4 +18,6 @@ def suggest(word: str, accepted: Iterable[str]) -> str:
     names = sorted(accepted)
     near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
+    if near and len(names) > 40:
+        return hint  # a list nobody reads to its end hides the hint
     return f"{hint} Accepted: {', '.join(names) or '(none)'}."

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]
 from safetensors import SafetensorError, safe_open
@@ -27,6 +27,10 @@ T = TypeVar("T")
 _TransportError = next(c for c in HfHubHTTPError.__mro__ if c.__name__ == "HTTPError")
 _ATTEMPTS = 5
 _FIRST_WAIT_S = 1.0
+# What only an export puts into a repository: removed there when the export pushed now has no such file, so that an
+# older shard or pooling never mixes with new weights. Everything else that people keep in their repository stays.
+_OWNED = ["*.safetensors", "*.safetensors.index.json", "modules.json", "1_Pooling/*", "2_Normalize/*"]
+_OWNED += ["sentence_bert_config.json", "config_sentence_transformers.json", "generation_config.json"]
 _PRIVATE = ["state/*", "*/state/*", "*.pt", "*.log", "metrics.jsonl", ".*", "*/.*"]
 
 
@@ -65,6 +69,7 @@ def push(
                     folder_path=folder,
                     revision=revision,
                     ignore_patterns=list(_PRIVATE),
+                    delete_patterns=list(_OWNED),
                     commit_message="Upload with sslnlp",
                 )
             )
@@ -73,7 +78,8 @@ def push(
     except Exception as error:
         if isinstance(error, UserError) or (cause := _wire_error(error)) is None:
             raise
-        raise UserError(_explain(cause, repo_id, revision, api.endpoint)) from error
+        known = (token or get_token()) is not None
+        raise UserError(_explain(cause, repo_id, revision, api.endpoint, known)) from error
     return f"{api.endpoint}/{repo_id}" + (f"/tree/{revision}" if revision else "")
 
 
@@ -189,11 +195,12 @@ def _said(error: BaseException) -> str:
     return _first_line(getattr(error, "server_message", None) or error)
 
 
-def _explain(error: BaseException, repo_id: str, revision: str | None, endpoint: str) -> str:
+def _explain(error: BaseException, repo_id: str, revision: str | None, endpoint: str, has_token: bool) -> str:
     status = _status(error)
     said = _said(error)
     if status == 401 and not isinstance(error, RepositoryNotFoundError):
-        return f"{endpoint} refused the token; set HF_TOKEN to a token that may write, or run `hf auth login`"
+        problem = "refused the token" if has_token else "asks for a token"
+        return f"{endpoint} {problem}; set HF_TOKEN to a token that may write, or run `hf auth login`"
     if status in (401, 403, 409):  # a private repository of somebody else is reported as 401, not found
         return (
             f"{repo_id} cannot be written ({said}): the name belongs to someone else or the token may only read; "

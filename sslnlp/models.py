@@ -171,7 +171,10 @@ def _fresh(
 ) -> PreTrainedModel:
     stock = build_config(config, tokenizer, max_length, **extra)
     _supports(wraps, stock)
-    model: PreTrainedModel = wraps.from_config(stock, **_without_pooler(wraps, stock))
+    try:
+        model: PreTrainedModel = wraps.from_config(stock, **_without_pooler(wraps, stock))
+    except ValueError as error:  # fields that do not go together, such as a width the heads do not divide
+        raise UserError(f"model.config is not valid for {config.architecture}: {_one_line(error)}") from error
     return model.float()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -73,6 +74,12 @@ class _MicroBatches(Sampler[list[int]]):
                 yield self.windows.positions(step, micro)
 
 
+def _leave_signals_to_the_loop(worker: int) -> None:
+    """Ctrl-C and a scheduler's SIGTERM reach the whole process group; the loop still needs the batches of its last step."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def iterate(
     stream: Dataset[Row],
     collate: Callable[[Sequence[Row]], Batch],
@@ -91,6 +98,7 @@ def iterate(
         num_workers=workers,
         pin_memory=pin_memory,
         prefetch_factor=4 if workers else None,
+        worker_init_fn=_leave_signals_to_the_loop,
     )
     batches = iter(loader)
     for step in range(start, stop):

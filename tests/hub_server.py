@@ -285,6 +285,8 @@ class Handler(BaseHTTPRequestHandler):
                     raise Answer(400, {"error": f"{value['path']} was never uploaded"})
                 files[value["path"]] = value["oid"]
                 found.large.add(value["oid"])
+            elif item["key"] == "deletedFile":
+                del files[value["path"]]
         oid = found.commit(rev, files)
         raise Answer(200, {"success": True, "commitOid": oid, "commitUrl": f"{self.hub.url}/{repo}/commit/{oid}"})
 

@@ -136,9 +136,7 @@ def test_a_kill_at_any_flush_leaves_the_older_checkpoint_and_the_next_save_clean
     assert names(tmp_path) == ["step-00000001", "step-00000003", "step-00000004"]
 
 
-def test_saving_a_step_again_never_leaves_a_moment_without_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_saving_a_step_again_never_leaves_a_moment_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = save_checkpoint(tmp_path, 1, {"a": torch.zeros(3)}, {"try": 1})
     seen: list[list[int]] = []
     real = os.rename

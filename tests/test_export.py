@@ -217,7 +217,7 @@ def test_a_full_disk_is_one_clear_line_and_keeps_the_older_export(
 ) -> None:
     path = write(tiny("BertForMaskedLM", tokenizer), tokenizer, tmp_path / "export")
     before = {p.name: p.read_bytes() for p in path.iterdir()}
-    # config.json has about 1,000 bytes, model.safetensors 6,000, tokenizer.json 10,000: each writer fails in turn.
+    # config.json has about 800 bytes, model.safetensors 4,600, tokenizer.json 9,600: each writer fails in turn.
     model = tiny("GPT2LMHeadModel", tokenizer, n_embd=2, n_layer=1, n_head=1)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))

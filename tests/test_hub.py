@@ -147,7 +147,28 @@ def test_a_changed_file_is_sent_alone(hub: Hub, export: Path, tmp_path: Path) ->
     assert hub.content("me/tiny")["README.md"] == (copy / "README.md").read_bytes()
 
 
-def test_a_refused_token_is_one_clear_line(hub: Hub, export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_of_an_older_export_do_not_mix_with_the_new_one(hub: Hub, export: Path, tmp_path: Path) -> None:
+    embedder = Path(shutil.copytree(export, tmp_path / "embedder"))
+    (embedder / "1_Pooling").mkdir()
+    for name in ("modules.json", "1_Pooling/config.json", "NOTES.md"):
+        (embedder / name).write_text("[]")
+    push(embedder, "me/tiny")
+
+    push(export, "me/tiny")
+
+    assert set(hub.content("me/tiny")) == {*files(export), ".gitattributes", "NOTES.md"}
+
+
+def test_no_token_at_all_is_one_clear_line(
+    hub: Hub, export: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-login"))
+    with pytest.raises(UserError, match="asks for a token"):
+        push(export, "me/tiny")
+
+
+def test_a_refused_token_is_one_clear_line(hub: Hub, export: Path) -> None:
     with pytest.raises(UserError, match="refused the token") as error:
         push(export, "me/tiny", token="stolen")
     assert "stolen" not in str(error.value)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.tiny_tokenizers import CHINESE, ENGLISH, KINDS, tiny
 from transformers import AutoTokenizer
 
 from sslnlp.errors import UserError
@@ -22,6 +21,7 @@ from sslnlp.tokenizer import (
 )
 from sslnlp.tokenizer.counting import WordCounts
 from sslnlp.tokenizer.training import MAX_SYMBOLS, MAX_WORDS
+from tests.tiny_tokenizers import CHINESE, ENGLISH, KINDS, tiny
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -209,8 +209,12 @@ def foreign():
 def test_load(tmp_path):
     tiny("bpe").save_pretrained(tmp_path / "here")
     assert load_tokenizer(str(tmp_path / "here")).get_vocab() == tiny("bpe").get_vocab()
-    with pytest.raises(UserError, match="no tokenizer could be loaded") as error:
+    with pytest.raises(UserError, match="there is no tokenizer folder") as error:
         load_tokenizer(str(tmp_path / "nowhere"))
+    assert "\n" not in str(error.value)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no tokenizer could be loaded") as error:
+        load_tokenizer(tmp_path / "empty")
     assert "\n" not in str(error.value)
     (tmp_path / "here" / "tokenizer.json").write_text("{ broken")
     with pytest.raises(UserError, match="no tokenizer could be loaded"):

@@ -1,13 +1,13 @@
 """The contract: measured on text, refused with a fix."""
 
 import pytest
-from tests.tiny_tokenizers import CHINESE, ENGLISH, KINDS, tiny
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from sslnlp.errors import UserError
 from sslnlp.tokenizer import contract, train_tokenizer
 from sslnlp.tokenizer.contract import ADVICE
+from tests.tiny_tokenizers import CHINESE, ENGLISH, KINDS, tiny
 
 MESSY = ["Two  spaces,\n\na line and a\ttab; [MASK] by name.", *ENGLISH, *CHINESE]
 
@@ -20,8 +20,9 @@ def test_our_own_tokenizers(kind):
     expected["exact_round_trip"] = kind == "bpe"
     assert measured.facts == expected
     assert measured.figures["vocab_size"] == len(tiny(kind))
-    assert measured.figures["word_start_agreement"] >= 0.99
-    assert (measured.figures["unknown_rate"] == 0) == (kind != "unigram")
+    assert measured.figures["word_start_agreement"] > (0.98 if kind == "unigram" else 0.999)
+    # Capitals that the page never used are unknown to all but bytes.
+    assert (measured.figures["unknown_rate"] == 0) == (kind == "bpe")
 
 
 def test_unigram_round_trip_is_exact_where_it_knows_the_characters():
@@ -72,7 +73,7 @@ def test_require_names_the_fact_and_the_fix():
     tokenizer.mask_token = None
     measured = contract(tokenizer, ENGLISH)
     measured.require(["pad", "eos", "specials_excluded"])
-    with pytest.raises(UserError, match="'mask'.*sslnlp tokenizer"):
+    with pytest.raises(UserError, match=r"'mask'.*sslnlp tokenizer"):
         measured.require(["pad", "mask"])
     with pytest.raises(UserError, match="'sentinels'"):
         measured.require(["sentinel"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from reprlib import repr as shorten
 from typing import Any, ClassVar
 
 import torch
@@ -69,12 +70,12 @@ class ClassificationCollator(Collator):
         value: Any = row.get("label")
         if isinstance(value, str):
             if not self._index:
-                raise UserError(f"label {value!r} is a string; set collator.label_names to the list of classes")
+                raise UserError(f"label {shorten(value)} is a string; set collator.label_names to the list of classes")
             if value not in self._index:
-                raise UserError(f"label {value!r} is not among the {len(self._index)} classes seen in training")
+                raise UserError(f"label {shorten(value)} is not among the {len(self._index)} classes seen in training")
             return self._index[value]
         if value is None or isinstance(value, float) or int(value) < 0:
-            raise UserError(f"a row has no usable label ({value!r}); labels are strings or integers from 0")
+            raise UserError(f"a row has no usable label ({shorten(value)}); labels are strings or integers from 0")
         if self._index and int(value) >= len(self._index):
             raise UserError(f"label {value} is out of range: there are {len(self._index)} classes, numbered from 0")
         return int(value)
@@ -83,5 +84,5 @@ class ClassificationCollator(Collator):
 def _text(row: Row, column: str) -> str:
     value = row.get(column)
     if not isinstance(value, str):
-        raise UserError(f"column {column!r} must hold text, found {value!r}; name the right one in data.columns")
+        raise UserError(f"column {column!r} must hold text, found {shorten(value)}; name the right one in data.columns")
     return value

@@ -21,6 +21,8 @@ UNITS = ("token", "word", "span")
 REPLACEMENTS = ("mask", "bert")
 
 SPAN_P, LONGEST_SPAN = 0.2, 10
+_COLUMN_BITS = np.uint64((1 << 20) - 1)  # of a 64-bit draw, given to the column: rows of up to a million tokens
+
 _span_share = SPAN_P * (1 - SPAN_P) ** np.arange(LONGEST_SPAN)
 _SPAN_CDF = np.cumsum(_span_share / _span_share.sum())
 """Length of a span in words: geometric, cut at 10 and renormalised, mean 3.8 (Joshi et al., 2020)."""
@@ -114,8 +116,8 @@ class MaskedLMCollator(Collator):
         width = maskable.shape[1]
         draws = bits(self.seed, "masked_lm/choice", positions, width)
         # The column in the low bits makes draws distinct, so the count is exact; the top bit sorts the rest behind.
-        low = np.uint64((1 << max(1, width - 1).bit_length()) - 1)
-        draws = (draws >> np.uint64(1)) & ~low | np.arange(width, dtype=np.uint64)
+        # How many bits does not depend on the width: a row has the same masks however far its batch is padded.
+        draws = (draws >> np.uint64(1)) & ~_COLUMN_BITS | np.arange(width, dtype=np.uint64)
         draws[~maskable] |= np.uint64(1 << 63)
         last = np.take_along_axis(np.sort(draws, axis=1), np.maximum(count - 1, 0)[:, None], axis=1)
         chosen: npt.NDArray[np.bool_] = (draws <= last) & maskable
@@ -143,9 +145,10 @@ class MaskedLMCollator(Collator):
         word_of_token = np.cumsum(starts.ravel()) - 1
         length = np.bincount(word_of_token[maskable.ravel()], minlength=len(first))
         group = self._spans(row, first, maskable, positions) if self.unit == "span" else np.arange(len(first))
-        draw = uniform(self.seed, "masked_lm/choice", positions, width).ravel()[first[group]]
+        draw = bits(self.seed, "masked_lm/choice", positions, width).ravel()[first[group]] >> np.uint64(24)
         # Rows in order, then words that fit, then by the draw of the word or span, then by place (a stable sort).
-        order = np.argsort(2 * row + (length > count[row]) + draw, kind="stable")
+        # Integers, because adding a row number to a fraction would round it, by the row's place in the batch.
+        order = np.argsort(((2 * row + (length > count[row])) << 40) + draw.astype(np.int64), kind="stable")
         taken = np.cumsum(length[order])
         before_row = np.concatenate([[0], np.cumsum(np.bincount(row, weights=length, minlength=len(count)))[:-1]])
         middle = taken - length[order] / 2 - before_row[row[order]]

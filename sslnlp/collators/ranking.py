@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from reprlib import repr as shorten
 from typing import ClassVar
 
 import numpy as np
@@ -22,8 +23,8 @@ class RankingCollator(Collator):
     """Tokenizes the two sides of each pair on its own, and hashes the texts so that the loss can tell duplicates.
 
     Batch: `query`, `positive` encodings of [B, S]; `negative` encoding of [B * n, S] (row-major: the n negatives of
-    row 0 first) when the rows have a `negative` (text) or `negatives` (list of texts); `query_hash`, `positive_hash`
-    int64 [B], `negative_hash` int64 [B * n]; `position` int64 [B] when the rows carry it.
+    row 0 first) when the rows have a `negative` or `negatives` (a text or a list of texts); `query_hash`,
+    `positive_hash` int64 [B], `negative_hash` int64 [B * n]; `position` int64 [B] when the rows carry it.
     """
 
     name: ClassVar[str] = "ranking"
@@ -95,11 +96,12 @@ class RankingCollator(Collator):
         return dict(encoded)
 
     def _negatives(self, row: Row) -> list[str]:
-        given = row.get("negatives")
-        if given is None:
-            given = [] if row.get("negative") is None else [row["negative"]]
-        if isinstance(given, str) or not all(isinstance(text, str) and text.strip() for text in given):
-            raise UserError("column 'negatives' must hold a list of texts (or use 'negative' for a single text)")
+        given = row.get("negatives") if row.get("negatives") is not None else row.get("negative")
+        given = [] if given is None else [given] if isinstance(given, str) else given
+        if not isinstance(given, list) or not all(isinstance(text, str) and text.strip() for text in given):
+            raise UserError(
+                f"column 'negative' must hold a text or a list of texts in every row; found {shorten(given)}"
+            )
         if self.num_negatives is None:
             return list(given)
         if len(given) < self.num_negatives:
@@ -111,11 +113,13 @@ class RankingCollator(Collator):
 def _texts(rows: Sequence[Row], column: str) -> list[str]:
     for row in rows:
         if not isinstance(row.get(column), str) or not row[column].strip():
-            raise UserError(f"column {column!r} must hold text in every row; found {row.get(column)!r}")
+            raise UserError(f"column {column!r} must hold text in every row; found {shorten(row.get(column))}")
     return [row[column] for row in rows]
 
 
 def _hashes(texts: Sequence[str]) -> Tensor:
     """64-bit hashes of the texts without outer white space and case: int64 [N], the same on every process and run."""
-    digests = b"".join(hashlib.blake2b(t.strip().lower().encode(), digest_size=8).digest() for t in texts)
+    digests = b"".join(
+        hashlib.blake2b(t.strip().lower().encode("utf-8", "surrogatepass"), digest_size=8).digest() for t in texts
+    )
     return torch.frombuffer(bytearray(digests), dtype=torch.int64)

@@ -6,6 +6,7 @@ as `transformers.Trainer` or a bare `DataLoader` hands them over (`{"input_ids":
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -102,7 +103,7 @@ def _stack(rows: Sequence[npt.NDArray[np.int64]], fill: int) -> npt.NDArray[np.i
 
 @dataclass
 class FreshPositions:
-    """Positions for rows that have none: new at every call, in every worker, in every epoch.
+    """Positions for rows that have none: new at every call, in every worker, process and epoch.
 
     torch gives each worker process of each epoch a seed of its own; a counter tells the calls apart. A collator that
     seeds itself once instead repeats the same masks every epoch.
@@ -113,5 +114,6 @@ class FreshPositions:
     def draw(self, n: int) -> npt.NDArray[np.int64]:
         """int64 [n], distinct from those of any other call."""
         self.calls += 1
-        start = key(torch.initial_seed(), "rows without a position", self.calls) >> 1
+        rank = os.environ.get("RANK", "0")  # processes launched together often share their seed
+        start = key(torch.initial_seed(), "rows without a position", rank, self.calls) >> 1
         return start + np.arange(n, dtype=np.int64)

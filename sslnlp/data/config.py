@@ -62,6 +62,7 @@ class DataConfig:
             raise UserError(f"data.valid_fraction must be at least 0 and below 1, got {self.valid_fraction}")
         if self.seq_length < 4:
             raise UserError(f"data.seq_length must be at least 4, got {self.seq_length}")
-        for name, number in (("valid_tokens", self.valid_tokens), ("limit", self.limit), ("labels_per_class", self.labels_per_class)):
+        for name in ("valid_tokens", "limit", "labels_per_class"):
+            number = getattr(self, name)
             if number is not None and number < 1:
                 raise UserError(f"data.{name} must be at least 1 (or left out), got {number}")

@@ -50,7 +50,7 @@ class _Rows:
         self.suffix_every_piece = suffix_every_piece
         if seq_length <= len(self.prefix) + len(self.suffix):
             frame = len(self.prefix) + len(self.suffix)
-            raise UserError(f"data.seq_length={seq_length} leaves no room for text beside {frame} framing tokens; raise it")
+            raise UserError(f"data.seq_length={seq_length} has no room beside {frame} framing tokens; raise it")
         every = "every" if suffix_every_piece else "last"
         name = f"{self._kind}-{seq_length}-{len(self.prefix)}-{len(self.suffix)}-{every}"
         self.path = Path(cache_dir or store.path) / (name if cache_dir is None else f"{store.fingerprint}-{name}")
@@ -164,9 +164,8 @@ class PaddedRows(_Rows):
     def rows(self, indices: Sequence[int] | Ints) -> list[Row]:
         """The rows at `indices`, assembled together."""
         ids, document_ids, used = self._lay(np.asarray(indices, np.int64), self.seq_length)
-        return [
-            {"input_ids": a[:n], "document_ids": b[:n]} for a, b, n in zip(ids, document_ids, used.tolist(), strict=True)
-        ]
+        cut_off = zip(ids, document_ids, used.tolist(), strict=True)
+        return [{"input_ids": a[:n], "document_ids": b[:n]} for a, b, n in cut_off]
 
     def _assign(self, framed: Ints) -> tuple[Ints, int]:
         return np.arange(len(framed)), len(framed)
@@ -227,7 +226,8 @@ def cut(offsets: Ints, seq_length: int, prefix: int, suffix: int, every: bool) -
 def _ranges(starts: Ints, counts: Ints) -> Ints:
     """`concatenate([arange(s, s + n) for s, n in zip(starts, counts)])`, vectorised."""
     ends = np.cumsum(counts)
-    return np.arange(int(ends[-1]) if len(ends) else 0) + np.repeat(starts - (ends - counts), counts)
+    out: Ints = np.arange(int(ends[-1]) if len(ends) else 0) + np.repeat(starts - (ends - counts), counts)
+    return out
 
 
 def _windows(rows: _Rows) -> Iterator[tuple[Ints, Ints, Ints]]:

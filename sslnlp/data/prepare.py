@@ -21,7 +21,7 @@ from sslnlp.data.config import DataConfig
 from sslnlp.data.hashes import HashSet, hash_texts
 from sslnlp.data.sources import Source, open_source
 from sslnlp.data.store import TokenStore
-from sslnlp.data.tokens import build_store, encode, plain_tokenizer, split_long, tokenizer_fingerprint
+from sslnlp.data.tokens import build_store, count_tokens, plain_tokenizer, split_long, tokenizer_fingerprint
 from sslnlp.errors import UserError
 
 _VERSION = 1
@@ -128,7 +128,7 @@ def _build(
         backend = plain_tokenizer(tokenizer)
         known = _hash_all(valid, config) if valid is not None else None
         held_out = None if valid is not None else split.HeldOut(
-            config.valid_fraction, config.valid_tokens, lambda text: len(encode(backend, [text])[0])
+            config.valid_fraction, config.valid_tokens, lambda text: count_tokens(backend, text)
         )
         split.scan(
             _texts(train, config), aside, held_out=held_out, valid=known, deduplicate=config.deduplicate,
@@ -143,7 +143,8 @@ def _build(
     def store(name: str, texts: Iterable[str], total: int | None) -> TokenStore:
         if (aside / name / "store.json").exists():
             return TokenStore(aside / name)
-        return build_store(texts, tokenizer, aside / name, fingerprint=f"{key}-{name}", advance=bar(f"tokenising {name}", total))
+        advance = bar(f"tokenising {name}", total)
+        return build_store(texts, tokenizer, aside / name, fingerprint=f"{key}-{name}", advance=advance)
 
     stores = {}
     if valid is not None:
@@ -157,7 +158,7 @@ def _build(
 
     (aside / "decisions.bin").unlink()
     facts = {
-        **{k: v for k, v in _sizes(stores["train"]).items()},
+        **_sizes(stores["train"]),
         "read": scanned.read,
         "empty": scanned.empty,
         "duplicates": scanned.duplicates,
@@ -189,7 +190,7 @@ def _lock(root: Path, name: str) -> Iterator[None]:
         root.mkdir(parents=True, exist_ok=True)
         file = (root / f".{name}.lock").open("w")
     except OSError as error:
-        raise UserError(f"cannot write to the cache folder {root} ({error.strerror}); set data.cache to another") from None
+        raise UserError(f"cannot write to the cache folder {root} ({error.strerror}); set data.cache") from None
     with file:
         try:
             import fcntl

@@ -107,7 +107,7 @@ class Source:
                 column = text_column(row, text, self.spec)
             value = row.get(column)
             if value is not None and not isinstance(value, (str, int, float)):
-                raise UserError(f"column {column!r} of {self.spec} holds {type(value).__name__}, not text; name another")
+                raise UserError(f"column {column!r} of {self.spec} holds {type(value).__name__}, not text")
             yield "" if value is None else str(value)
 
     def table(self) -> datasets.Dataset:
@@ -163,7 +163,7 @@ def open_source(
     """Settle what `spec` means.
 
     Args:
-        spec: a file, glob, folder (read recursively; one kind of file) or hub name (`name` or `name:config`), or a list.
+        spec: a file, glob, folder (recursive; one kind of file) or hub name (`name` or `name:config`), or a list.
         streaming: read hub data as a stream.
         split: of a hub data set; of a folder whose files are named after splits (`train.parquet`, `test.parquet`).
         cache: the folder in which `datasets` keeps tables.
@@ -234,14 +234,16 @@ def _folder(path: Path, split: str) -> list[Path]:
         found = named[split]
     kinds = sorted({kind(file) for file in found})
     if len(kinds) > 1:
-        raise UserError(f"the folder {path} mixes {', '.join(kinds)} files; name one kind, e.g. '{path}/**/*{kinds[0]}'")
+        example = f"'{path}/**/*{kinds[0]}'"
+        raise UserError(f"the folder {path} mixes {', '.join(kinds)} files; name one kind, e.g. {example}")
     return found
 
 
 def _checked_kind(path: Path) -> str:
     extension = kind(path)
     if not extension:
-        raise UserError(f"{path}: unknown kind of file; the kinds read are {' '.join(LOADERS)}, also {' '.join(plain.COMPRESSED)}")
+        known = f"{' '.join(LOADERS)}, also with {' '.join(plain.COMPRESSED)}"
+        raise UserError(f"{path}: unknown kind of file; the kinds read are {known}")
     if path.stat().st_size == 0:
         raise UserError(f"{path} is empty")
     return extension
@@ -279,7 +281,7 @@ def _diagnose(extension: str, files: list[Path], error: Exception) -> UserError:
     for file in files:
         try:
             if extension == ".parquet":
-                import pyarrow.parquet
+                import pyarrow.parquet  # type: ignore[import-untyped]
 
                 with plain.open_bytes(file) as handle:
                     pyarrow.parquet.ParquetFile(handle).schema_arrow  # noqa: B018
@@ -315,7 +317,7 @@ def _revision(name: str) -> str:
     except OfflineModeIsEnabled:
         return "cached"  # `datasets` then reads only what an earlier run has left in its cache
     except RepositoryNotFoundError:
-        raise UserError(f"{name!r} is neither a file or folder here nor a data set on the hub (or it is private)") from None
+        raise UserError(f"{name!r} is no file or folder here, and no data set on the hub (or a private one)") from None
     except HfHubHTTPError as error:
         raise UserError(f"the hub refused {name!r}: {_line(error)}") from None
     except Exception as error:

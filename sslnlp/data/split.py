@@ -16,6 +16,8 @@ from sslnlp.data.hashes import Hashes, HashSet, hash_texts
 from sslnlp.data.store import open_array
 
 DROPPED, TRAIN, VALID = 0, 1, 2
+_MAY_BE_VALID = 3  # until the pass has ended
+CHARS_PER_TOKEN = 4  # roughly, of English; only decides which documents are too long to be held out
 _CHUNK = 1 << 20
 
 
@@ -36,8 +38,9 @@ def batches(texts: Iterable[str], documents: int = 1024, chars: int = 1 << 22) -
 class HeldOut:
     """The documents of smallest hash, up to a share of all and a number of tokens, in bounded memory.
 
-    Taken in the order of their hashes, so the choice does not depend on the order of the corpus. At least one document
-    is held out where there are two.
+    Taken in the order of their hashes, so the choice does not depend on the order of the corpus. A document so long
+    that it alone would be more than the tokens allowed always trains. At least one document is held out where there
+    are two, unless it is more than half of the text.
     """
 
     def __init__(self, fraction: float, max_tokens: int | None, count: Callable[[str], int]) -> None:
@@ -45,30 +48,38 @@ class HeldOut:
         self._bound = int(fraction * 2.0**64)
         self._max, self._count = max_tokens, count
         self._heap: list[tuple[int, int]] = []  # (-hash, tokens)
-        self._tokens = 0
-        self._smallest = 1 << 64
+        self._tokens = self._chars = 0
+        self._smallest = (1 << 64, 0)  # hash, characters
 
-    def offer(self, hashes: Hashes, texts: list[str], eligible: npt.NDArray[np.bool_]) -> None:
-        """Consider documents; `eligible` are those not dropped."""
-        if not self._wanted or not eligible.any():
-            return
-        self._smallest = min(self._smallest, int(hashes[eligible].min()))
-        for i in np.flatnonzero(eligible & (hashes < np.uint64(min(self._bound, 2**64 - 1)))).tolist():
-            if self._max is None or int(hashes[i]) >= self._bound:
-                continue
-            tokens = self._count(texts[i])
-            heapq.heappush(self._heap, (-int(hashes[i]), tokens))
-            self._tokens += tokens
-            while self._tokens > self._max and len(self._heap) > 1:
-                negative, dropped = heapq.heappop(self._heap)
-                self._tokens -= dropped
-                self._bound = min(self._bound, -negative)
+    def offer(self, hashes: Hashes, texts: list[str], eligible: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """Consider documents; `eligible` are those not dropped. Returns which of them may be held out: bool [n]."""
+        chars = np.array([len(text) for text in texts])
+        self._chars += int(chars[eligible].sum())
+        if not self._wanted:
+            return np.zeros(len(texts), bool)
+        if self._max is not None:
+            eligible = eligible & (chars <= CHARS_PER_TOKEN * self._max)
+        for i in np.flatnonzero(eligible).tolist():
+            number = int(hashes[i])
+            self._smallest = min(self._smallest, (number, int(chars[i])))
+            if number < self._bound and self._max is not None:
+                self._keep_smallest(number, self._count(texts[i]), self._max)
+        return eligible
 
-    def bound(self, documents: int) -> int:
-        """Documents whose hash is below this are held out, given how many there are in all."""
-        if not self._wanted or documents < 2:
+    def _keep_smallest(self, number: int, tokens: int, most: int) -> None:
+        heapq.heappush(self._heap, (-number, tokens))
+        self._tokens += tokens
+        while self._tokens > most and len(self._heap) > 1:
+            negative, dropped = heapq.heappop(self._heap)
+            self._tokens -= dropped
+            self._bound = min(self._bound, -negative)
+
+    def bound(self) -> int:
+        """Documents that may be held out and whose hash is below this are."""
+        smallest, chars = self._smallest
+        if not self._wanted or 2 * chars > self._chars:
             return 0
-        return max(self._bound, self._smallest + 1)
+        return max(self._bound, smallest + 1)
 
 
 @dataclass
@@ -112,14 +123,14 @@ def scan(
                 leaked = kept & valid.contains(hashes)
                 facts.overlap += int(leaked.sum())
                 kept &= ~leaked
+            decision = np.where(kept, TRAIN, DROPPED).astype(np.uint8)
             if held_out is not None:
-                held_out.offer(hashes, batch, kept)
+                decision[held_out.offer(hashes, batch, kept)] = _MAY_BE_VALID
             hash_file.write(hashes.tobytes())
-            kept_file.write(kept.astype(np.uint8).tobytes())
+            kept_file.write(decision.tobytes())
             facts.train += int(kept.sum())
             advance(len(batch))
-    bound = held_out.bound(facts.train) if held_out is not None else 0
-    facts.valid = _decide(directory, bound)
+    facts.valid = _decide(directory, held_out.bound() if held_out is not None else 0)
     facts.train -= facts.valid
     (directory / "scan.json").write_text(json.dumps(asdict(facts)))
     return facts
@@ -132,7 +143,9 @@ def _decide(directory: Path, bound: int) -> int:
     with (directory / "decisions.bin").open("wb") as file:
         for start in range(0, len(kept), _CHUNK):
             decision = np.array(kept[start : start + _CHUNK])
-            held = (decision == TRAIN) & (hashes[start : start + _CHUNK] < np.uint64(min(bound, 2**64 - 1)))
+            candidate = decision == _MAY_BE_VALID
+            held = candidate & (hashes[start : start + _CHUNK] < np.uint64(min(bound, 2**64 - 1)))
+            decision[candidate] = TRAIN
             decision[held] = VALID
             out += int(held.sum())
             file.write(decision.tobytes())

@@ -15,7 +15,7 @@ from sslnlp.errors import UserError
 
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 SMALL_FILE = 8 << 20
-_BLANK_LINE = re.compile(rb"\S[^\n]*\n[ \t\r]*\n\s*\S")
+_BLANK_LINE = re.compile(rb"\n[ \t\r]*\n\s*\S")
 
 
 def open_bytes(path: Path) -> IO[bytes]:
@@ -51,19 +51,23 @@ def lines(path: Path) -> Iterator[str]:
                 if number == 1:
                     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
                         raise UserError(f"{path} is UTF-16, not UTF-8: convert it, e.g. iconv -f UTF-16 -t UTF-8")
-                    raw = raw.removeprefix(b"\xef\xbb\xbf")
+                    if raw.startswith(b"\xef\xbb\xbf"):
+                        raw, offset = raw[3:], 3
                 if (nul := raw.find(0)) >= 0:
                     raise UserError(
                         f"{path} holds a NUL byte (line {number}, byte {offset + nul}): is it a binary file? Remove it"
                     )
                 try:
-                    yield raw.rstrip(b"\r\n").decode("utf-8")
+                    end = len(raw) - raw.endswith(b"\n") - raw.endswith(b"\r\n")
+                    line = str(memoryview(raw)[:end], "utf-8")
                 except UnicodeDecodeError as error:
                     raise UserError(
                         f"{path} is not UTF-8 text: byte 0x{raw[error.start]:02x} (line {number}, byte "
                         f"{offset + error.start}); convert it, e.g. with iconv, or remove it"
                     ) from None
                 offset += len(raw)
+                del raw  # a line may be the whole file: never hold it twice while it is worked on
+                yield line
     except (EOFError, lzma.LZMAError, gzip.BadGzipFile, OSError, RuntimeError) as error:
         raise UserError(f"cannot read {path}: {error or type(error).__name__}") from None
     except Exception as error:
@@ -97,7 +101,7 @@ def _blocks(path: Path) -> Iterator[str]:
 
 
 def resolve(files: Sequence[Path], split_text: str) -> str:
-    """What `auto` means for these files: several small files are documents; else blocks if blank lines occur; else lines."""
+    """What `auto` means: several small files are documents; else blocks where there are blank lines; else lines."""
     if split_text != "auto":
         return split_text
     if len(files) > 1 and max(path.stat().st_size for path in files) <= SMALL_FILE:

@@ -11,8 +11,9 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,12 @@ from transformers import PreTrainedTokenizerBase
 from sslnlp.data.store import TokenStore
 from sslnlp.errors import UserError
 
-__all__ = ["TokenStore", "TokenWriter", "build_store", "encode", "plain_tokenizer", "tokenizer_fingerprint"]
+__all__ = [
+    "TokenStore", "TokenWriter", "build_store", "count_tokens", "encode", "plain_tokenizer", "split_long",
+    "tokenizer_fingerprint",
+]
+
+T = TypeVar("T")
 
 PIECE_CHARS = 1 << 16
 """Longer texts are encoded in pieces of about this many characters, so one huge line costs no huge encoding."""
@@ -56,53 +62,50 @@ def _essence(backend: Tokenizer) -> str:
     return json.dumps(facts, sort_keys=True, ensure_ascii=False)
 
 
-def split_long(text: str, limit: int = PIECE_CHARS) -> list[str]:
+def split_long(text: str, limit: int = PIECE_CHARS) -> Iterator[str]:
     """`text` in pieces of at most `limit` characters whose concatenation is `text`.
 
     The ids equal those of the whole text for tokenizers that keep a space with the word after it (byte-level BPE,
-    Metaspace, WordPiece); where there is no space or line end for a whole piece, a word at the cut may differ.
+    Metaspace, WordPiece); where there is no space or line end for half a piece, a word at the cut may differ.
     """
-    pieces, start = [], 0
+    start = 0
     while len(text) - start > limit:
-        window = text[start + limit // 2 : start + limit]
-        for pattern in _CUTS:
-            cuts = [match.start() for match in pattern.finditer(window) if match.start() > 0]
-            if cuts:
-                stop = start + limit // 2 + cuts[-1]
-                break
-        else:
-            stop = start + limit
-        pieces.append(text[start:stop])
+        middle = start + limit // 2
+        window = text[middle : start + limit]
+        found = (max((m.start() for m in cut.finditer(window) if m.start()), default=None) for cut in _CUTS)
+        stop = next((middle + at for at in found if at is not None), start + limit)
+        yield text[start:stop]
         start = stop
-    pieces.append(text[start:])
-    return pieces
+    yield text[start:] if start else text
 
 
-def encode(backend: Tokenizer, texts: Sequence[str]) -> list[npt.NDArray[np.int64]]:
-    """Ids of each text: int64 [L]. `tokenizers` runs the batch on its own threads (TOKENIZERS_PARALLELISM)."""
-    pieces = [split_long(text) for text in texts]
-    flat = [piece for group in pieces for piece in group]
-    ids: list[npt.NDArray[np.int64]] = []
-    for batch in _by_chars(flat):
-        encodings = backend.encode_batch_fast(batch, add_special_tokens=False)
-        ids.extend(np.asarray(encoding.ids, np.int64) for encoding in encodings)
-    out, at = [], 0
-    for group in pieces:
-        out.append(ids[at] if len(group) == 1 else np.concatenate(ids[at : at + len(group)]))
-        at += len(group)
-    return out
+def encode(backend: Tokenizer, texts: Sequence[str]) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+    """Ids of the texts in order, as (number of the text, ids int64 [L]); a long text comes in several parts.
+
+    `tokenizers` runs each batch on its own threads (TOKENIZERS_PARALLELISM).
+    """
+    pieces = ((number, piece) for number, text in enumerate(texts) for piece in split_long(text))
+    for batch in _by_size(pieces, lambda pair: len(pair[1])):
+        encodings = backend.encode_batch_fast([piece for _, piece in batch], add_special_tokens=False)
+        for (number, _), encoding in zip(batch, encodings, strict=True):
+            yield number, np.asarray(encoding.ids, np.int64)
 
 
-def _by_chars(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Batches of bounded size in documents and characters."""
-    batch: list[str] = []
-    chars = 0
-    for text in texts:
-        batch.append(text)
-        chars += len(text)
-        if chars >= BATCH_CHARS or len(batch) >= BATCH_DOCUMENTS:
+def count_tokens(backend: Tokenizer, text: str) -> int:
+    """Tokens of one text."""
+    return sum(len(ids) for _, ids in encode(backend, [text]))
+
+
+def _by_size(items: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:
+    """Batches of bounded number and total size."""
+    batch: list[T] = []
+    total = 0
+    for item in items:
+        batch.append(item)
+        total += size(item)
+        if total >= BATCH_CHARS or len(batch) >= BATCH_DOCUMENTS:
             yield batch
-            batch, chars = [], 0
+            batch, total = [], 0
     if batch:
         yield batch
 
@@ -115,7 +118,7 @@ class TokenWriter:
 
     def __init__(self, directory: Path, vocab_size: int) -> None:
         self.directory = directory
-        self.dtype: np.dtype[Any] = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+        self.dtype: np.dtype[Any] = np.dtype(np.uint16 if vocab_size <= 65_535 else np.uint32)
         directory.mkdir(parents=True, exist_ok=True)
         self.documents = self.tokens = self.bytes = 0
         self._files = {name: open(directory / name, "ab") for name in ("tokens.bin", "offsets.bin", "bytes.bin")}  # noqa: SIM115
@@ -134,13 +137,15 @@ class TokenWriter:
         if not progress.exists():
             self._files["offsets.bin"].write(np.zeros(1, np.int64).tobytes())
 
-    def add(self, ids: Sequence[npt.NDArray[np.int64]], num_bytes: Sequence[int]) -> None:
-        """Append documents: their ids and their lengths in UTF-8 bytes."""
-        lengths = np.array([len(i) for i in ids], np.int64)
-        self._files["tokens.bin"].write(np.concatenate(ids).astype(self.dtype).tobytes() if len(ids) else b"")
+    def add(self, parts: Iterable[tuple[int, npt.NDArray[np.int64]]], num_bytes: Sequence[int]) -> None:
+        """Append `len(num_bytes)` documents: their ids as `encode` gives them, and their lengths in UTF-8 bytes."""
+        lengths = np.zeros(len(num_bytes), np.int64)
+        for number, ids in parts:
+            self._files["tokens.bin"].write(ids.astype(self.dtype).tobytes())
+            lengths[number] += len(ids)
         self._files["offsets.bin"].write((self.tokens + np.cumsum(lengths)).astype(np.int64).tobytes())
         self._files["bytes.bin"].write(np.array(num_bytes, np.int64).tobytes())
-        self.documents += len(ids)
+        self.documents += len(num_bytes)
         self.tokens += int(lengths.sum())
         self.bytes += sum(num_bytes)
 
@@ -179,7 +184,6 @@ def build_store(
     directory: str | Path,
     *,
     fingerprint: str,
-    skip: Callable[[int], Iterable[str]] | None = None,
     advance: Callable[[int], None] = lambda n: None,
 ) -> TokenStore:
     """Tokenise `documents` into a store in `directory`, or go on with one that was interrupted there.
@@ -189,7 +193,6 @@ def build_store(
         tokenizer: a fast tokenizer.
         directory: filled in place; the caller renames it when it is whole.
         fingerprint: of the content, kept with the store.
-        skip: given n, the documents after the first n, where that is cheaper than iterating past them.
         advance: told the number of documents written, for a progress bar.
     """
     backend = plain_tokenizer(tokenizer)
@@ -197,14 +200,9 @@ def build_store(
     try:
         done = writer.documents
         advance(done)
-        if skip is not None and done:
-            rest = iter(skip(done))
-        else:
-            rest = iter(documents)
-            for _ in zip(range(done), rest, strict=False):
-                pass
+        rest = islice(documents, done, None)
         committed = writer.tokens
-        for batch in _by_chars(rest):
+        for batch in _by_size(rest, len):
             writer.add(encode(backend, batch), [len(text.encode()) for text in batch])
             advance(len(batch))
             if writer.tokens - committed >= SHARD_TOKENS:

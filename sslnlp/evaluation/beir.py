@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sslnlp.errors import UserError
 from sslnlp.evaluation.held_out import evaluating
-from sslnlp.evaluation.ranking import nearest, ranking_measures
+from sslnlp.evaluation.ranking import mean_measures, nearest, query_measures
 from sslnlp.models import hidden_states
 from sslnlp.nn import Pooling
 from sslnlp.types import Encoding
@@ -119,7 +119,9 @@ def evaluate_embedder(
     document_DH = encode(list(beir.corpus.values()))
     query_QH = (encode_queries or encode)(list(beir.queries.values()))
     found = nearest(query_QH, document_DH, list(beir.corpus), depth)
-    return ranking_measures(beir.qrels, dict(zip(beir.queries, found, strict=True)))
+    return mean_measures(
+        query_measures(beir.qrels[query], scores) for query, scores in zip(beir.queries, found, strict=True)
+    )
 
 
 def encode_sorted(

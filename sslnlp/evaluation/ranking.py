@@ -8,7 +8,7 @@ document; a query the run says nothing about counts as 0 (`trec_eval -c`).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -58,29 +58,35 @@ def average_precision(grades: Sequence[int], relevant: int) -> float:
     return total / relevant
 
 
-def per_query(qrels: Qrels, run: Run, *, k: int = 10, recall_at: int = 100) -> dict[str, dict[str, float]]:
-    """`ndcg@k`, `mrr@k`, `recall@recall_at` and `map` of every query that has a relevant document."""
-    figures = {}
-    for query, judged in qrels.items():
-        relevant = sum(grade > 0 for grade in judged.values())
-        if not relevant:
-            continue
-        grades = [judged.get(document, 0) for document in ranked(run.get(query, {}))]
-        figures[query] = {
-            f"ndcg@{k}": ndcg(grades, list(judged.values()), k),
-            f"mrr@{k}": reciprocal_rank(grades, k),
-            f"recall@{recall_at}": recall(grades, relevant, recall_at),
-            "map": average_precision(grades, relevant),
-        }
-    return figures
+def query_measures(
+    judged: Mapping[str, int], scores: Mapping[str, float], *, k: int = 10, recall_at: int = 100
+) -> dict[str, float]:
+    """`ndcg@k`, `mrr@k`, `recall@recall_at` and `map` of one query; empty when it has no relevant document."""
+    relevant = sum(grade > 0 for grade in judged.values())
+    if not relevant:
+        return {}
+    grades = [judged.get(document, 0) for document in ranked(scores)]
+    return {
+        f"ndcg@{k}": ndcg(grades, list(judged.values()), k),
+        f"mrr@{k}": reciprocal_rank(grades, k),
+        f"recall@{recall_at}": recall(grades, relevant, recall_at),
+        "map": average_precision(grades, relevant),
+    }
 
 
-def ranking_measures(qrels: Qrels, run: Run, *, k: int = 10, recall_at: int = 100) -> dict[str, float]:
-    """Means of `per_query`. `UserError` when no query has a relevant document."""
-    figures = list(per_query(qrels, run, k=k, recall_at=recall_at).values())
+def mean_measures(queries: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Means of `query_measures`, empty ones left out. `UserError` when no query has a relevant document."""
+    figures = [measures for measures in queries if measures]
     if not figures:
         raise UserError("no query has a relevant document, so ranking cannot be measured; check the judgements (qrels)")
     return {name: sum(f[name] for f in figures) / len(figures) for name in figures[0]}
+
+
+def ranking_measures(qrels: Qrels, run: Run, *, k: int = 10, recall_at: int = 100) -> dict[str, float]:
+    """Means of `ndcg@k`, `mrr@k`, `recall@recall_at` and `map` over the queries of `qrels`."""
+    return mean_measures(
+        query_measures(judged, run.get(query, {}), k=k, recall_at=recall_at) for query, judged in qrels.items()
+    )
 
 
 class RankingMeasures(LocalMetric):
@@ -105,15 +111,16 @@ class RankingMeasures(LocalMetric):
 
 def nearest(
     query_QH: npt.NDArray[np.float32], document_DH: npt.NDArray[np.float32], ids: Sequence[str], depth: int
-) -> list[dict[str, float]]:
-    """The `depth` documents with the largest dot product with each query, as {id: score}; ties go to the larger id."""
-    order = np.array(sorted(range(len(ids)), key=ids.__getitem__, reverse=True))  # a stable sort keeps larger ids first
-    runs = []
+) -> Iterator[dict[str, float]]:
+    """The `depth` documents with the largest dot product with each query, as {id: score}; ties go to the larger id.
+
+    One query at a time, so that a thousand documents for each of many queries are never in memory together.
+    """
+    order = np.array(sorted(range(len(ids)), key=ids.__getitem__, reverse=True))
     for start in range(0, len(query_QH), 256):
-        for scores in query_QH[start : start + 256] @ document_DH[order].T:
-            best = np.argsort(-scores, kind="stable")[:depth]
-            runs.append({ids[order[d]]: float(scores[d]) for d in best})
-    return runs
+        for scores in query_QH[start : start + 256] @ document_DH.T:
+            best = order[np.argsort(-scores[order], kind="stable")[:depth]]  # stable: larger ids stay first
+            yield {ids[d]: float(scores[d]) for d in best}
 
 
 def known_item_measures(predicted: Mapping[str, Tensor], depth: int = 1000) -> dict[str, float]:
@@ -133,4 +140,4 @@ def known_item_measures(predicted: Mapping[str, Tensor], depth: int = 1000) -> d
         [str(h) for h in document_row],
         depth,
     )
-    return ranking_measures(qrels, dict(zip(qrels, found, strict=True)))
+    return mean_measures(map(query_measures, qrels.values(), found))

@@ -20,7 +20,7 @@ from sslnlp.errors import UserError
 from sslnlp.quickstart.harvest import Entry, Harvest
 
 HELD_OUT_SHARE = 0.15
-VALID_CHARACTERS = 300_000
+VALID_CHARACTERS = 150_000
 """Held-out text that pretraining is measured on: enough for a steady figure, little enough to be read in seconds."""
 MASK_WORD = "thislibrary"
 """Stands where a text named any of the labelled libraries, so that the label is not literally given."""

@@ -62,7 +62,7 @@ class Plan:
             data=self._text(),
             tokenizer=TokenizerConfig(vocab_size=VOCABULARY),
             model=ENCODER,
-            train=TrainConfig(budget=self.budget("encoder"), batch_size=32, lr=3e-3),
+            train=self._pretrain("encoder"),
         )
 
     def decoder(self) -> Recipe:
@@ -74,7 +74,7 @@ class Plan:
             data=self._text(),
             tokenizer=TokenizerConfig(path=str(self.out / "encoder" / "tokenizer")),
             model=DECODER,
-            train=TrainConfig(budget=self.budget("decoder"), batch_size=32, lr=3e-3),
+            train=self._pretrain("decoder"),
         )
 
     def classifier(self, train: Path, name: str, *, pretrained: bool, seed: int, steps: int) -> Recipe:
@@ -121,6 +121,9 @@ class Plan:
     def _start(self, pretrained: bool) -> ModelConfig:
         """The exported encoder, or one of its shape with fresh weights."""
         return replace(ENCODER, pretrained=self.encoder_export if pretrained else None, dropout=0.1)
+
+    def _pretrain(self, part: str) -> TrainConfig:
+        return TrainConfig(budget=self.budget(part), batch_size=32, lr=3e-3, eval_every=200, save_every=500, keep=1)
 
     @staticmethod
     def _finetune(steps: int, *, batch_size: int, seed: int) -> TrainConfig:

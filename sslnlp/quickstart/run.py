@@ -47,7 +47,7 @@ class Story:
     def tell(self, text: str) -> None:
         """One line with the minutes since the start."""
         passed = time.monotonic() - self.began
-        self.console.print(f"[dim]{int(passed // 60):2d}:{int(passed % 60):02d}[/]  {text}", highlight=False)
+        self.console.print(f"[dim]{int(passed // 60):2d}:{int(passed % 60):02d}[/]  {text}", highlight=False, soft_wrap=True)
 
     def add(self, *row: Cell) -> None:
         """One row of the table, told at once."""
@@ -180,9 +180,9 @@ def go_on(out: Path) -> list[str]:
     commands = [
         ["train", "pretrain_bert", *longer, f"out={out}-longer"],
         ["train", "finetune_classification", pretrained, *labelled, f"out={out}-classifier"],
-        ["search", "index", corpus / "beir", "--model", out / "ranker" / "export", "--out", f"{out}-index"],
+        ["search", "index", f"{corpus / 'beir'}", "--model", f"{out / 'ranker' / 'export'}", "--out", f"{out}-index"],
     ]
-    return [shlex.join(["sslnlp", *map(str, command)]) for command in commands]
+    return [shlex.join(["sslnlp", *command]) for command in commands]
 
 
 NOTES = (

@@ -21,7 +21,9 @@ from sslnlp.data.packing import PackedRows, PaddedRows
 from sslnlp.data.prepare import prepare_text, sample_texts
 from sslnlp.data.store import TokenStore
 from sslnlp.data.stream import RowSource, Stream
-from sslnlp.data.table import Labelled, Paired, TableRows, labelled, paired
+from sslnlp.data.table import TableRows
+from sslnlp.data.labelled import Labelled, labelled
+from sslnlp.data.paired import Paired, paired
 from sslnlp.errors import UserError
 from sslnlp.models import build_model, max_positions
 from sslnlp.objectives.base import Objective
@@ -70,7 +72,7 @@ def cache_folder(recipe: Recipe) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot write to the cache {chosen}: {error.strerror}; set data.cache or SSLNLP_CACHE") from error
+        raise UserError(f"cannot write to the cache {chosen}: {error.strerror}; set data.cache to another") from error
     return folder
 
 
@@ -130,7 +132,10 @@ def _trained_tokenizer(recipe: Recipe, texts: Callable[[], Iterator[str]], cache
 
 def contract_of(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> Contract:
     """The contract on the beginnings of the first texts: enough to tell, whatever the length of a document."""
-    return contract(tokenizer, [text[:CONTRACT_CHARACTERS] for text in islice(texts, CONTRACT_TEXTS)])
+    sample = [text[:CONTRACT_CHARACTERS] for text in islice((text for text in texts if text.strip()), CONTRACT_TEXTS)]
+    if not sample:
+        raise UserError("there is no text in data.train: it is empty, only white space, or all of it is held out")
+    return contract(tokenizer, sample)
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------
@@ -205,7 +210,7 @@ def _table_texts(rows: TableRows) -> Iterator[str]:
 
 
 def _collator(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, facts: dict[str, Any]) -> Collator:
-    """The collator with its options; `facts` of the data, and the model's length, fill in what the recipe leaves open."""
+    """The collator; `facts` of the data and the length of the model fill in options that the recipe leaves open."""
     cls, options = recipe.collator_class, recipe.collator.options
     filled = {name: value for name, value in facts.items() if name in options_of(cls)}
     longest = max_positions(stock_config(recipe.model)) if recipe.model.pretrained else None

@@ -17,8 +17,11 @@ from sslnlp.models import ARCHITECTURES, ModelConfig, is_causal
 from sslnlp.objectives.base import Objective
 from sslnlp.recipe.schema import Recipe, bind, to_dict
 
-FREE_ON_RESUME = frozenset({"out", "name", "data.cache", "tokenizer.memory_mb"})
-"""Keys that may differ between a run and its continuation: they change no weight."""
+FREE_ON_RESUME = {
+    *("out", "name", "data.cache", "tokenizer.memory_mb", "train.workers", "train.batch_size", "train.accumulate"),
+    *("train.log_every", "train.save_every", "train.keep", "train.trackers"),
+}
+"""Keys that may differ between a run and its continuation: the rows of an update are kept, so no weight changes."""
 
 
 def check(collator: type[Collator], objective: type[Objective]) -> None:
@@ -29,8 +32,8 @@ def check(collator: type[Collator], objective: type[Objective]) -> None:
     fitting = [name for name in sorted(COLLATORS) if _importable(name) and objective.needs <= get_collator(name).makes]
     advice = f"use collator.name={' or '.join(fitting)}" if fitting else "no shipped collator makes all of it"
     raise UserError(
-        f"objective {objective.name!r} needs {', '.join(sorted(missing))}, which collator {collator.name!r} does not make; "
-        f"{advice}"
+        f"objective {objective.name!r} needs {', '.join(sorted(missing))}, "
+        f"which collator {collator.name!r} does not make; {advice}"
     )
 
 
@@ -60,22 +63,21 @@ def check_recipe(recipe: Recipe) -> None:
 def check_model(model: ModelConfig, objective: type[Objective]) -> None:
     """Refuse a model without the head, or without the reading direction, that the objective needs."""
     config = stock_config(model)
-    if type(config) not in objective.wraps._model_mapping or not _reads_as(config, objective):
-        fitting = [
-            name
-            for name in ARCHITECTURES
-            if type(stock := AutoConfig.for_model(name)) in objective.wraps._model_mapping and _reads_as(stock, objective)
-        ]
+    if (reason := _unfit(config, objective)) is not None:
+        fitting = [name for name in ARCHITECTURES if _unfit(AutoConfig.for_model(name), objective) is None]
         raise UserError(
-            f"objective {objective.name!r} cannot train a {config.model_type!r} model"
-            f"{'' if _reads_as(config, objective) else ', which reads in both directions'}; "
+            f"objective {objective.name!r} cannot train a {config.model_type!r} model: {reason}; "
             f"choose model.architecture from: {', '.join(sorted(fitting))}"
         )
 
 
-def _reads_as(config: PreTrainedConfig, objective: type[Objective]) -> bool:
-    # The other way round is fine: a left-to-right model can classify and embed.
-    return is_causal(config) or not objective.causal
+def _unfit(config: PreTrainedConfig, objective: type[Objective]) -> str | None:
+    """Why a model does not suit an objective, or None."""
+    if type(config) not in objective.wraps._model_mapping:
+        return f"transformers has no {objective.wraps.__name__} of it"
+    if objective.causal and not is_causal(config):  # the other way round, a left-to-right model can classify and embed
+        return "it reads in both directions and would see what it is to predict"
+    return None
 
 
 def stock_config(model: ModelConfig) -> PreTrainedConfig:
@@ -123,7 +125,7 @@ def check_out(recipe: Recipe, *, resume: bool) -> None:
         _check_same(recipe, json.loads(biography.read_text(encoding="utf-8"))["recipe"])
     elif out.is_dir() and any(out.iterdir()):
         what = "a run" if biography.is_file() else "other files"
-        raise UserError(f"{recipe.out} already holds {what}: choose another out=..., add --resume to go on, or delete it")
+        raise UserError(f"{recipe.out} already holds {what}: choose another out, add --resume to go on, or delete it")
     _check_writable(out, recipe.out)
 
 
@@ -140,13 +142,14 @@ def _check_writable(out: Path, shown: str) -> None:
 
 
 def _check_same(recipe: Recipe, before: dict[str, Any]) -> None:
-    now = _flat(json.loads(json.dumps(to_dict(recipe))))
+    now = _flat(to_dict(recipe))
     then = _flat(before)
-    free = FREE_ON_RESUME | {f"train.{name}" for name in getattr(recipe.train, "free_on_resume", ())}
+    # Rows of like length are sorted into batches, so there the size of a batch decides what is in it.
+    free = FREE_ON_RESUME - ({"train.batch_size"} if recipe.data.packing == "bucket" else set())
     changed = sorted(key for key in now.keys() | then.keys() if key not in free and now.get(key) != then.get(key))
     if changed:
         shown = ", ".join(f"{key} ({then.get(key)} -> {now.get(key)})" for key in changed[:4])
-        raise UserError(f"{recipe.out} holds a run of another recipe: {shown}; resume it as it was, or choose another out")
+        raise UserError(f"{recipe.out} holds a run of another recipe: {shown}; resume that one, or choose another out")
 
 
 def _flat(plain: dict[str, Any]) -> dict[str, Any]:

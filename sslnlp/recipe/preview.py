@@ -35,7 +35,8 @@ def preview(recipe: Recipe, *, rows: int = 4, console: Console | None = None) ->
         scored = (batch["labels"] != -100).sum()
         real = batch["attention_mask"].sum()
         console.print(f"{int(scored)} of {int(real)} tokens are targets ({100 * int(scored) / int(real):.1f} %).")
-        console.print(Text("read→target", _CHANGED), "hidden or replaced;", Text("target", _KEPT), "read as it is and scored.")
+        legend = Text("read→target", _CHANGED), "hidden or replaced;", Text("target", _KEPT), "read as it is, scored."
+        console.print(*legend)
 
 
 def _columns(

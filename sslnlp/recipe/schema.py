@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -187,7 +188,8 @@ def to_dict(recipe: Recipe) -> dict[str, Any]:
             plain[section] = {"name": config.name, **config.options}
         else:
             plain[section] = dataclasses.asdict(config)
-    return plain
+    jsonable: dict[str, Any] = json.loads(json.dumps(plain))
+    return jsonable
 
 
 def from_dict(plain: Mapping[str, Any]) -> Recipe:

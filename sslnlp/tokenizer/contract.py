@@ -133,21 +133,22 @@ def _agreement(
 ) -> float:
     """Share of tokens for which `word_boundaries` (ids alone) and the offsets into the text say the same."""
     boundaries = word_boundaries(tokenizer)
+    used: set[int] = set().union(*(row.tolist() for row in ids))
+    blank = {token for token in used if not tokenizer.decode([token]).strip()}
     agree = total = 0
     for row, text, spans, starts in zip(ids, texts, offsets, words, strict=True):
         if not len(row):
             continue
         claimed = boundaries.starts(row[None])[0].tolist()
-        seen = -1  # several tokens may share one character: only the first of them starts it
+        reached = 0  # a token that begins inside a character another has begun starts nothing
         led = False  # a lone ▁ or Ġ starts the word that follows it
-        for claim, (begin, end) in zip(claimed, spans, strict=True):
-            here = begin
-            while here < end and text[here].isspace():
-                here += 1
-            if here == end:  # white space alone, or nothing
+        for token, claim, (begin, end) in zip(row.tolist(), claimed, spans, strict=True):
+            if token in blank:
                 led = claim
                 continue
-            agree += (claim or led) == (here in starts and here > seen)
+            while begin < end and text[begin].isspace():
+                begin += 1
+            agree += (claim or led) == (begin in starts and begin >= reached)
             total += 1
-            seen, led = here, False
+            reached, led = end, False
     return agree / total if total else 0.0

@@ -44,6 +44,8 @@ def load_tokenizer(path_or_name: str | os.PathLike[str]) -> PreTrainedTokenizerB
     offsets and vocabulary tables, which word masking and the contract need, exist only there.
     """
     name = os.fspath(path_or_name)
+    if name.startswith((os.sep, ".", "~")) and not os.path.exists(name):
+        raise UserError(f"there is no tokenizer folder {name!r}; train one with `sslnlp tokenizer`, or give a hub name")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, JSON and Rust errors alike

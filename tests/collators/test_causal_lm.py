@@ -5,11 +5,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.tiny_tokenizers import ENGLISH, tiny
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
 from sslnlp.collators.causal_lm import CausalLMCollator
 from sslnlp.tokenizer import train_tokenizer
+from tests.tiny_tokenizers import ENGLISH, tiny
 
 IGNORED = -100
 

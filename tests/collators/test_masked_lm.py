@@ -7,13 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.tiny_tokenizers import CHINESE, ENGLISH, KINDS, tiny
 from torch.utils.data import DataLoader
 from transformers import BertConfig, BertForMaskedLM, Trainer, TrainingArguments
 
 from sslnlp.collators.masked_lm import MaskedLMCollator
 from sslnlp.errors import UserError
 from sslnlp.tokenizer import drawable_ids, special_mask, train_tokenizer, word_boundaries
+from tests.tiny_tokenizers import CHINESE, ENGLISH, KINDS, tiny
 
 IGNORED = -100
 
@@ -126,6 +126,26 @@ def test_words_stay_whole_and_meet_the_count(kind, unit, rate, seed):
         # The last word is taken while its middle falls within the count: half a word off at most.
         longest = max(fits) if sum(fits) >= count else max(map(len, words))
         assert abs(sum(chosen) - count) <= longest / 2
+
+
+@pytest.mark.parametrize("unit", ["token", "word", "span"])
+@pytest.mark.parametrize("replace", ["mask", "bert"])
+def test_neighbours_and_padding_do_not_move_a_row_s_masks(unit, replace):
+    """Rows of unlike length, alone, in twos and all together: the same masks, so how a window is split is no matter."""
+    tokenizer = tiny()
+    encoded = [tokenizer(text)["input_ids"] for text in ENGLISH + CHINESE]
+    rows = [
+        {"input_ids": np.array(ids), "document_ids": np.zeros(len(ids), np.int32), "position": 70 + i}
+        for i, ids in enumerate(encoded)
+    ]
+    collator = MaskedLMCollator(tokenizer=tokenizer, unit=unit, replace=replace, seed=11)
+    together = collator(rows)
+    for size in (1, 2):
+        for i in range(0, len(rows), size):
+            part = collator(rows[i : i + size])
+            width = part["labels"].shape[1]
+            assert torch.equal(part["input_ids"], together["input_ids"][i : i + size, :width])
+            assert torch.equal(part["labels"], together["labels"][i : i + size, :width])
 
 
 @pytest.mark.parametrize("unit", ["token", "word", "span"])

@@ -60,6 +60,9 @@ def test_negatives_stand_row_by_row(tokenizer: PreTrainedTokenizerFast) -> None:
     batch = collator(given)
     assert decoded(tokenizer, batch["negative"]) == ["mat 0", "dog 0", "mat 1", "dog 1", "mat 2", "dog 2"]
     assert batch["negative_hash"].shape == (6,)
+    assert torch.equal(
+        collator(rows(negative=["a", "b"]))["negative_hash"], collator(rows(negatives=["a", "b"]))["negative_hash"]
+    )
     single = collator([{**row, "negative": "a dog ran"} for row in rows()])
     assert single["negative_hash"][0] == single["positive_hash"][1]  # the same text on either side
 
@@ -85,7 +88,7 @@ def test_negatives_are_drawn_by_position_alone(tokenizer: PreTrainedTokenizerFas
         ({}, {"query": "a", "positive": None}, "column 'positive'"),
         ({}, {"query": " ", "positive": "b"}, "column 'query'"),
         ({}, {"positive": "b"}, "column 'query'"),
-        ({}, {"query": "a", "positive": "b", "negatives": "c"}, "list of texts"),
+        ({}, {"query": "a", "positive": "b", "negatives": 3}, "list of texts"),
         ({}, {"query": "a", "positive": "b", "negatives": ["c", ""]}, "list of texts"),
         ({"num_negatives": 2}, {"query": "a", "positive": "b", "negatives": ["c"]}, "has 1 negatives"),
     ],

@@ -9,13 +9,12 @@ from sklearn.metrics import average_precision_score, ndcg_score
 
 from sslnlp.errors import UserError
 from sslnlp.evaluation import RankingMeasures
-from sslnlp.evaluation.ranking import known_item_measures, nearest, per_query, ranked, ranking_measures
+from sslnlp.evaluation.ranking import known_item_measures, nearest, query_measures, ranked, ranking_measures
 
 
 def test_graded_query_by_hand() -> None:
     # Ranked: a (grade 1), b (0), c (3), d (unjudged); e (grade 2) is never found.
-    qrels, run = {"q": {"a": 1, "b": 0, "c": 3, "e": 2}}, {"q": {"a": 4.0, "b": 3.0, "c": 2.0, "d": 1.0}}
-    figures = per_query(qrels, run)["q"]
+    figures = query_measures({"a": 1, "b": 0, "c": 3, "e": 2}, {"a": 4.0, "b": 3.0, "c": 2.0, "d": 1.0})
     dcg = 1 / math.log2(2) + 3 / math.log2(4)
     ideal = 3 / math.log2(2) + 2 / math.log2(3) + 1 / math.log2(4)
     assert figures["ndcg@10"] == pytest.approx(dcg / ideal)
@@ -25,10 +24,10 @@ def test_graded_query_by_hand() -> None:
 
 
 def test_cut_offs() -> None:
-    run = {"q": {f"d{i:02}": -float(i) for i in range(12)}}
-    figures = per_query({"q": {"d10": 1}}, run)["q"]  # rank 11
+    scores = {f"d{i:02}": -float(i) for i in range(12)}
+    figures = query_measures({"d10": 1}, scores)  # rank 11
     assert figures == {"ndcg@10": 0.0, "mrr@10": 0.0, "recall@100": 1.0, "map": pytest.approx(1 / 11)}
-    figures = per_query({"q": {"d10": 1}}, run, k=11, recall_at=10)["q"]
+    figures = query_measures({"d10": 1}, scores, k=11, recall_at=10)
     assert figures["ndcg@11"] == pytest.approx(1 / math.log2(12))
     assert figures["mrr@11"] == pytest.approx(1 / 11)
     assert figures["recall@10"] == 0
@@ -54,9 +53,9 @@ def test_scikit_learn_agrees_on_full_rankings_without_ties() -> None:
         grades, scores = rng.integers(0, 4, 30), rng.permutation(30).astype(float)
         grades[0] = 1
         ids = [f"d{i}" for i in range(30)]
-        figures = per_query(
-            {"q": dict(zip(ids, grades.tolist(), strict=True))}, {"q": dict(zip(ids, scores, strict=True))}
-        )["q"]
+        figures = query_measures(
+            dict(zip(ids, grades.tolist(), strict=True)), dict(zip(ids, scores.tolist(), strict=True))
+        )
         assert figures["ndcg@10"] == pytest.approx(ndcg_score([grades], [scores], k=10))
         assert figures["map"] == pytest.approx(average_precision_score(grades > 0, scores))
 

@@ -1,0 +1,100 @@
+"""Paired rows for ranking: a query, its positive and optional negatives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import numpy.typing as npt
+
+from sslnlp.data.config import DataConfig
+from sslnlp.data.hashes import HashSet, hash_texts
+from sslnlp.data.table_rows import Ints, TableRows, find_column, held_out, open_table, set_of
+from sslnlp.errors import UserError
+
+PAIR_NAMES = {
+    "query": ("query", "question", "anchor", "summary", "title"),
+    "positive": ("positive", "answer", "document", "description", "text"),
+    "negative": ("negative", "negatives", "hard_negative", "hard_negatives"),
+}
+
+
+@dataclass
+class Paired:
+    """Rows `{"query": str, "positive": str}`, with `"negative"` where the data has such a column."""
+
+    train: TableRows
+    valid: TableRows | None
+    facts: dict[str, Any]
+    """JSON-able: rows, empty, duplicates, overlap, columns, sources, fingerprint."""
+
+
+def paired(config: DataConfig, *, cache_dir: str | Path | None = None) -> Paired:
+    """Rows of query, positive and optional negatives, for ranking.
+
+    Columns are those of `data.columns.query=NAME` (`positive`, `negative`), else the common names: query, question,
+    anchor, summary or title; positive, answer, document, description or text; negative or negatives.
+
+    Raises:
+        UserError: columns not found or not text, no usable row.
+    """
+    table, fingerprint = open_table(config, "train", cache_dir)
+    columns: dict[str, str] = {}
+    for ours, common in PAIR_NAMES.items():
+        wanted, needed = config.columns.get(ours), ours != "negative"
+        found = find_column(table, wanted, common, f"columns.{ours}", str(config.train), needed)
+        if found is not None:
+            columns[ours] = found
+    kept, hashes = _read_pairs(table, columns)
+    facts: dict[str, Any] = {"read": len(table), "empty": len(table) - len(kept), "duplicates": 0, "overlap": 0}
+    facts.update(columns=columns, fingerprint=fingerprint, sources={"train": str(config.train)})
+    valid = None
+    if config.valid is not None:
+        held_table, _ = open_table(config, "valid", cache_dir)
+        missing = [name for name in columns.values() if name not in held_table.column_names]
+        if missing:
+            raise UserError(f"{config.valid} (data.valid) has no column {missing[0]!r}, which data.train has")
+        held_kept, held_hashes = _read_pairs(held_table, columns)
+        facts["sources"]["valid"] = str(config.valid)
+        leaked = set_of(held_hashes).contains(hashes)
+        facts["overlap"] = int(leaked.sum())
+        kept, hashes = kept[~leaked], hashes[~leaked]
+        valid = TableRows(held_table, held_kept, columns=columns) if len(held_kept) else None
+    if config.deduplicate:
+        fresh = HashSet().add(hashes)
+        facts["duplicates"] = int((~fresh).sum())
+        kept, hashes = kept[fresh], hashes[fresh]
+    if config.valid is None:
+        mask = held_out(hashes, config.valid_fraction)
+        valid = TableRows(table, kept[mask], columns=columns) if mask.any() else None
+        kept = kept[~mask]
+    if not len(kept):
+        raise UserError(f"{config.train} has no row with both {columns['query']!r} and {columns['positive']!r}")
+    facts.update(rows=len(kept), valid_rows=len(valid) if valid else 0)
+    return Paired(TableRows(table, kept, columns=columns), valid, facts)
+
+
+def _read_pairs(table: datasets.Dataset, columns: Mapping[str, str]) -> tuple[Ints, npt.NDArray[np.uint64]]:
+    """Index of the rows that have query and positive, and the hash of each such pair."""
+    query, positive = columns["query"], columns["positive"]
+    if query == positive:
+        raise UserError(f"query and positive are both column {query!r}; name them: data.columns.positive=NAME")
+    index: list[int] = []
+    hashes: list[npt.NDArray[np.uint64]] = [np.empty(0, np.uint64)]
+    at = 0
+    for batch in table.select_columns([query, positive]).iter(batch_size=1024):
+        kept = []
+        for a, b in zip(batch[query], batch[positive], strict=True):
+            for name, value in ((query, a), (positive, b)):
+                if value is not None and not isinstance(value, str):
+                    raise UserError(f"column {name!r} holds {type(value).__name__}, not text; name another")
+            if a and b and a.strip() and b.strip():
+                kept.append(f"{a}\x1f{b}")
+                index.append(at)
+            at += 1
+        hashes.append(hash_texts(kept))
+    return np.array(index, np.int64), np.concatenate(hashes)

@@ -1,0 +1,106 @@
+"""Rows of a memory-mapped table, and what labelled and paired rows share: columns found or named, a split by hash."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import numpy.typing as npt
+
+from sslnlp.data.config import DataConfig
+from sslnlp.data.hashes import HashSet
+from sslnlp.data.sources import open_source
+from sslnlp.errors import UserError, suggest
+from sslnlp.types import Row
+
+Ints = npt.NDArray[np.int64]
+
+
+class TableRows:
+    """Chosen rows of a memory-mapped `datasets.Dataset` as mappings.
+
+    Args:
+        dataset: the table.
+        index: which of its rows, in order; all when None. 8 bytes a row are kept.
+        columns: our name -> the table's name; all columns under their own names when None.
+        extra: further columns, one value for each chosen row.
+    """
+
+    def __init__(
+        self,
+        dataset: datasets.Dataset,
+        index: Ints | None = None,
+        *,
+        columns: Mapping[str, str] | None = None,
+        extra: Mapping[str, npt.NDArray[Any]] | None = None,
+    ) -> None:
+        self.columns = dict(columns) if columns is not None else {name: name for name in dataset.column_names}
+        self.dataset = dataset.select_columns(list(dict.fromkeys(self.columns.values())))
+        self.index: Ints = np.arange(len(dataset)) if index is None else np.asarray(index, np.int64)
+        self.extra = dict(extra or {})
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, index: int) -> Row:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        return self.rows([index % len(self)])[0]
+
+    def rows(self, indices: Sequence[int] | Ints) -> list[Row]:
+        """The rows at `indices`, read together."""
+        where = np.asarray(indices, np.int64)
+        found = self.dataset[self.index[where].tolist()]
+        values = {ours: found[theirs] for ours, theirs in self.columns.items()}
+        values.update({name: column[where].tolist() for name, column in self.extra.items()})
+        return [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
+
+    def take(self, which: Ints) -> TableRows:
+        """These of the rows, in this order."""
+        extra = {name: column[which] for name, column in self.extra.items()}
+        return TableRows(self.dataset, self.index[which], columns=self.columns, extra=extra)
+
+
+def open_table(config: DataConfig, name: str, cache_dir: str | Path | None) -> tuple[datasets.Dataset, str]:
+    spec = getattr(config, name)
+    if spec is None:
+        raise UserError(f"data.{name} is not set: give a file, glob, folder or hub name")
+    cache = str(config.cache or cache_dir or "") or None
+    source = open_source(spec, split="train" if name == "train" else "validation", cache=cache)
+    table = source.table()
+    if config.limit is not None and name == "train" and len(table) > config.limit:
+        table = table.select(range(config.limit))
+    return table, source.fingerprint
+
+
+def find_column(
+    table: datasets.Dataset, wanted: str | None, common: Sequence[str], what: str, spec: str, needed: bool = True
+) -> str | None:
+    """The column `wanted`, or the first of the `common` names."""
+    names = table.column_names
+    if wanted is not None:
+        if wanted not in names:
+            raise UserError(f"{spec} has no column {wanted!r} (data.{what}).{suggest(wanted, names)}")
+        return wanted
+    found = next((name for name in common if name in names), None)
+    if found is None and needed:
+        ours = what.split(".")[-1]
+        raise UserError(f"{spec} has no {ours} column; its columns are {', '.join(names)}: say data.{what}=NAME")
+    return found
+
+
+def set_of(hashes: npt.NDArray[np.uint64]) -> HashSet:
+    found = HashSet()
+    found.add(hashes)
+    return found
+
+
+def held_out(hashes: npt.NDArray[np.uint64], fraction: float) -> npt.NDArray[np.bool_]:
+    """Rows whose hash is among the smallest; at least one text where there are two and a share is asked for."""
+    if fraction == 0 or len(np.unique(hashes)) < 2:
+        return np.zeros(len(hashes), bool)
+    bound = max(int(fraction * 2.0**64), int(hashes.min()) + 1)
+    return np.asarray(hashes < np.uint64(bound))

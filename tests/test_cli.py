@@ -1,0 +1,193 @@
+"""The command line: its commands do their work, errors map to exit codes, help is quick."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from sslnlp import __version__, cli
+from sslnlp.cli import run_command
+from sslnlp.errors import UserError
+from sslnlp.recipe import load_recipe, resolve
+from sslnlp.recipe.build import build_objective, build_parts
+from sslnlp.recipe.plan import flops_per_token, plan
+from sslnlp.recipe.preview import preview
+from tests.contract import corpus
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = ["model.size=nano", "train.steps=3", "train.batch_size=2", "tokenizer.vocab_size=520", "data.seq_length=32"]
+
+
+@pytest.fixture
+def text_file(tmp_path: Path) -> Path:
+    path = tmp_path / "corpus.txt"
+    path.write_text("\n\n".join(corpus()), encoding="utf-8")
+    return path
+
+
+def process(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, env=variables, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
+    """Not timed: what makes a command slow to start is what it imports."""
+    code = (
+        "import sys; from sslnlp.cli import run_command; code = run_command(['--help']);"
+        "heavy = {'torch', 'transformers', 'datasets', 'numpy', 'accelerate'} & set(sys.modules);"
+        "sys.exit(code or (f'imported {heavy}' if heavy else 0))"
+    )
+    done = process("-c", code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for name in ("quickstart", "tokenizer", "train", "preview", "plan", "report", "search", "push"):
+        assert name in done.stdout
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == f"sslnlp {__version__}"
+
+
+@pytest.mark.parametrize(
+    "command", ["quickstart", "tokenizer", "train", "preview", "plan", "report", "push", "search", "search index"]
+)
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command([*command.split(), "--help"]) == 0
+    assert "Usage: sslnlp" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (UserError("two\nlines"), 2, "error: two lines"),
+        (FileNotFoundError(2, "No such file or directory", "a.txt"), 2, "error: No such file or directory: a.txt"),
+        (OSError(28, "No space left on device"), 2, "error: No space left on device"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (MemoryError(), 2, "error: out of memory: lower train.batch_size"),
+        (RuntimeError("odd"), 1, "error: unexpected RuntimeError: odd (run with --debug for the traceback)"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
+)
+def test_errors_become_one_line_and_an_exit_code(
+    error: BaseException, code: int, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("sslnlp.recipe.load_recipe", fail)
+    assert run_command(["train", "pretrain_bert"]) == code
+    shown = capsys.readouterr().err
+    assert shown.startswith(told)
+    assert len(shown.splitlines()) == 1
+    assert run_command(["train", "--debug", "pretrain_bert"]) == code
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sslnlp.train import Interrupted
+
+    def stop(*_: object, **__: object) -> None:
+        raise Interrupted(7, signal.SIGTERM)
+
+    monkeypatch.setattr("sslnlp.recipe.load_recipe", stop)
+    assert run_command(["train", "pretrain_bert"]) == 128 + signal.SIGTERM
+    assert "saved at step 7; go on with --resume" in capsys.readouterr().err
+
+
+def test_a_recipe_file_runs_by_itself(text_file: Path, tmp_path: Path) -> None:
+    recipe = ROOT / "recipes" / "pretrain_bert.py"
+    out = tmp_path / "run"
+    done = process(str(recipe), *TINY, f"data.train={text_file}", f"out={out}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (out / "export" / "config.json").is_file()
+
+
+def test_tokenizer_command(text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "tokenizer"
+    command = ["tokenizer", str(text_file), "--out", str(out), "--vocab-size", "600", "--algorithm", "wordpiece"]
+    assert run_command(command) == 0
+    assert "mask" in capsys.readouterr().out
+    assert json.loads((out / "contract.json").read_text())["facts"]["pad"] is True
+    assert run_command(command) == 2  # taken now
+    assert "already exists" in capsys.readouterr().err
+    # The saved tokenizer goes into a run as it is.
+    recipe = load_recipe("pretrain_bert", [*TINY, f"data.train={text_file}", f"tokenizer.path={out}"])
+    parts = build_parts(resolve(recipe)[0])
+    assert parts.contract.figures["vocab_size"] <= 600
+
+
+def shown(recipe: str, *arguments: str) -> str:
+    console = Console(width=100, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    preview(load_recipe(recipe, [*TINY, *arguments]), rows=2, console=console)
+    return console.export_text()
+
+
+def test_preview_marks_the_targets(text_file: Path) -> None:
+    masked = shown("pretrain_bert", f"data.train={text_file}")
+    assert "[MASK]→" in masked
+    assert "tokens are targets" in masked
+    causal = shown("pretrain_gpt", f"data.train={text_file}")
+    assert "[BOS]" in causal
+    assert "→" not in causal.split("tokens are targets")[0]
+
+
+def test_preview_shows_pairs_and_labels(tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [{"query": f"what is thing {n}", "positive": text} for n, text in enumerate(corpus()[:40])]
+    pairs.write_text("\n".join(json.dumps(row) for row in rows))
+    assert "what is thing" in shown("finetune_ranking", f"data.train={pairs}")
+    table = tmp_path / "table.csv"
+    table.write_text("text,label\n" + "".join(f"some words {n},{'sad' if n % 2 else 'glad'}\n" for n in range(40)))
+    assert "glad" in (page := shown("finetune_classification", f"data.train={table}")) or "sad" in page
+
+
+def test_plan_counts_what_can_be_counted(text_file: Path, tmp_path: Path) -> None:
+    keys = [*TINY, f"data.train={text_file}", "train.accumulate=2", f"out={tmp_path / 'o'}"]
+    recipe = load_recipe("pretrain_bert", keys)
+    with open(os.devnull, "w") as nowhere:
+        figures = plan(recipe, console=Console(file=nowhere))
+    assert figures["updates"] == 3
+    assert figures["tokens_seen"] == 3 * figures["tokens_an_update"]
+    assert figures["tokens_an_update"] <= 2 * 2 * 32
+    assert 0.2 < figures["scored"] < 0.35  # a rate of 0.3, of the tokens that are not framing
+    assert figures["tokens_a_second"] > 0
+    assert not (tmp_path / "o").exists()
+
+
+def test_flops_follow_the_formula(text_file: Path) -> None:
+    """One layer of BERT, width 8, inner width 16, vocabulary V, one document a row (so a token attends to its row)."""
+    small = ["model.architecture=bert", "model.config.num_hidden_layers=1", "model.config.hidden_size=8"]
+    small += ["model.config.intermediate_size=16", "data.packing=bucket", "train.batch_size=1"]
+    recipe, _ = resolve(load_recipe("pretrain_bert", [*TINY, *small, f"data.train={text_file}"]))
+    parts = build_parts(recipe)
+    batch = parts.collator(parts.stream.rows([0]))
+    length = int(batch["attention_mask"].sum())
+    scored = int((batch["labels"] != -100).sum()) / length
+    matrices = 4 * 8 * 8 + 2 * 8 * 16  # query, key, value, output; in, out
+    head = 8 * 8 + len(parts.tokenizer) * 8
+    expected = 3 * (2 * matrices + 4 * 1 * 8 * length + 2 * scored * head)
+    assert flops_per_token(build_objective(parts).model, batch, [batch]) == pytest.approx(expected)
+
+
+def test_debug_stands_anywhere(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["--debug", "train", "no_such_recipe"]) == 2
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown
+    assert shown.splitlines()[-1].startswith("error: unknown recipe")
+
+
+def test_main_exits_with_the_code() -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["train", "no_such_recipe"])
+    assert stopped.value.code == 2

@@ -1,0 +1,150 @@
+"""Stock models: sizes, packed rows that equal separate ones, and checkpoints that do not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerBase
+
+from sslnlp.errors import UserError
+from sslnlp.models import (
+    ARCHITECTURES,
+    SIZES,
+    ModelConfig,
+    build_model,
+    count_parameters,
+    hidden_states,
+    prediction_head,
+    scored_logits,
+)
+
+WRAPS = {name: AutoModelForMaskedLM for name in ("bert", "modernbert", "roberta")} | {
+    name: AutoModelForCausalLM for name in ("gpt2", "llama", "qwen3")
+}
+
+
+def packed(lengths: list[int], tokenizer: PreTrainedTokenizerBase) -> dict[str, torch.Tensor]:
+    """One row that holds documents of these lengths, then three tokens of padding."""
+    generator = torch.Generator().manual_seed(0)
+    total = sum(lengths) + 3
+    ids = torch.randint(150, 490, (1, total), generator=generator)
+    documents = torch.cat([torch.full((n,), i) for i, n in enumerate(lengths)] + [torch.full((3,), -1)])[None]
+    positions = torch.cat([torch.arange(n) for n in [*lengths, 3]])[None]
+    return {
+        "input_ids": ids.masked_fill(documents < 0, tokenizer.pad_token_id),
+        "attention_mask": documents >= 0,
+        "document_ids": documents,
+        "position_ids": positions,
+    }
+
+
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+def test_a_packed_row_is_its_documents_run_alone(architecture: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Isolation, positions and sliding windows: each document's states are those it has in a row of its own."""
+    fields = {"local_attention": 8} if architecture == "modernbert" else {}
+    config = ModelConfig(architecture=architecture, size="nano", config=fields)
+    model = build_model(config, tokenizer, WRAPS[architecture], max_length=64).eval()
+    lengths = [20, 1, 17]
+    row = packed(lengths, tokenizer)
+    with torch.no_grad():
+        together, start = hidden_states(model, row), 0
+        for length in lengths:
+            ids = row["input_ids"][:, start : start + length]
+            # The reference is the stock model's own forward on the document alone.
+            alone = model.base_model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+            assert torch.allclose(together[:, start : start + length], alone, atol=2e-5)
+            start += length
+
+
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+def test_scored_logits_are_the_models_own(architecture: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    model = build_model(
+        ModelConfig(architecture=architecture, size="nano"), tokenizer, WRAPS[architecture], max_length=64
+    ).eval()
+    ids = torch.randint(150, 490, (3, 12))
+    encoding = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    index = torch.tensor([0, 5, 13, 35])
+    head = prediction_head(model)
+    assert head is not None
+    with torch.no_grad():
+        expected = model(**encoding).logits.flatten(0, 1)[index]
+        assert torch.allclose(scored_logits(model, head, encoding, index), expected, atol=1e-5)
+        assert torch.allclose(scored_logits(model, None, encoding, index), expected, atol=1e-5)
+
+
+def test_a_head_that_is_not_the_whole_story_is_not_used(tokenizer: PreTrainedTokenizerBase) -> None:
+    model = build_model(
+        ModelConfig(architecture="llama", size="nano"), tokenizer, AutoModelForCausalLM, max_length=64
+    )
+    original = model.forward
+
+    def scaled(*args: object, **kwargs: object) -> object:
+        output = original(*args, **kwargs)
+        output.logits = output.logits * 0.5 + 1
+        return output
+
+    model.forward = scaled
+    assert prediction_head(model) is None
+
+
+def test_sizes_grow(tokenizer: PreTrainedTokenizerBase) -> None:
+    counts = [
+        count_parameters(build_model(ModelConfig(size=size), tokenizer, AutoModelForMaskedLM, max_length=64))
+        for size in list(SIZES)[:4]
+    ]
+    assert counts == sorted(counts)
+    assert len(set(counts)) == 4
+
+
+def test_fresh_weights_depend_on_the_seed_alone(tokenizer: PreTrainedTokenizerBase) -> None:
+    def build(seed: int) -> torch.Tensor:
+        torch.rand(3)  # whatever was drawn before does not matter
+        model = build_model(ModelConfig(size="nano"), tokenizer, AutoModel, max_length=64, seed=seed)
+        return model.get_input_embeddings().weight
+
+    assert torch.equal(build(1), build(1))
+    assert not torch.equal(build(1), build(2))
+
+
+def test_any_field_of_the_configuration_can_be_set(tokenizer: PreTrainedTokenizerBase) -> None:
+    config = ModelConfig(architecture="bert", size="nano", config={"hidden_size": 96, "num_attention_heads": 3})
+    assert build_model(config, tokenizer, AutoModel, max_length=64).config.hidden_size == 96
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"architecture": "brt"}, "Did you mean 'bert'"),
+        ({"size": "mnii"}, "Did you mean 'mini'"),
+        ({"dropout": 1.0}, "dropout must be in"),
+        ({"config": {"hiden_size": 3}}, "Did you mean 'hidden_size'"),
+        ({"architecture": "bert", "config": {"hidden_size": 65}}, "not valid for bert|65"),
+        ({"architecture": "gpt2"}, "no ForMaskedLM form"),
+        ({"pretrained": "nowhere/at/all"}, "cannot load model.pretrained=nowhere"),
+    ],
+)
+def test_bad_configurations_are_refused_in_one_line(
+    config: dict[str, object], message: str, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        build_model(ModelConfig(**config), tokenizer, AutoModelForMaskedLM, max_length=64)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_must_fit_tokenizer_and_rows(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    model = build_model(ModelConfig(architecture="bert", size="nano"), tokenizer, AutoModelForMaskedLM, max_length=64)
+    model.save_pretrained(tmp_path / "whole")
+    again = ModelConfig(pretrained=str(tmp_path / "whole"))
+    build_model(again, tokenizer, AutoModelForMaskedLM, max_length=64)
+    with pytest.raises(UserError, match="do not fit a model of 64 positions"):
+        build_model(again, tokenizer, AutoModelForMaskedLM, max_length=65)
+    model.resize_token_embeddings(100)
+    model.save_pretrained(tmp_path / "small")
+    with pytest.raises(UserError, match="but the model embeds 100"):
+        build_model(ModelConfig(pretrained=str(tmp_path / "small")), tokenizer, AutoModelForMaskedLM, max_length=64)
+    weights = tmp_path / "whole" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(UserError, match="cannot load model.pretrained"):
+        build_model(again, tokenizer, AutoModelForMaskedLM, max_length=64)

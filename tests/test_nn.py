@@ -1,0 +1,99 @@
+"""Pooling, and dropout that belongs to the row."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import BertConfig, BertModel
+
+from sslnlp.errors import UserError
+from sslnlp.nn import Pooling, RowDropout, _attention, dropout, key_dropout_by_row, row_keyed_dropout
+
+
+def test_pooling_by_hand() -> None:
+    hidden = torch.tensor([[[1.0], [3.0], [100.0]], [[2.0], [4.0], [6.0]]])
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    assert Pooling("mean")(hidden, mask).tolist() == [[2.0], [4.0]]
+    assert Pooling("cls")(hidden, mask).tolist() == [[1.0], [2.0]]
+    assert Pooling("last")(hidden, mask).tolist() == [[3.0], [6.0]]
+    assert Pooling("mean")(hidden, torch.zeros_like(mask)).tolist() == [[0.0], [0.0]]
+    with pytest.raises(UserError, match="unknown pooling"):
+        Pooling("max")
+
+
+def test_the_rate_is_kept_and_the_scale_restored() -> None:
+    x = torch.ones(64, 40, 50)
+    with row_keyed_dropout(0, torch.arange(64)):
+        y = dropout(x, 0.1)
+    assert abs((y == 0).double().mean() - 0.1) < 0.004  # 5 standard deviations of 128,000 draws
+    assert set(y.unique().tolist()) == {0.0, float(torch.tensor(1.0) / (1.0 - 0.1))}
+    # No axis repeats another's pattern.
+    zeros = (y == 0).double()
+    for axes in ((0, 1), (0, 2), (1, 2)):
+        assert zeros.mean(axes).std() < 0.02
+
+
+def test_draws_belong_to_the_row_not_to_the_batch() -> None:
+    x = torch.ones(4, 6, 8)
+
+    def drop(rows: list[int], x: torch.Tensor, seed: int = 0, calls: int = 1) -> torch.Tensor:
+        with row_keyed_dropout(seed, torch.tensor(rows)):
+            for _ in range(calls):
+                y = dropout(x, 0.5)
+        return y
+
+    whole = drop([10, 11, 12, 13], x)
+    assert torch.equal(whole[2:], drop([12, 13], x[2:]))
+    assert torch.equal(whole[:, :4], drop([10, 11, 12, 13], x[:, :4])), "a shorter padding leaves the rest as it was"
+    assert not torch.equal(whole, drop([10, 11, 12, 13], x, seed=1))
+    assert not torch.equal(whole, drop([10, 11, 12, 13], x, calls=2))
+    assert not torch.equal(whole[0], whole[1])
+    views = drop([10, 11], torch.ones(4, 6, 8))  # two views of each row
+    assert not torch.equal(views[0], views[1])
+    assert torch.equal(views[2:], drop([11], torch.ones(2, 6, 8)))
+
+
+def test_outside_training_rows_it_is_pytorchs() -> None:
+    torch.manual_seed(0)
+    ours = dropout(torch.ones(5, 5), 0.3)
+    torch.manual_seed(0)
+    assert torch.equal(ours, F.dropout(torch.ones(5, 5), 0.3))
+    assert torch.equal(RowDropout(0.5).eval()(torch.ones(3)), torch.ones(3))
+
+
+def test_a_batch_of_odd_rows_is_a_bug() -> None:
+    with row_keyed_dropout(0, torch.arange(2)), pytest.raises(AssertionError, match="3 rows in a batch of 2"):
+        dropout(torch.ones(3, 2), 0.5)
+
+
+@pytest.mark.parametrize("mask_kind", ["none", "bool", "causal"])
+def test_attention_without_dropped_weights_is_sdpa(mask_kind: str) -> None:
+    query, key, value = torch.randn(3, 2, 4, 7, 8)
+    mask = None if mask_kind != "bool" else (torch.rand(2, 1, 7, 7) > 0.3) | torch.eye(7, dtype=torch.bool)
+    causal = mask_kind == "causal"
+    expected = F.scaled_dot_product_attention(query, key, value, mask, is_causal=causal).transpose(1, 2)
+    with row_keyed_dropout(0, torch.arange(2)):
+        # A rate too small to drop anything takes the explicit path.
+        ours, _ = _attention(nn.Identity(), query, key, value, mask, dropout=1e-15, is_causal=causal)
+    assert torch.allclose(ours, expected, atol=1e-5)
+
+
+def test_a_stock_model_drops_by_row_and_keeps_its_parameters() -> None:
+    config = BertConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+    )
+    model = BertModel(config, add_pooling_layer=False)
+    names = set(model.state_dict())
+    key_dropout_by_row(model)
+    assert set(model.state_dict()) == names
+    assert not any(isinstance(module, nn.Dropout) for module in model.modules())
+    ids = torch.randint(0, 50, (4, 9))
+
+    def run(rows: list[int]) -> torch.Tensor:
+        with row_keyed_dropout(7, torch.tensor(rows)):
+            return model.train()(input_ids=ids[rows]).last_hidden_state
+
+    assert torch.allclose(run([0, 1, 2, 3])[2:], run([2, 3]), atol=1e-6)
+    assert not torch.allclose(run([0, 1]), model.eval()(input_ids=ids[:2]).last_hidden_state, atol=1e-3)

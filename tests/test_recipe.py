@@ -1,0 +1,314 @@
+"""Recipes: strict keys, inheritance between stages, the JSON they become, and whole small runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+
+from sslnlp.collators import COLLATORS, Collator, get_collator
+from sslnlp.errors import UserError
+from sslnlp.objectives import OBJECTIVES, Objective, get_objective
+from sslnlp.recipe import Options, Recipe, check, from_dict, load_recipe, override, run, shipped, to_dict
+from sslnlp.recipe.check import check_model
+from sslnlp.recipe.overrides import coerce, parse
+from tests.contract import corpus
+
+TINY = ["model.size=nano", "train.steps=3", "train.batch_size=2", "tokenizer.vocab_size=520", "data.seq_length=32"]
+
+
+@pytest.fixture(scope="module")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
+    path.write_text("\n\n".join(corpus()), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def bert(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of pretrain_bert."""
+    out = tmp_path_factory.mktemp("runs") / "bert"
+    cache = tmp_path_factory.mktemp("cache")
+    return run(load_recipe("pretrain_bert", [*TINY, f"data.train={text_file}", f"out={out}", f"data.cache={cache}"]))
+
+
+# --- values ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "annotation", "expected"),
+    [
+        ("1_000", int, 1000),
+        ("1e3", int, 1000),
+        ("0.5", float, 0.5),
+        ("1e-3", float, 1e-3),
+        ("true", bool, True),
+        ("OFF", bool, False),
+        ("none", int | None, None),
+        ("7", int | None, 7),
+        ("none", str | None, None),
+        ("a,b", list[str], ["a", "b"]),
+        ('["a", "b,c"]', list[str], ["a", "b,c"]),
+        ("0.9,0.98", tuple[float, float], (0.9, 0.98)),
+        ("corpus.txt", str | list[str] | None, "corpus.txt"),
+        ("a.txt,b.txt", str | list[str] | None, ["a.txt", "b.txt"]),
+        ('{"query": "title"}', dict[str, str], {"query": "title"}),
+        ("bpe", Literal["bpe", "unigram"], "bpe"),
+        ("12", Any, 12),
+        ("gelu", Any, "gelu"),
+    ],
+)
+def test_text_is_read_as_the_annotation_says(text: str, annotation: Any, expected: Any) -> None:
+    value = coerce("key", text, annotation)
+    assert value == expected
+    assert type(value) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("value", "annotation"),
+    [
+        ("1.5", int),
+        ("many", int),
+        (True, int),
+        (True, float),
+        ("2", bool),
+        ("none", int),
+        ("0.9", tuple[float, float]),
+        ("a,b", dict[str, str]),
+        ("wordpeice", Literal["bpe", "wordpiece"]),
+        (3, str),
+        ("x", list[int]),
+    ],
+)
+def test_lossy_values_are_refused(value: Any, annotation: Any) -> None:
+    with pytest.raises(UserError, match=r"^key must be .*, got "):
+        coerce("key", value, annotation)
+
+
+def test_parse_keeps_the_value_as_typed() -> None:
+    assert parse(["collator.query_prefix=q: ", "out=a=b", "out=c"]) == {"collator.query_prefix": "q: ", "out": "c"}
+
+
+@pytest.mark.parametrize("argument", ["steps", "=3", "train..lr=1", "train.lr =", "--x=1"])
+def test_malformed_arguments_are_refused(argument: str) -> None:
+    if argument == "train.lr =":
+        assert parse([argument]) == {"train.lr": ""}
+        return
+    with pytest.raises(UserError, match="expected key=value"):
+        parse([argument])
+
+
+# --- recipes ---------------------------------------------------------------------------------------------------------
+
+
+def test_override_changes_a_copy() -> None:
+    recipe = load_recipe("pretrain_bert")
+    changed = override(recipe, {"train.lr": "5e-4", "collator.rate": "0.2", "model.config.hidden_size": "96"})
+    assert (changed.train.lr, changed.collator.options) == (5e-4, {"rate": 0.2})
+    assert changed.model.config == {"hidden_size": 96}
+    assert (recipe.train.lr, recipe.collator.options, recipe.model.config) == (1e-3, {"rate": 0.3}, {})
+
+
+def test_how_long_is_said_once() -> None:
+    assert load_recipe("pretrain_bert").train.steps == 2000
+    changed = load_recipe("pretrain_bert", ["train.budget=10m"]).train
+    assert (changed.steps, changed.epochs, changed.budget) == (None, None, "10m")
+
+
+def test_another_objective_forgets_the_options_of_the_old_one() -> None:
+    changed = load_recipe("pretrain_bert", ["objective.name=causal_lm", "collator.name=causal_lm"])
+    assert changed.objective == Options("causal_lm")
+    assert changed.collator == Options("causal_lm")
+
+
+def test_the_objective_brings_its_collator() -> None:
+    assert Recipe(objective=Options("causal_lm")).collator_class.name == "causal_lm"
+
+
+@pytest.mark.parametrize("name", sorted(shipped()))
+def test_shipped_recipes_become_json_and_come_back(name: str) -> None:
+    recipe = load_recipe(name, ["model.config.vocab_size=99", "data.train=a.txt,b.txt"])
+    again = from_dict(json.loads(json.dumps(to_dict(recipe))))
+    assert again == recipe
+
+
+@pytest.mark.parametrize("path", sorted(shipped().values()), ids=lambda path: path.stem)
+def test_shipped_recipes_are_short_and_teach(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert 20 <= len(text.splitlines()) <= 40
+    assert f"sslnlp train {path.stem}" in text
+
+
+def test_recipes_compose_by_calling(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "from sslnlp.recipe import Recipe, load_recipe\n"
+        "def recipe() -> Recipe:\n"
+        "    base = load_recipe('pretrain_bert')\n"
+        "    base.train.lr = 3e-4\n"
+        "    return base\n"
+    )
+    recipe = load_recipe(str(mine), ["train.steps=5"])
+    assert (recipe.train.lr, recipe.train.steps) == (3e-4, 5)
+
+
+# --- registries and pairs --------------------------------------------------------------------------------------------
+
+
+class Elsewhere(get_collator("causal_lm")):  # type: ignore[misc]
+    """A collator of somebody else's package."""
+
+    makes: ClassVar[frozenset[str]] = frozenset({"input_ids"})
+
+
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def test_every_objective_has_its_collator(name: str) -> None:
+    objective = get_objective(name)
+    assert issubclass(objective, Objective)
+    assert objective.name == name
+    check(get_collator(objective.collator), objective)
+
+
+@pytest.mark.parametrize("name", sorted(COLLATORS))
+def test_every_collator_is_found_by_its_name(name: str) -> None:
+    assert issubclass(get_collator(name), Collator)
+    assert get_collator(name).name == name
+
+
+def test_a_dotted_path_stands_where_a_name_does() -> None:
+    assert get_collator("tests.test_recipe:Elsewhere").makes == {"input_ids"}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("masked_ml", "Did you mean 'masked_lm'"),
+        ("no.such.module:Thing", "cannot import 'no.such.module'"),
+        ("tests.test_recipe:Elsewere", "Did you mean 'Elsewhere'"),
+        ("pathlib:Path", "not a subclass"),
+    ],
+)
+def test_unknown_names_are_explained(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        get_collator(name)
+
+
+def test_a_pair_that_does_not_fit_names_one_that_does() -> None:
+    with pytest.raises(UserError, match=r"needs target_index.*use collator.name=masked_lm$"):
+        check(get_collator("causal_lm"), get_objective("masked_lm"))
+
+
+@pytest.mark.parametrize(
+    ("objective", "architecture", "fits"),
+    [
+        ("causal_lm", "gpt2", True),
+        ("causal_lm", "bert", False),  # it has a causal head, but reads in both directions
+        ("causal_lm", "modernbert", False),
+        ("masked_lm", "modernbert", True),
+        ("masked_lm", "llama", False),
+        ("classification", "gpt2", True),
+        ("ranking", "bert", True),
+    ],
+)
+def test_architectures_are_judged_by_what_they_can_do(objective: str, architecture: str, fits: bool) -> None:
+    model = override(Recipe(objective=Options(objective)), {"model.architecture": architecture}).model
+    if fits:
+        check_model(model, get_objective(objective))
+    else:
+        with pytest.raises(UserError, match=r"choose model\.architecture from: "):
+            check_model(model, get_objective(objective))
+
+
+def test_a_decoder_config_makes_an_encoder_causal() -> None:
+    pairs = {"model.architecture": "bert", "model.config.is_decoder": "true"}
+    check_model(override(Recipe(objective=Options("causal_lm")), pairs).model, get_objective("causal_lm"))
+
+
+# --- runs ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_its_story_and_a_plain_folder(bert: Path) -> None:
+    story = json.loads((bert / "recipe.json").read_text())
+    assert story["recipe"]["train"]["steps"] == story["result"]["steps"] == 3
+    assert story["result"]["measures"]["loss"] > 0
+    assert story["versions"].keys() >= {"python", "torch", "transformers"}
+    assert story["data"]["fingerprint"]
+    model = AutoModelForMaskedLM.from_pretrained(bert / "export")
+    assert sum(p.numel() for p in model.parameters()) == story["model"]["parameters"]
+    assert AutoTokenizer.from_pretrained(bert / "export").mask_token == "[MASK]"
+    assert json.loads((bert / "tokenizer" / "contract.json").read_text())["facts"]["mask"] is True
+    assert not [path for path in bert.parent.iterdir() if path.name.startswith(".")]
+
+
+def test_a_finished_run_is_a_recipe(bert: Path) -> None:
+    assert to_dict(load_recipe(str(bert))) == json.loads((bert / "recipe.json").read_text())["recipe"]
+
+
+def test_a_taken_folder_is_refused_and_left_alone(bert: Path) -> None:
+    before = (bert / "recipe.json").read_bytes()
+    with pytest.raises(UserError, match="already holds a run"):
+        run(load_recipe(str(bert)))
+    with pytest.raises(UserError, match=r"another recipe: train.lr \(0.001 -> 0.01\)"):
+        run(load_recipe(str(bert), ["train.lr=0.01"]), resume=True)
+    assert (bert / "recipe.json").read_bytes() == before
+
+
+def test_resuming_a_finished_run_exports_it_again(bert: Path) -> None:
+    weights = (bert / "export" / "model.safetensors").read_bytes()
+    run(load_recipe(str(bert), ["train.workers=0", "train.log_every=1"]), resume=True)
+    assert (bert / "export" / "model.safetensors").read_bytes() == weights
+
+
+def test_a_decoder_runs(text_file: Path, tmp_path: Path) -> None:
+    out = run(load_recipe("pretrain_gpt", [*TINY, f"data.train={text_file}", f"out={tmp_path / 'gpt'}"]))
+    assert json.loads((out / "recipe.json").read_text())["result"]["measures"]["bits_per_byte"] > 0
+    assert AutoModelForCausalLM.from_pretrained(out / "export").config.vocab_size > 256
+
+
+def test_a_stage_inherits_and_hands_on(bert: Path, tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [{"query": text[:20], "positive": text} for text in corpus()[:60]]
+    pairs.write_text("\n".join(json.dumps(row) for row in rows))
+    small = [arg for arg in TINY if not arg.startswith("data.seq_length")]
+    start = [*small, f"data.train={pairs}", f"model.pretrained={bert / 'export'}", "collator.query_prefix=q: "]
+    first = run(load_recipe("finetune_ranking", [*start, f"out={tmp_path / 'a'}"]))
+    recipe = json.loads((first / "recipe.json").read_text())["recipe"]
+    assert recipe["tokenizer"]["path"] == str(bert / "export")
+    assert recipe["data"]["seq_length"] == 32
+    go_on = [*small, f"data.train={pairs}", f"model.pretrained={first / 'export'}", "data.seq_length=16"]
+    second = run(load_recipe("finetune_ranking", [*go_on, f"out={tmp_path / 'b'}"]))
+    recipe = json.loads((second / "recipe.json").read_text())["recipe"]
+    assert recipe["collator"]["query_prefix"] == "q: "
+    assert recipe["data"]["seq_length"] == 16  # given, so not inherited
+    prompts = json.loads((second / "export" / "config_sentence_transformers.json").read_text())["prompts"]
+    assert prompts == {"query": "q: ", "document": ""}
+
+
+def test_a_classifier_keeps_its_label_names(bert: Path, tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    lines = [f'"{text[:60]}",{"even" if n % 2 == 0 else "odd"}' for n, text in enumerate(corpus()[:80])]
+    table.write_text("text,label\n" + "\n".join(lines))
+    out = run(
+        load_recipe(
+            "finetune_classification",
+            [*TINY, f"model.pretrained={bert / 'export'}", f"data.train={table}", f"out={tmp_path / 'c'}"],
+        )
+    )
+    story = json.loads((out / "recipe.json").read_text())
+    assert story["label_names"] == ["even", "odd"]
+    assert json.loads((out / "export" / "config.json").read_text())["id2label"] == {"0": "even", "1": "odd"}
+    assert set(story["result"]["measures"]) >= {"accuracy", "macro_f1"}
+
+
+def test_a_run_that_cannot_start_leaves_nothing(tmp_path: Path) -> None:
+    table = tmp_path / "pairs.jsonl"
+    # Fewer negatives than asked for, which only the collator can see, at the first batch.
+    rows = [{"query": f"q {n}", "positive": f"p {n}", "negatives": ["one"]} for n in range(20)]
+    table.write_text("\n".join(json.dumps(row) for row in rows))
+    keys = [*TINY, f"data.train={table}", f"out={tmp_path / 'out'}", "collator.num_negatives=2"]
+    with pytest.raises(UserError, match="a row has 1 negatives"):
+        run(load_recipe("finetune_ranking", keys))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs.jsonl"]

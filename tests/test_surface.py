@@ -1,0 +1,206 @@
+"""What others rely on does not change unseen: the command line, the keys, who imports whom, types and style.
+
+A new option or key is a decision: it is made here, in the same diff.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from sslnlp.cli import app
+from sslnlp.collators import COLLATORS, get_collator
+from sslnlp.objectives import OBJECTIVES, get_objective
+from sslnlp.recipe.schema import options_of, public_keys
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "sslnlp"
+
+COMMANDS = {
+    "quickstart": "--budget --out",
+    "tokenizer": "data --algorithm --lowercase --memory-mb --out --text --vocab-size",
+    "train": "recipe overrides --resume",
+    "preview": "recipe overrides --rows",
+    "plan": "recipe overrides",
+    "report": "run overrides",
+    "push": "run repo_id --private --revision",
+    "search index": "data --batch-size --dtype --id-column --language --model --out --text-column --title-column",
+    "search query": "index text --k --mode --model --no-verify --verify -k",
+    "search evaluate": "index beir --compare --mode --model --no-verify --qrels --queries --run --verify",
+}
+
+KEYS = """
+collator.name
+data.beir data.cache data.columns data.deduplicate data.draw data.label data.labels_per_class data.licence data.limit
+data.packing data.seq_length data.split_text data.streaming data.text data.train data.valid data.valid_fraction
+data.valid_tokens
+model.architecture model.config model.dropout model.pretrained model.size
+name objective.name out
+tokenizer.algorithm tokenizer.lowercase tokenizer.memory_mb tokenizer.path tokenizer.vocab_size
+train.accumulate train.batch_size train.betas train.budget train.clip train.compile train.decay train.epochs train.eps
+train.eval_every train.keep train.keep_best train.log_every train.lr train.on_nonfinite train.optimizer train.precision
+train.save_every train.schedule train.seed train.steps train.trackers train.warmup train.weight_decay train.workers
+"""
+
+COLLATOR_OPTIONS = {
+    "causal_lm": "",
+    "classification": "label_names max_length",
+    "masked_lm": "eval_rate rate rate_end replace unit",
+    "ranking": "document_length document_prefix num_negatives query_length query_prefix",
+}
+
+OBJECTIVE_OPTIONS = {
+    "causal_lm": "",
+    "classification": "class_weights label_smoothing",
+    "masked_lm": "label_smoothing",
+    "ranking": "pooling symmetric temperature",
+}
+
+# Who may import whom: a module imports from its own level and the levels above it in this list.
+LEVELS = [
+    "errors types rng __init__",
+    "registry",
+    "nn distributed",
+    "tokenizer",
+    "models",
+    "data",
+    "collators objectives",
+    "optim checkpoint metrics windows budget train evaluation search export card hub",
+    "recipe report",
+    "quickstart cli __main__",
+]
+# `card` and `search` may be imported by anything of their level; these pairs may not see each other.
+STRANGERS = [("collators", "objectives"), ("objectives", "collators"), ("data", "collators"), ("train", "recipe")]
+
+
+def options(command: str) -> str:
+    found = typer.main.get_command(app)
+    for part in command.split():
+        found = found.commands[part]  # type: ignore[attr-defined]
+    names = [name for p in found.params for name in (*p.opts, *p.secondary_opts) if name != "--help"]
+    arguments = [p.name for p in found.params if p.param_type_name == "argument"]
+    return " ".join([*arguments, *sorted(name for name in names if name.startswith("-"))])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_options_of_the_command_line(command: str) -> None:
+    assert options(command) == COMMANDS[command]
+
+
+def test_no_other_commands() -> None:
+    group = typer.main.get_command(app)
+    names = [*group.commands, *(f"search {name}" for name in group.commands["search"].commands)]  # type: ignore[attr-defined]
+    assert {name for name in names if name != "search"} == set(COMMANDS)
+
+
+def test_keys_of_a_recipe() -> None:
+    assert public_keys() == sorted(KEYS.split())
+
+
+def test_options_of_the_registered_classes() -> None:
+    assert {name: " ".join(sorted(options_of(get_collator(name)))) for name in COLLATORS} == COLLATOR_OPTIONS
+    assert {name: " ".join(sorted(options_of(get_objective(name)))) for name in OBJECTIVES} == OBJECTIVE_OPTIONS
+
+
+# --- layers ----------------------------------------------------------------------------------------------------------
+
+
+def part_of(module: str) -> str:
+    """`sslnlp.data.sources` -> `data`."""
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def imports(path: Path) -> set[str]:
+    """The parts of the package that a file imports, also inside functions; imports for type checkers do not count."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    skipped = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    modules: set[str] = set()
+    for node in ast.walk(tree):
+        if node in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module == "sslnlp":
+            # `from sslnlp import rng` names a part; `from sslnlp import __version__` does not.
+            modules |= {f"sslnlp.{alias.name}" for alias in node.names if not alias.name.startswith("__")}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            modules.add(node.module)
+        assert not (isinstance(node, ast.ImportFrom) and node.level), f"{path}: relative import"
+    return {part_of(module) for module in modules if module.split(".")[0] == "sslnlp"}
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def part_of_file(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def test_every_part_has_a_level() -> None:
+    assert {part_of_file(path) for path in FILES} == {name for level in LEVELS for name in level.split()}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_downward(path: Path) -> None:
+    level = {name: n for n, names in enumerate(LEVELS) for name in names.split()}
+    own = part_of_file(path)
+    upward = {name for name in imports(path) if level[name] > level[own]}
+    assert not upward, f"{own} imports {upward}, which stand above it"
+    strange = {b for a, b in STRANGERS if a == own} & imports(path)
+    assert not strange, f"{own} and {strange} do not know each other"
+
+
+def test_the_loop_knows_only_the_base_classes() -> None:
+    for name in ("train", "windows", "budget"):
+        modules = {
+            node.module
+            for node in ast.walk(ast.parse((PACKAGE / f"{name}.py").read_text(encoding="utf-8")))
+            if isinstance(node, ast.ImportFrom) and node.module
+        }
+        known = {module for module in modules if module.startswith(("sslnlp.objectives", "sslnlp.collators"))}
+        assert known <= {"sslnlp.objectives.base", "sslnlp.collators.base"}
+
+
+def test_no_branch_on_an_objectives_name() -> None:
+    """The loop, the recipe and the export never spell a registered name."""
+    names = set(OBJECTIVES) | set(COLLATORS)
+    files = [PACKAGE / f"{name}.py" for name in ("train", "windows", "budget", "export", "models", "cli")]
+    checked = 0
+    for path in [*files, *(PACKAGE / "recipe").glob("*.py"), *(PACKAGE / "data").glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Compare | ast.Match):
+                checked += 1
+                spelt = {leaf.value for leaf in ast.walk(node) if isinstance(leaf, ast.Constant)} & names
+                assert not spelt, f"{path.name}: compares with {spelt}"
+    assert checked > 100  # the guard guards something
+
+
+# --- style and types -------------------------------------------------------------------------------------------------
+
+
+def check(*command: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, env={**os.environ, "NO_COLOR": "1"}
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_ruff() -> None:
+    pytest.importorskip("ruff")
+    check("ruff", "check", "sslnlp", "recipes", "tests")
+
+
+def test_mypy_strict() -> None:
+    pytest.importorskip("mypy")
+    check("mypy")

@@ -1,0 +1,206 @@
+"""The loop where things go wrong: numbers that are not finite, signals, budgets, other process counts, best weights."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sslnlp.budget import parse_duration
+from sslnlp.errors import UserError
+from sslnlp.metrics import MetricsLog, read_metrics
+from sslnlp.train import Interrupted, NonFiniteError, TrainConfig, Trainer
+from sslnlp.windows import Windows
+from tests.contract import difference, digest, make_trainer
+
+
+def poisoned(out: Path, bad_step: int, **options: Any) -> Trainer:
+    """A run whose loss is NaN on the rows of one step, whenever they are seen."""
+    trainer = make_trainer("masked_lm", out, steps=6, save_every=2, batch_size=4, keep=9, **options)
+    plain = trainer.collator
+
+    def poison(rows: Any) -> Any:
+        batch = plain(rows)
+        if rows[0]["position"] // 4 == bad_step:
+            batch["poison"] = torch.tensor(float("nan"))
+        return batch
+
+    forward = trainer.objective.forward
+
+    def spoiled(batch: Any) -> Any:
+        output = forward(batch)
+        return output._replace(loss=output.loss * batch.get("poison", 1.0))
+
+    trainer.collator = poison  # type: ignore[assignment]
+    trainer.objective.forward = spoiled  # type: ignore[method-assign]
+    return trainer
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    trainer = poisoned(tmp_path, bad_step=3)
+    with pytest.raises(NonFiniteError, match=r"gradient of step 3 \(rows 12 to 15\) is not finite; lower train.lr"):
+        trainer.fit()
+    assert all(torch.isfinite(p).all() for p in trainer.objective.parameters()), "the weights were not touched"
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert lines[-1] == {"step": 3, "event": "nonfinite_gradient", "policy": "stop"}
+    assert not any(line.get("train/loss") == 0.0 for line in lines)
+
+
+def test_rollback_skips_the_offending_rows_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trainer = poisoned(tmp_path / "run", bad_step=3, on_nonfinite="rollback")
+    final = trainer.fit()
+    assert trainer.progress.skipped == [3]
+    assert "back to step 2, skipping these rows" in caplog.text
+    # It is the run that never saw step 3, updated with the learning rates of its own steps.
+    clean = make_trainer("masked_lm", tmp_path / "clean", steps=6, batch_size=4)
+    progress = clean._start(resume=False)
+    progress.skipped = [3]
+    clean._run(progress)
+    assert difference(final.state_dict(), clean.objective.state_dict()) == 0
+
+
+def test_rollback_gives_up_on_a_run_that_only_diverges(tmp_path: Path) -> None:
+    trainer = make_trainer("masked_lm", tmp_path, steps=30, batch_size=2, on_nonfinite="rollback")
+    forward = trainer.objective.forward
+    trainer.objective.forward = lambda batch: forward(batch)._replace(  # type: ignore[method-assign]
+        loss=forward(batch).loss * float("inf")
+    )
+    with pytest.raises(NonFiniteError, match="after ten windows were skipped"):
+        trainer.fit()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_stops_and_the_resumed_run_is_the_straight_one(signum: int, tmp_path: Path) -> None:
+    straight = make_trainer("causal_lm", tmp_path / "straight", steps=5).fit()
+    trainer = make_trainer("causal_lm", tmp_path / "run", steps=5, save_every=100)
+    trainer.on_progress = lambda step, steps, metrics: os.kill(os.getpid(), signum) if step == 3 else None
+    with pytest.raises(Interrupted, match=f"stopped by {signal.Signals(signum).name} and saved at step 3"):
+        trainer.fit()
+    assert signal.getsignal(signum) in (signal.SIG_DFL, signal.default_int_handler), "handlers are put back"
+    resumed = make_trainer("causal_lm", tmp_path / "run", steps=5)
+    assert digest(resumed.fit(resume=True).state_dict()) == digest(straight.state_dict())
+
+
+def test_a_budget_becomes_a_number_of_steps_that_resuming_keeps(tmp_path: Path) -> None:
+    trainer = make_trainer("masked_lm", tmp_path / "run", steps=None, budget="2s")
+    before = digest(trainer.objective.state_dict())
+    progress = trainer._start(resume=False)
+    assert progress.steps > 1
+    assert digest(trainer.objective.state_dict()) == before, "measuring the speed leaves no trace"
+    assert trainer.collator.horizon == progress.steps * progress.rows
+    again = make_trainer("masked_lm", tmp_path / "run", steps=None, budget="2s")
+    assert again._start(resume=True).steps == progress.steps
+    # The same number of steps given by hand is the same run.
+    by_hand = make_trainer("masked_lm", tmp_path / "hand", steps=progress.steps)
+    assert digest(by_hand.fit().state_dict()) == digest(again.fit(resume=True).state_dict())
+
+
+def test_durations() -> None:
+    assert [parse_duration(text) for text in ("90s", "10m", "1.5h", "1h30m", "2d")] == [90, 600, 5400, 5400, 172800]
+    for text in ("", "10", "m", "-5m", "ten minutes", "0s"):
+        with pytest.raises(UserError, match="duration|no time"):
+            parse_duration(text)
+
+
+def test_the_best_weights_are_left_behind(tmp_path: Path) -> None:
+    losses = iter([3.0, 1.0, 2.0, 5.0, 4.0])
+    trainer = make_trainer(
+        "masked_lm", tmp_path, steps=5, eval_every=1, save_every=1, keep=1, evaluate=lambda objective: {"loss": next(losses)}
+    )
+    states: list[str] = []
+    trainer.on_progress = lambda step, steps, metrics: states.append(digest(trainer.objective.state_dict()))
+    assert digest(trainer.fit().state_dict()) == states[1]
+    assert trainer.progress.best_step == 2
+    kept = sorted(path.name for path in (tmp_path / "state").glob("step-*"))
+    assert kept == ["step-00000002", "step-00000005"]
+
+
+@pytest.mark.parametrize("skip", ["truncated", "flipped"])
+def test_a_damaged_newest_checkpoint_is_passed_over(skip: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    options: dict[str, Any] = dict(steps=4, save_every=2, keep=5)
+    straight = make_trainer("masked_lm", tmp_path, **options).fit()
+    newest = tmp_path / "state" / "step-00000004" / "objective.pt"
+    data = bytearray(newest.read_bytes())
+    if skip == "truncated":
+        data = data[: len(data) // 2]
+    else:
+        data[len(data) // 2] ^= 1
+    newest.write_bytes(bytes(data))
+    resumed = make_trainer("masked_lm", tmp_path, **options)
+    assert digest(resumed.fit(resume=True).state_dict()) == digest(straight.state_dict())
+    assert "passing over the checkpoint step-00000004" in caplog.text
+
+
+def test_windows_part_the_rows_without_gap_or_overlap() -> None:
+    for world, accumulate in ((1, 1), (1, 4), (2, 2), (4, 1)):
+        ranks = [Windows(batch_size=8 // world, accumulate=accumulate, world=world, rank=r) for r in range(world)]
+        rows = ranks[0].rows
+        seen = sorted(p for w in ranks for m in range(accumulate) for p in w.positions(5, m))
+        assert seen == list(range(5 * rows, 6 * rows))
+
+
+def test_windows_keep_their_rows_on_other_processes() -> None:
+    two = Windows(batch_size=16, accumulate=1, world=2)
+    one = Windows(batch_size=16, accumulate=1).fit(rows=two.rows, together=None)
+    assert (one.batch_size, one.accumulate) == (16, 2)
+    back = Windows(batch_size=32, accumulate=1, world=2, rank=1).fit(rows=32, together=None)
+    assert (back.batch_size, back.accumulate, back.rank) == (16, 1, 1)
+    coupled = Windows(batch_size=16, accumulate=1).fit(rows=two.rows, together=two.together)
+    assert (coupled.batch_size, coupled.accumulate) == (32, 1)
+    with pytest.raises(UserError, match="3 processes cannot share evenly"):
+        Windows(batch_size=16, accumulate=1, world=3).fit(rows=32, together=None)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 3, "budget": "3m"}, "one of train.steps"),
+        ({"steps": 0}, "train.steps must be at least 1"),
+        ({"lr": -1.0}, "train.lr must be a positive number"),
+        ({"lr": float("nan")}, "train.lr must be a positive number"),
+        ({"schedule": "cosin"}, "Did you mean 'cosine'"),
+        ({"precision": "fp8"}, "Accepted: bf16, no"),
+        ({"trackers": ["wandb"]}, "accepted: tensorboard, trackio"),
+        ({"budget": "soon"}, "cannot read the duration"),
+    ],
+)
+def test_bad_settings_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        TrainConfig(**options)
+
+
+def test_no_length_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"say how long to train: train.steps=1000"):
+        make_trainer("masked_lm", tmp_path, steps=None).fit()
+
+
+def test_metrics_forget_what_is_run_again_and_hide_no_nan(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path)
+    for step in range(4):
+        log.write(step, {"train/loss": float("nan") if step == 1 else 1.0 / 3})
+    with path.open("a") as file:
+        file.write('{"step": 4, "train/lo')  # cut off by a crash
+    MetricsLog(path, resume_from=2)
+    assert read_metrics(path) == [
+        {"step": 0, "train/loss": 0.3333333},
+        {"step": 1, "train/loss": "nan"},
+        {"step": 2, "train/loss": 0.3333333},
+    ]
+
+
+def test_trackers_receive_the_figures(tmp_path: Path) -> None:
+    make_trainer("masked_lm", tmp_path, steps=2, trackers=["tensorboard"]).fit()
+    deadline = time.monotonic() + 5
+    while not (found := list((tmp_path / "trackers").rglob("events.*"))) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(found[0].parent))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2]

@@ -1,0 +1,239 @@
+"""Wrong inputs: one clear line, exit code 2, no traceback, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from sslnlp.cli import run_command
+from tests.contract import corpus, small_tokenizer
+
+TINY = ["model.size=nano", "train.steps=3", "train.batch_size=2", "tokenizer.vocab_size=520", "data.seq_length=32"]
+Make = Callable[[Path], list[str]]
+
+
+def text(path: Path, content: str | bytes | None = None) -> Path:
+    data = "\n\n".join(corpus()) if content is None else content
+    path.write_bytes(data.encode() if isinstance(data, str) else data)
+    return path
+
+
+def pretrain(*arguments: str) -> Make:
+    """`train pretrain_bert` on a good corpus, spoilt by `arguments`; `{}` in them is the test's folder."""
+
+    def make(folder: Path) -> list[str]:
+        given = [argument.replace("{}", str(folder)) for argument in arguments]
+        return ["train", "pretrain_bert", *TINY, f"data.train={text(folder / 'good.txt')}", *given]
+
+    return make
+
+
+def with_file(name: str, content: str | bytes, *arguments: str, recipe: str = "pretrain_bert") -> Make:
+    """`train` on a file of this content."""
+
+    def make(folder: Path) -> list[str]:
+        return ["train", recipe, *TINY, f"data.train={text(folder / name, content)}", *arguments]
+
+    return make
+
+
+def table(content: str, *arguments: str) -> Make:
+    return with_file("table.csv", content, *arguments, recipe="finetune_classification")
+
+
+def pairs(*rows: object) -> Make:
+    return with_file("pairs.jsonl", "\n".join(json.dumps(row) for row in rows), recipe="finetune_ranking")
+
+
+def recipe_file(content: str) -> Make:
+    return lambda folder: ["train", str(text(folder / "mine.py", content))]
+
+
+def tokenizer_without_mask(folder: Path) -> list[str]:
+    tokenizer = small_tokenizer()
+    tokenizer.save_pretrained(folder / "tokenizer")
+    path = folder / "tokenizer" / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    config.pop("mask_token")
+    path.write_text(json.dumps(config))
+    return pretrain("tokenizer.path={}/tokenizer")(folder)
+
+
+def model_folder(folder: Path, *, weights: bytes | None, positions: int = 32, vocabulary: int | None = None) -> Path:
+    """A BERT with our tokenizer; its weights file is then overwritten with `weights`."""
+    from transformers import BertConfig, BertForMaskedLM
+
+    tokenizer = small_tokenizer()
+    config = BertConfig(
+        vocab_size=vocabulary or len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=16, max_position_embeddings=positions,
+    )  # fmt: skip
+    BertForMaskedLM(config).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    if weights is not None:
+        (folder / "model" / "model.safetensors").write_bytes(weights)
+    return folder / "model"
+
+
+def broken_weights(folder: Path) -> list[str]:
+    return pretrain(f"model.pretrained={model_folder(folder, weights=b'not tensors')}")(folder)
+
+
+def too_long(folder: Path) -> list[str]:
+    return pretrain(f"model.pretrained={model_folder(folder, weights=None)}", "data.seq_length=64")(folder)
+
+
+def too_few_embeddings(folder: Path) -> list[str]:
+    return pretrain(f"model.pretrained={model_folder(folder, weights=None, vocabulary=100)}")(folder)
+
+
+def unseen_label(folder: Path) -> list[str]:
+    valid = text(folder / "valid.csv", "text,label\none text,c\n")
+    return table("text,label\n" + "a text,a\nb text,b\n" * 5, f"data.valid={valid}")(folder)
+
+
+def taken_out(folder: Path) -> list[str]:
+    (folder / "out").mkdir()
+    text(folder / "out" / "precious.txt", "mine")
+    return pretrain()(folder)
+
+
+def out_under_a_file(folder: Path) -> list[str]:
+    text(folder / "a_file", "x")
+    return [*pretrain()(folder), f"out={folder / 'a_file' / 'run'}"]
+
+
+@dataclass
+class Wrong:
+    """One wrong input: the command that has it, and words its one line must hold."""
+
+    name: str
+    make: Make
+    words: str
+
+
+CASES = [
+    Wrong("no data", lambda _: ["train", "pretrain_bert"], "data.train"),
+    Wrong("missing path", pretrain("data.train=nowhere/at/all.txt"), "does not exist"),
+    Wrong("glob without a match", pretrain("data.train={}/*.nothing"), "nothing matches"),
+    Wrong("unknown extension", with_file("corpus.docx", "words"), "unknown kind of file"),
+    Wrong("empty file", with_file("empty.txt", ""), "empty"),
+    Wrong("only white space", with_file("blank.txt", "\n \n\t\n" * 50), "no text"),
+    Wrong("empty folder", lambda folder: ["train", "pretrain_bert", f"data.train={folder}"], "holds no"),
+    Wrong("wrong column", with_file("t.csv", "body,n\nwords,1\n", "data.text=boddy"), "Did you mean 'body'"),
+    Wrong("two text columns", with_file("t.csv", "a,b\nwords,more\n"), "data.text=NAME"),
+    Wrong("binary file", with_file("binary.txt", b"\x89PNG" + bytes(range(256)) * 40), "binary.txt"),
+    Wrong("NUL bytes", with_file("nul.txt", "good words\n\nbad \0 words\n"), "NUL byte (line 3"),
+    Wrong("invalid UTF-8", with_file("latin.txt", "caf\xe9 au lait\n".encode("latin-1") * 100), "UTF-8"),
+    Wrong("broken JSON line", with_file("t.jsonl", '{"text": "good"}\n{"text": \n'), "line 2"),
+    Wrong("damaged parquet", with_file("t.parquet", b"PAR1 but no more"), "parquet"),
+    Wrong("damaged gzip", with_file("t.txt.gz", b"\x1f\x8b no gzip"), "t.txt.gz"),
+    Wrong("unknown key", pretrain("train.step=5"), "Did you mean 'steps'"),
+    Wrong("unknown section", pretrain("trian.steps=5"), "Did you mean 'train'"),
+    Wrong("section for a key", pretrain("train=5"), "group of keys"),
+    Wrong("unknown option", pretrain("collator.rte=0.2"), "Did you mean 'rate'"),
+    Wrong("option of another class", pretrain("objective.temperature=0.1"), "objective.temperature"),
+    Wrong("no key=value", pretrain("steps"), "key=value"),
+    Wrong("wrong type", pretrain("train.steps=many"), "a whole number"),
+    Wrong("half a step", pretrain("train.steps=1.5"), "a whole number"),
+    Wrong("rate above one", pretrain("collator.rate=1.5"), "collator.rate"),
+    Wrong("no rows at all", pretrain("train.batch_size=0"), "at least 1"),
+    Wrong("negative learning rate", pretrain("train.lr=-1"), "positive"),
+    Wrong("unreadable budget", pretrain("train.steps=none", "train.budget=soon"), "duration"),
+    Wrong("unknown recipe", lambda _: ["train", "pretrain_brt"], "Did you mean 'pretrain_bert'"),
+    Wrong("recipe file that is not there", lambda folder: ["train", str(folder / "no.py")], "does not exist"),
+    Wrong("recipe with a syntax error", recipe_file("def recipe(:\n"), "line 1"),
+    Wrong("recipe without a function", recipe_file("x = 1\n"), "no function recipe()"),
+    Wrong("recipe of another type", recipe_file("def recipe():\n    return {}\n"), "returned dict"),
+    Wrong("no recipe.json", lambda folder: ["train", str(text(folder / "recipe.json", "[]"))], "not a recipe"),
+    Wrong("unknown objective", pretrain("objective.name=masked_ml"), "Did you mean 'masked_lm'"),
+    Wrong("pair that does not fit", pretrain("collator.name=causal_lm"), "collator.name=masked_lm"),
+    Wrong("unknown architecture", pretrain("model.architecture=modernbrt"), "Did you mean 'modernbert'"),
+    Wrong("decoder for a masked LM", pretrain("model.architecture=gpt2"), "choose model.architecture"),
+    Wrong("unknown field of the model", pretrain("model.config.hiden_size=8"), "Did you mean 'hidden_size'"),
+    Wrong("width the heads do not divide", pretrain("model.architecture=bert", "model.config.hidden_size=63"), "63"),
+    Wrong("missing model", pretrain("model.pretrained={}/no/such/export"), "does not exist"),
+    Wrong("folder without a model", pretrain("model.pretrained={}"), "config.json"),
+    Wrong("corrupt safetensors", broken_weights, "cannot load model.pretrained"),
+    Wrong("sequence longer than the model", too_long, "data.seq_length to 32"),
+    Wrong("tokenizer of another model", too_few_embeddings, "embeds 100"),
+    Wrong("missing tokenizer", pretrain("tokenizer.path={}/no-tokenizer"), "no-tokenizer"),
+    Wrong("tokenizer without a mask", tokenizer_without_mask, "mask"),
+    Wrong("unknown algorithm", pretrain("tokenizer.algorithm=bpee"), "tokenizer.algorithm"),
+    Wrong("vocabulary below the alphabet", pretrain("tokenizer.vocab_size=200"), "vocab_size=200 is too small"),
+    Wrong("row of framing alone", pretrain("data.seq_length=2"), "data.seq_length"),
+    Wrong("one class", table("text,label\n" + "".join(f"text {n},a\n" for n in range(9))), "1 class"),
+    Wrong("no label column", table("text,mark\nwords,1\nmore,2\n"), "data.label=NAME"),
+    Wrong("label unseen in training", unseen_label, "'c' of data.valid never occurs"),
+    Wrong("no positive column", pairs({"query": "q", "other": "p"}), "positive"),
+    Wrong("pairs without text", pairs({"query": "q", "positive": ""}), "no row"),
+    Wrong("taken folder", taken_out, "already holds other files"),
+    Wrong("unwritable folder", out_under_a_file, "cannot write"),
+    Wrong("nothing to resume", lambda folder: [*pretrain()(folder), "--resume"], "nothing to resume"),
+    Wrong("unknown command", lambda _: ["trian"], "Did you mean 'train'"),
+    Wrong("unknown option of a command", lambda _: ["train", "pretrain_bert", "--reusme"], "--resume"),
+    Wrong("missing argument", lambda _: ["push", "somewhere"], "REPO_ID"),
+    Wrong("report of nothing", lambda folder: ["report", str(folder / "no")], "does not exist"),
+    Wrong("push of nothing", lambda folder: ["push", str(folder / "no"), "me/model"], "no"),
+    Wrong("tokenizer from nothing", lambda folder: ["tokenizer", "no/data.txt", "--out", f"{folder}/o"], "no/data.txt"),
+    Wrong("preview of no rows", lambda _: ["preview", "pretrain_bert", "--rows", "0"], "--rows"),
+    Wrong("plan without data", lambda _: ["plan", "pretrain_bert"], "data.train"),
+    Wrong("search of nothing", lambda folder: ["search", "query", str(folder / "no.index"), "words"], "no.index"),
+]
+
+
+def listing(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.replace(" ", "-"))
+def test_one_clear_line(
+    case: Wrong, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = case.make(tmp_path)
+    if command[0] == "train" and not any(argument.startswith("out=") for argument in command) and len(command) > 2:
+        command.insert(2, f"out={tmp_path / 'out'}")
+    monkeypatch.chdir(tmp_path)
+    before = listing(tmp_path)
+    code = run_command(command)
+    told = capfd.readouterr().err
+    errors = [line for line in told.splitlines() if line.startswith("error:")]
+    assert code == 2, told
+    assert len(errors) == 1, told
+    assert case.words in errors[0]
+    assert len(errors[0]) < 600
+    assert "Traceback" not in told
+    assert listing(tmp_path) == before
+
+
+def test_there_are_enough_of_them() -> None:
+    assert len({case.name for case in CASES}) == len(CASES) >= 30
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["train", "pretrain_bert", "data.train=nowhere.txt"], ["nonsense"]],
+    ids=["missing-path", "unknown-command"],
+)
+def test_the_real_process_says_the_same(command: list[str], tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "sslnlp", *command]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert [line.startswith("error: ") for line in done.stderr.splitlines()] == [True]
+    assert not list(tmp_path.iterdir())
+
+
+def test_odd_but_good_text_trains(tmp_path: Path) -> None:
+    """A byte-order mark, CRLF line ends and one very long line are somebody's data, not errors."""
+    body = "\r\n\r\n".join(corpus()).encode()
+    path = text(tmp_path / "odd.txt", b"\xef\xbb\xbf" + body + b"\r\n\r\n" + b"long line " * 20_000)
+    assert run_command(["train", "pretrain_bert", *TINY, f"data.train={path}", f"out={tmp_path / 'out'}"]) == 0
+    assert (tmp_path / "out" / "export" / "model.safetensors").is_file()
