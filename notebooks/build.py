@@ -17,6 +17,7 @@ from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
 KEY = "sslnlp_script_sha256"
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def scripts() -> list[Path]:
@@ -73,9 +74,9 @@ def _readable(outputs: list[Any]) -> list[Any]:
     kept = [o for o in outputs if not (o.output_type == "stream" and o.name == "stderr")]
     for output in kept:
         if output.output_type == "stream":
-            output.text = re.sub(r"\x1b\[[0-9;]*m", "", output.text)
-        elif "text/html" in output.get("data", {}):
-            del output.data["text/html"]
+            output.text = _COLOURS.sub("", output.text)
+        elif "data" in output:
+            output.data = {"text/plain": _COLOURS.sub("", output.data.get("text/plain", ""))}
     return kept
 
 

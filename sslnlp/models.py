@@ -53,7 +53,8 @@ def _roberta(size: Size, length: int) -> dict[str, Any]:
 
 
 def _modernbert(size: Size, length: int) -> dict[str, Any]:
-    return _bert(size, length) | {"intermediate_size": 3 * size.width // 2}
+    # Masked-LM pretraining never trains [CLS] to sum up a text, so the classification head averages instead.
+    return _bert(size, length) | {"intermediate_size": 3 * size.width // 2, "classifier_pooling": "mean"}
 
 
 def _llama(size: Size, length: int) -> dict[str, Any]:

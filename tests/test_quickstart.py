@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
+import shlex
+import socket
 from collections import Counter
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from sslnlp.errors import UserError
 from sslnlp.evaluation.beir import load_beir
+from sslnlp.models import ModelConfig
+from sslnlp.quickstart import plan
+from sslnlp.quickstart import run as story
 from sslnlp.quickstart.corpus import MASK_WORD, held_out, name_mask, write_corpus
 from sslnlp.quickstart.harvest import Entry, Harvest, Library, harvest, installed, split_summary
 
@@ -216,3 +224,64 @@ def test_the_search_task_is_a_beir_folder_whose_ids_tell_nothing(made: tuple[Har
 def test_an_installation_without_documentation_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="too few for the quickstart"):
         write_corpus(Harvest(entries=documented("alpha")), tmp_path / "corpus", test=10, least=20)
+
+
+def test_the_whole_story_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every part runs, on a made-up corpus and models of a few thousand parameters, and the table has no gap."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("the quickstart must not open a connection")
+
+    small = ModelConfig(architecture="modernbert", size="nano", config={"hidden_size": 16, "intermediate_size": 16})
+    entries = [e for name in ("alpha", "beta", "gamma") for e in documented(name)]
+    write = functools.partial(write_corpus, per_class=60, test=10, least=20)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(
+        story,
+        "harvest",
+        lambda: Harvest(entries=entries, counts=Counter({"entries": 360, "files read": 360, "characters": 1})),
+    )
+    monkeypatch.setattr(story, "write_corpus", write)
+    monkeypatch.setattr(story, "DRAWS", {4: 2})
+    monkeypatch.setattr(plan, "VOCABULARY", 512)
+    monkeypatch.setattr(plan, "ENCODER", small)
+    monkeypatch.setattr(
+        plan, "DECODER", ModelConfig(architecture="llama", size="nano", config={"num_hidden_layers": 1})
+    )
+    out, printed = tmp_path / "quickstart", Console(file=StringIO(), width=120)
+
+    page = story.quickstart(out, budget="2s", console=printed)
+
+    assert page == out / "report.html"
+    sections = {s["title"]: s for s in json.loads((out / "report.json").read_text())["sections"]}
+    table = sections["What it reached, beside honest baselines"]["tables"][0]
+    assert tuple(table["columns"]) == story.COLUMNS
+    by_figure = {(row[0].split()[0], row[1]): row[2:] for row in table["rows"]}
+    assert by_figure.keys() == {
+        ("hidden", "accuracy"), ("next", "bits per byte"), ("classify,", "accuracy"), ("classify,", "macro_f1"),
+        ("search", "ndcg@10"), ("search", "mrr@10"), ("search", "recall@100"),
+    }  # fmt: skip
+    assert by_figure["classify,", "accuracy"][-1] == pytest.approx(1 / 3)  # guessing among three libraries
+    for (task, _), row in by_figure.items():
+        if task in ("classify,", "search"):
+            assert None not in row
+    steps = {json.loads(path.read_text())["result"]["steps"] for path in out.glob("classifier-4-*/recipe.json")}
+    assert len(steps) == 1  # what is compared was trained alike
+    assert (out / "ranker" / "export" / "model.safetensors").is_file()
+    assert "report:" in printed.file.getvalue()  # type: ignore[attr-defined]
+
+    with pytest.raises(UserError, match="is not empty"):
+        story.quickstart(out, budget="2s", console=printed)
+
+
+def test_a_budget_that_is_no_time_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="duration"):
+        story.quickstart(tmp_path / "out", budget="soon")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_commands_to_go_on_with_survive_a_folder_with_a_space() -> None:
+    for command in story.go_on(Path("my runs/first")):
+        words = shlex.split(command)
+        assert words[0] == "sslnlp"
+        assert any("my runs/first" in word for word in words)

@@ -136,7 +136,8 @@ def _build(
         )
     scanned = split.Scan(**json.loads((aside / "scan.json").read_text()))
     if not scanned.train:
-        why = "all of it is in data.valid too" if scanned.overlap else f"{scanned.read} documents, all empty"
+        empty = f"its {scanned.read} documents are empty" if scanned.read else "it holds no documents"
+        why = "all of it is in data.valid too" if scanned.overlap else empty
         shutil.rmtree(aside)
         raise UserError(f"{train.spec} leaves no text to train on: {why}")
 

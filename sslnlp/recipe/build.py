@@ -13,17 +13,19 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from transformers import PreTrainedTokenizerBase
 
 from sslnlp.collators.base import Collator
+from sslnlp.data.labelled import Labelled, labelled
 from sslnlp.data.packing import PackedRows, PaddedRows
+from sslnlp.data.paired import Paired, paired
 from sslnlp.data.prepare import prepare_text, sample_texts
 from sslnlp.data.store import TokenStore
 from sslnlp.data.stream import RowSource, Stream
 from sslnlp.data.table import TableRows
-from sslnlp.data.labelled import Labelled, labelled
-from sslnlp.data.paired import Paired, paired
 from sslnlp.errors import UserError
 from sslnlp.models import build_model, max_positions
 from sslnlp.objectives.base import Objective
@@ -76,11 +78,17 @@ def cache_folder(recipe: Recipe) -> Path:
     return folder
 
 
+def processes() -> PartialState:
+    """This process among those launched together. The first call joins them, through gloo where there is no GPU."""
+    forced = parse_flag_from_env("ACCELERATE_USE_CPU")
+    return PartialState(cpu=forced or not torch.accelerator.is_available())
+
+
 def build_parts(recipe: Recipe, *, tokenizer_path: Path | None = None) -> Parts:
     """Tokenizer, contract, rows and collator of a resolved recipe. `tokenizer_path`: that of a run being resumed."""
     build = _token_parts if recipe.collator_class.reads == "tokens" else _table_parts
     # One process reads and writes the caches, the others find them.
-    with PartialState().main_process_first():
+    with processes().main_process_first():
         return build(recipe, cache_folder(recipe), tokenizer_path)
 
 

@@ -97,7 +97,8 @@ def _document_lengths(encoding: Encoding) -> torch.Tensor:
         lengths: torch.Tensor = encoding["attention_mask"].sum(1)
         return lengths
     rows = torch.arange(len(documents))[:, None] * (documents.max() + 1)
-    return torch.unique((rows + documents)[documents >= 0], return_counts=True)[1]
+    counts: torch.Tensor = torch.unique((rows + documents)[documents >= 0], return_counts=True)[1]
+    return counts
 
 
 def memory_estimate(objective: Objective, slots: int, scored: float) -> float:

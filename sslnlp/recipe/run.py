@@ -14,7 +14,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
@@ -27,7 +26,7 @@ from sslnlp.evaluation.beir import beir_measures
 from sslnlp.export import export_model
 from sslnlp.models import count_parameters
 from sslnlp.objectives.base import Objective
-from sslnlp.recipe.build import Parts, build_objective, build_parts, resolve
+from sslnlp.recipe.build import Parts, build_objective, build_parts, processes, resolve
 from sslnlp.recipe.check import check_out
 from sslnlp.recipe.schema import Recipe, to_dict
 from sslnlp.train import Trainer
@@ -43,7 +42,7 @@ def run(recipe: Recipe, *, resume: bool = False, console: Console | None = None)
     Everything that can be refused is refused before `out` is touched, and a run that fails before its first update
     leaves no `out` behind. With `resume`, goes on from the newest valid checkpoint. Raises `UserError` for bad input.
     """
-    main = PartialState().is_main_process
+    main = processes().is_main_process
     disable_progress_bar()  # what `transformers` says about loading, `models` says in one line
     set_verbosity_error()
     console = console or Console(stderr=True, quiet=not main)
@@ -59,10 +58,10 @@ def run(recipe: Recipe, *, resume: bool = False, console: Console | None = None)
     console.print(f"{type(objective.model).__name__}: {count_parameters(objective.model):,} parameters")
     story = biography(parts, objective)
     if not resume:
-        PartialState().wait_for_everyone()  # nobody is still checking `out` when it appears
+        processes().wait_for_everyone()  # nobody is still checking `out` when it appears
         if main:
             _begin(out, parts, story)
-        PartialState().wait_for_everyone()
+        processes().wait_for_everyone()
     try:
         trainer = _train(parts, objective, out, story, console, resume)
     except UserError:
@@ -169,7 +168,7 @@ def _finish(
     parts: Parts, objective: Objective, trainer: Trainer, out: Path, story: dict[str, Any], console: Console
 ) -> None:
     """Final figures, on the weights that are left behind, and the export. The main process alone."""
-    state = PartialState()
+    state = processes()
     if state.is_main_process:
         measures = _measure(parts, objective, trainer)
         seen = trainer.progress.tokens

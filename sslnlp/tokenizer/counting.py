@@ -31,7 +31,6 @@ _CHUNK = re.compile(
 )
 _SLICE = 1 << 20  # characters looked at together: one line of 100 MB must not become one list of chunks
 _BYTES_PER_CHUNK = 200  # a dictionary entry with a string of ten characters
-_BYTES_PER_WORD = 900  # the same, plus its symbols and pairs in the trainer (BPE about 500, Unigram about 700)
 
 Split = Callable[[str], Iterable[str]]
 
@@ -46,6 +45,8 @@ class WordCounts:
 
     split: Split
     memory_mb: int
+    bytes_per_word: int = 900
+    """What a distinct word takes, measured: its entry here, and its symbols and pairs in the trainer."""
     words: Counter[str] = field(default_factory=Counter)
     dropped: int = 0
     """Occurrences of words dropped for lack of memory."""
@@ -53,7 +54,7 @@ class WordCounts:
 
     @property
     def max_words(self) -> int:
-        return max(1000, (self.memory_mb << 20) // _BYTES_PER_WORD)
+        return max(1000, (self.memory_mb << 20) // self.bytes_per_word)
 
     @property
     def max_chunks(self) -> int:

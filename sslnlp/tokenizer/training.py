@@ -37,6 +37,8 @@ class _Algorithm:
     decoder: Callable[[], Any]
     alphabet: Callable[[Iterable[str]], int]
     """Entries that the vocabulary must hold beside the specials, given the distinct words."""
+    bytes_per_word: int = 900
+    """Memory a distinct word takes, in the counter and in the trainer."""
 
 
 def train_tokenizer(
@@ -62,7 +64,8 @@ def train_tokenizer(
     if memory_mb < 1:
         raise UserError(f"memory_mb must be at least 1, got {memory_mb}")
     kind = _ALGORITHMS[algorithm]
-    counts = WordCounts(split=_splitter(kind.normalizer(lowercase), kind.count()), memory_mb=memory_mb)
+    split = _splitter(kind.normalizer(lowercase), kind.count())
+    counts = WordCounts(split=split, memory_mb=memory_mb, bytes_per_word=kind.bytes_per_word)
     counts.add(texts)
     counts.finish()
     if not counts.words:
@@ -210,5 +213,6 @@ _ALGORITHMS: Final[dict[str, _Algorithm]] = {
         count=lambda: _metaspace("never"),
         decoder=lambda: decoders.Metaspace(prepend_scheme="first"),
         alphabet=lambda words: len(set().union(*words)),
+        bytes_per_word=1800,  # suffix array and lattices
     ),
 }

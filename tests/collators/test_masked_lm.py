@@ -208,6 +208,17 @@ def test_units_do_not_cross_documents(unit):
     assert not hidden[:, 0].all()
 
 
+def test_special_tokens_part_words():
+    """A `##` piece goes on with the word before it, but not across [CLS]: two words here, of two and three pieces."""
+    tokenizer = tiny("wordpiece")
+    inner = next(i for token, i in tokenizer.get_vocab().items() if token.startswith("##"))
+    ids = np.array([inner, inner, tokenizer.cls_token_id, inner, inner, inner])
+    rows = [{"input_ids": ids, "document_ids": np.zeros(6, np.int32), "position": p} for p in range(40)]
+    hidden = MaskedLMCollator(tokenizer=tokenizer, unit="word", rate=0.6)(rows)["labels"] != IGNORED
+    seen = {tuple(row) for row in hidden.int().tolist()}
+    assert seen == {(1, 1, 0, 0, 0, 0), (0, 0, 0, 1, 1, 1)}
+
+
 def test_a_word_longer_than_the_count_comes_last():
     tokenizer = tiny("wordpiece")
     inner = next(i for token, i in tokenizer.get_vocab().items() if token.startswith("##"))

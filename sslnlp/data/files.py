@@ -1,0 +1,80 @@
+"""What a spec stands for: files, globs and folders of the kinds we read, or a hub name."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from pathlib import Path
+
+from sslnlp.data.text import COMPRESSED
+from sslnlp.errors import UserError
+
+LOADERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+_HUB = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(:[\w.-]+)?")
+# File names by which a folder says what belongs to which split, as hub data sets do.
+_SPLITS = {
+    "train": re.compile(r"train(ing)?([-_.\d]|$)", re.I),
+    "validation": re.compile(r"(valid(ation)?|val|dev)([-_.\d]|$)", re.I),
+    "test": re.compile(r"(test|eval)([-_.\d]|$)", re.I),
+}
+_SCHEMES = ("http://", "https://", "hf://", "s3://")
+
+
+def kind(path: Path) -> str:
+    """The extension that says how to read a file, `""` if none of ours: `.jsonl` for `a.jsonl.gz`."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSED:
+        suffixes.pop()
+    return suffixes[-1] if suffixes and suffixes[-1] in LOADERS else ""
+
+
+def find_files(spec: str, split: str) -> list[Path] | None:
+    """The files a spec stands for, None for a hub name."""
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return _folder(path, split)
+    if path.exists():
+        if not os.access(path, os.R_OK):
+            raise UserError(f"{spec} cannot be read: permission denied")
+        return [path]
+    if glob.has_magic(spec):
+        matched = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
+        if not matched:
+            raise UserError(f"nothing matches {spec!r}; quote the pattern and check the folder")
+        return matched
+    if spec.startswith(_SCHEMES):
+        raise UserError(f"{spec}: addresses are not read; download the file, or give a hub name such as owner/name")
+    if kind(path) or not _HUB.fullmatch(spec) or path.suffix in COMPRESSED:
+        raise UserError(f"{spec} does not exist; check the path of the data")
+    return None
+
+
+def _folder(path: Path, split: str) -> list[Path]:
+    found = sorted(
+        file
+        for file in path.rglob("*")
+        if file.is_file() and kind(file) and not any(part.startswith(".") for part in file.relative_to(path).parts)
+    )
+    if not found:
+        raise UserError(f"the folder {path} holds no {' '.join(LOADERS)} files (also compressed)")
+    named = {name: [file for file in found if pattern.match(file.name)] for name, pattern in _SPLITS.items()}
+    if named["train"] and sum(map(len, named.values())) > len(named["train"]):
+        if not named.get(split):
+            raise UserError(f"the folder {path} holds train files but no {split} files; name the file itself")
+        found = named[split]
+    kinds = sorted({kind(file) for file in found})
+    if len(kinds) > 1:
+        example = f"'{path}/**/*{kinds[0]}'"
+        raise UserError(f"the folder {path} mixes {', '.join(kinds)} files; name one kind, e.g. {example}")
+    return found
+
+
+def checked_kind(path: Path) -> str:
+    extension = kind(path)
+    if not extension:
+        known = f"{' '.join(LOADERS)}, also with {' '.join(COMPRESSED)}"
+        raise UserError(f"{path}: unknown kind of file; the kinds read are {known}")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path} is empty")
+    return extension

@@ -1,0 +1,131 @@
+"""Rows out of files and hub data sets through `datasets`; what fails says which file, and where."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from sslnlp.data import text as plain
+from sslnlp.data.files import LOADERS
+from sslnlp.errors import UserError
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """`datasets` without its own bars and logs: the commands print their own."""
+    level, bars = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(level)
+        if not bars:
+            datasets.enable_progress_bars()
+
+
+def options_of(extension: str) -> dict[str, Any]:
+    # "NA" and "null" are words, not missing values.
+    options: dict[str, Any] = {"keep_default_na": False} if LOADERS[extension] == "csv" else {}
+    return {**options, "sep": "\t"} if extension == ".tsv" else options
+
+
+def json_lines(file: Path) -> Iterator[dict[str, Any]]:
+    """Rows of one `.jsonl` file; `datasets` would refuse rows that gain a key or change a type late in the file."""
+    for number, line in enumerate(plain.lines(file), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{file} line {number} is not JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise UserError(f'{file} line {number} is not an object such as {{"text": "..."}}')
+        yield row
+
+
+def stream_files(extension: str, files: list[Path]) -> Iterator[dict[str, Any]]:
+    """Rows of files of one kind through a streamed `datasets` reader: nothing is copied, memory stays bounded."""
+    for file in files if extension != ".parquet" else ():
+        for _ in plain.lines(file):  # names the line of bad bytes, which the parsers do not
+            pass
+    options: dict[str, Any] = {"data_files": [str(file) for file in files], "split": "train", "streaming": True}
+    options.update(options_of(extension))
+    try:
+        with quiet():
+            stream = datasets.load_dataset(LOADERS[extension], **options)
+            if LOADERS[extension] == "csv":  # everything is text here: "007" must not become 7
+                columns: dict[str, Any] = next(iter(stream.iter(batch_size=1)), {})
+                texts = datasets.Features({name: datasets.Value("string") for name in columns})
+                stream = datasets.load_dataset("csv", features=texts, **options)
+            for batch in stream.iter(batch_size=256):
+                names = list(batch)
+                for values in zip(*(batch[name] for name in names), strict=True):
+                    yield dict(zip(names, values, strict=True))
+    except UserError:
+        raise
+    except Exception as error:
+        raise diagnose(extension, files, error) from None
+
+
+def diagnose(extension: str, files: list[Path], error: Exception) -> UserError:
+    """Which file, and where in it, made a reader fail."""
+    for file in files:
+        try:
+            if extension == ".parquet":
+                import pyarrow.parquet  # type: ignore[import-untyped]
+
+                with plain.open_bytes(file) as handle:
+                    pyarrow.parquet.ParquetFile(handle).schema_arrow  # noqa: B018
+            elif extension == ".jsonl":
+                for _ in json_lines(file):
+                    pass
+            elif extension == ".json":
+                json.loads("\n".join(plain.lines(file)))
+        except UserError as bad:
+            return bad
+        except Exception as bad:
+            return UserError(f"cannot read {file} as {extension}: {one_line(bad)}")
+    cause = error.__cause__ or error
+    return UserError(f"cannot read {', '.join(str(file) for file in files[:3])} as {extension}: {one_line(cause)}")
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def hub_revision(name: str) -> str:
+    """The commit a hub data set stands at; fails fast and in one line where there is no network."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+    repo = name.split(":")[0]
+    try:
+        return HfApi().dataset_info(repo, timeout=10).sha or "main"
+    except OfflineModeIsEnabled:
+        return "cached"  # `datasets` then reads only what an earlier run has left in its cache
+    except RepositoryNotFoundError:
+        raise UserError(f"{name!r} is no file or folder here, and no data set on the hub (or a private one)") from None
+    except HfHubHTTPError as error:
+        raise UserError(f"the hub refused {name!r}: {one_line(error)}") from None
+    except Exception as error:
+        raise UserError(
+            f"{name!r} is no file or folder here, and the hub cannot be reached ({type(error).__name__}); check the "
+            "path, or set HF_HUB_OFFLINE=1 to use a cached copy"
+        ) from None
+
+
+def load_hub(name: str, split: str, streaming: bool, cache: str | None) -> Any:
+    hub_revision(name)
+    repo, _, config = name.partition(":")
+    try:
+        return datasets.load_dataset(
+            repo, config or None, split=split, streaming=streaming, cache_dir=None if streaming else cache
+        )
+    except Exception as error:
+        raise UserError(f"cannot load {name!r} (split {split!r}) from the hub: {one_line(error)}") from None

@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sslnlp.data import DataConfig, prepare, prepare_text, sample_texts
+from sslnlp.data.hashes import HashSet, hash_texts
+from sslnlp.errors import UserError
+
+TEXTS = [f"document number {i} says {i * i}" for i in range(400)]
+
+
+def write(path: Path, texts: list[str]) -> str:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return str(path)
+
+
+def decoded(tokenizer, store) -> list[str]:
+    return [tokenizer.decode(store.tokens(i)) for i in range(len(store))]
+
+
+def test_duplicates_and_empty_documents_go_and_the_rest_is_split(tiny, tmp_path):
+    spec = write(tmp_path / "a.jsonl", [*TEXTS, "", " \n", *TEXTS[:7]])
+    got = prepare_text(DataConfig(train=spec, valid_fraction=0.1), tiny, cache_dir=tmp_path, progress=False)
+    train, valid = decoded(tiny, got.train), decoded(tiny, got.valid)
+    assert sorted(train + valid) == sorted(TEXTS)
+    assert 20 <= len(valid) <= 60
+    facts = got.facts
+    assert (facts["read"], facts["duplicates"], facts["empty"], facts["overlap"]) == (409, 7, 2, 0)
+    assert facts["documents"] == len(train)
+    assert facts["valid"]["documents"] == len(valid)
+    assert facts["bytes"] == sum(len(text.encode()) for text in train)
+    assert json.loads(json.dumps(facts)) == facts
+
+
+def test_the_split_depends_on_the_documents_not_on_their_order(tiny, tmp_path):
+    sides = []
+    for name, texts in (("a", TEXTS), ("b", TEXTS[::-1])):
+        config = DataConfig(train=write(tmp_path / f"{name}.jsonl", texts), valid_fraction=0.1)
+        sides.append(set(decoded(tiny, prepare_text(config, tiny, cache_dir=tmp_path / name).valid)))
+    assert sides[0] == sides[1]
+
+
+def test_the_cap_takes_whole_documents_of_smallest_hash(tiny, tmp_path):
+    config = DataConfig(train=write(tmp_path / "a.jsonl", TEXTS), valid_fraction=0.5, valid_tokens=200)
+    got = prepare_text(config, tiny, cache_dir=tmp_path)
+    assert 150 < got.valid.num_tokens <= 200
+    by_hash = [TEXTS[i] for i in np.argsort(hash_texts(TEXTS))]
+    assert set(decoded(tiny, got.valid)) == set(by_hash[: len(got.valid)])
+    assert len(got.train) + len(got.valid) == len(TEXTS)
+
+
+def test_given_held_out_text_is_removed_from_training(tiny, tmp_path):
+    valid = write(tmp_path / "b.jsonl", [*TEXTS[:5], "new"])
+    config = DataConfig(train=write(tmp_path / "a.jsonl", TEXTS), valid=valid)
+    got = prepare_text(config, tiny, cache_dir=tmp_path)
+    assert decoded(tiny, got.valid) == [*TEXTS[:5], "new"]
+    assert decoded(tiny, got.train) == TEXTS[5:]
+    assert got.facts["overlap"] == 5
+
+
+@pytest.mark.parametrize(
+    ("texts", "held_out"), [(["only one"], 0), (["a b c", "d e f", "g h i"], 1), (["x" * 99, "y"], None)]
+)
+def test_a_tiny_corpus_holds_out_one_document_or_none(tiny, tmp_path, texts, held_out):
+    got = prepare_text(DataConfig(train=write(tmp_path / "a.jsonl", texts)), tiny, cache_dir=tmp_path)
+    if held_out is None:  # never the larger part of the text
+        assert "x" * 99 in decoded(tiny, got.train)
+    else:
+        assert (len(got.valid) if got.valid else 0) == held_out
+
+
+def test_the_second_run_reads_nothing_and_a_changed_file_is_read_again(tiny, tmp_path, monkeypatch):
+    spec = write(tmp_path / "a.jsonl", TEXTS)
+    config = DataConfig(train=spec)
+    first = prepare_text(config, tiny, cache_dir=tmp_path / "cache")
+    built = []
+    monkeypatch.setattr(prepare, "_build", lambda *args: built.append(1))
+    again = prepare_text(config, tiny, cache_dir=tmp_path / "cache")
+    assert again.facts == first.facts
+    assert again.train.path == first.train.path
+    monkeypatch.undo()
+    stat = os.stat(spec)
+    write(tmp_path / "a.jsonl", [TEXTS[0].replace("0", "9", 1), *TEXTS[1:]])
+    os.utime(spec, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    changed = prepare_text(config, tiny, cache_dir=tmp_path / "cache")
+    assert changed.facts["fingerprint"] != first.facts["fingerprint"]
+    assert built == []
+
+
+def test_an_interrupted_preparation_goes_on_and_leaves_nothing_half_written(tiny, tmp_path, monkeypatch):
+    config = DataConfig(train=write(tmp_path / "a.jsonl", TEXTS))
+    whole = prepare_text(config, tiny, cache_dir=tmp_path / "whole")
+    real, calls = prepare.build_store, []
+
+    def dies(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(prepare, "build_store", dies)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_text(config, tiny, cache_dir=tmp_path / "cut")
+    assert not list((tmp_path / "cut").glob("text-*"))
+    resumed = prepare_text(config, tiny, cache_dir=tmp_path / "cut")
+    assert len(calls) == 3  # the held-out store was not built twice
+    assert (resumed.train.path / "tokens.bin").read_bytes() == (whole.train.path / "tokens.bin").read_bytes()
+    assert not list((tmp_path / "cut").glob(".*building"))
+
+
+@pytest.mark.parametrize(
+    ("texts", "options", "message"),
+    [
+        (["", "  "], {}, "no text to train on"),
+        (TEXTS[:3], {"valid": "same"}, "in data.valid too"),
+        (TEXTS[:3], {"text": "txt"}, "Did you mean 'text'"),
+    ],
+)
+def test_no_text_left_is_one_clear_line(tiny, tmp_path, texts, options, message):
+    spec = write(tmp_path / "a.jsonl", texts)
+    options = {key: spec if value == "same" else value for key, value in options.items()}
+    with pytest.raises(UserError, match=message):
+        prepare_text(DataConfig(train=spec, **options), tiny, cache_dir=tmp_path)
+
+
+def test_a_tokenizer_sample_is_bounded_even_and_holds_no_held_out_text(tiny, tmp_path):
+    config = DataConfig(train=write(tmp_path / "a.jsonl", TEXTS), valid_fraction=0.1)
+    held = set(decoded(tiny, prepare_text(config, tiny, cache_dir=tmp_path).valid))
+    everything = list(sample_texts(config, 10**6))
+    assert set(everything) == set(TEXTS) - held
+    some = list(sample_texts(config, 3000))
+    assert 2000 < sum(len(text.encode()) for text in some) < 3100
+    assert TEXTS.index(some[-1]) > 300  # from the whole corpus, not its beginning
+    assert not set(some) & held
+
+
+def test_a_limit_reads_so_many_documents(tiny, tmp_path):
+    config = DataConfig(train=write(tmp_path / "a.jsonl", TEXTS), limit=50)
+    assert prepare_text(config, tiny, cache_dir=tmp_path).facts["read"] == 50
+
+
+def test_the_set_of_hashes_is_a_set():
+    rng = np.random.default_rng(0)
+    ours, theirs = HashSet(), set()
+    for _ in range(50):
+        batch = rng.integers(0, 3000, 100).astype(np.uint64)
+        expected = []
+        for value in batch.tolist():
+            expected.append(value not in theirs)
+            theirs.add(value)
+        assert ours.add(batch).tolist() == expected
+    assert len(ours) == len(theirs)
+    assert ours.contains(np.arange(4000, dtype=np.uint64)).sum() == len(theirs)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"packing": "packed"}, "Did you mean 'pack'"),
+        ({"split_text": "lines"}, "Did you mean 'line'"),
+        ({"valid_fraction": 1.0}, "valid_fraction"),
+        ({"seq_length": 2}, "seq_length"),
+        ({"limit": 0}, "data.limit"),
+    ],
+)
+def test_wrong_options_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        DataConfig(**options)

@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+
+import pytest
+
+from sslnlp.data import open_source
+from sslnlp.errors import UserError
+
+ROWS = [{"id": i, "text": f"document {i}, NA"} for i in range(4)]
+TEXTS = [row["text"] for row in ROWS]
+CSV = "\ufeffid,text\r\n" + "".join(f'{row["id"]},"{row["text"]}"\r\n' for row in ROWS)
+CONTENT = {
+    "txt": "\r\n".join(TEXTS),
+    "jsonl": "\n".join(map(json.dumps, ROWS)),
+    "json": json.dumps(ROWS),
+    "csv": CSV,
+    "tsv": "id\ttext\n" + "".join(f"{row['id']}\t{row['text']}\n" for row in ROWS),
+}
+
+
+def zst(raw: bytes) -> bytes:
+    return pytest.importorskip("zstandard").ZstdCompressor().compress(raw)
+
+
+COMPRESS = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zst}
+
+
+@pytest.mark.parametrize("compression", COMPRESS)
+@pytest.mark.parametrize("extension", CONTENT)
+def test_every_kind_of_file_gives_the_same_documents(tmp_path, extension, compression):
+    path = tmp_path / f"data.{extension}{compression}"
+    path.write_bytes(COMPRESS[compression](CONTENT[extension].encode()))
+    source = open_source(str(path), cache=str(tmp_path / "cache"))
+    assert list(source.documents()) == TEXTS
+    assert "text" in source.columns
+    assert source.table()["text"][:] == TEXTS
+
+
+def test_parquet_folders_globs_and_lists(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    for i, name in enumerate(("b", "a")):
+        datasets.Dataset.from_list(ROWS[2 * i : 2 * i + 2]).to_parquet(tmp_path / "deep" / f"{name}.parquet")
+    in_order = TEXTS[2:] + TEXTS[:2]
+    assert list(open_source(str(tmp_path)).documents()) == in_order
+    assert list(open_source(str(tmp_path / "**" / "*.parquet")).documents()) == in_order
+    assert list(open_source([str(tmp_path / "deep" / f"{n}.parquet") for n in "ba"]).documents()) == TEXTS
+
+
+def test_a_folder_with_named_splits_keeps_them_apart(tmp_path):
+    for name in ("train", "dev", "test"):
+        (tmp_path / f"{name}.txt").write_text(f"{name} text")
+    assert list(open_source(str(tmp_path)).documents()) == ["train text"]
+    assert list(open_source(str(tmp_path), split="validation").documents()) == ["dev text"]
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ("auto", ["one\ntwo", "three"]),
+        ("block", ["one\ntwo", "three"]),
+        ("line", ["one", "two", "", "three"]),
+        ("document", ["one\ntwo\n\nthree"]),
+    ],
+)
+def test_a_text_file_as_blocks_lines_or_one_document(tmp_path, how, expected):
+    path = tmp_path / "a.txt"
+    path.write_bytes("\ufeffone\r\ntwo\r\n\r\nthree\r\n".encode())
+    assert list(open_source(str(path)).documents(split_text=how)) == expected
+
+
+def test_several_text_files_are_a_document_each(tmp_path):
+    for name in "ba":
+        (tmp_path / f"{name}.txt").write_text(f"{name}\n\n{name}")
+    assert list(open_source(str(tmp_path)).documents()) == ["a\n\na", "b\n\nb"]
+
+
+def test_the_only_column_of_strings_is_the_text(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"n": 1, "body": "x"}\n{"n": 2, "body": null}\n')
+    assert list(open_source(str(path)).documents()) == ["x", ""]
+
+
+def test_the_fingerprint_follows_the_content_not_the_name_or_the_time(tmp_path):
+    import os
+
+    for name, content in (("a", "same"), ("b", "same"), ("c", "else")):
+        (tmp_path / f"{name}.txt").write_text(content)
+        os.utime(tmp_path / f"{name}.txt", (0, 0))
+    a, b, c = (open_source(str(tmp_path / f"{name}.txt")).fingerprint for name in "abc")
+    assert a == b != c
+
+
+WRONG = {
+    "invalid utf-8": ("a.txt", b"good\nbad \xff\n", r"line 2, byte 9"),
+    "nul": ("a.txt", b"good\nb\0d\n", r"NUL byte \(line 2, byte 6\)"),
+    "utf-16": ("a.txt", "text".encode("utf-16"), "UTF-16"),
+    "binary": ("a.txt", bytes(range(256)), "NUL byte"),
+    "invalid utf-8 json": ("a.jsonl", b'{"text": "ok"}\n{"text": "\xff"}\n', r"line 2"),
+    "broken json": ("a.jsonl", b'{"text": "ok"}\n{"text": \n', r"line 2 is not JSON"),
+    "nul in csv": ("a.csv", b"text\nx\0y\n", "NUL byte"),
+    "broken parquet": ("a.parquet", b"PAR1 nothing of the kind", r"a\.parquet"),
+    "broken gz": ("a.txt.gz", b"not gzip at all", r"a\.txt\.gz"),
+    "cut gz": ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 999)[:-20], r"a\.jsonl\.gz"),
+    "cut xz": ("a.txt.xz", lzma.compress(b"text\n" * 999)[:-20], r"a\.txt\.xz"),
+    "cut bz2": ("a.txt.bz2", b"BZh9 not", r"a\.txt\.bz2"),
+    "broken zst": ("a.txt.zst", b"not zstd", r"a\.txt\.zst"),
+    "ambiguous": ("a.jsonl", b'{"title": "x", "body": "y"}\n', r"title, body; say data\.text=NAME"),
+    "no text": ("a.jsonl", b'{"text": [1, 2]}\n', "holds list"),
+    "empty": ("a.txt", b"", "is empty"),
+    "unknown kind": ("a.docx", b"x", r"unknown kind of file.*\.parquet"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_content_is_one_clear_line(tmp_path, case):
+    name, content, message = WRONG[case]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        list(open_source(str(tmp_path / name)).documents())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("case", sorted(WRONG.keys() - {"ambiguous", "no text", "empty", "unknown kind"}))
+def test_wrong_content_of_a_table_is_one_clear_line(tmp_path, case):
+    name, content, message = WRONG[case]
+    (tmp_path / name).write_bytes(content)
+    source = open_source(str(tmp_path / name), cache=str(tmp_path / "cache"))
+    with pytest.raises(UserError, match=message) as caught:
+        source.table()
+    assert "\n" not in str(caught.value)
+
+
+def test_rows_of_json_lines_may_differ_and_words_stay_words(tmp_path):
+    rows = [{"text": "2020-01-01", "n": 1}, {"text": "007", "n": "one", "new": {"k": []}}, {"n": 2}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert list(open_source(str(tmp_path / "a.jsonl")).documents()) == ["2020-01-01", "007", ""]
+    (tmp_path / "a.csv").write_text("text,n\n007,1\nnull,2\n")
+    assert list(open_source(str(tmp_path / "a.csv")).documents()) == ["007", "null"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("no/such/file.txt", "does not exist"),
+        ("missing.jsonl.gz", "does not exist"),
+        ("no/such/*.txt", "nothing matches"),
+        ("https://example.org/a.txt", "addresses are not read"),
+        ([], "no data was given"),
+    ],
+)
+def test_a_wrong_spec_is_one_clear_line(spec, message):
+    with pytest.raises(UserError, match=message):
+        open_source(spec)
+
+
+def test_a_folder_without_text_or_of_mixed_kinds_is_refused(tmp_path):
+    with pytest.raises(UserError, match="holds no"):
+        open_source(str(tmp_path))
+    (tmp_path / "a.txt").write_text("x")
+    (tmp_path / "b.jsonl").write_text("{}")
+    with pytest.raises(UserError, match=r"mixes \.jsonl, \.txt"):
+        open_source(str(tmp_path))
+
+
+def test_a_wrong_column_names_the_near_one(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"content": "x", "title": "y"}\n')
+    with pytest.raises(UserError, match="Did you mean 'content'"):
+        list(open_source(str(path)).documents("contents"))
+
+
+def test_a_hub_name_without_network_is_one_clear_line(monkeypatch):
+    import huggingface_hub
+
+    def unreachable(*args: object, **kwargs: object) -> None:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", unreachable)
+    with pytest.raises(UserError, match="hub cannot be reached") as caught:
+        list(open_source("owner/name").documents())
+    assert "\n" not in str(caught.value)

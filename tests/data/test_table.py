@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+
+from sslnlp.data import DataConfig
+from sslnlp.data.table import TableRows, labelled, paired
+from sslnlp.errors import UserError
+
+ROWS = [{"text": f"utterance {i}", "label": "abc"[i % 3]} for i in range(90)]
+
+
+def write(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load(reader, rows, valid=None, **options):
+        options["train"] = write(tmp_path / "train.jsonl", rows)
+        if valid is not None:
+            options["valid"] = write(tmp_path / "valid.jsonl", valid)
+        return reader(DataConfig(**options), cache_dir=tmp_path / "cache")
+
+    return load
+
+
+def test_labels_become_ids_and_each_text_keeps_its_own(load):
+    got = load(labelled, ROWS, valid_fraction=0.2)
+    assert got.label_names == ["a", "b", "c"]
+    seen = [got.train[i] for i in range(len(got.train))] + got.valid.rows(range(len(got.valid)))
+    assert {row["text"]: got.label_names[row["label"]] for row in seen} == {r["text"]: r["label"] for r in ROWS}
+    assert len(seen) == 90
+    counted = Counter(got.label_names[row["label"]] for row in got.train.rows(range(len(got.train))))
+    assert got.counts == counted
+
+
+def test_numbers_keep_their_order(load):
+    rows = [{"sentence": f"s {i}", "label": i % 12} for i in range(60)]
+    assert load(labelled, rows).label_names == [str(i) for i in range(12)]
+
+
+def test_a_class_label_keeps_its_names_and_hidden_labels_go(tmp_path):
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["z", "a"])})
+    table = datasets.Dataset.from_dict({"text": list("pqrs"), "label": [0, 1, 0, -1]}, features=features)
+    table.to_parquet(tmp_path / "a.parquet")
+    got = labelled(DataConfig(train=str(tmp_path / "a.parquet"), valid_fraction=0), cache_dir=tmp_path)
+    assert got.label_names == ["z", "a"]
+    assert [row["label"] for row in got.train.rows(range(3))] == [0, 1, 0]
+    assert got.facts["unlabelled"] == 1
+
+
+def test_what_cannot_be_used_is_counted(load):
+    extra = [{"text": "", "label": "a"}, {"text": "x", "label": None}, ROWS[0], {"text": ROWS[1]["text"], "label": "c"}]
+    got = load(labelled, ROWS + extra, valid_fraction=0)
+    counts = {name: got.facts[name] for name in ("read", "empty", "unlabelled", "duplicates", "conflicts", "rows")}
+    assert counts == {"read": 94, "empty": 1, "unlabelled": 1, "duplicates": 1, "conflicts": 1, "rows": 91}
+
+
+def test_held_out_texts_leave_training(load):
+    got = load(labelled, ROWS, ROWS[:6])
+    assert got.facts["overlap"] == 6
+    assert len(got.train) == 84
+    assert len(got.valid) == 6
+
+
+def test_few_labels_are_so_many_of_each_class_and_nested(load):
+    draws = {}
+    for n, draw in ((2, 0), (8, 0), (8, 1)):
+        got = load(labelled, ROWS, ROWS[:3], labels_per_class=n, draw=draw)
+        assert set(got.counts.values()) == {n}
+        draws[n, draw] = {row["text"] for row in got.train.rows(range(len(got.train)))}
+    assert draws[2, 0] < draws[8, 0]
+    assert draws[8, 0] != draws[8, 1]
+
+
+@pytest.mark.parametrize(
+    ("rows", "valid", "options", "message"),
+    [
+        (ROWS, [{"text": "x", "label": "d"}], {}, "label 'd' of data.valid never occurs"),
+        ([{"text": str(i), "label": "a"} for i in range(9)], None, {}, "1 class"),
+        (ROWS, None, {"label": "lable"}, "Did you mean 'label'"),
+        ([{"text": "x", "kind": "a"}], None, {}, "say data.label=NAME"),
+        ([{"one": "x", "two": "y", "label": "a"}], None, {}, "say data.text=NAME"),
+        ([{"text": "x", "label": 0.5}], None, {}, "whole numbers"),
+        ([{"text": None, "label": "a"}, {"text": "", "label": "b"}], None, {}, "no row has both"),
+        (ROWS, [{"text": "x"}], {}, "has no column 'label'"),
+    ],
+)
+def test_wrong_tables_are_one_clear_line(load, rows, valid, options, message):
+    with pytest.raises(UserError, match=message) as caught:
+        load(labelled, rows, valid, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_pairs_by_common_names_and_by_given_ones(load):
+    rows = [{"question": f"q {i}", "answer": f"a {i}", "other": f"o {i}"} for i in range(30)]
+    got = load(paired, [*rows, rows[0], {"question": "q", "answer": " ", "other": "o"}], valid_fraction=0)
+    assert got.train.rows([0, 29]) == [{"query": f"q {i}", "positive": f"a {i}"} for i in (0, 29)]
+    assert (got.facts["duplicates"], got.facts["empty"]) == (1, 1)
+    got = load(paired, rows, rows[:2], columns={"query": "other", "negative": "question"})
+    assert got.train[0] == {"query": "o 2", "positive": "a 2", "negative": "q 2"}
+    assert got.facts["overlap"] == 2
+    with pytest.raises(UserError, match=r"say data\.columns\.positive=NAME"):
+        load(paired, [{"question": "x", "reply": "y"}])
+
+
+def test_rows_of_a_table_by_index_and_together():
+    rows = TableRows(datasets.Dataset.from_list(ROWS), np.array([5, 3]), columns={"said": "text"})
+    assert rows[0] == {"said": "utterance 5"}
+    assert rows.rows([1, 0]) == [{"said": "utterance 3"}, {"said": "utterance 5"}]
+    assert [row["said"] for row in (rows.take(np.array([1]))[0],)] == ["utterance 3"]
+    with pytest.raises(IndexError):
+        rows[2]
