@@ -3,10 +3,10 @@
     python -m benchmarks.downstream classify PRETRAINED TRAIN TEST [--labels 8 64 all] [--seeds 0 1 2]
     python -m benchmarks.downstream rank PRETRAINED PAIRS BEIR [--seeds 0 1 2]
 
-PRETRAINED is an `export/`. Classification: k labels of each class (draw = seed), a fixed number of updates for each k, the
-last weights (never the best on the test split), accuracy and macro-F1 on TEST; mean ± standard deviation over seeds. Ranking:
-trained on PAIRS, measured on the BEIR folder, whose queries are never trained on. Both rows of a table use the same
-tokenizer, architecture, size, updates and learning rate; "untrained" differs only in its starting weights.
+PRETRAINED is an `export/`. Classification: k labels of each class (draw = seed), a fixed number of updates for each k,
+the last weights (never the best on the test split), accuracy and macro-F1 on TEST; mean ± standard deviation over
+seeds. Ranking: trained on PAIRS, measured on the BEIR folder, whose queries are never trained on. Both rows of a table
+use the same tokenizer, architecture, size, updates and learning rate; "untrained" differs only in its first weights.
 """
 
 from __future__ import annotations

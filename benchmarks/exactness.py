@@ -74,12 +74,13 @@ def main() -> None:
     figures = []
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+        # `--cpu` alone starts one process; this is what starts several without a GPU.
+        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
         launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
         subprocess.run(
             [*launcher, "-m", "benchmarks.exactness", "--worker", str(folder)],
             check=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
         )
         for name in sorted(OBJECTIVES):
             splits = ["2p×16"] if get_objective(name).couples_rows else ["4×8", "8×4", "2p×16"]
@@ -99,9 +100,7 @@ def main() -> None:
                         "weights": largest(one["weights"], other["weights"]),
                     }
                     figures.append(line)
-                    table.add_row(
-                        name, architecture, split, f"{line['gradient']:.1e}", f"{line['weights']:.1e}"
-                    )
+                    table.add_row(name, architecture, split, f"{line['gradient']:.1e}", f"{line['weights']:.1e}")
     Console(width=100).print(table)
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n")

@@ -141,4 +141,4 @@ from sslnlp.search.index import Index, build_index
 build_index(str(corpus.beir), "out/index", model="out/ranker-pretrained/export")
 index = Index("out/index")
 for hit in index.search("remove a file or directory", k=3):
-    print(" ".join(hit.text.split())[:90])
+    print(" ".join(index.documents[hit.row].text.split())[:90])

@@ -32,9 +32,9 @@ def parse_duration(text: str) -> float:
 def calibrate(trainer: Trainer, seconds: float, *, least: int = 3) -> int:
     """The number of steps that fit in `seconds`.
 
-    Runs the first updates for about 3 % of the budget (at least `least` after one to warm up), takes the median time of a step,
-    and puts weights and optimiser back: training itself then starts at step 0 with its schedule known. Evaluation and
-    checkpoints are timed too (one each); what the run's evaluations will take is set aside.
+    Runs the first updates for about 3 % of the budget (at least `least` after one to warm up), takes the median time of
+    a step, and puts weights and optimiser back: training itself then starts at step 0 with its schedule known. One
+    evaluation is timed too; what the run's evaluations will take is set aside.
     """
     began = time.perf_counter()
     before = copy.deepcopy(trainer.objective.state_dict())

@@ -19,13 +19,17 @@ class MetricsLog:
 
     def __init__(self, path: Path, *, resume_from: int | None = None) -> None:
         self.path = path
-        kept = [line for line in read_metrics(path) if line.get("step", 0) <= resume_from] if resume_from is not None else []
+        kept = (
+            [line for line in read_metrics(path) if line.get("step", 0) <= resume_from]
+            if resume_from is not None
+            else []
+        )
         aside = path.with_suffix(".tmp")
         aside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         os.replace(aside, path)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """One line. A number that is not finite is written as a string: JSON has no NaN, and a curve must not hide one."""
+        """One line. A number that is not finite becomes a string: JSON has no NaN, and a curve must not hide one."""
         line = {"step": step} | {k: _plain(v) for k, v in values.items()}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -38,13 +38,13 @@ SIZES = {
 
 
 def _bert(size: Size, length: int) -> dict[str, Any]:
-    return dict(
-        num_hidden_layers=size.layers,
-        hidden_size=size.width,
-        num_attention_heads=size.heads,
-        intermediate_size=4 * size.width,
-        max_position_embeddings=length,
-    )
+    return {
+        "num_hidden_layers": size.layers,
+        "hidden_size": size.width,
+        "num_attention_heads": size.heads,
+        "intermediate_size": 4 * size.width,
+        "max_position_embeddings": length,
+    }
 
 
 def _roberta(size: Size, length: int) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def _llama(size: Size, length: int) -> dict[str, Any]:
 
 
 def _gpt2(size: Size, length: int) -> dict[str, Any]:
-    return dict(n_layer=size.layers, n_embd=size.width, n_head=size.heads, n_positions=length)
+    return {"n_layer": size.layers, "n_embd": size.width, "n_head": size.heads, "n_positions": length}
 
 
 ARCHITECTURES: dict[str, Callable[[Size, int], dict[str, Any]]] = {
@@ -103,14 +103,18 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.architecture not in ARCHITECTURES:
-            raise UserError(f"unknown model.architecture {self.architecture!r}.{suggest(self.architecture, ARCHITECTURES)}")
+            raise UserError(
+                f"unknown model.architecture {self.architecture!r}.{suggest(self.architecture, ARCHITECTURES)}"
+            )
         if self.size not in SIZES:
             raise UserError(f"unknown model.size {self.size!r}.{suggest(self.size, SIZES)}")
         if not 0 <= self.dropout < 1:
             raise UserError(f"model.dropout must be in [0, 1), got {self.dropout}")
 
 
-def build_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, max_length: int, **extra: Any) -> PreTrainedConfig:
+def build_config(
+    config: ModelConfig, tokenizer: PreTrainedTokenizerBase, max_length: int, **extra: Any
+) -> PreTrainedConfig:
     """The stock configuration of a model from scratch: size, vocabulary and special ids of the tokenizer."""
     fields = ARCHITECTURES[config.architecture](SIZES[config.size], max_length)
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos", "cls", "sep")}
@@ -146,7 +150,10 @@ def build_model(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = _load(config, tokenizer, wraps, extra) if config.pretrained else _fresh(config, tokenizer, wraps, max_length, extra)
+        if config.pretrained:
+            model = _load(config, wraps, extra)
+        else:
+            model = _fresh(config, tokenizer, wraps, max_length, extra)
     _check_contract(model, tokenizer, max_length)
     key_dropout_by_row(model)
     return model
@@ -156,8 +163,8 @@ def _supports(wraps: Any, config: PreTrainedConfig) -> None:
     if type(config) not in wraps._model_mapping:
         names = sorted(name for name in ARCHITECTURES if type(AutoConfig.for_model(name)) in wraps._model_mapping)
         raise UserError(
-            f"a {config.model_type!r} model has no {wraps.__name__.removeprefix('AutoModel') or 'bare'} form, which this "
-            f"objective needs; choose model.architecture from: {', '.join(names)}"
+            f"a {config.model_type!r} model has no {wraps.__name__.removeprefix('AutoModel') or 'bare'} form, which "
+            f"this objective needs; choose model.architecture from: {', '.join(names)}"
         )
 
 
@@ -179,7 +186,7 @@ def _fresh(
     return model.float()
 
 
-def _load(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, wraps: Any, extra: dict[str, Any]) -> PreTrainedModel:
+def _load(config: ModelConfig, wraps: Any, extra: dict[str, Any]) -> PreTrainedModel:
     path = str(config.pretrained)
     try:
         stock = AutoConfig.from_pretrained(path)
@@ -199,7 +206,7 @@ def _load(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, wraps: Any, e
         raise UserError(f"cannot load model.pretrained={path}: {_one_line(error)}") from error
     if missing := sorted(info["missing_keys"]):
         log.warning("new weights, not in %s: %s", path, ", ".join(missing[:8]) + (" ..." if len(missing) > 8 else ""))
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def max_positions(config: PreTrainedConfig) -> int | None:
@@ -217,11 +224,15 @@ def _check_contract(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
     vocabulary = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > vocabulary:
         raise UserError(
-            f"the tokenizer has {len(tokenizer)} tokens but the model embeds {vocabulary}; use the tokenizer the model was trained with"
+            f"the tokenizer has {len(tokenizer)} tokens but the model embeds {vocabulary}; "
+            f"use the tokenizer the model was trained with"
         )
     longest = max_positions(model.config)
     if longest is not None and max_length > longest:
-        raise UserError(f"rows of {max_length} tokens do not fit a model of {longest} positions; set data.seq_length to {longest} or less")
+        raise UserError(
+            f"rows of {max_length} tokens do not fit a model of {longest} positions; "
+            f"set data.seq_length to {longest} or less"
+        )
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -23,7 +23,7 @@ POOLINGS = ("mean", "cls", "last")
 
 
 class Pooling(nn.Module):
-    """One vector a row from its hidden states: the `mean` over real tokens, the first (`cls`), or the `last` real token."""
+    """One vector a row from its hidden states: `mean` over real tokens, the first (`cls`), or the `last` real token."""
 
     def __init__(self, mode: str = "mean") -> None:
         super().__init__()
@@ -50,7 +50,11 @@ class Pooling(nn.Module):
 # no generator state.
 
 _GOLDEN, _M1, _M2 = -7046029254386353131, -4658895280553007687, -7723592293110705685  # SplitMix64, as signed int64
-_AXES = (_GOLDEN, _M1, _M2)  # an odd multiplier per axis: a draw depends on the element's indices, never on the padded shape
+_AXES = (
+    _GOLDEN,
+    _M1,
+    _M2,
+)  # an odd multiplier per axis: a draw depends on the element's indices, never on the padded shape
 
 
 class _Key:
@@ -140,10 +144,10 @@ def _attention(
         attention_mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()[None, None]
     if attention_mask is not None:
         attention_mask = attention_mask[..., : key.shape[2]]
-        lowest = torch.finfo(scores.dtype).min
-        scores = (
-            scores.masked_fill(~attention_mask, lowest) if attention_mask.dtype == torch.bool else scores + attention_mask
-        )
+        if attention_mask.dtype == torch.bool:
+            scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+        else:
+            scores = scores + attention_mask
     weights = _dropout(scores.softmax(-1, dtype=torch.float32).to(query.dtype), dropout)
     return (weights @ value).transpose(1, 2).contiguous(), None
 

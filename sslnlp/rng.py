@@ -13,6 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+U64 = npt.NDArray[np.uint64]
+Positions = Sequence[int] | npt.NDArray[np.int64]
+
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _M1 = np.uint64(0xBF58476D1CE4E5B9)
 _M2 = np.uint64(0x94D049BB133111EB)
@@ -24,15 +27,16 @@ def key(seed: int, *purpose: str | int) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
 
 
-def mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+def mix(x: U64) -> U64:
     """The SplitMix64 finaliser, element-wise, on uint64 (wraps modulo 2^64)."""
     with np.errstate(over="ignore"):
         x = (x ^ (x >> np.uint64(30))) * _M1
         x = (x ^ (x >> np.uint64(27))) * _M2
-        return x ^ (x >> np.uint64(31))
+        mixed: U64 = x ^ (x >> np.uint64(31))
+    return mixed
 
 
-def bits(seed: int, purpose: str, positions: Sequence[int] | npt.NDArray[np.int64], n: int) -> npt.NDArray[np.uint64]:
+def bits(seed: int, purpose: str, positions: Positions, n: int) -> U64:
     """`n` 64-bit draws for each position: uint64 [len(positions), n]."""
     rows = np.asarray(positions, dtype=np.uint64)
     with np.errstate(over="ignore"):
@@ -40,9 +44,10 @@ def bits(seed: int, purpose: str, positions: Sequence[int] | npt.NDArray[np.int6
         return mix(base[:, None] + np.arange(1, n + 1, dtype=np.uint64)[None, :] * _GOLDEN)
 
 
-def uniform(seed: int, purpose: str, positions: Sequence[int] | npt.NDArray[np.int64], n: int) -> npt.NDArray[np.float64]:
+def uniform(seed: int, purpose: str, positions: Positions, n: int) -> npt.NDArray[np.float64]:
     """`n` uniform draws in [0, 1) for each position: float64 [len(positions), n], 53 bits each."""
-    return (bits(seed, purpose, positions, n) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    drawn: npt.NDArray[np.float64] = (bits(seed, purpose, positions, n) >> np.uint64(11)) * 2.0**-53
+    return drawn
 
 
 class Permutation:
@@ -60,13 +65,14 @@ class Permutation:
         self._mask = np.uint64((1 << int(self._half)) - 1)
         self._keys = [np.uint64(key(seed, purpose, "feistel", r)) for r in range(4)]
 
-    def _once(self, x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    def _once(self, x: U64) -> U64:
         left, right = x >> self._half, x & self._mask
         for k in self._keys:
             left, right = right, left ^ (mix(right + k) & self._mask)
-        return (left << self._half) | right
+        joined: U64 = (left << self._half) | right
+        return joined
 
-    def __call__(self, index: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def __call__(self, index: Positions) -> npt.NDArray[np.int64]:
         """The images of `index` (each in range(n)): int64, same length."""
         with np.errstate(over="ignore"):
             x = self._once(np.asarray(index, dtype=np.uint64))

@@ -12,10 +12,9 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -28,93 +27,21 @@ from sslnlp.budget import calibrate, parse_duration
 from sslnlp.checkpoint import keep_last, load_checkpoint, newest_valid, save_checkpoint
 from sslnlp.collators.base import Collator
 from sslnlp.data.stream import Stream
-from sslnlp.errors import UserError, suggest
-from sslnlp.metrics import MetricsLog, check_trackers
+from sslnlp.errors import UserError
+from sslnlp.metrics import MetricsLog
 from sslnlp.nn import row_keyed_dropout
 from sslnlp.objectives.base import Objective
-from sslnlp.optim import OPTIMIZERS, SCHEDULES, learning_rate_factor
+from sslnlp.optim import OPTIMIZERS, learning_rate_factor
+from sslnlp.signals import Signals
+from sslnlp.sums import Running, count_tokens
+from sslnlp.train_config import TrainConfig
 from sslnlp.types import Batch
 from sslnlp.windows import Windows, iterate
 
+__all__ = ["Interrupted", "NonFiniteError", "TrainConfig", "Trainer"]
+
 log = logging.getLogger(__name__)
 Evaluate = Callable[[Objective], Mapping[str, float]]
-
-
-@dataclass(kw_only=True)
-class TrainConfig:
-    """How to train. Exactly one of `steps`, `epochs`, `budget` says for how long."""
-
-    steps: int | None = None
-    """Optimiser updates."""
-    epochs: float | None = None
-    """Passes over the rows; turned into steps."""
-    budget: str | None = None
-    """Wall clock such as 90s, 10m, 2h: the speed is measured first, then the number of steps is fixed and recorded."""
-    batch_size: int = 32
-    """Rows a forward pass, on each process."""
-    accumulate: int = 1
-    """Forward passes an update: an update sees batch_size × accumulate × processes rows."""
-    lr: float = 1e-3
-    """Peak learning rate."""
-    schedule: str = "wsd"
-    """wsd (warm-up, stable, decay), cosine, linear or constant."""
-    warmup: float = 0.05
-    """Warm-up: a share of the steps when below 1, else a number of steps."""
-    decay: float = 0.3
-    """The last share of the steps in which `wsd` decays to zero."""
-    optimizer: str = "adamw"
-    weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.98)
-    eps: float = 1e-8
-    clip: float = 1.0
-    """Largest norm of the gradient of an update."""
-    precision: str = "no"
-    """no (float32) or bf16 (autocast; weights and optimiser stay float32)."""
-    compile: bool = False
-    """torch.compile the objective: pays after some minutes of training."""
-    seed: int = 0
-    """Of the order of rows, the masks, the dropout and the fresh weights."""
-    workers: int = 0
-    """Processes that prepare batches; changes the speed only."""
-    log_every: int = 10
-    eval_every: int | None = None
-    """Steps between evaluations; default: a tenth of the run."""
-    save_every: int | None = None
-    """Steps between checkpoints; default: a tenth of the run."""
-    keep: int = 2
-    """Newest checkpoints kept, beside the best."""
-    keep_best: bool = True
-    """End with the weights of the best evaluation instead of the last."""
-    on_nonfinite: str = "stop"
-    """When a gradient is NaN or Inf: stop, or rollback (to the last good checkpoint, skipping the offending rows)."""
-    trackers: list[str] = field(default_factory=list)
-    """Any of tensorboard, trackio, beside metrics.jsonl."""
-
-    def __post_init__(self) -> None:
-        if sum(x is not None for x in (self.steps, self.epochs, self.budget)) > 1:
-            raise UserError("give one of train.steps, train.epochs and train.budget, not several; unset the others with =none")
-        for name in ("steps", "batch_size", "accumulate", "log_every", "eval_every", "save_every", "keep"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"train.{name} must be at least 1, got {value}")
-        for name in ("lr", "clip", "epochs", "eps"):
-            value = getattr(self, name)
-            if value is not None and not (value > 0 and math.isfinite(value)):
-                raise UserError(f"train.{name} must be a positive number, got {value}")
-        if self.budget is not None:
-            parse_duration(self.budget)
-        choices = {
-            "schedule": SCHEDULES,
-            "precision": ("no", "bf16"),
-            "on_nonfinite": ("stop", "rollback"),
-            "optimizer": OPTIMIZERS,
-        }
-        for name, accepted in choices.items():
-            if getattr(self, name) not in accepted:
-                raise UserError(f"unknown train.{name} {getattr(self, name)!r}.{suggest(getattr(self, name), accepted)}")
-        if self.warmup < 0 or not 0 <= self.decay <= 1 or self.workers < 0:
-            raise UserError("train.warmup and train.workers cannot be negative, and train.decay lies in [0, 1]")
-        check_trackers(self.trackers)
 
 
 class Interrupted(Exception):
@@ -174,12 +101,14 @@ class Trainer:
         self.objective, self.collator, self.stream, self.config, self.out = objective, collator, stream, config, out
         self.evaluate, self.facts, self.on_progress = evaluate, dict(facts or {}), on_progress
         loggers: Any = list(config.trackers)
-        self.accelerator = Accelerator(mixed_precision=config.precision, log_with=loggers or None, project_dir=str(out / "trackers"))
+        self.accelerator = Accelerator(
+            mixed_precision=config.precision, log_with=loggers or None, project_dir=str(out / "trackers")
+        )
         self.optimizer = self._new_optimizer()
         module = torch.compile(objective) if config.compile else objective
         self.module = self.accelerator.prepare(module)
         self.device = self.accelerator.device
-        self._signal: int | None = None
+        self._signals = Signals()
 
     # --- the page ----------------------------------------------------------------------------------------------------
 
@@ -189,7 +118,7 @@ class Trainer:
         With `resume`, goes on from the newest valid checkpoint in `out/state`, or starts when there is none.
         """
         progress = self._start(resume)
-        with self._signals():
+        with self._signals:
             while progress.step < progress.steps:
                 try:
                     self._run(progress)
@@ -202,7 +131,7 @@ class Trainer:
         windows = self.windows(progress)
         every = max(1, progress.steps // 10)
         eval_every, save_every = self.config.eval_every or every, self.config.save_every or every
-        running, clock = _Running(), time.perf_counter()
+        running, clock = Running(), time.perf_counter()
         self.module.train()
         batches = iterate(
             self.stream, self.collator, windows, start=progress.step, stop=progress.steps, workers=self.config.workers,
@@ -228,7 +157,7 @@ class Trainer:
                 raise Interrupted(progress.step, stop)
 
     def train_step(self, window: Sequence[Batch], step: int, steps: int) -> dict[str, Tensor]:
-        """One update from this rank's micro-batches: the loss is a mean over the targets of the whole window, all ranks.
+        """One update from this rank's micro-batches: the loss is a mean over the targets of the window, all ranks.
 
         Returns sums over this rank (`loss`, metrics; each × targets) with `targets` and `tokens`, on the device.
         Raises `NonFiniteError` before the weights are touched.
@@ -236,7 +165,10 @@ class Trainer:
         batches = [send_to_device(batch, self.device) for batch in window]
         counts = torch.stack([self.objective.num_targets(batch).to(self.device) for batch in batches])
         total = distributed.all_reduce_sum(counts.sum().double())
-        sums = {"targets": counts.sum().double(), "tokens": sum(_tokens(batch) for batch in batches)}
+        sums: dict[str, Tensor] = {
+            "targets": counts.sum().double(),
+            "tokens": torch.stack([count_tokens(batch).to(self.device) for batch in batches]).sum(),
+        }
         for i, (batch, count) in enumerate(zip(batches, counts, strict=True)):
             with contextlib.ExitStack() as stack:
                 if i < len(batches) - 1:
@@ -249,7 +181,7 @@ class Trainer:
                 weight = (count * distributed.world_size() / total.clamp(min=1)).to(output.loss.dtype)
                 self.accelerator.backward(output.loss * weight)
             for name, value in ({"loss": output.loss.detach()} | output.metrics).items():
-                sums[name] = sums.get(name, 0) + value.double() * count
+                sums[name] = sums.get(name, value.new_zeros(()).double()) + value.double() * count
         norm = torch.nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.clip)
         if not torch.isfinite(norm):
             self.optimizer.zero_grad(set_to_none=True)
@@ -337,7 +269,7 @@ class Trainer:
 
     # --- once in a while ---------------------------------------------------------------------------------------------
 
-    def _log(self, progress: _Progress, running: _Running, seconds: float) -> None:
+    def _log(self, progress: _Progress, running: Running, seconds: float) -> None:
         values = running.means()
         tokens = int(values.pop("tokens"))
         progress.tokens += tokens
@@ -345,7 +277,9 @@ class Trainer:
         values |= {"lr": self.optimizer.param_groups[0]["lr"], "tokens_per_second": tokens / max(seconds, 1e-9)}
         self._write(progress.step, {f"train/{k}": v for k, v in values.items()} | {"train/tokens": progress.tokens})
         if self.on_progress is not None and self.accelerator.is_main_process:
-            self.on_progress(progress.step, progress.steps, values | {f"valid_{k}": v for k, v in progress.valid.items()})
+            self.on_progress(
+                progress.step, progress.steps, values | {f"valid_{k}": v for k, v in progress.valid.items()}
+            )
 
     def _write(self, step: int, values: Mapping[str, Any]) -> None:
         if self.accelerator.is_main_process:
@@ -354,7 +288,7 @@ class Trainer:
             self.accelerator.log({k: v for k, v in values.items() if isinstance(v, int | float)}, step=step)
 
     def _evaluate(self, progress: _Progress) -> bool:
-        """Held-out figures; True when they are the best so far. Every rank scores all of it: no rank waits or differs."""
+        """Held-out figures; True when they are the best so far. Every rank scores all of it: none waits or differs."""
         assert self.evaluate is not None
         self.objective.eval()
         with distributed.alone(), torch.no_grad():
@@ -375,7 +309,9 @@ class Trainer:
         if self.accelerator.is_main_process:
             parts = {"objective": self.objective.state_dict(), "optimizer": self.optimizer.state_dict()}
             save_checkpoint(state, progress.step, parts, {"progress": asdict(progress), "facts": self.facts})
-            keep_last(state, self.config.keep, None if progress.best_step is None else self._checkpoint(progress.best_step))
+            keep_last(
+                state, self.config.keep, None if progress.best_step is None else self._checkpoint(progress.best_step)
+            )
         self.accelerator.wait_for_everyone()
 
     def _checkpoint(self, step: int) -> Path:
@@ -390,12 +326,18 @@ class Trainer:
     def _roll_back(self, failed: _Progress) -> _Progress:
         """After a NaN or Inf: stop, or go back to the last good checkpoint and never see the offending rows again."""
         step = failed.step
-        what = f"the gradient of step {step} (rows {step * failed.rows} to {(step + 1) * failed.rows - 1}) is not finite"
+        what = (
+            f"the gradient of step {step} (rows {step * failed.rows} to {(step + 1) * failed.rows - 1}) is not finite"
+        )
         self._write(step, {"event": "nonfinite_gradient", "policy": self.config.on_nonfinite})
         if self.config.on_nonfinite == "stop":
-            raise NonFiniteError(f"{what}; lower train.lr, check the data, or set train.on_nonfinite=rollback to skip such rows")
+            raise NonFiniteError(
+                f"{what}; lower train.lr, check the data, or set train.on_nonfinite=rollback to skip such rows"
+            )
         if len(failed.skipped) >= 10:
-            raise NonFiniteError(f"{what}, after ten windows were skipped already; lower train.lr or use train.precision=no")
+            raise NonFiniteError(
+                f"{what}, after ten windows were skipped already; lower train.lr or use train.precision=no"
+            )
         path = newest_valid(self.out / "state")
         if path is None:
             raise NonFiniteError(f"{what}, and no valid checkpoint is left to roll back to")
@@ -404,60 +346,8 @@ class Trainer:
         log.warning("%s: back to step %d, skipping these rows", what, progress.step)
         return progress
 
-    # --- signals -----------------------------------------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGTERM and Ctrl-C let the step in progress end; a second one ends the process at once."""
-
-        def note(signum: int, frame: FrameType | None) -> None:
-            if self._signal is not None:
-                raise KeyboardInterrupt
-            self._signal = signum
-
-        try:
-            before = {s: signal.signal(s, note) for s in (signal.SIGTERM, signal.SIGINT)}
-        except ValueError:  # not the main thread: whoever runs the thread handles signals
-            before = {}
-        try:
-            yield
-        finally:
-            for signum, handler in before.items():
-                signal.signal(signum, handler)
-
     def _interrupted(self) -> int:
         """The signal that arrived on any rank, or 0: all ranks stop after the same step."""
         if distributed.world_size() == 1:
-            return self._signal or 0
-        return int(distributed.all_reduce_max(torch.tensor(self._signal or 0, device=self.device)).item())
-
-
-class _Running:
-    """Sums since the last log, kept on the device: reading them is the only wait for it."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-
-    def add(self, sums: Mapping[str, Tensor]) -> None:
-        for name, value in sums.items():
-            self.sums[name] = self.sums.get(name, 0) + value
-
-    def means(self) -> dict[str, float]:
-        """Means over the targets, all ranks; `tokens` stays a sum. Empties the sums."""
-        names = sorted(self.sums)
-        stacked = distributed.all_reduce_sum(torch.stack([torch.as_tensor(self.sums[n]).double() for n in names]))
-        values = dict(zip(names, stacked.tolist(), strict=True))
-        self.sums = {}
-        targets, tokens = max(1.0, values.pop("targets")), values.pop("tokens")
-        return {name: value / targets for name, value in values.items()} | {"tokens": tokens}
-
-
-def _tokens(batch: Batch) -> Tensor:
-    """Real tokens of a batch, over all its encodings."""
-    count = torch.zeros((), dtype=torch.int64)
-    for name, value in batch.items():
-        if isinstance(value, dict):
-            count = count.to(value["attention_mask"].device) + value["attention_mask"].sum()
-        elif name == "attention_mask":
-            count = count.to(value.device) + value.sum()
-    return count.double()
+            return self._signals.received
+        return int(distributed.all_reduce_max(torch.tensor(self._signals.received, device=self.device)).item())

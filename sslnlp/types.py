@@ -19,7 +19,7 @@ Rows that come out of a `Stream` also carry `position` (int): their place in the
 """
 
 Encoding = dict[str, Tensor]
-"""Model inputs: `input_ids`, `attention_mask` [B, S] and, when rows are packed, `document_ids`, `position_ids` [B, S]."""
+"""Model inputs [B, S]: `input_ids`, `attention_mask` and, when rows are packed, `document_ids`, `position_ids`."""
 
 Batch = dict[str, Any]
 """A collated micro-batch: tensors, or (for pairs and views) named encodings."""

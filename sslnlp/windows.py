@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from sslnlp.errors import UserError
 from sslnlp.types import Batch, Row
@@ -75,13 +75,13 @@ class _MicroBatches(Sampler[list[int]]):
 
 
 def _leave_signals_to_the_loop(worker: int) -> None:
-    """Ctrl-C and a scheduler's SIGTERM reach the whole process group; the loop still needs the batches of its last step."""
+    """Ctrl-C and a scheduler's SIGTERM reach the whole process group; the loop still needs its last batches."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def iterate(
-    stream: Dataset[Row],
+    stream: Any,
     collate: Callable[[Sequence[Row]], Batch],
     windows: Windows,
     *,
@@ -90,7 +90,10 @@ def iterate(
     workers: int,
     pin_memory: bool = False,
 ) -> Iterator[tuple[int, list[Batch]]]:
-    """(step, its micro-batches for this rank) for steps [start, stop). The number of workers changes nothing else."""
+    """(step, its micro-batches for this rank) for steps [start, stop). The number of workers changes nothing else.
+
+    `stream` is a map-style dataset over positions (a `Stream`).
+    """
     loader: DataLoader[Any] = DataLoader(
         stream,
         batch_sampler=_MicroBatches(windows, start, stop),

@@ -41,14 +41,14 @@ ARCHITECTURES = {
 
 
 def corpus() -> list[str]:
-    """Two hundred different short documents of different lengths with some structure to learn, written by arithmetic."""
-    animals = "the cat|a dog|the old owl|one mouse|a river otter|the fox".split("|")
-    verbs = "sees|follows|forgets|remembers|runs past|listens to".split("|")
-    places = "in the garden|by the lake|on a hill|under the bridge|behind the house|near the station".split("|")
+    """Two hundred different short documents with some structure to learn, written by arithmetic."""
+    animals = ["the cat", "a dog", "the old owl", "one mouse", "a river otter", "the fox"]
+    verbs = ["sees", "follows", "forgets", "remembers", "runs past", "listens to"]
+    places = ["in the garden", "by the lake", "on a hill", "under the bridge", "behind the house", "near the station"]
     documents = []
     for n in range(200):
         sentences = [
-            f"{animals[(n * 5 + i) % 6]} {verbs[(n + i * i) % 6]} {animals[(n + 3 * i + 1) % 6]} {places[(n * i + i) % 6]}."
+            f"{animals[(n * 5 + i) % 6]} {verbs[(n + i * i) % 6]} {animals[(n + 3 * i + 1) % 6]} {places[n * i % 6]}."
             for i in range(1 + n % 5)
         ]
         documents.append(f"On day {n} " + " ".join(sentences))
@@ -75,7 +75,7 @@ def make_collator(name: str, seed: int = 0) -> Collator:
     cls = get_objective(name)
     tokenizer = set_framing(small_tokenizer(), cls.causal)
     collator = get_collator(cls.collator)
-    lengths = {option: LENGTH for option in getattr(collator, "lengths", ())}
+    lengths = dict.fromkeys(getattr(collator, "lengths", ()), LENGTH)
     return collator(tokenizer=tokenizer, seed=seed, **lengths)
 
 
@@ -93,7 +93,7 @@ def make_stream(name: str, seed: int = 0) -> Stream:
     else:
         halves = [text.split(". ", 1) for text in corpus()]
         columns = {
-            "text": [text for text in corpus()],
+            "text": corpus(),
             "label": [n % 3 for n in range(len(halves))],
             "query": [half[0] for half in halves],
             "positive": [half[-1] for half in halves],
@@ -107,7 +107,8 @@ def make_trainer(
     name: str, out: Path, *, architecture: str | None = None, dropout: float = 0.0, evaluate: Any = None, **train: Any
 ) -> Trainer:
     # Adam divides a gradient by its own size; the larger eps keeps it from blowing up the rounding of one near zero.
-    options: dict[str, Any] = dict(steps=4, batch_size=8, lr=1e-3, eps=1e-4, seed=3, log_every=1, warmup=1) | train
+    options: dict[str, Any] = {"steps": 4, "batch_size": 8, "lr": 1e-3, "eps": 1e-4, "seed": 3, "log_every": 1}
+    options |= {"warmup": 1} | train
     return Trainer(
         make_objective(name, architecture, dropout=dropout),
         make_collator(name, seed=3),

@@ -96,7 +96,7 @@ class Hub:
         return None
 
 
-class Answer(Exception):  # noqa: N818 (not an error: it leaves a route with a status)
+class Answer(Exception):
     def __init__(self, status: int, body: Any = None, code: str = "", headers: dict[str, str] | None = None) -> None:
         super().__init__(status)
         self.status, self.body, self.headers = status, body, headers or {}

@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
+from safetensors.torch import load_file
 
 from sslnlp import __version__, cli
 from sslnlp.cli import run_command
@@ -191,3 +193,18 @@ def test_main_exits_with_the_code() -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main(["train", "no_such_recipe"])
     assert stopped.value.code == 2
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_run_of_one(text_file: Path, tmp_path: Path) -> None:
+    """Launched together they share caches and `out`, and reach the weights of one process with twice the rows."""
+    keys = [key for key in TINY if not key.startswith("train.batch_size")] + [f"data.train={text_file}"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "sslnlp"]
+    command = ["train", "pretrain_bert", *keys]
+    two = process(*launcher, *command, "train.batch_size=2", f"out={tmp_path / 'two'}", cwd=tmp_path)
+    assert two.returncode == 0, two.stderr
+    assert two.stderr.count("done: ") == 1
+    assert run_command([*command, "train.batch_size=4", f"out={tmp_path / 'one'}"]) == 0
+    weights = [load_file(tmp_path / name / "export" / "model.safetensors") for name in ("two", "one")]
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(tensor, weights[1][name], atol=1e-5, rtol=0)

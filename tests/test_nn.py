@@ -81,9 +81,7 @@ def test_attention_without_dropped_weights_is_sdpa(mask_kind: str) -> None:
 
 
 def test_a_stock_model_drops_by_row_and_keeps_its_parameters() -> None:
-    config = BertConfig(
-        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
-    )
+    config = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
     model = BertModel(config, add_pooling_layer=False)
     names = set(model.state_dict())
     key_dropout_by_row(model)

@@ -10,9 +10,7 @@ from sslnlp.optim import SCHEDULES, learning_rate_factor, parameter_groups
 
 
 def curve(schedule: str, steps: int = 10, warmup: int = 2, decay: float = 0.3) -> list[float]:
-    return [
-        learning_rate_factor(step, steps, schedule=schedule, warmup=warmup, decay=decay) for step in range(steps)
-    ]
+    return [learning_rate_factor(step, steps, schedule=schedule, warmup=warmup, decay=decay) for step in range(steps)]
 
 
 def test_warm_up_stable_decay_by_hand() -> None:

@@ -278,11 +278,12 @@ def test_a_stage_inherits_and_hands_on(bert: Path, tmp_path: Path) -> None:
     recipe = json.loads((first / "recipe.json").read_text())["recipe"]
     assert recipe["tokenizer"]["path"] == str(bert / "export")
     assert recipe["data"]["seq_length"] == 32
+    assert recipe["collator"]["document_length"] == 32  # the default is longer than the model reads
     go_on = [*small, f"data.train={pairs}", f"model.pretrained={first / 'export'}", "data.seq_length=16"]
     second = run(load_recipe("finetune_ranking", [*go_on, f"out={tmp_path / 'b'}"]))
     recipe = json.loads((second / "recipe.json").read_text())["recipe"]
     assert recipe["collator"]["query_prefix"] == "q: "
-    assert recipe["data"]["seq_length"] == 16  # given, so not inherited
+    assert recipe["data"]["seq_length"] == recipe["collator"]["document_length"] == 16  # given, so not inherited
     prompts = json.loads((second / "export" / "config_sentence_transformers.json").read_text())["prompts"]
     assert prompts == {"query": "q: ", "document": ""}
 

@@ -103,14 +103,20 @@ def test_a_budget_becomes_a_number_of_steps_that_resuming_keeps(tmp_path: Path) 
 def test_durations() -> None:
     assert [parse_duration(text) for text in ("90s", "10m", "1.5h", "1h30m", "2d")] == [90, 600, 5400, 5400, 172800]
     for text in ("", "10", "m", "-5m", "ten minutes", "0s"):
-        with pytest.raises(UserError, match="duration|no time"):
+        with pytest.raises(UserError, match=r"duration|no time"):
             parse_duration(text)
 
 
 def test_the_best_weights_are_left_behind(tmp_path: Path) -> None:
     losses = iter([3.0, 1.0, 2.0, 5.0, 4.0])
     trainer = make_trainer(
-        "masked_lm", tmp_path, steps=5, eval_every=1, save_every=1, keep=1, evaluate=lambda objective: {"loss": next(losses)}
+        "masked_lm",
+        tmp_path,
+        steps=5,
+        eval_every=1,
+        save_every=1,
+        keep=1,
+        evaluate=lambda objective: {"loss": next(losses)},
     )
     states: list[str] = []
     trainer.on_progress = lambda step, steps, metrics: states.append(digest(trainer.objective.state_dict()))
@@ -121,8 +127,10 @@ def test_the_best_weights_are_left_behind(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("skip", ["truncated", "flipped"])
-def test_a_damaged_newest_checkpoint_is_passed_over(skip: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    options: dict[str, Any] = dict(steps=4, save_every=2, keep=5)
+def test_a_damaged_newest_checkpoint_is_passed_over(
+    skip: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options: dict[str, Any] = {"steps": 4, "save_every": 2, "keep": 5}
     straight = make_trainer("masked_lm", tmp_path, **options).fit()
     newest = tmp_path / "state" / "step-00000004" / "objective.pt"
     data = bytearray(newest.read_bytes())

@@ -16,5 +16,5 @@ COLLATORS: dict[str, str] = {
 
 
 def get_collator(name: str) -> type[Collator]:
-    """The collator class of a registered name or a dotted path `package.module:Class`; `UserError` if there is none."""
+    """The collator class of a registered name or a dotted path `package.module:Class`; else `UserError`."""
     return find_class("collator", name, COLLATORS, Collator)  # type: ignore[type-abstract]

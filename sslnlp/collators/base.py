@@ -32,7 +32,7 @@ class Collator(ABC):
     """Facts of the tokenizer contract it relies on (`mask`, `pad_is_not_eos`, ...), checked before anything trains."""
 
     lengths: ClassVar[tuple[str, ...]] = ()
-    """Options that bound the tokens of a row (`max_length`, ...). Left at their defaults, they are cut to what the model reads."""
+    """Options that bound the tokens of a row (`max_length`, ...). Defaults are cut to what the model reads."""
     inherits: ClassVar[tuple[str, ...]] = ()
     """Options that a stage takes over from the run whose export it starts from (the prefixes of queries, ...)."""
 

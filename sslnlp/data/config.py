@@ -39,7 +39,7 @@ class DataConfig:
     deduplicate: bool = True
     """Remove exact duplicates from `train`; text that is in `valid` is removed from `train` always."""
     cache: str | None = None
-    """Where token stores are kept. None: beside the run."""
+    """Where token stores and trained tokenizers are kept. None: $SSLNLP_CACHE, else ~/.cache/sslnlp."""
     labels_per_class: int | None = None
     """Train on this many labelled rows of each class only, chosen by `draw` (few-label studies)."""
     draw: int = 0

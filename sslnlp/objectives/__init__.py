@@ -16,5 +16,5 @@ OBJECTIVES: dict[str, str] = {
 
 
 def get_objective(name: str) -> type[Objective]:
-    """The objective class of a registered name or a dotted path `package.module:Class`; `UserError` if there is none."""
+    """The objective class of a registered name or a dotted path `package.module:Class`; else `UserError`."""
     return find_class("objective", name, OBJECTIVES, Objective)  # type: ignore[type-abstract]

@@ -49,7 +49,8 @@ class Objective(nn.Module, ABC):
 
     def num_targets(self, batch: Batch) -> Tensor:
         """How many targets this batch has: its weight inside an accumulation window. Scalar int64 tensor."""
-        return (batch["labels"] != -100).sum()
+        labels: Tensor = batch["labels"]
+        return (labels != -100).sum()
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         """What `measures` are computed from: named tensors with one row per example. Only where `measures` is set."""

@@ -16,8 +16,8 @@ class CausalLM(Objective):
     """Next-token cross-entropy in nats per token; the mean over scored tokens.
 
     Reads `input_ids`, `attention_mask` and `labels` [B, S]. Labels stand at their own token, as in `transformers`
-    (label s is predicted from position s - 1); -100 is not scored. Every token of the text is predicted exactly once, so the
-    held-out loss is the text's code length and converts to bits per byte.
+    (label s is predicted from position s - 1); -100 is not scored. Every token of the text is predicted exactly once,
+    so the held-out loss is the text's code length and converts to bits per byte.
     """
 
     name: ClassVar[str] = "causal_lm"

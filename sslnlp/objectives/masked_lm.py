@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 
@@ -17,7 +18,7 @@ class MaskedLM(Objective):
     """Cross-entropy at the corrupted positions only; the vocabulary head is computed nowhere else.
 
     Reads `input_ids`, `attention_mask` [B, S], `labels` [B, S] (-100 elsewhere), `target_index` [N] (flat positions of
-    the targets) and, for packed rows, `document_ids`, `position_ids`. Loss in nats per target; with uniform logits it is ln V.
+    the targets) and, for packed rows, `document_ids`, `position_ids`. Loss in nats a target; uniform logits give ln V.
 
     Args:
         model: any stock model with a masked-LM head.
@@ -43,4 +44,5 @@ class MaskedLM(Objective):
 
     def num_targets(self, batch: Batch) -> Tensor:
         # Known from the shape: no look at the labels, no wait for the device.
-        return batch["labels"].new_tensor(batch["target_index"].shape[0])
+        index_N: Tensor = batch["target_index"]
+        return torch.tensor(index_N.shape[0], device=index_N.device)

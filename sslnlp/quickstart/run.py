@@ -175,7 +175,7 @@ def _samples(story: Story) -> list[Table]:
 def go_on(out: Path) -> list[str]:
     """Three commands that go on from here; each runs as it stands."""
     corpus, pretrained = out / "corpus", f"model.pretrained={out / 'encoder' / 'export'}"
-    longer = [pretrained, f"data.train={corpus / 'text-train.jsonl'}", "train.steps=none", "train.budget=20m"]
+    longer = [pretrained, f"data.train={corpus / 'text-train.jsonl'}", "train.budget=20m"]
     labelled = [f"data.train={corpus / 'labelled-train.jsonl'}", f"data.valid={corpus / 'labelled-test.jsonl'}"]
     commands = [
         ["train", "pretrain_bert", *longer, f"out={out}-longer"],

@@ -64,7 +64,21 @@ def resolve(recipe: Recipe) -> tuple[Recipe, dict[str, Any]]:
     """The recipe with everything inherited and checked that can be checked without reading data."""
     resolved, inherited = inherit(recipe)
     check_recipe(resolved)
+    _bound_lengths(resolved)
     return resolved, inherited
+
+
+def _bound_lengths(recipe: Recipe) -> None:
+    """Cut the lengths a collator works with to what the model reads and to a given `data.seq_length`.
+
+    They are written into the options, so the resolved recipe says what was done.
+    """
+    cls = recipe.collator_class
+    longest = max_positions(stock_config(recipe.model)) if recipe.model.pretrained else None
+    given = recipe.data.seq_length if "data.seq_length" in recipe.given else None
+    bounds = [bound for bound in (longest, given) if bound is not None]
+    for name in cls.lengths:
+        recipe.collator.options.setdefault(name, min([getattr(cls, name), *bounds]))
 
 
 def cache_folder(recipe: Recipe) -> Path:
@@ -218,11 +232,7 @@ def _table_texts(rows: TableRows) -> Iterator[str]:
 
 
 def _collator(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, facts: dict[str, Any]) -> Collator:
-    """The collator; `facts` of the data and the length of the model fill in options that the recipe leaves open."""
+    """The collator; `facts` of the data fill in options that the recipe leaves open."""
     cls, options = recipe.collator_class, recipe.collator.options
     filled = {name: value for name, value in facts.items() if name in options_of(cls)}
-    longest = max_positions(stock_config(recipe.model)) if recipe.model.pretrained else None
-    for name in cls.lengths:
-        if longest is not None:
-            filled[name] = min(getattr(cls, name), longest)
     return cls(tokenizer=tokenizer, seed=recipe.train.seed, **(filled | options))

@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+from sslnlp.data.config import DataConfig
 from sslnlp.recipe.load import read_biography
 from sslnlp.recipe.overrides import coerce
 from sslnlp.recipe.schema import Recipe, options_of
@@ -29,7 +30,8 @@ def inherit(recipe: Recipe) -> tuple[Recipe, dict[str, Any]]:
         return recipe, taken
     earlier = read_biography(biography)["recipe"]
     length = earlier.get("data", {}).get("seq_length")
-    if length is not None and "data.seq_length" not in recipe.given:
+    left_open = "data.seq_length" not in recipe.given and recipe.data.seq_length == DataConfig().seq_length
+    if length is not None and left_open:
         recipe.data.seq_length = taken["data.seq_length"] = coerce("data.seq_length", length, int)
     accepted = options_of(recipe.collator_class)
     for name in recipe.collator_class.inherits:

@@ -87,10 +87,9 @@ def _token(token: int, target: int, tokenizer: PreTrainedTokenizerBase) -> Text:
 
 def _spelled(token: int, tokenizer: PreTrainedTokenizerBase) -> str:
     """One token with the space before it, for every tokenizer kind (a lone `decode` strips it)."""
-    piece = str(tokenizer.convert_ids_to_tokens(token))
-    text = str(tokenizer.decode([token]))
+    piece, text = str(tokenizer.convert_ids_to_tokens(token)), str(tokenizer.decode([token]))
     if piece.startswith("##"):
         return text.removeprefix("##")
-    starts = piece.startswith(("Ġ", "▁"))
-    byte_level = not starts and (len(piece) > 1 or not piece.isascii())
-    return text if text[:1].isspace() or (byte_level and not starts) else (" " + text if starts else text)
+    wordpiece = type(tokenizer.backend_tokenizer.model).__name__ == "WordPiece"
+    spaced = wordpiece or piece.startswith(("Ġ", "▁"))
+    return (" " + text.strip() if spaced else text).replace("\n", "⏎")

@@ -114,7 +114,7 @@ def test_accumulation_changes_nothing(name: str, dropout: float, tmp_path: Path)
 
 @pytest.mark.parametrize("name", NAMES)
 def test_resumed_with_other_workers_is_the_straight_run(name: str, tmp_path: Path) -> None:
-    options = dict(steps=6, save_every=2, dropout=0.1, keep=5)
+    options: dict[str, Any] = {"steps": 6, "save_every": 2, "dropout": 0.1, "keep": 5}
     straight = make_trainer(name, tmp_path / "straight", **options).fit()
     broken = make_trainer(name, tmp_path / "broken", **options)
 

@@ -1,0 +1,33 @@
+"""SIGTERM and Ctrl-C as a note that the loop reads between steps."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType, TracebackType
+
+
+class Signals:
+    """Inside, the first SIGTERM or SIGINT is noted in `received` and the step in progress ends; a second one ends the
+    process at once. The handlers before are put back. Outside the main thread nothing is changed."""
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._before: dict[int, signal._HANDLER] = {}
+
+    def __enter__(self) -> Signals:
+        try:
+            self._before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+        except ValueError:  # not the main thread: whoever runs the thread handles signals
+            self._before = {}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        if self.received:
+            raise KeyboardInterrupt
+        self.received = signum

@@ -1,0 +1,92 @@
+"""How to train: every `train.*` key of a recipe, checked when it is given."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from sslnlp.budget import parse_duration
+from sslnlp.errors import UserError, suggest
+from sslnlp.metrics import check_trackers
+from sslnlp.optim import OPTIMIZERS, SCHEDULES
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    """How to train. Exactly one of `steps`, `epochs`, `budget` says for how long."""
+
+    steps: int | None = None
+    """Optimiser updates."""
+    epochs: float | None = None
+    """Passes over the rows; turned into steps."""
+    budget: str | None = None
+    """Wall clock such as 90s, 10m, 2h: the speed is measured first, then the number of steps is fixed and recorded."""
+    batch_size: int = 32
+    """Rows a forward pass, on each process."""
+    accumulate: int = 1
+    """Forward passes an update: an update sees batch_size × accumulate × processes rows."""
+    lr: float = 1e-3
+    """Peak learning rate."""
+    schedule: str = "wsd"
+    """wsd (warm-up, stable, decay), cosine, linear or constant."""
+    warmup: float = 0.05
+    """Warm-up: a share of the steps when below 1, else a number of steps."""
+    decay: float = 0.3
+    """The last share of the steps in which `wsd` decays to zero."""
+    optimizer: str = "adamw"
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-8
+    clip: float = 1.0
+    """Largest norm of the gradient of an update."""
+    precision: str = "no"
+    """no (float32) or bf16 (autocast; weights and optimiser stay float32)."""
+    compile: bool = False
+    """torch.compile the objective: pays after some minutes of training."""
+    seed: int = 0
+    """Of the order of rows, the masks, the dropout and the fresh weights."""
+    workers: int = 0
+    """Processes that prepare batches; changes the speed only."""
+    log_every: int = 10
+    eval_every: int | None = None
+    """Steps between evaluations; default: a tenth of the run."""
+    save_every: int | None = None
+    """Steps between checkpoints; default: a tenth of the run."""
+    keep: int = 2
+    """Newest checkpoints kept, beside the best."""
+    keep_best: bool = True
+    """End with the weights of the best evaluation instead of the last."""
+    on_nonfinite: str = "stop"
+    """When a gradient is NaN or Inf: stop, or rollback (to the last good checkpoint, skipping the offending rows)."""
+    trackers: list[str] = field(default_factory=list)
+    """Any of tensorboard, trackio, beside metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        if sum(x is not None for x in (self.steps, self.epochs, self.budget)) > 1:
+            raise UserError(
+                "give one of train.steps, train.epochs and train.budget, not several; unset the others with =none"
+            )
+        for name in ("steps", "batch_size", "accumulate", "log_every", "eval_every", "save_every", "keep"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"train.{name} must be at least 1, got {value}")
+        for name in ("lr", "clip", "epochs", "eps"):
+            value = getattr(self, name)
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise UserError(f"train.{name} must be a positive number, got {value}")
+        if self.budget is not None:
+            parse_duration(self.budget)
+        choices = {
+            "schedule": SCHEDULES,
+            "precision": ("no", "bf16"),
+            "on_nonfinite": ("stop", "rollback"),
+            "optimizer": OPTIMIZERS,
+        }
+        for name, accepted in choices.items():
+            if getattr(self, name) not in accepted:
+                raise UserError(
+                    f"unknown train.{name} {getattr(self, name)!r}.{suggest(getattr(self, name), accepted)}"
+                )
+        if self.warmup < 0 or not 0 <= self.decay <= 1 or self.workers < 0:
+            raise UserError("train.warmup and train.workers cannot be negative, and train.decay lies in [0, 1]")
+        check_trackers(self.trackers)
