@@ -85,7 +85,8 @@ class Plan:
             objective=Options("classification"),
             collator=Options(max_length=TEXT_LENGTH),
             data=DataConfig(train=str(train), valid=str(self.corpus.labelled["test"]), cache=self._cache),
-            model=self._start(pretrained),
+            # Nothing in masked language modelling teaches the first token to stand for the text, so all tokens do.
+            model=self._start(pretrained, classifier_pooling="mean"),
             tokenizer=TokenizerConfig(path=self.encoder_export),
             train=self._finetune(steps, batch_size=CLASSIFIER_ROWS, seed=seed),
         )
@@ -118,9 +119,10 @@ class Plan:
     def _cache(self) -> str:
         return str(self.out / "cache")
 
-    def _start(self, pretrained: bool) -> ModelConfig:
+    def _start(self, pretrained: bool, **config: str) -> ModelConfig:
         """The exported encoder, or one of its shape with fresh weights."""
-        return replace(ENCODER, pretrained=self.encoder_export if pretrained else None, dropout=0.1)
+        path = self.encoder_export if pretrained else None
+        return replace(ENCODER, pretrained=path, config={**ENCODER.config, **config})
 
     def _pretrain(self, part: str) -> TrainConfig:
         return TrainConfig(budget=self.budget(part), batch_size=32, lr=3e-3, eval_every=200, save_every=500, keep=1)
@@ -131,7 +133,7 @@ class Plan:
         return TrainConfig(
             steps=steps,
             batch_size=batch_size,
-            lr=5e-4,
+            lr=2e-3,
             seed=seed,
             schedule="linear",
             warmup=0.1,
