@@ -301,13 +301,15 @@ def prediction_head(model: PreTrainedModel) -> Callable[[Tensor], Tensor] | None
     the model does something else with its hidden states (scaling, soft-capping), so that callers fall back to the
     whole model.
     """
+    # Plain functions: a module kept as an attribute would enter the objective's state a second time.
     head: Callable[[Tensor], Tensor] | None = None
-    if hasattr(model, "cls"):
-        head = model.cls
-    elif hasattr(model, "lm_head"):
-        head = model.lm_head
-    elif hasattr(model, "head") and hasattr(model, "decoder"):
+    if hasattr(model, "head") and hasattr(model, "decoder"):
         head = lambda hidden: model.decoder(model.head(hidden))  # noqa: E731
+    else:
+        for name in ("cls", "lm_head"):
+            if (found := getattr(model, name, None)) is not None:
+                head = found.__call__
+                break
     if head is None:
         return None
     training = model.training

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from torch import Tensor
+from transformers import AutoModelForCausalLM
 
-from sslnlp.models import prediction_head, scored_logits
+from sslnlp.models import attention_inputs
 from sslnlp.objectives.base import Objective
 from sslnlp.objectives.functional import accuracy, cross_entropy
 from sslnlp.types import Batch, StepOutput
@@ -27,15 +28,15 @@ class CausalLM(Objective):
     causal: ClassVar[bool] = True
     likelihood: ClassVar[bool] = True
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__(model)
-        self.head = prediction_head(model)
-
     def forward(self, batch: Batch) -> StepOutput:
-        labels = batch["labels"].flatten()
-        # Position 0 of a row is never scored (nothing precedes it), so `index - 1` stays inside the row.
-        index_N = (labels != -100).nonzero().squeeze(1)
-        logits_NV = scored_logits(self.model, self.head, batch, index_N - 1)
-        return StepOutput(
-            cross_entropy(logits_NV, labels[index_N]), {"accuracy": accuracy(logits_NV, labels[index_N])}
-        )
+        # Nearly every token is a target, so all positions are scored and the few others left out of the sum: shapes
+        # stay the same from batch to batch, where gathering would make a new one, and a new kernel, each time.
+        target_N = batch["labels"][:, 1:].flatten()
+        logits_NV = self._logits(batch)[:, :-1].flatten(0, 1)
+        return StepOutput(cross_entropy(logits_NV, target_N), {"accuracy": accuracy(logits_NV, target_N)})
+
+    def _logits(self, batch: Batch) -> Tensor:
+        """[B, S, V]."""
+        inputs = attention_inputs(self.model.config, batch)
+        logits: Tensor = self.model(input_ids=batch["input_ids"], use_cache=False, **inputs).logits
+        return logits

@@ -48,13 +48,19 @@ def relevant_pairs(query_Q: Tensor, document_D: Tensor, pair_query_P: Tensor, pa
     return (asked_QP.float() @ text_PD.float()) > 0
 
 
+IGNORED = -100
+"""The target of a position that is not scored, as in `transformers`."""
+
+
 def cross_entropy(logits_NV: Tensor, target_N: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Mean cross-entropy in nats, computed in float32; 0 (with a gradient path) when there are no targets."""
-    total = F.cross_entropy(logits_NV.float(), target_N, reduction="sum", label_smoothing=label_smoothing)
-    return total / max(1, target_N.shape[0])
+    """Mean cross-entropy in nats over the scored targets, in float32; 0 (with a gradient path) when there are none."""
+    total = F.cross_entropy(
+        logits_NV.float(), target_N, reduction="sum", label_smoothing=label_smoothing, ignore_index=IGNORED
+    )
+    return total / (target_N != IGNORED).sum().clamp(min=1)
 
 
 def accuracy(logits_NV: Tensor, target_N: Tensor) -> Tensor:
-    """Share of rows whose highest logit is the target, detached; 0 when there are no targets."""
-    hits = (logits_NV.detach().argmax(-1) == target_N).float().sum()
-    return hits / max(1, target_N.shape[0])
+    """Share of the scored targets that have the highest logit, detached; 0 when there are none."""
+    hits = (logits_NV.detach().argmax(-1) == target_N).float().sum()  # no logit has index -100
+    return hits / (target_N != IGNORED).sum().clamp(min=1)

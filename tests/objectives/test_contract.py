@@ -190,3 +190,12 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
 def test_different_seeds_give_different_streams() -> None:
     orders = [make_stream("masked_lm", seed).index(range(20)).tolist() for seed in (0, 1)]
     assert orders[0] != orders[1]
+
+
+@pytest.mark.parametrize(("name", "architecture"), PAIRS)
+def test_state_holds_the_model_once(name: str, architecture: str) -> None:
+    objective = make_objective(name, architecture)
+    inside = {f"model.{key}" for key in objective.model.state_dict()}
+    own = set(objective.state_dict()) - inside
+    shared = {tensor.data_ptr() for tensor in objective.model.state_dict().values()}
+    assert not [key for key in own if objective.state_dict()[key].data_ptr() in shared]
