@@ -78,8 +78,11 @@ class MaskedLMCollator(Collator):
         self._fresh = FreshPositions()
 
     def for_evaluation(self, seed: int) -> MaskedLMCollator:
-        """The collator for held-out text: `eval_rate`, no decay, the draws of `seed`."""
-        return replace(self, seed=seed, horizon=None, rate=self.eval_rate, rate_end=None)
+        """The collator for held-out text: `eval_rate`, no decay, [MASK] at every target, the draws of `seed`.
+
+        Whatever a run trains on, it is asked the same question: targets left visible would flatter one of two runs.
+        """
+        return replace(self, seed=seed, horizon=None, rate=self.eval_rate, rate_end=None, replace="mask")
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
         block = token_block(rows, self.tokenizer)

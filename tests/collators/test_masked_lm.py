@@ -271,9 +271,9 @@ def test_evaluation_has_its_own_rate_and_fixed_masks():
     trained = MaskedLMCollator(tokenizer=tokenizer, rate=0.4, rate_end=0.1, horizon=10, unit="word", replace="bert")
     held_out = trained.for_evaluation(99)
     assert (held_out.rate, held_out.rate_end, held_out.horizon, held_out.seed) == (0.15, None, None, 99)
-    assert (held_out.unit, held_out.replace) == ("word", "bert")
+    assert (held_out.unit, held_out.replace) == ("word", "mask")
     assert torch.equal(held_out(rows)["input_ids"], held_out(rows)["input_ids"])
-    other = MaskedLMCollator(tokenizer=tokenizer, rate=0.2, unit="word", replace="bert", seed=7).for_evaluation(99)
+    other = MaskedLMCollator(tokenizer=tokenizer, rate=0.2, unit="word", seed=7).for_evaluation(99)
     assert torch.equal(held_out(rows)["input_ids"], other(rows)["input_ids"])
 
 
