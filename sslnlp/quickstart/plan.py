@@ -58,7 +58,7 @@ class Plan:
             name="encoder",
             out=str(self.out / "encoder"),
             objective=Options("masked_lm"),
-            collator=Options(rate=0.3),
+            collator=Options(rate=0.3, replace="bert"),
             data=self._text(),
             tokenizer=TokenizerConfig(vocab_size=VOCABULARY),
             model=ENCODER,
@@ -125,7 +125,10 @@ class Plan:
         return replace(ENCODER, pretrained=path, config={**ENCODER.config, **config})
 
     def _pretrain(self, part: str) -> TrainConfig:
-        return TrainConfig(budget=self.budget(part), batch_size=32, lr=3e-3, eval_every=200, save_every=500, keep=1)
+        # Gradients of rare tokens are tiny; at Adam's usual eps each of them would make a full step.
+        return TrainConfig(
+            budget=self.budget(part), batch_size=32, lr=3e-3, eps=1e-5, eval_every=200, save_every=500, keep=1
+        )
 
     @staticmethod
     def _finetune(steps: int, *, batch_size: int, seed: int) -> TrainConfig:
