@@ -52,6 +52,18 @@ def measures(name: str, keys: dict[str, Any], scratch: Path) -> dict[str, float]
     return result
 
 
+def fixed(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """What both tasks do alike: one evaluation, after the last update, which chooses nothing."""
+    return {
+        "train.lr": arguments.lr,
+        "train.seed": seed,
+        "train.eval_every": 10**9,
+        "train.save_every": 10**9,
+        "train.keep_best": False,
+        "train.precision": arguments.precision,
+    }
+
+
 def cell(values: list[float]) -> str:
     spread = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""
     return f"{100 * mean(values):.1f}{spread}"
@@ -75,13 +87,8 @@ def classify(arguments: argparse.Namespace, scratch: Path) -> None:
                     "data.valid": str(arguments.test),
                     "train.steps": arguments.steps or STEPS.get(k, 500),
                     "train.batch_size": 32,
-                    "train.lr": arguments.lr,
-                    "train.seed": seed,
-                    "train.eval_every": 10**9,
-                    "train.save_every": 10**9,
-                    "train.keep_best": False,
-                    "train.precision": arguments.precision,
-                    "collator.max_length": 64,
+                    **fixed(arguments, seed),
+                    "collator.max_length": arguments.max_length,
                 }
                 found.append(measures("finetune_classification", keys, scratch))
                 console.print(k, model, seed, {n: round(v, 4) for n, v in found[-1].items()})
@@ -114,13 +121,8 @@ def rank(arguments: argparse.Namespace, scratch: Path) -> None:
                 "data.beir": str(arguments.beir),
                 "data.valid_fraction": 0.01,
                 "train.steps": arguments.steps or 600,
-                "train.batch_size": 64,
-                "train.lr": arguments.lr,
-                "train.seed": seed,
-                "train.eval_every": 10**9,
-                "train.save_every": 10**9,
-                "train.keep_best": False,
-                "train.precision": arguments.precision,
+                "train.batch_size": arguments.batch_size,
+                **fixed(arguments, seed),
                 "collator.query_length": 32,
                 "collator.document_length": 96,
                 **dict(pair.split("=", 1) for pair in arguments.set),
@@ -148,7 +150,9 @@ def main() -> None:
         task.add_argument("--precision", default="no")
         if function is classify:
             task.add_argument("--labels", nargs="+", default=list(STEPS))
+            task.add_argument("--max-length", type=int, default=64)
         else:
+            task.add_argument("--batch-size", type=int, default=64)
             task.add_argument("--set", nargs="*", default=[], help="further key=value of the recipe")
     arguments = parser.parse_args()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
