@@ -285,3 +285,11 @@ def test_the_commands_to_go_on_with_survive_a_folder_with_a_space() -> None:
         words = shlex.split(command)
         assert words[0] == "sslnlp"
         assert any("my runs/first" in word for word in words)
+
+
+def test_the_verdict_counts_the_comparisons() -> None:
+    rows = [["a", "accuracy", 0.3, None, None, None, 0.1], ["b", "accuracy", 0.3, 0.2, None, None, 0.1]]
+    assert story.verdict(rows) == "The pretrained model is ahead of the untrained one in 1 of 1 comparisons."
+    assert "in 1 of 2 comparisons. So little pretraining" in story.verdict(
+        [*rows, ["c", "mrr@10", 0.1, 0.2, "BM25", 0.5, 0.0]]
+    )

@@ -6,7 +6,7 @@ import json
 import shlex
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -193,6 +193,16 @@ NOTES = (
 )
 
 
+def verdict(rows: Sequence[Sequence[Cell]]) -> str:
+    """Whether pretraining paid, in one sentence: the comparisons that it won."""
+    pairs = [(float(ours), float(fresh)) for _, _, ours, fresh, *_ in rows if ours is not None and fresh is not None]
+    won = sum(ours > fresh for ours, fresh in pairs)  # only figures of which more is better are compared
+    text = f"The pretrained model is ahead of the untrained one in {won} of {len(pairs)} comparisons."
+    if won < len(pairs):
+        text += " So little pretraining does not pay by itself; the first command below goes on with it."
+    return text
+
+
 def _report(story: Story, shown: list[Table]) -> Path:
     plan = story.plan
     passed = time.monotonic() - story.began
@@ -202,7 +212,11 @@ def _report(story: Story, shown: list[Table]) -> Path:
         if isinstance(value, list | str | int)
     }
     sections = [
-        Section("What it reached, beside honest baselines", tables=[Table(COLUMNS, story.rows, note=NOTES)]),
+        Section(
+            "What it reached, beside honest baselines",
+            text=verdict(story.rows),
+            tables=[Table(COLUMNS, story.rows, note=NOTES)],
+        ),
         Section("What the exports answer", tables=shown),
         Section("Go on with", text="\n".join(go_on(plan.out))),
         Section(
@@ -230,6 +244,7 @@ def _print(story: Story, shown: list[Table], page: Path) -> None:
         cells = [format_cell(cell) for cell in row]
         grid.add_row(*cells[:4], f"{cells[5]} {cells[4]}" if row[5] is not None else cells[5], cells[6])
     story.console.print(grid)
+    story.console.print(verdict(story.rows), highlight=False)
     story.console.print(NOTES, style="dim")
     story.console.print("\nGo on with:")
     for command in go_on(story.plan.out):
