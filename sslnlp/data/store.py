@@ -71,6 +71,11 @@ class TokenStore:
         start, stop = int(self.offsets[index]), int(self.offsets[index + 1])
         return self.gather(np.arange(start, stop, dtype=np.int64), pieces=1)
 
+    def counts(self, vocab_size: int, limit: int = 1 << 24) -> npt.NDArray[np.int64]:
+        """How often each id occurs among the first `limit` tokens: int64 [vocab_size]."""
+        counted: npt.NDArray[np.int64] = np.bincount(self._flat[:limit], minlength=vocab_size)
+        return counted
+
     def gather(self, where: npt.NDArray[np.int64], pieces: int) -> npt.NDArray[np.int64]:
         """The ids at the places `where` of the run, which form about `pieces` contiguous pieces: int64, same shape."""
         ids = self._flat[where].astype(np.int64)
