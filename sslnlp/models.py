@@ -212,9 +212,9 @@ def _load(config: ModelConfig, wraps: Any, extra: dict[str, Any]) -> PreTrainedM
 def set_output_prior(model: PreTrainedModel, counts_V: Tensor) -> bool:
     """Start the bias of a fresh vocabulary head at the log frequency of each token; False when it has no bias.
 
-    Logits then begin at the unigram distribution. Adam moves a bias by about the learning rate a step, far too slowly for
-    a range of ten nats; meanwhile the network builds the frequencies into its hidden states, as a direction that all
-    texts share, and stays on the unigram plateau. `counts_V`: occurrences of each token, [V]; one is added to each.
+    Logits then begin at the unigram distribution. Adam moves a bias by about the learning rate a step, far too slowly
+    for a range of ten nats; meanwhile the network builds the frequencies into its hidden states and tied embeddings, as
+    a direction that all share. `counts_V`: occurrences of each token, [V]; one is added to each.
     """
     head = model.get_output_embeddings()
     bias = getattr(head, "bias", None)
