@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ _FILES = (("starts", np.int64), ("framed", np.int32), ("ends", np.uint8), ("rows
 Ints = npt.NDArray[np.int64]
 
 
-class _Rows:
+class _Rows(ABC):
     """Rows laid out by a plan: what packed and padded rows share."""
 
     _kind = ""
@@ -76,9 +77,9 @@ class _Rows:
             raise IndexError(f"row {index} of {len(self)}")
         return self.rows([index % len(self)])[0]
 
+    @abstractmethod
     def rows(self, indices: Sequence[int] | Ints) -> list[Row]:
         """The rows at `indices`, assembled together (one gather for all their pieces)."""
-        raise NotImplementedError
 
     def _lay(self, index: Ints, width: int) -> tuple[Ints, npt.NDArray[np.int32], Ints]:
         """Ids and document ids [B, width] of the rows `index`, and how many tokens each has [B]."""
@@ -114,9 +115,9 @@ class _Rows:
         self.__dict__.update(state)
         self._open()
 
+    @abstractmethod
     def _assign(self, framed: Ints) -> tuple[Ints, int]:
         """Row of each piece of a window, and the number of rows."""
-        raise NotImplementedError
 
 
 class PackedRows(_Rows):
