@@ -70,10 +70,40 @@ def _gpt2(size: Size, length: int) -> dict[str, Any]:
     return {"n_layer": size.layers, "n_embd": size.width, "n_head": size.heads, "n_positions": length}
 
 
+def _electra(size: Size, length: int) -> dict[str, Any]:
+    return _bert(size, length) | {"embedding_size": size.width, "summary_last_dropout": 0.0}
+
+
+def _bart(size: Size, length: int) -> dict[str, Any]:
+    # Half of the layers encode and half decode: about as many parameters as the encoder of that size.
+    half = {"layers": max(1, size.layers // 2), "attention_heads": size.heads, "ffn_dim": 4 * size.width}
+    return {
+        "d_model": size.width,
+        "max_position_embeddings": length,
+        **{f"{part}_{name}": value for part in ("encoder", "decoder") for name, value in half.items()},
+    }
+
+
+def _t5(size: Size, length: int) -> dict[str, Any]:
+    half = max(1, size.layers // 2)
+    return {
+        "d_model": size.width,
+        "d_kv": size.width // size.heads,
+        "d_ff": -(-8 * size.width // 3 // 32) * 32,
+        "num_layers": half,
+        "num_decoder_layers": half,
+        "num_heads": size.heads,
+        "feed_forward_proj": "gated-gelu",  # T5 1.1 (Shazeer, 2020)
+    }
+
+
 ARCHITECTURES: dict[str, Callable[[Size, int], dict[str, Any]]] = {
     "modernbert": _modernbert,
     "bert": _bert,
     "roberta": _roberta,
+    "electra": _electra,
+    "bart": _bart,
+    "t5": _t5,
     "gpt2": _gpt2,
     "llama": _llama,
     "qwen3": _llama,
@@ -83,6 +113,7 @@ ARCHITECTURES: dict[str, Callable[[Size, int], dict[str, Any]]] = {
 _DROPOUTS = (
     *("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout", "embedding_dropout", "mlp_dropout"),
     *("attn_pdrop", "embd_pdrop", "resid_pdrop", "classifier_dropout"),
+    *("dropout", "activation_dropout", "dropout_rate"),
 )
 
 
@@ -127,6 +158,12 @@ def build_config(
         if name not in known:
             raise UserError(f"unknown model.config.{name} for {config.architecture}.{suggest(name, known)}")
     ids = {name: value for name, value in ids.items() if name in known or name[:3] in ("pad", "bos", "eos")}
+    if default.is_encoder_decoder:
+        # As published: BART's decoder starts from the end-of-text token, T5's from padding.
+        start = "eos_token_id" if "forced_eos_token_id" in known else "pad_token_id"
+        ids |= {"decoder_start_token_id": ids[start]}
+        if "forced_eos_token_id" in known:
+            ids |= {"forced_eos_token_id": ids["eos_token_id"]}
     fields |= {"vocab_size": len(tokenizer)} | ids | config.config | extra
     try:
         return AutoConfig.for_model(config.architecture, **fields)
@@ -265,17 +302,21 @@ def attention_inputs(config: PreTrainedConfig, encoding: Encoding) -> dict[str, 
 
     Without `document_ids` the plain mask [B, S] is passed on. With them (int [B, S], -1 = padding) the mask is a
     boolean [B, 1, S, S] (True = attend): same document, and not ahead when the model is causal; models that mix full
-    and sliding-window layers get one mask per kind. Positions restart at 0 in each document.
+    and sliding-window layers get one mask per kind. Positions restart at 0 in each document. Tokens marked in
+    `bidirectional` (bool [B, S], optional) are seen from the whole of their document, also by a causal model.
     """
     document_BS = encoding.get("document_ids")
     if document_BS is None:
         return {"attention_mask": encoding["attention_mask"]}
-    same = document_BS[:, None, :, None] == document_BS[:, None, None, :]
+    same = _same_document(document_BS, document_BS)
     index = torch.arange(document_BS.shape[1], device=document_BS.device)
     distance = index[:, None] - index[None, :]
     causal = is_causal(config)
     if causal:
-        same = same & (distance >= 0)
+        visible = distance >= 0
+        if (open_BS := encoding.get("bidirectional")) is not None:
+            visible = visible | open_BS[:, None, None, :]
+        same = same & visible
     mask: Any = same
     kinds = set(getattr(config, "layer_types", None) or [])
     if "sliding_attention" in kinds:
@@ -286,6 +327,59 @@ def attention_inputs(config: PreTrainedConfig, encoding: Encoding) -> dict[str, 
     if config.model_type in _OFFSET_POSITIONS:
         position_BS = position_BS + (config.pad_token_id or 0) + 1
     return {"attention_mask": mask, "position_ids": position_BS}
+
+
+def _same_document(query_BT: Tensor, key_BS: Tensor) -> Tensor:
+    """bool [B, 1, T, S]: the pairs of the same document. Padding sees everything: nobody reads it, and a row of a mask
+    without a single True would be NaN."""
+    query = query_BT[:, None, :, None]
+    return (query == key_BS[:, None, None, :]) | (query < 0)
+
+
+def seq2seq_logits(model: PreTrainedModel, batch: Encoding) -> Tensor:
+    """Logits [B, T, V] of a stock encoder-decoder for `labels` [B, T] at their own place, the labels before it given.
+
+    `batch` is what `collators.seq2seq.seq2seq_batch` makes: decoder document d reads source document d and nothing of
+    the others; each begins with the model's start token. Works for learned positions (BART) and relative ones (T5).
+    """
+    source_BS, target_BT = batch["document_ids"], batch["decoder_document_ids"]
+    index = torch.arange(target_BT.shape[1], device=target_BT.device)
+    causal = _same_document(target_BT, target_BT) & (index[:, None] >= index[None, :])
+    encoder, decoder = model.get_encoder(), model.get_decoder()
+    encoded = encoder(
+        attention_mask=_same_document(source_BS, source_BS),
+        **_placed(encoder, batch["input_ids"], batch["position_ids"]),
+    )
+    shifted = _placed(decoder, _decoder_input_ids(model.config, batch), batch["decoder_position_ids"])
+    logits: Tensor = model(
+        encoder_outputs=encoded,
+        attention_mask=_same_document(target_BT, source_BS),
+        decoder_attention_mask=causal,
+        use_cache=False,
+        **{f"decoder_{name}": value for name, value in shifted.items()},
+    ).logits
+    return logits
+
+
+def _decoder_input_ids(config: PreTrainedConfig, batch: Encoding) -> Tensor:
+    """int64 [B, T]: the labels moved one place to the right inside each document, behind the model's start token."""
+    labels_BT = batch["labels"]
+    previous = torch.nn.functional.pad(labels_BT[:, :-1], (1, 0), value=0).clamp(min=0)
+    return torch.where(batch["decoder_position_ids"] == 0, config.decoder_start_token_id, previous)
+
+
+def _placed(stack: Any, ids_BT: Tensor, position_BT: Tensor) -> dict[str, Tensor]:
+    """The ids, or, where a stack adds learned positions 0 to T - 1 and takes no others, embeddings that make up for it.
+
+    Relative positions are right as they are: documents do not see each other.
+    """
+    table = getattr(stack, "embed_positions", None)
+    if table is None:
+        return {"input_ids": ids_BT}
+    index = torch.arange(ids_BT.shape[1], device=ids_BT.device)
+    offset = getattr(table, "offset", 0)
+    embedded = stack.get_input_embeddings()(ids_BT)
+    return {"inputs_embeds": embedded + table.weight[position_BT + offset] - table.weight[index + offset]}
 
 
 def is_causal(config: PreTrainedConfig) -> bool:
@@ -322,6 +416,8 @@ def prediction_head(model: PreTrainedModel) -> Callable[[Tensor], Tensor] | None
     head: Callable[[Tensor], Tensor] | None = None
     if hasattr(model, "head") and hasattr(model, "decoder"):
         head = lambda hidden: model.decoder(model.head(hidden))  # noqa: E731
+    elif hasattr(model, "generator_predictions"):
+        head = lambda hidden: model.generator_lm_head(model.generator_predictions(hidden))  # noqa: E731
     else:
         for name in ("cls", "lm_head"):
             if (found := getattr(model, name, None)) is not None:

@@ -1,17 +1,19 @@
-"""Small parts: pooling, and dropout whose draws belong to the row, not to the batch it happens to be in.
+"""Small parts: pooling, a teacher, and draws that belong to the row, not to the batch it happens to be in.
 
 Shape suffixes: B rows, S tokens, H width, A attention heads.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -42,6 +44,40 @@ class Pooling(nn.Module):
         return (hidden_BSH * mask_BS[..., None]).sum(1) / mask_BS.sum(1, keepdim=True).clamp(min=1)
 
 
+class Teacher(nn.Module):
+    """A frozen copy of a module that follows it as an exponential moving average (Tarvainen and Valpola, 2017).
+
+    It is part of the objective's state, so checkpoints carry it; it never trains, drops out or moves but in `update`.
+    `momentum` is the share of the old weights that stays; it moves linearly to `momentum_end` over the run.
+    """
+
+    def __init__(self, module: nn.Module, *, momentum: float = 0.999, momentum_end: float | None = None) -> None:
+        super().__init__()
+        for name, value in (("momentum", momentum), ("momentum_end", momentum_end)):
+            if value is not None and not 0 <= value <= 1:
+                raise UserError(f"objective.{name} is a share between 0 and 1, got {value}")
+        self.momentum, self.momentum_end = momentum, momentum if momentum_end is None else momentum_end
+        self.module = copy.deepcopy(module).requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Teacher:
+        return super().train(False)
+
+    @torch.no_grad()
+    def update(self, student: nn.Module, progress: float) -> None:
+        """Move towards `student` (the module this is a copy of), at `progress` in (0, 1] of the run."""
+        kept = self.momentum + (self.momentum_end - self.momentum) * progress
+        mine, theirs = self.module.state_dict(), student.state_dict()
+        for name, value in mine.items():
+            if value.is_floating_point():
+                value.lerp_(theirs[name].to(value.dtype), 1 - kept)
+            else:
+                value.copy_(theirs[name])
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        with torch.no_grad():
+            return self.module(*args, **kwargs)
+
+
 # --- dropout keyed on (seed, position) -------------------------------------------------------------------------------
 #
 # `nn.Dropout` draws from one stream for the whole batch, so splitting a batch for accumulation, or over processes,
@@ -63,6 +99,8 @@ class _Key:
     seed: int = 0
     positions: Tensor | None = None
     calls: int = 0
+    functional: bool = False
+    """Some model drops out by `F.dropout` instead of a module (BART)."""
 
 
 @contextmanager
@@ -70,9 +108,25 @@ def row_keyed_dropout(seed: int, positions: Tensor) -> Iterator[None]:
     """Inside, dropout draws for rows at `positions` (int64 [B]) come from (seed, position)."""
     _Key.seed, _Key.positions, _Key.calls = seed, positions, 0
     try:
-        yield
+        with _FunctionalDropout() if _Key.functional else nullcontext():
+            yield
     finally:
         _Key.positions = None
+
+
+def keyed_uniform(position_B: Tensor, *shape: int, purpose: str) -> Tensor:
+    """Uniform draws in (0, 1), float32 [B, *shape] (at most three more axes), for the rows at `position_B` int64 [B].
+
+    A pure function of (train seed, position, purpose, indices) while training and of (0, position, ...) elsewhere: a
+    draw is the same however the batch was split and padded.
+    """
+    seed = _Key.seed if _Key.positions is not None else 0
+    draw = _mix(position_B * _GOLDEN + rng.key(seed, purpose)).view(-1, *[1] * len(shape))
+    for axis, size in enumerate(shape):
+        view = [1] * (len(shape) + 1)
+        view[axis + 1] = -1
+        draw = draw + torch.arange(size, device=position_B.device).view(view) * _AXES[axis]
+    return (((_mix(draw) >> 40) & ((1 << 24) - 1)).float() + 0.5) * 2.0**-24
 
 
 def _mix(x: Tensor) -> Tensor:
@@ -107,6 +161,18 @@ def dropout(x: Tensor, p: float) -> Tensor:
     return x * keep / (1.0 - p)
 
 
+class _FunctionalDropout(TorchFunctionMode):
+    """Row-keys the calls of `F.dropout` that stock code makes without a module to replace."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not F.dropout:
+            return func(*args, **(kwargs or {}))
+        x, p, training, _ = (lambda input, p=0.5, training=True, inplace=False: (input, p, training, inplace))(
+            *args, **(kwargs or {})
+        )
+        return dropout(x, p) if training and p > 0 else x
+
+
 class RowDropout(nn.Module):
     """In place of `nn.Dropout`; no parameters, so checkpoints are unchanged."""
 
@@ -138,6 +204,8 @@ def _attention(
     groups = getattr(module, "num_key_value_groups", 1)
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     scores = query @ key.transpose(-1, -2) * (scaling if scaling is not None else query.shape[-1] ** -0.5)
+    if (bias := kwargs.get("position_bias")) is not None:  # T5
+        scores = scores + bias
     causal = getattr(module, "is_causal", False) if is_causal is None else is_causal
     if attention_mask is None and causal and query.shape[2] > 1:
         length = query.shape[2]
@@ -163,5 +231,7 @@ def key_dropout_by_row(model: PreTrainedModel) -> None:
         for name, child in module.named_children():
             if isinstance(child, nn.Dropout):
                 setattr(module, name, RowDropout(child.p))
+    if any(isinstance(p, float) and p > 0 for m in model.modules() for p in (getattr(m, "dropout", 0),)):
+        _Key.functional = True
     if getattr(model.config, "_attn_implementation", None) == "sdpa":
         model.set_attn_implementation("row_keyed")

@@ -8,7 +8,39 @@ import torch
 from torch import Tensor
 
 from sslnlp import distributed
-from sslnlp.types import Batch
+from sslnlp.types import Batch, StepOutput
+
+
+def add_sums(sums: dict[str, Tensor], output: StepOutput, count: Tensor) -> None:
+    """Add one micro-batch to `sums`, in place: means times `count` (int64 [K], K = 1 without terms), float64.
+
+    A figure that is a mean over the first kind of targets is kept as a scalar; what has its own denominator (the loss
+    of several terms, metrics of shape [2]) as (sum, number) pairs, so that means over everything are ratios of sums.
+    """
+    figures: dict[str, Tensor] = {}
+    if output.terms is None:
+        figures["loss"] = output.loss.detach().double() * count.sum()
+    else:
+        for k, term in enumerate(output.terms.detach().double()):
+            figures[f"loss/{k}"] = torch.stack([term * count[k], count[k].double()])
+    for name, value in output.metrics.items():
+        figures[name] = value.double() * count[0] if value.ndim == 0 else value.double()
+    for name, value in figures.items():
+        sums[name] = sums[name] + value if name in sums else value
+
+
+def ratios(sums: Mapping[str, Tensor], targets: float) -> dict[str, float]:
+    """Means of what `add_sums` gathered over `targets` first-kind targets; the loss is the sum of its terms' means."""
+    values: dict[str, float] = {}
+    terms = [name for name in sums if name.startswith("loss/")]
+    for name, value in sums.items():
+        if value.ndim == 0:
+            values[name] = float(value) / max(targets, 1.0)
+        elif (number := float(value[1])) > 0:
+            values[name] = float(value[0]) / number
+    if terms:
+        values["loss"] = sum(values.pop(name, 0.0) for name in terms)
+    return values
 
 
 class Running:
@@ -19,16 +51,18 @@ class Running:
 
     def add(self, sums: Mapping[str, Tensor]) -> None:
         for name, value in sums.items():
-            self.sums[name] = self.sums.get(name, 0) + value
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
 
     def means(self) -> dict[str, float]:
         """Means over the targets, all ranks; `tokens` stays a sum. Empties the sums."""
         names = sorted(self.sums)
-        stacked = distributed.all_reduce_sum(torch.stack([torch.as_tensor(self.sums[n]).double() for n in names]))
-        values = dict(zip(names, stacked.tolist(), strict=True))
+        shapes = [self.sums[name].shape for name in names]
+        flat = torch.cat([self.sums[name].double().reshape(-1) for name in names])
+        parts = torch.split(distributed.all_reduce_sum(flat).cpu(), [shape.numel() for shape in shapes])
+        sums = {name: part.reshape(shape) for name, part, shape in zip(names, parts, shapes, strict=True)}
         self.sums = {}
-        targets, tokens = max(1.0, values.pop("targets")), values.pop("tokens")
-        return {name: value / targets for name, value in values.items()} | {"tokens": tokens}
+        targets, tokens = float(sums.pop("targets")), float(sums.pop("tokens"))
+        return ratios(sums, targets) | {"tokens": tokens}
 
 
 def count_tokens(batch: Batch) -> Tensor:

@@ -33,7 +33,7 @@ from sslnlp.nn import row_keyed_dropout
 from sslnlp.objectives.base import Objective
 from sslnlp.optim import OPTIMIZERS, learning_rate_factor
 from sslnlp.signals import Signals
-from sslnlp.sums import Running, count_tokens
+from sslnlp.sums import Running, add_sums, count_tokens
 from sslnlp.train_config import TrainConfig
 from sslnlp.types import Batch
 from sslnlp.windows import Windows, iterate
@@ -159,14 +159,14 @@ class Trainer:
     def train_step(self, window: Sequence[Batch], step: int, steps: int) -> dict[str, Tensor]:
         """One update from this rank's micro-batches: the loss is a mean over the targets of the window, all ranks.
 
-        Returns sums over this rank (`loss`, metrics; each × targets) with `targets` and `tokens`, on the device.
+        Returns sums over this rank (see `sums.add_sums`) with `targets` and `tokens`, on the device.
         Raises `NonFiniteError` before the weights are touched.
         """
         batches = [send_to_device(batch, self.device) for batch in window]
-        counts = torch.stack([self.objective.num_targets(batch).to(self.device) for batch in batches])
-        total = distributed.all_reduce_sum(counts.sum().double())
+        counts = torch.stack([self.objective.num_targets(batch).to(self.device).reshape(-1) for batch in batches])
+        total = distributed.all_reduce_sum(counts.sum(0).double())
         sums: dict[str, Tensor] = {
-            "targets": counts.sum().double(),
+            "targets": counts[:, 0].sum().double(),
             "tokens": torch.stack([count_tokens(batch).to(self.device) for batch in batches]).sum(),
         }
         for i, (batch, count) in enumerate(zip(batches, counts, strict=True)):
@@ -177,11 +177,11 @@ class Trainer:
                     stack.enter_context(row_keyed_dropout(self.config.seed, batch["position"]))
                 with self.accelerator.autocast():
                     output = self.module(batch)
+                terms = output.loss if output.terms is None else output.terms
                 # Gradients are averaged over ranks, hence × world: what is left is the window's mean.
-                weight = (count * distributed.world_size() / total.clamp(min=1)).to(output.loss.dtype)
-                self.accelerator.backward(output.loss * weight)
-            for name, value in ({"loss": output.loss.detach()} | output.metrics).items():
-                sums[name] = sums.get(name, value.new_zeros(()).double()) + value.double() * count
+                weight = (count * distributed.world_size() / total.clamp(min=1)).to(terms.dtype)
+                self.accelerator.backward((terms * weight).sum())
+            add_sums(sums, output, count)
         norm = torch.nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.clip)
         if not torch.isfinite(norm):
             self.optimizer.zero_grad(set_to_none=True)
@@ -190,7 +190,7 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.objective.after_step((step + 1) / steps)
-        return sums | {"gradient_norm": norm.double() * counts.sum()}
+        return sums | {"gradient_norm": norm.double() * counts[:, 0].sum()}
 
     # --- beginning and end -------------------------------------------------------------------------------------------
 

@@ -31,4 +31,8 @@ class StepOutput(NamedTuple):
     loss: Tensor
     """Scalar: mean over this micro-batch's targets."""
     metrics: dict[str, Tensor]
-    """Detached scalars to report (each a mean over the targets), never summed into the loss."""
+    """Detached figures to report, never summed into the loss: a scalar is a mean over the (first kind of) targets, a
+    tensor [2] is a sum and the number of things it was taken over."""
+    terms: Tensor | None = None
+    """[K]: the parts whose sum is `loss` when they have targets of K different kinds (masked tokens, documents, ...),
+    each a mean over its own. `num_targets` is then [K] too, and the update is exact for every part."""

@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerBase
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    PreTrainedTokenizerBase,
+)
 
 from sslnlp.errors import UserError
 from sslnlp.models import (
@@ -18,13 +24,16 @@ from sslnlp.models import (
     hidden_states,
     prediction_head,
     scored_logits,
+    seq2seq_logits,
     set_output_prior,
 )
+from sslnlp.nn import row_keyed_dropout
 
 WRAPS = {
-    **dict.fromkeys(("bert", "modernbert", "roberta"), AutoModelForMaskedLM),
+    **dict.fromkeys(("bert", "modernbert", "roberta", "electra"), AutoModelForMaskedLM),
     **dict.fromkeys(("gpt2", "llama", "qwen3"), AutoModelForCausalLM),
 }
+SEQ2SEQ = ("bart", "t5")
 
 
 def packed(lengths: list[int], tokenizer: PreTrainedTokenizerBase) -> dict[str, torch.Tensor]:
@@ -42,7 +51,7 @@ def packed(lengths: list[int], tokenizer: PreTrainedTokenizerBase) -> dict[str, 
     }
 
 
-@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+@pytest.mark.parametrize("architecture", sorted(WRAPS))
 def test_a_packed_row_is_its_documents_run_alone(architecture: str, tokenizer: PreTrainedTokenizerBase) -> None:
     """Isolation, positions and sliding windows: each document's states are those it has in a row of its own."""
     fields = {"local_attention": 8} if architecture == "modernbert" else {}
@@ -60,7 +69,7 @@ def test_a_packed_row_is_its_documents_run_alone(architecture: str, tokenizer: P
             start += length
 
 
-@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+@pytest.mark.parametrize("architecture", sorted(WRAPS))
 def test_scored_logits_are_the_models_own(architecture: str, tokenizer: PreTrainedTokenizerBase) -> None:
     model = build_model(
         ModelConfig(architecture=architecture, size="nano"), tokenizer, WRAPS[architecture], max_length=64
@@ -162,3 +171,64 @@ def test_a_fresh_head_starts_at_the_unigram_distribution(
     if biased:
         expected = (counts + 1) / (counts + 1).sum()
         assert torch.allclose(model.get_output_embeddings().bias.softmax(0), expected.float(), rtol=1e-3)
+
+
+def pairs(tokenizer: PreTrainedTokenizerBase) -> dict[str, torch.Tensor]:
+    """Two rows of two documents each, source and target of different lengths, padded in different places."""
+    source = torch.tensor([[0] * 5 + [1] * 7 + [-1] * 2, [0] * 10 + [1] * 4])
+    target = torch.tensor([[0] * 4 + [1] * 5, [0] * 3 + [1] * 4 + [-1] * 2])
+    generator = torch.Generator().manual_seed(0)
+    ids, labels = (torch.randint(150, 490, x.shape, generator=generator) for x in (source, target))
+    places = [torch.stack([torch.arange(14), torch.arange(14)]), torch.stack([torch.arange(9), torch.arange(9)])]
+    for place, documents in zip(places, (source, target), strict=True):
+        for row, document in zip(place, documents, strict=True):
+            for d in document.unique():
+                row[document == d] -= row[document == d].min()
+    return {
+        "input_ids": ids.masked_fill(source < 0, tokenizer.pad_token_id),
+        "attention_mask": source >= 0,
+        "document_ids": source,
+        "position_ids": places[0],
+        "labels": labels.masked_fill(target < 0, -100),
+        "decoder_document_ids": target,
+        "decoder_position_ids": places[1],
+    }
+
+
+def test_every_architecture_is_tried() -> None:
+    assert {*WRAPS, *SEQ2SEQ} == set(ARCHITECTURES)
+
+
+@pytest.mark.parametrize("architecture", SEQ2SEQ)
+def test_a_packed_pair_is_its_documents_run_alone(architecture: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Encoder, decoder and the attention between them: the logits are those of the stock model on one pair."""
+    config = ModelConfig(architecture=architecture, size="nano")
+    model = build_model(config, tokenizer, AutoModelForSeq2SeqLM, max_length=64).eval()
+    batch = pairs(tokenizer)
+    with torch.no_grad():
+        together = seq2seq_logits(model, batch)
+        assert together.isfinite().all()
+        for row in range(2):
+            for d in range(2):
+                inside = batch["decoder_document_ids"][row] == d
+                source = batch["input_ids"][row][batch["document_ids"][row] == d]
+                alone = model(input_ids=source[None], labels=batch["labels"][row][inside][None]).logits[0]
+                assert torch.allclose(together[row][inside], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", SEQ2SEQ)
+def test_dropout_of_an_encoder_decoder_belongs_to_the_row(
+    architecture: str, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    config = ModelConfig(architecture=architecture, size="nano", dropout=0.2)
+    model = build_model(config, tokenizer, AutoModelForSeq2SeqLM, max_length=64).train()
+    batch = pairs(tokenizer)
+    with torch.no_grad():
+        with row_keyed_dropout(1, torch.tensor([7, 8])):
+            together = seq2seq_logits(model, batch)
+        for row in range(2):
+            with row_keyed_dropout(1, torch.tensor([7 + row])):
+                alone = seq2seq_logits(model, {name: x[row : row + 1] for name, x in batch.items()})
+            assert torch.allclose(together[row], alone[0], atol=1e-5)
+        with row_keyed_dropout(2, torch.tensor([7, 8])):
+            assert not torch.allclose(together, seq2seq_logits(model, batch), atol=1e-2)

@@ -9,7 +9,16 @@ from torch import nn
 from transformers import BertConfig, BertModel
 
 from sslnlp.errors import UserError
-from sslnlp.nn import Pooling, RowDropout, _attention, dropout, key_dropout_by_row, row_keyed_dropout
+from sslnlp.nn import (
+    Pooling,
+    RowDropout,
+    Teacher,
+    _attention,
+    dropout,
+    key_dropout_by_row,
+    keyed_uniform,
+    row_keyed_dropout,
+)
 
 
 def test_pooling_by_hand() -> None:
@@ -95,3 +104,32 @@ def test_a_stock_model_drops_by_row_and_keeps_its_parameters() -> None:
 
     assert torch.allclose(run([0, 1, 2, 3])[2:], run([2, 3]), atol=1e-6)
     assert not torch.allclose(run([0, 1]), model.eval()(input_ids=ids[:2]).last_hidden_state, atol=1e-3)
+
+
+def test_a_teacher_is_the_average_of_its_students() -> None:
+    student = nn.Linear(3, 2)
+    teacher = Teacher(student, momentum=0.5, momentum_end=1.0)
+    first = student.weight.detach().clone()
+    nn.init.ones_(student.weight)
+    assert torch.equal(teacher.module.weight, first)  # a copy, and it does not move by itself
+    teacher.update(student, progress=0.5)  # momentum is half-way between 0.5 and 1
+    assert torch.allclose(teacher.module.weight, 0.75 * first + 0.25)
+    teacher.update(student, progress=1.0)
+    assert torch.allclose(teacher.module.weight, 0.75 * first + 0.25)
+    assert not any(p.requires_grad for p in teacher.parameters())
+    assert not teacher.train().module.training
+    assert set(teacher.state_dict()) == {"module.weight", "module.bias"}
+    with pytest.raises(UserError, match="momentum"):
+        Teacher(student, momentum=1.5)
+
+
+def test_keyed_draws_are_uniform_and_belong_to_the_row() -> None:
+    drawn = keyed_uniform(torch.arange(64), 50, 20, purpose="tests")
+    assert drawn.dtype == torch.float32
+    assert ((drawn > 0) & (drawn < 1)).all()
+    assert abs(drawn.mean() - 0.5) < 5 * (1 / 12 / drawn.numel()) ** 0.5
+    assert abs(drawn.var() - 1 / 12) < 0.002
+    assert torch.equal(keyed_uniform(torch.arange(9, 11), 50, 8, purpose="tests"), drawn[9:11, :, :8])
+    assert not torch.equal(keyed_uniform(torch.arange(64), 50, 20, purpose="other"), drawn)
+    with row_keyed_dropout(5, torch.arange(64)):
+        assert not torch.equal(keyed_uniform(torch.arange(64), 50, 20, purpose="tests"), drawn)

@@ -36,11 +36,11 @@ def test_specials_come_first_and_by_name(kind):
     np.testing.assert_array_equal(drawable_ids(tokenizer), np.arange(len(SPECIALS), len(tokenizer)))
 
 
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("style", ["encoder", "decoder", "seq2seq"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_saved_and_reloaded_by_stock_transformers(kind, causal, tmp_path):
+def test_saved_and_reloaded_by_stock_transformers(kind, style, tmp_path):
     tokenizer = train_tokenizer((ENGLISH + CHINESE) * 2, vocab_size=600, algorithm=kind)
-    set_framing(tokenizer, causal).save_pretrained(tmp_path)
+    set_framing(tokenizer, style).save_pretrained(tmp_path)
     reloaded = AutoTokenizer.from_pretrained(tmp_path)
     for text in [*ENGLISH, *CHINESE, "  two  spaces\n\nand lines\t!", "[MASK] <extra_id_3>"]:
         assert reloaded(text)["input_ids"] == tokenizer(text)["input_ids"]
@@ -172,27 +172,27 @@ def test_lone_surrogates_do_not_stop_training():
 def test_framing_is_what_the_tokenizer_itself_puts(kind):
     tokenizer = train_tokenizer(ENGLISH, vocab_size=500, algorithm=kind)
     plain = tokenizer("the lamp", add_special_tokens=False)["input_ids"]
-    encoder, decoder = framing(tokenizer, causal=False), framing(tokenizer, causal=True)
+    encoder, decoder = framing(tokenizer, "encoder"), framing(tokenizer, "decoder")
     assert encoder.prefix == (tokenizer.cls_token_id,)
     assert encoder.suffix == (tokenizer.sep_token_id,)
     assert decoder.prefix == (tokenizer.bos_token_id,)
     assert decoder.suffix == (tokenizer.eos_token_id,)
-    assert set_framing(tokenizer, causal=False)("the lamp")["input_ids"] == [*encoder.prefix, *plain, *encoder.suffix]
-    assert set_framing(tokenizer, causal=True)("the lamp")["input_ids"] == [*decoder.prefix, *plain]
+    assert set_framing(tokenizer, "encoder")("the lamp")["input_ids"] == [*encoder.prefix, *plain, *encoder.suffix]
+    assert set_framing(tokenizer, "decoder")("the lamp")["input_ids"] == [*decoder.prefix, *plain]
 
 
 def test_framing_falls_back_to_eos_as_gpt2_does(tmp_path):
     tokenizer = train_tokenizer(ENGLISH, vocab_size=450)
     tokenizer.bos_token = tokenizer.cls_token = tokenizer.sep_token = None
     eos = (tokenizer.eos_token_id,)
-    assert framing(tokenizer, causal=True).prefix == framing(tokenizer, causal=True).suffix == eos
-    assert framing(tokenizer, causal=False).prefix == ()
-    assert framing(tokenizer, causal=False).suffix == eos
+    assert framing(tokenizer, "decoder").prefix == framing(tokenizer, "decoder").suffix == eos
+    assert framing(tokenizer, "encoder").prefix == ()
+    assert framing(tokenizer, "encoder").suffix == eos
 
 
 def test_a_foreign_tokenizer_keeps_its_framing(foreign):
     before = foreign("a lamp")["input_ids"]
-    assert set_framing(foreign, causal=True) is foreign
+    assert set_framing(foreign, "decoder") is foreign
     assert foreign("a lamp")["input_ids"] == before
 
 

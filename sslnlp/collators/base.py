@@ -31,6 +31,9 @@ class Collator(ABC):
     requires: ClassVar[frozenset[str]] = frozenset()
     """Facts of the tokenizer contract it relies on (`mask`, `pad_is_not_eos`, ...), checked before anything trains."""
 
+    shifted: ClassVar[bool] = False
+    """Whether a label is predicted from the position before it (decoders); must agree with the objective."""
+
     lengths: ClassVar[tuple[str, ...]] = ()
     """Options that bound the tokens of a row (`max_length`, ...). Defaults are cut to what the model reads."""
     inherits: ClassVar[tuple[str, ...]] = ()
@@ -44,6 +47,15 @@ class Collator(ABC):
     @abstractmethod
     def __call__(self, rows: Sequence[Row]) -> Batch:
         """Collate rows into a batch whose keys include `makes`."""
+
+    @property
+    def reserve(self) -> int:
+        """Tokens that collating adds to a document piece at most; packing leaves that much room beside each."""
+        return 0
+
+    def source_length(self, seq_length: int) -> int:
+        """Tokens of a packed row such that no row of the batch, once collated, is longer than `seq_length`."""
+        return seq_length
 
     @property
     def prompts(self) -> dict[str, str]:

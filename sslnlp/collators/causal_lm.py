@@ -30,6 +30,7 @@ class CausalLMCollator(Collator):
         {"input_ids", "attention_mask", "document_ids", "position_ids", "labels", "position"}
     )
     requires: ClassVar[frozenset[str]] = frozenset({"eos"})
+    shifted: ClassVar[bool] = True
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
         block = token_block(rows, self.tokenizer)

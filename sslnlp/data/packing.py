@@ -44,16 +44,19 @@ class _Rows(ABC):
         pad_id: int = 0,
         *,
         suffix_every_piece: bool = True,
+        reserve: int = 0,
         cache_dir: str | Path | None = None,
     ) -> None:
         self.store, self.seq_length, self.pad_id = store, seq_length, pad_id
         self.prefix, self.suffix = tuple(prefix), tuple(suffix)
-        self.suffix_every_piece = suffix_every_piece
-        if seq_length <= len(self.prefix) + len(self.suffix):
-            frame = len(self.prefix) + len(self.suffix)
+        self.suffix_every_piece, self.reserve = suffix_every_piece, reserve
+        frame = len(self.prefix) + len(self.suffix) + reserve
+        if seq_length <= frame:
             raise UserError(f"data.seq_length={seq_length} has no room beside {frame} framing tokens; raise it")
         every = "every" if suffix_every_piece else "last"
-        name = f"{self._kind}-{seq_length}-{len(self.prefix)}-{len(self.suffix)}-{every}"
+        name = f"{self._kind}-{seq_length}-{len(self.prefix)}-{len(self.suffix)}-{every}" + (
+            f"-{reserve}" if reserve else ""
+        )
         self.path = Path(cache_dir or store.path) / (name if cache_dir is None else f"{store.fingerprint}-{name}")
         if not (self.path / "plan.json").exists():
             _write_plan(self, self.path)
@@ -131,6 +134,7 @@ class PackedRows(_Rows):
         seq_length: S, tokens of a row.
         prefix, suffix: ids around each piece. With `suffix_every_piece=False` (a decoder's end-of-text) the suffix
             stands only at the true end of a document; a piece is never the suffix alone.
+        reserve: tokens left free beside each piece, for what a collator will add to it.
         pad_id: fills what is left of a row.
         cache_dir: where the plan is kept; beside the store when None.
 
@@ -146,7 +150,7 @@ class PackedRows(_Rows):
         return [{"input_ids": a, "document_ids": b} for a, b in zip(ids, document_ids, strict=True)]
 
     def _assign(self, framed: Ints) -> tuple[Ints, int]:
-        return best_fit(framed, self.seq_length)
+        return best_fit(framed + self.reserve, self.seq_length)
 
 
 class PaddedRows(_Rows):
@@ -240,7 +244,7 @@ def _windows(rows: _Rows) -> Iterator[tuple[Ints, Ints, Ints]]:
         stop = max(start + 1, min(stop, int(np.searchsorted(offsets[: stop + 1], budget, side="right")) - 1))
         yield cut(
             np.asarray(offsets[start : stop + 1]),
-            rows.seq_length,
+            rows.seq_length - rows.reserve,
             len(rows.prefix),
             len(rows.suffix),
             rows.suffix_every_piece,

@@ -17,6 +17,7 @@ from sslnlp.errors import UserError
 from sslnlp.evaluation.classification import classification_measures
 from sslnlp.evaluation.ranking import known_item_measures
 from sslnlp.objectives.base import Objective
+from sslnlp.sums import add_sums, ratios
 from sslnlp.types import Batch, Row
 
 MEASURES: dict[str, Callable[[Mapping[str, Tensor]], dict[str, float]]] = {
@@ -52,27 +53,25 @@ def evaluate_held_out(
     all rows: a row of logits or a vector each, never the logits of tokens. Each process scores everything by itself.
     """
     collator = collator.for_evaluation(seed)
-    totals: dict[str, float] = defaultdict(float)
-    weights: dict[str, float] = defaultdict(float)
+    sums: dict[str, Tensor] = {}
+    targets = 0.0
     kept: dict[str, list[Tensor]] = defaultdict(list)
     with evaluating(objective), alone(), torch.no_grad():
         for start in range(0, len(stream), batch_size):
             batch = to_device(collator(stream.rows(range(start, min(start + batch_size, len(stream))))), device)
-            targets = float(objective.num_targets(batch))
-            if not targets:  # the mean over nothing: rows too short to have a target
+            count = objective.num_targets(batch).reshape(-1)
+            if not int(count.sum()):  # the mean over nothing: rows too short to have a target
                 continue
-            output = objective(batch)
-            for name, value in (("loss", output.loss), *output.metrics.items()):
-                totals[name] += float(value) * targets
-                weights[name] += targets
+            add_sums(sums, objective(batch), count)
+            targets += float(count[0])
             if objective.measures:
                 for name, rows in objective.predict(batch).items():
                     kept[name].append(rows.cpu())
-    if not weights:
+    if not sums:
         raise UserError("the held-out rows have no targets, so nothing can be measured; give a longer data.valid")
-    figures = {name: total / weights[name] for name, total in totals.items()}
+    figures = ratios(sums, targets)
     if objective.likelihood and num_bytes:
-        figures["bits_per_byte"] = totals["loss"] / (math.log(2) * num_bytes)
+        figures["bits_per_byte"] = figures["loss"] * targets / (math.log(2) * num_bytes)
     joined = {name: torch.cat(parts) for name, parts in kept.items()}
     for measure in objective.measures:
         figures |= MEASURES[measure](joined)

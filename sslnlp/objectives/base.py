@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from sslnlp.models import is_causal
+from sslnlp.tokenizer import Style
 from sslnlp.types import Batch, StepOutput
 
 
@@ -30,8 +34,14 @@ class Objective(nn.Module, ABC):
     """The loss compares rows of a batch with each other, so splitting a batch changes it (in-batch negatives)."""
     pooling: ClassVar[str | None] = None
     """Set when the model is an embedder; the export writes it down for sentence-transformers."""
-    causal: ClassVar[bool] = False
-    """The model reads left to right: rows are framed with bos ... eos instead of cls ... sep."""
+    framing: ClassVar[Style] = "encoder"
+    """What stands around a document: `encoder` cls ... sep, `decoder` bos ... eos (eos only at the true end of the
+    text), `seq2seq` bos ... eos around every piece, or eos alone where the tokenizer has no bos (T5)."""
+    shifted: ClassVar[bool] = False
+    """Label s is predicted from position s - 1, as in causal models; the collator must say the same."""
+    modes: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
+    """Ways the export is meant to be used that differ in fields of its config: mode -> fields. The export stores the
+    logits of each mode on a probe, so that an installation that computes something else is found out."""
     likelihood: ClassVar[bool] = False
     """The loss is the exact negative log-likelihood of the text in nats, so held-out loss converts to bits per byte."""
     measures: ClassVar[tuple[str, ...]] = ()
@@ -48,9 +58,29 @@ class Objective(nn.Module, ABC):
         """Loss (mean over this batch's targets) and metrics of one micro-batch."""
 
     def num_targets(self, batch: Batch) -> Tensor:
-        """How many targets this batch has: its weight inside an accumulation window. Scalar int64 tensor."""
+        """How many targets this batch has: its weight inside an accumulation window. int64, a scalar, or [K] where
+        `forward` gives K terms."""
         labels: Tensor = batch["labels"]
         return (labels != -100).sum()
+
+    @classmethod
+    def bound(cls, options: Mapping[str, Any]) -> type[Objective]:
+        """The class that these options make; another one only where what it needs or wraps depends on them."""
+        return cls
+
+    @classmethod
+    def refuses(cls, config: PreTrainedConfig) -> str | None:
+        """Why a model of this configuration does not suit the objective; None when it does."""
+        if type(config) not in cls.wraps._model_mapping:
+            return f"transformers has no {cls.wraps.__name__} of it"
+        # The other way round, a left-to-right model can classify and embed.
+        if cls.framing == "decoder" and not is_causal(config):
+            return "it reads in both directions and would see what it is to predict"
+        return None
+
+    def samples(self, tokenizer: PreTrainedTokenizerBase, *, seed: int = 0) -> dict[str, list[str]]:
+        """Texts that show what a model has learnt: title -> lines, printed at the end of a run. Empty: none."""
+        return {}
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         """What `measures` are computed from: named tensors with one row per example. Only where `measures` is set."""

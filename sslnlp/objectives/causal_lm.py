@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 from sslnlp.models import attention_inputs
 from sslnlp.objectives.base import Objective
 from sslnlp.objectives.functional import accuracy, cross_entropy
+from sslnlp.tokenizer import Style
 from sslnlp.types import Batch, StepOutput
 
 
@@ -25,7 +26,8 @@ class CausalLM(Objective):
     needs: ClassVar[frozenset[str]] = frozenset({"input_ids", "attention_mask", "labels"})
     collator: ClassVar[str] = "causal_lm"
     wraps = AutoModelForCausalLM
-    causal: ClassVar[bool] = True
+    framing: ClassVar[Style] = "decoder"
+    shifted: ClassVar[bool] = True
     likelihood: ClassVar[bool] = True
 
     def forward(self, batch: Batch) -> StepOutput:

@@ -133,7 +133,7 @@ def _tokenizer(
     """The tokenizer of a recipe, framed as the objective reads, and its contract, which the collator's needs meet."""
     chosen = path or recipe.tokenizer.path
     tokenizer = load_tokenizer(str(chosen)) if chosen is not None else _trained_tokenizer(recipe, texts, cache)
-    set_framing(tokenizer, recipe.objective_class.causal)
+    set_framing(tokenizer, recipe.objective_class.framing)
     kept = contract_of(tokenizer, texts())
     kept.require(sorted(recipe.collator_class.requires))
     return tokenizer, kept
@@ -169,15 +169,18 @@ def contract_of(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> Con
 
 def _token_parts(recipe: Recipe, cache: Path, tokenizer_path: Path | None) -> Parts:
     """Packed or padded rows of raw text."""
-    data, causal = recipe.data, recipe.objective_class.causal
+    data, style = recipe.data, recipe.objective_class.framing
     tokenizer, kept = _tokenizer(recipe, lambda: sample_texts(data, TOKENIZER_BYTES), cache, tokenizer_path)
     prepared = prepare_text(data, tokenizer, cache_dir=cache)
-    frame = framing(tokenizer, causal)
+    frame = framing(tokenizer, style)
+    collator = _collator(recipe, tokenizer, {})
 
     def rows(store: TokenStore) -> RowSource:
         kind = PackedRows if data.packing == "pack" else PaddedRows
-        pad = tokenizer.pad_token_id or 0
-        return kind(store, data.seq_length, frame.prefix, frame.suffix, pad, suffix_every_piece=not causal)
+        return kind(
+            store, collator.source_length(data.seq_length), frame.prefix, frame.suffix, tokenizer.pad_token_id or 0,
+            suffix_every_piece=style != "decoder", reserve=collator.reserve,
+        )  # fmt: skip
 
     train = rows(prepared.train)
     bucket = recipe.train.batch_size if data.packing == "bucket" else None
@@ -186,7 +189,7 @@ def _token_parts(recipe: Recipe, cache: Path, tokenizer_path: Path | None) -> Pa
         recipe=recipe,
         tokenizer=tokenizer,
         contract=kept,
-        collator=_collator(recipe, tokenizer, {}),
+        collator=collator,
         stream=Stream(train, recipe.train.seed, bucket=bucket),
         valid=Stream.fixed(rows(valid)) if valid is not None else None,
         valid_bytes=valid.num_bytes if valid is not None else None,

@@ -13,7 +13,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from sslnlp.collators import COLLATORS, get_collator
 from sslnlp.collators.base import Collator
 from sslnlp.errors import UserError
-from sslnlp.models import ARCHITECTURES, ModelConfig, is_causal
+from sslnlp.models import ARCHITECTURES, ModelConfig
 from sslnlp.objectives.base import Objective
 from sslnlp.recipe.schema import Recipe, bind, to_dict
 
@@ -26,15 +26,23 @@ FREE_ON_RESUME = {
 
 def check(collator: type[Collator], objective: type[Objective]) -> None:
     """Refuse a pair whose collator does not make what the objective needs, and name collators that would."""
-    missing = objective.needs - collator.makes
-    if not missing:
+    if (reason := _mismatch(collator, objective)) is None:
         return
-    fitting = [name for name in sorted(COLLATORS) if _importable(name) and objective.needs <= get_collator(name).makes]
-    advice = f"use collator.name={' or '.join(fitting)}" if fitting else "no shipped collator makes all of it"
-    raise UserError(
-        f"objective {objective.name!r} needs {', '.join(sorted(missing))}, "
-        f"which collator {collator.name!r} does not make; {advice}"
-    )
+    fitting = [
+        name for name in sorted(COLLATORS) if _importable(name) and _mismatch(get_collator(name), objective) is None
+    ]
+    advice = f"use collator.name={' or '.join(fitting)}" if fitting else "no shipped collator fits"
+    raise UserError(f"objective {objective.name!r} {reason}; {advice}")
+
+
+def _mismatch(collator: type[Collator], objective: type[Objective]) -> str | None:
+    """Why the pair does not fit, or None."""
+    if missing := objective.needs - collator.makes:
+        return f"needs {', '.join(sorted(missing))}, which collator {collator.name!r} does not make"
+    if "labels" in objective.needs and collator.reads == "tokens" and collator.shifted != objective.shifted:
+        where = ("the token before it", "its own place") if objective.shifted else ("its own place", "the token before")
+        return f"predicts a label from {where[0]}, collator {collator.name!r} means it to be predicted from {where[1]}"
+    return None
 
 
 def _importable(name: str) -> bool:
@@ -63,21 +71,12 @@ def check_recipe(recipe: Recipe) -> None:
 def check_model(model: ModelConfig, objective: type[Objective]) -> None:
     """Refuse a model without the head, or without the reading direction, that the objective needs."""
     config = stock_config(model)
-    if (reason := _unfit(config, objective)) is not None:
-        fitting = [name for name in ARCHITECTURES if _unfit(AutoConfig.for_model(name), objective) is None]
+    if (reason := objective.refuses(config)) is not None:
+        fitting = [name for name in ARCHITECTURES if objective.refuses(AutoConfig.for_model(name)) is None]
         raise UserError(
             f"objective {objective.name!r} cannot train a {config.model_type!r} model: {reason}; "
             f"choose model.architecture from: {', '.join(sorted(fitting))}"
         )
-
-
-def _unfit(config: PreTrainedConfig, objective: type[Objective]) -> str | None:
-    """Why a model does not suit an objective, or None."""
-    if type(config) not in objective.wraps._model_mapping:
-        return f"transformers has no {objective.wraps.__name__} of it"
-    if objective.causal and not is_causal(config):  # the other way round, a left-to-right model can classify and embed
-        return "it reads in both directions and would see what it is to predict"
-    return None
 
 
 def stock_config(model: ModelConfig) -> PreTrainedConfig:

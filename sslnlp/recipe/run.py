@@ -171,8 +171,10 @@ def _finish(
     state = processes()
     if state.is_main_process:
         measures = _measure(parts, objective, trainer)
+        samples = objective.samples(parts.tokenizer, seed=parts.recipe.train.seed)
         seen = trainer.progress.tokens
-        story |= {"result": {"steps": trainer.progress.steps, "tokens_seen": seen, "measures": measures}}
+        result = {"steps": trainer.progress.steps, "tokens_seen": seen, "measures": measures, "samples": samples}
+        story |= {"result": result}
         write_json(out / "recipe.json", story)
         export_model(
             objective.exported, parts.tokenizer, out / "export",
@@ -180,6 +182,8 @@ def _finish(
             prompts=parts.collator.prompts, max_length=parts.max_length,
         )  # fmt: skip
         _tell(console, "held-out", measures)
+        for title, lines in samples.items():
+            console.print(f"{title}:", *(f"  {line}" for line in lines), sep="\n", highlight=False, markup=False)
         console.print(f"done: {out / 'export'}", highlight=False, markup=False)
     state.wait_for_everyone()
 

@@ -1,7 +1,7 @@
 """Tokenizers: train, load, frame, find word boundaries, and check the contract with an objective."""
 
 from sslnlp.tokenizer.contract import Contract, contract
-from sslnlp.tokenizer.framing import Framing, framing, set_framing
+from sslnlp.tokenizer.framing import Framing, Style, framing, set_framing
 from sslnlp.tokenizer.specials import SENTINELS, SPECIALS, drawable_ids, load_tokenizer, special_id, special_mask
 from sslnlp.tokenizer.training import train_tokenizer
 from sslnlp.tokenizer.words import WordBoundaries, word_boundaries
@@ -11,6 +11,7 @@ __all__ = [
     "SPECIALS",
     "Contract",
     "Framing",
+    "Style",
     "WordBoundaries",
     "contract",
     "drawable_ids",

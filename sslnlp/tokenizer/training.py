@@ -56,7 +56,7 @@ def train_tokenizer(
     small corpus may give fewer. `lowercase` folds case in all three. Texts are read once, as a stream: only word
     counts are kept, in about `memory_mb` MiB, and rare words are dropped (and logged) beyond it.
 
-    The result frames like an encoder; `set_framing(tokenizer, causal=True)` makes it a decoder's.
+    The result frames like an encoder; `set_framing(tokenizer, "decoder")` makes it a decoder's.
     Raises `UserError` for an unknown algorithm, no text, or a `vocab_size` that cannot hold specials and alphabet.
     """
     if algorithm not in _ALGORITHMS:
@@ -159,7 +159,7 @@ def _wrap(backend: Tokenizer) -> PreTrainedTokenizerFast:
         model_input_names=["input_ids", "attention_mask"],
         **ROLES,
     )
-    set_framing(tokenizer, causal=False)
+    set_framing(tokenizer, "encoder")
     return tokenizer
 
 

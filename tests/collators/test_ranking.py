@@ -15,7 +15,7 @@ TEXTS = ["the cat sat on the mat", "a dog ran", "cats and dogs ran on a long lon
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    return set_framing(train_tokenizer(TEXTS * 3, vocab_size=600), causal=False)
+    return set_framing(train_tokenizer(TEXTS * 3, vocab_size=600), "encoder")
 
 
 def rows(n: int = 3, **more: Any) -> list[dict[str, Any]]:

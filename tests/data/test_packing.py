@@ -51,6 +51,19 @@ def test_packed_rows_are_nearly_full_and_all_of_one_length(make_store):
     assert used > 0.98
 
 
+@pytest.mark.parametrize("every", [True, False])
+def test_a_reserve_leaves_room_beside_every_piece(make_store, every):
+    rows = PackedRows(make_store(LENGTHS), S, (1,), (2,), 0, suffix_every_piece=every, reserve=3)
+    content = 0
+    for row in rows.rows(range(len(rows))):
+        documents = row["document_ids"]
+        assert (documents >= 0).sum() + 3 * (documents.max() + 1) <= S
+        content += (row["input_ids"] >= 10).sum()
+    assert content == sum(LENGTHS)
+    with pytest.raises(UserError, match="no room"):
+        PackedRows(make_store(LENGTHS), 5, (1,), (2,), 0, reserve=3)
+
+
 def test_padded_rows_tell_their_lengths(make_store):
     rows = PaddedRows(make_store(LENGTHS), S, (1,), (2,))
     assert [len(row["input_ids"]) for row in rows.rows(range(len(rows)))] == rows.lengths.tolist()

@@ -97,7 +97,7 @@ def test_an_embedder_is_ranked_by_its_vectors(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def embedder() -> tuple[BertModel, PreTrainedTokenizerFast]:
-    tokenizer = set_framing(train_tokenizer(["cats purr dogs bark rice grows"] * 3, vocab_size=500), causal=False)
+    tokenizer = set_framing(train_tokenizer(["cats purr dogs bark rice grows"] * 3, vocab_size=500), "encoder")
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24

@@ -18,6 +18,7 @@ from sslnlp.collators import get_collator
 from sslnlp.metrics import read_metrics
 from sslnlp.objectives import OBJECTIVES, get_objective
 from tests.contract import (
+    LEARNS,
     architectures,
     difference,
     digest,
@@ -57,9 +58,12 @@ def test_loss_is_a_finite_scalar_and_the_batch_is_untouched(name: str, architect
     output = objective(batch)
     assert output.loss.shape == ()
     assert torch.isfinite(output.loss)
-    assert all(value.shape == () and not value.requires_grad for value in output.metrics.values())
+    assert all(value.shape in ((), (2,)) and not value.requires_grad for value in output.metrics.values())
+    if output.terms is not None:
+        assert torch.allclose(output.terms.sum(), output.loss)
+        assert output.terms.shape == objective.num_targets(batch).shape
     assert all(torch.equal(before[key], value) for key, value in flatten(batch).items())
-    assert int(objective.num_targets(batch)) > 0
+    assert int(objective.num_targets(batch).sum()) > 0
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -86,14 +90,15 @@ def test_one_batch_can_be_learned_by_heart(name: str, architecture: str) -> None
     batch = one_batch(name)
     optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-3)
     losses: list[float] = []
-    while not losses or (losses[-1] > 0.3 * losses[0] and len(losses) < 300):
+    share = LEARNS.get(name, 0.3)
+    while not losses or (losses[-1] > share * losses[0] and len(losses) < 300):
         loss = objective(batch).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         objective.after_step(1.0)
         losses.append(loss.item())
-    assert losses[-1] <= 0.3 * losses[0]
+    assert losses[-1] <= share * losses[0]
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])

@@ -1,0 +1,79 @@
+"""Encoder-decoders: read a corrupted text, write what is asked of it (BART, T5, UL2)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForSeq2SeqLM, PreTrainedConfig
+
+from sslnlp.models import seq2seq_logits
+from sslnlp.objectives.base import Objective
+from sslnlp.objectives.functional import accuracy, cross_entropy
+from sslnlp.tokenizer import Style
+from sslnlp.types import Batch, StepOutput
+
+
+class Seq2SeqLM(Objective):
+    """Cross-entropy of the target, each token from the source and the target tokens before it; nats a target token.
+
+    Reads what `collators.seq2seq.seq2seq_batch` makes: `input_ids`, `document_ids`, `position_ids` [B, S] of the source
+    and `labels` (-100 = padding), `decoder_document_ids`, `decoder_position_ids` [B, T] of the target. The target is
+    fed back one place to the right, behind the model's own start token, in each document of a packed row.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset(
+        {"input_ids", "document_ids", "position_ids", "labels", "decoder_document_ids", "decoder_position_ids"}
+    )
+    wraps = AutoModelForSeq2SeqLM
+    framing: ClassVar[Style] = "seq2seq"
+
+    @classmethod
+    def refuses(cls, config: PreTrainedConfig) -> str | None:
+        if (reason := super().refuses(config)) is not None:
+            return reason
+        if not (config.is_encoder_decoder and hasattr(config, "decoder_start_token_id")):
+            return "it has no decoder that writes text"
+        return None
+
+    def forward(self, batch: Batch) -> StepOutput:
+        logits_NV = seq2seq_logits(self.model, batch).flatten(0, 1)
+        target_N = batch["labels"].flatten()
+        metrics = {"accuracy": accuracy(logits_NV, target_N)} | self.rebuilt(batch, logits_NV, target_N)
+        return StepOutput(cross_entropy(logits_NV, target_N), metrics)
+
+    def rebuilt(self, batch: Batch, logits_NV: Tensor, target_N: Tensor) -> dict[str, Tensor]:
+        """Further figures of a kind of target."""
+        return {}
+
+
+class Denoising(Seq2SeqLM):
+    """BART (Lewis et al., 2020, arXiv:1910.13461): write the whole text that the source is a corruption of.
+
+    Most of the target can be copied, so `accuracy` is high from early on; `rebuilt_accuracy` is that of the tokens
+    which the source hides (`corrupted`, bool [B, T]).
+    """
+
+    name: ClassVar[str] = "denoising"
+    needs: ClassVar[frozenset[str]] = Seq2SeqLM.needs | {"corrupted"}
+    collator: ClassVar[str] = "denoising"
+
+    def rebuilt(self, batch: Batch, logits_NV: Tensor, target_N: Tensor) -> dict[str, Tensor]:
+        hidden_N = batch["corrupted"].flatten()
+        hits = (logits_NV.detach().argmax(-1) == target_N) & hidden_N
+        return {"rebuilt_accuracy": torch.stack([hits.sum(), hidden_N.sum()])}
+
+
+class SpanCorruption(Seq2SeqLM):
+    """T5 (Raffel et al., 2020, arXiv:1910.10683): write the spans that sentinels stand for in the source."""
+
+    name: ClassVar[str] = "span_corruption"
+    collator: ClassVar[str] = "span_corruption"
+
+
+class UL2(Seq2SeqLM):
+    """A mixture of denoisers (Tay et al., 2023, arXiv:2205.05131) in an encoder-decoder."""
+
+    name: ClassVar[str] = "ul2"
+    collator: ClassVar[str] = "ul2"
