@@ -1,0 +1,320 @@
+"""Every objective on the same text, size and token budget: its own held-out measure beside a trivial baseline.
+
+    python -m benchmarks.objectives train TRAIN VALID OUT [--tokens 4_000_000] [--size tiny] [--only NAME ...]
+    python -m benchmarks.objectives table OUT [--figure FILE.svg]
+
+One BPE tokenizer is trained on TRAIN and shared (but for the bytes). Encoders are `bert`, decoders `llama`,
+encoder-decoders `bart` and `t5`: parameters differ with the form, the table says how many. A budget counts the tokens
+of text that rows hold, once a row is read. Each run writes OUT/<name>/ (a run's folder) and OUT/<name>.json; a run
+whose JSON is there is not run again. `python -m benchmarks.probes` measures the same checkpoints on what they are for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoModelForCausalLM
+
+from sslnlp.data.prepare import sample_texts
+from sslnlp.evaluation.held_out import evaluate_held_out
+from sslnlp.objectives.causal_lm import CausalLM
+from sslnlp.recipe import load_recipe, override, run
+from sslnlp.recipe.build import Parts, build_parts, resolve
+from sslnlp.tokenizer import train_tokenizer
+
+BERT = {"recipe": "pretrain_bert", "model.architecture": "bert"}
+GPT = {"recipe": "pretrain_gpt"}
+
+RUNS: dict[str, dict[str, Any]] = {
+    "masked_lm": BERT,
+    "causal_lm": GPT,
+    "causal_lm, bytes": GPT | {"tokenizer.algorithm": "bytes"},
+    "denoising": {"recipe": "pretrain_bart"},
+    "span_corruption": {"recipe": "pretrain_t5"},
+    "ul2": {"recipe": "pretrain_t5", "objective.name": "ul2"},
+    "ul2_decoder": GPT | {"objective.name": "ul2_decoder"},
+    "prefix_lm": GPT | {"objective.name": "prefix_lm"},
+    "fim": GPT | {"objective.name": "fim"},
+    "electra": {"recipe": "pretrain_electra"},
+    "electra, corrective": {"recipe": "pretrain_electra", "objective.corrective": "true"},
+    "hybrid": {"recipe": "pretrain_hybrid"},
+    "masked_diffusion": BERT | {"objective.name": "masked_diffusion"},
+    "sentence_order": BERT | {"objective.name": "sentence_order"},
+    "segment_order": BERT | {"objective.name": "segment_order"},
+    "tsdae": {"recipe": "embed_tsdae", "model.architecture": "bert"},
+    "vae": BERT | {"objective.name": "vae"},
+    "retromae": {"recipe": "embed_retromae", "model.architecture": "bert"},
+    "data2vec": BERT | {"objective.name": "data2vec"},
+    "joint": BERT | {"objective.name": "joint", "objective.weights": '{"masked_lm": 1.0, "data2vec": 1.0}'},
+}
+
+DECODERS = ("causal_lm", "causal_lm, bytes", "ul2_decoder", "prefix_lm", "fim", "hybrid")
+
+SHOWN: dict[str, list[tuple[str, str]]] = {
+    # run -> (figure of its JSON, the baseline beside it: a number, or the name of another figure)
+    "masked_lm": [("accuracy", "most_frequent"), ("loss", "unigram_loss")],
+    "causal_lm": [("bits_per_byte", "unigram_bits_per_byte"), ("accuracy", "most_frequent")],
+    "causal_lm, bytes": [("bits_per_byte", "unigram_bits_per_byte")],
+    "denoising": [("rebuilt_accuracy", "most_frequent"), ("accuracy", "")],
+    "span_corruption": [("accuracy", "most_frequent"), ("loss", "unigram_loss")],
+    "ul2": [("accuracy", "most_frequent"), ("loss", "unigram_loss")],
+    "ul2_decoder": [("accuracy", "most_frequent"), ("plain_bits_per_byte", "causal_lm/bits_per_byte")],
+    "prefix_lm": [("accuracy", "most_frequent"), ("plain_bits_per_byte", "causal_lm/bits_per_byte")],
+    "fim": [("infill_accuracy", "causal_lm/infill_accuracy"), ("plain_bits_per_byte", "causal_lm/bits_per_byte")],
+    "electra": [("auc", "0.5"), ("generator_accuracy", "masked_lm/accuracy")],
+    "electra, corrective": [("auc", "0.5"), ("corrective_accuracy", "most_frequent")],
+    "hybrid": [("masked_accuracy", "masked_lm/accuracy"), ("plain_bits_per_byte", "causal_lm/bits_per_byte")],
+    "masked_diffusion": [("bits_per_byte", "causal_lm/bits_per_byte")],
+    "sentence_order": [("order_accuracy", "0.5"), ("accuracy", "masked_lm/accuracy")],
+    "segment_order": [("order_accuracy", "0.1667"), ("accuracy", "masked_lm/accuracy")],
+    "tsdae": [("loss", "loss_without_vector"), ("accuracy", "most_frequent")],
+    "vae": [("active_units", "0"), ("mutual_information", "0"), ("loss", "loss_without_vector")],
+    "retromae": [("decoder_accuracy", "most_frequent"), ("masked_accuracy", "masked_lm/accuracy")],
+    "data2vec": [("explained_variance", "0")],
+    "joint": [("masked_lm/accuracy", "masked_lm/accuracy"), ("data2vec/explained_variance", "0")],
+}
+
+console = Console(width=120)
+
+
+def file_name(name: str) -> str:
+    return name.replace(", ", "-")
+
+
+def keys_of(name: str, arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """The shipped recipe of a run, and what every run is given alike."""
+    chosen = dict(RUNS[name])
+    tokens = arguments.seq_length * arguments.batch_size
+    keys = {
+        "data.train": str(arguments.train),
+        "data.valid": str(arguments.valid),
+        "data.seq_length": arguments.seq_length,
+        "data.cache": str(arguments.out / "cache"),
+        "model.size": arguments.size,
+        "train.steps": max(1, arguments.tokens // tokens),
+        "train.batch_size": arguments.batch_size,
+        "train.lr": arguments.lr,
+        "train.eps": 1e-6,
+        "train.precision": arguments.precision,
+        "train.save_every": 10**9,
+        "out": str(arguments.out / file_name(name)),
+    }
+    if "tokenizer.algorithm" not in chosen:
+        keys["tokenizer.path"] = str(arguments.out / "tokenizer")
+    recipe = chosen.pop("recipe")
+    # The objective comes first: its options are checked against it.
+    return recipe, {**chosen, **keys}
+
+
+def train(arguments: argparse.Namespace) -> None:
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    first = override(load_recipe("pretrain_gpt"), {"data.train": str(arguments.train)})
+    if not (arguments.out / "tokenizer").is_dir():
+        console.print("tokenizer")
+        texts = sample_texts(first.data, 100 << 20)
+        train_tokenizer(texts, vocab_size=arguments.vocab_size).save_pretrained(arguments.out / "tokenizer")
+    for name in arguments.only or RUNS:
+        done = arguments.out / f"{file_name(name)}.json"
+        if done.exists():
+            continue
+        recipe_name, keys = keys_of(name, arguments)
+        shutil.rmtree(keys["out"], ignore_errors=True)
+        began, busy = time.perf_counter(), time.process_time()
+        try:
+            out = run(override(load_recipe(recipe_name), keys), console=Console(quiet=True))
+        except Exception as error:  # one objective's failure is a row of the table, not the end of it
+            console.print(f"[red]{name}: {type(error).__name__}: {error}")
+            continue
+        seconds = time.perf_counter() - began
+        story = json.loads((out / "recipe.json").read_text())
+        figures = dict(story["result"]["measures"])
+        figures |= extras(name, out, keys)
+        figures |= {
+            "parameters": story["model"]["parameters"],
+            "steps": story["result"]["steps"],
+            "tokens": story["result"]["steps"] * arguments.seq_length * arguments.batch_size,
+            "seconds": round(seconds, 1),
+            "cpu_seconds": round(time.process_time() - busy, 1),
+        }
+        shutil.rmtree(out / "state", ignore_errors=True)
+        done.write_text(json.dumps({"name": name, "keys": keys, "figures": figures}, indent=1) + "\n")
+        console.print(name, {key: round(value, 4) for key, value in figures.items()})
+
+
+def extras(name: str, out: Path, keys: Mapping[str, Any]) -> dict[str, float]:
+    """Baselines from the held-out tokens; for decoders also the plain causal figure and the accuracy of infilling."""
+    causal = {key: value for key, value in keys.items() if key.startswith(("data.", "tokenizer."))}
+    recipe = override(load_recipe("pretrain_gpt"), {**causal, "tokenizer.path": str(out / "export")})
+    parts = build_parts(resolve(recipe)[0])
+    found = baselines(parts)
+    if name in DECODERS:
+        objective = CausalLM(AutoModelForCausalLM.from_pretrained(out / "export", dtype=torch.float32))
+        assert parts.valid is not None
+        plain = evaluate_held_out(objective, parts.collator, parts.valid, batch_size=32, num_bytes=parts.valid_bytes)
+        found["plain_bits_per_byte"] = plain["bits_per_byte"]
+    if name == "causal_lm":
+        found["infill_accuracy"] = accuracy_without_suffix(objective, parts)
+    return found
+
+
+def baselines(parts: Parts) -> dict[str, float]:
+    """What the frequencies of training tokens alone reach on the held-out tokens."""
+    assert parts.valid is not None
+    vocabulary = len(parts.tokenizer)
+    train: Any = parts.stream.source
+    valid: Any = parts.valid.source
+    seen = torch.from_numpy(train.store.counts(vocabulary)).double() + 1
+    held = torch.from_numpy(valid.store.counts(vocabulary)).double()
+    loss = float(-(held * (seen / seen.sum()).log()).sum() / held.sum())
+    most = float(held[seen.argmax()] / held.sum())
+    bits = loss * float(held.sum()) / (math.log(2) * (parts.valid_bytes or 1))
+    return {"unigram_loss": loss, "most_frequent": most, "unigram_bits_per_byte": bits}
+
+
+@torch.no_grad()
+def accuracy_without_suffix(objective: CausalLM, parts: Parts) -> float:
+    """A plain causal model at the very middles that an infilling model is asked for: it sees what stands before."""
+    from sslnlp.collators import get_collator
+
+    fim: Any = get_collator("fim")(tokenizer=parts.tokenizer).for_evaluation(0)
+    prefix, middle, suffix = (
+        parts.tokenizer.convert_tokens_to_ids(f"<|fim_{part}|>") for part in ("prefix", "middle", "suffix")
+    )
+    hits = count = 0
+    objective.eval()
+    assert parts.valid is not None
+    for start in range(0, len(parts.valid), 8):
+        batch = fim(parts.valid.rows(range(start, min(start + 8, len(parts.valid)))))
+        for ids, documents, marked in zip(batch["input_ids"], batch["document_ids"], batch["middle"], strict=True):
+            for d in documents[documents >= 0].unique():
+                inside = documents == d
+                if not bool((marked & inside).any()):
+                    continue
+                piece, asked = ids[inside], marked[inside]
+                markers = torch.isin(piece, torch.tensor([prefix, middle, suffix]))
+                # What stands between the suffix marker and the next one is unknown to a plain model.
+                part = torch.cumsum(markers, 0)
+                at = piece[markers].tolist()
+                hidden = part == at.index(suffix) + 1
+                text = torch.cat([piece[~hidden & ~asked & ~markers], piece[asked]])
+                logits = objective.model(input_ids=text[None]).logits[0]
+                n = int(asked.sum())
+                hits += int((logits[-n - 1 : -1].argmax(-1) == text[-n:]).sum())
+                count += n
+    return hits / max(count, 1)
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+def load(out: Path) -> dict[str, dict[str, float]]:
+    """Figures of the finished runs, by name, in the order of RUNS."""
+    found = {}
+    for name in RUNS:
+        path = out / f"{file_name(name)}.json"
+        if path.exists():
+            found[name] = json.loads(path.read_text())["figures"]
+    return found
+
+
+def baseline_of(spec: str, own: Mapping[str, float], every: Mapping[str, Mapping[str, float]]) -> float | None:
+    if not spec:
+        return None
+    run_name, _, figure = spec.partition("/")
+    if figure and run_name in every:
+        return every[run_name].get(figure)
+    return own[spec] if spec in own else (float(spec) if spec[0].isdigit() else None)
+
+
+def table(arguments: argparse.Namespace) -> None:
+    every = load(arguments.out)
+    shown = Table("objective", "parameters", "measure", "held out", "baseline", "what the baseline is")
+    lines = [
+        "| objective | M parameters | measure | held out | baseline | what the baseline is |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, figures in every.items():
+        for i, (figure, spec) in enumerate(SHOWN[name]):
+            value, other = figures.get(figure), baseline_of(spec, figures, every)
+            cells = [
+                name if i == 0 else "",
+                f"{figures['parameters'] / 1e6:.2f}" if i == 0 else "",
+                figure.replace("_", " "),
+                "–" if value is None else f"{value:.3f}",
+                "–" if other is None else f"{other:.3f}",
+                {"0.5": "chance", "0.1667": "chance (1 of 6)", "0": "nothing learnt", "": ""}.get(
+                    spec, spec.replace("/", ": ").replace("_", " ")
+                ),
+            ]
+            shown.add_row(*cells)
+            lines.append("| " + " | ".join(cells) + " |")
+    console.print(shown)
+    (arguments.out / "table.md").write_text("\n".join(lines) + "\n")
+    if arguments.figure:
+        figure_of(every, arguments.figure)
+
+
+def figure_of(every: Mapping[str, Mapping[str, float]], path: Path) -> None:
+    """Bars: each objective's first measure beside its baseline."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = []
+    for name, figures in every.items():
+        figure, spec = SHOWN[name][0]
+        value, other = figures.get(figure), baseline_of(spec, figures, every)
+        if value is not None and other is not None:
+            rows.append((f"{name}: {figure.replace('_', ' ')}", value, other))
+    fig, axes = pyplot.subplots(figsize=(8, 0.42 * len(rows) + 1))
+    places = range(len(rows))
+    axes.barh([p - 0.2 for p in places], [row[1] for row in rows], height=0.38, color="#2b6cb0", label="held out")
+    axes.barh([p + 0.2 for p in places], [row[2] for row in rows], height=0.38, color="#cbd5e0", label="baseline")
+    axes.set_yticks(list(places), [row[0] for row in rows], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xscale("symlog", linthresh=1)
+    axes.legend(frameon=False, fontsize=8)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    fig.tight_layout()
+    fig.savefig(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    tasks = parser.add_subparsers(required=True)
+    task = tasks.add_parser("train")
+    task.set_defaults(function=train)
+    for path in ("train", "valid", "out"):
+        task.add_argument(path, type=Path)
+    task.add_argument("--tokens", type=int, default=4_000_000)
+    task.add_argument("--size", default="tiny")
+    task.add_argument("--vocab-size", type=int, default=4096)
+    task.add_argument("--seq-length", type=int, default=128)
+    task.add_argument("--batch-size", type=int, default=32)
+    task.add_argument("--lr", type=float, default=2e-3)
+    task.add_argument("--precision", default="bf16")
+    task.add_argument("--only", nargs="+", choices=list(RUNS))
+    task = tasks.add_parser("table")
+    task.set_defaults(function=table)
+    task.add_argument("out", type=Path)
+    task.add_argument("--figure", type=Path)
+    arguments = parser.parse_args()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    arguments.function(arguments)
+
+
+if __name__ == "__main__":
+    main()
