@@ -3,7 +3,7 @@
     python -m benchmarks.objectives train TRAIN VALID OUT [--tokens 4_000_000] [--size tiny] [--only NAME ...]
     python -m benchmarks.objectives table OUT [--figure FILE.svg]
 
-One BPE tokenizer is trained on TRAIN and shared (but for the bytes). Encoders are `bert`, decoders `llama`,
+One BPE tokenizer is trained on 10 MiB of TRAIN and shared (but for the bytes). Encoders are `bert`, decoders `llama`,
 encoder-decoders `bart` and `t5`: parameters differ with the form, the table says how many. A budget counts the tokens
 of text that rows hold, once a row is read. Each run writes OUT/<name>/ (a run's folder) and OUT/<name>.json; a run
 whose JSON is there is not run again. `python -m benchmarks.probes` measures the same checkpoints on what they are for.
@@ -32,6 +32,7 @@ from sslnlp.objectives.causal_lm import CausalLM
 from sslnlp.recipe import load_recipe, override, run
 from sslnlp.recipe.build import Parts, build_parts, resolve
 from sslnlp.tokenizer import train_tokenizer
+from sslnlp.train import Interrupted
 
 BERT = {"recipe": "pretrain_bert", "model.architecture": "bert"}
 GPT = {"recipe": "pretrain_gpt"}
@@ -108,6 +109,8 @@ def keys_of(name: str, arguments: argparse.Namespace) -> tuple[str, dict[str, An
         "train.eps": 1e-6,
         "train.precision": arguments.precision,
         "train.save_every": 10**9,
+        "train.eval_every": 10**9,
+        "train.keep_best": "false",
         "out": str(arguments.out / file_name(name)),
     }
     if "tokenizer.algorithm" not in chosen:
@@ -122,7 +125,7 @@ def train(arguments: argparse.Namespace) -> None:
     first = override(load_recipe("pretrain_gpt"), {"data.train": str(arguments.train)})
     if not (arguments.out / "tokenizer").is_dir():
         console.print("tokenizer")
-        texts = sample_texts(first.data, 100 << 20)
+        texts = sample_texts(first.data, 10 << 20)
         train_tokenizer(texts, vocab_size=arguments.vocab_size).save_pretrained(arguments.out / "tokenizer")
     for name in arguments.only or RUNS:
         done = arguments.out / f"{file_name(name)}.json"
@@ -133,6 +136,8 @@ def train(arguments: argparse.Namespace) -> None:
         began, busy = time.perf_counter(), time.process_time()
         try:
             out = run(override(load_recipe(recipe_name), keys), console=Console(quiet=True))
+        except Interrupted:
+            raise
         except Exception as error:  # one objective's failure is a row of the table, not the end of it
             console.print(f"[red]{name}: {type(error).__name__}: {error}")
             continue
@@ -305,7 +310,7 @@ def main() -> None:
     task.add_argument("--seq-length", type=int, default=128)
     task.add_argument("--batch-size", type=int, default=32)
     task.add_argument("--lr", type=float, default=2e-3)
-    task.add_argument("--precision", default="bf16")
+    task.add_argument("--precision", default="no")
     task.add_argument("--only", nargs="+", choices=list(RUNS))
     task = tasks.add_parser("table")
     task.set_defaults(function=table)

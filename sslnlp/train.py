@@ -32,6 +32,7 @@ from sslnlp.metrics import MetricsLog
 from sslnlp.nn import row_keyed_dropout
 from sslnlp.objectives.base import Objective
 from sslnlp.optim import OPTIMIZERS, learning_rate_factor
+from sslnlp.precision import warn_if_slower
 from sslnlp.signals import Signals
 from sslnlp.sums import Running, add_sums, count_tokens
 from sslnlp.train_config import TrainConfig
@@ -108,6 +109,7 @@ class Trainer:
         module = torch.compile(objective) if config.compile else objective
         self.module = self.accelerator.prepare(module)
         self.device = self.accelerator.device
+        warn_if_slower(config.precision, self.device)
         self._signals = Signals()
 
     # --- the page ----------------------------------------------------------------------------------------------------

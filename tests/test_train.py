@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from sslnlp import precision
 from sslnlp.budget import parse_duration
 from sslnlp.errors import UserError
 from sslnlp.metrics import MetricsLog, read_metrics
@@ -212,3 +213,14 @@ def test_trackers_receive_the_figures(tmp_path: Path) -> None:
     events = EventAccumulator(str(found[0].parent))
     events.Reload()
     assert [event.step for event in events.Scalars("train/loss")] == [1, 2]
+
+
+def test_emulated_half_precision_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    cpu = torch.device("cpu")
+    assert precision.warn_if_slower("no", cpu) is None
+    assert precision.warn_if_slower("bf16", torch.device("cuda")) is None
+    for slow in (False, True):
+        caplog.clear()
+        monkeypatch.setattr(precision, "_seconds", lambda dtype, s=slow: 8.0 if s and dtype == torch.bfloat16 else 1.0)
+        assert precision.warn_if_slower("bf16", cpu) == (8.0 if slow else 1.0)
+        assert ("train.precision=no" in caplog.text) == slow

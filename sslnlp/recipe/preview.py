@@ -1,4 +1,4 @@
-"""`sslnlp preview`: the rows as the model will see them, with the targets marked."""
+"""`sslnlp preview`: the rows as they are, as the model will see them, and what it must say, with the measured rates."""
 
 from __future__ import annotations
 
@@ -11,48 +11,83 @@ from rich.text import Text
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from sslnlp.recipe.build import build_parts, resolve
+from sslnlp.recipe.build import Parts, build_parts, resolve
 from sslnlp.recipe.schema import Recipe
-from sslnlp.types import Batch
+from sslnlp.types import Batch, Row
 
-_CHANGED, _KEPT, _FRAME = "bold red", "underline green", "dim"
+_CHANGED, _KEPT, _SEEN, _FRAME = "bold red", "underline green", "cyan", "dim"
+
+# Anything that holds `input_ids` is text, `labels` beside it are targets, what has one number a row or a place is a
+# label. No objective is known by name here: a new one is previewed by the names of its batch.
 
 
 def preview(recipe: Recipe, *, rows: int = 4, console: Console | None = None) -> None:
-    """Print the first `rows` rows of the run as a table: each input, and its targets where they stand."""
+    """Print the first `rows` rows of the run as a table: the original, each input, and its targets."""
     console = console or Console()
     parts = build_parts(resolve(recipe)[0])
-    batch = parts.collator(parts.stream.rows(range(rows)))
+    drawn = parts.stream.rows(range(rows))
+    batch = parts.collator(drawn)
     table = Table(title=f"{recipe.name}: {recipe.objective.name} on {parts.collator.name} rows", show_lines=True)
     table.add_column("row", justify="right")
-    columns = list(_columns(batch, rows, parts.tokenizer, parts.label_names))
+    columns = [*_original(drawn, batch, parts), *_columns(batch, rows, parts)]
     for name, _ in columns:
         table.add_column(name, overflow="fold")
     for b in range(rows):
         table.add_row(str(b), *(cells[b] for _, cells in columns))
     console.print(table)
-    if "labels" in batch and batch["labels"].ndim == 2:
-        scored = (batch["labels"] != -100).sum()
-        real = batch["attention_mask"].sum()
-        console.print(f"{int(scored)} of {int(real)} tokens are targets ({100 * int(scored) / int(real):.1f} %).")
-        legend = Text("read→target", _CHANGED), "hidden or replaced;", Text("target", _KEPT), "read as it is, scored."
-        console.print(*legend)
+    for line in _rates(batch, drawn):
+        console.print(line, highlight=False)
+    legend = Text("read→target", _CHANGED), "hidden or replaced;", Text("target", _KEPT), "read as it is, scored;"
+    console.print(*legend, Text("seen", _SEEN), "seen from the whole text, also from before.")
 
 
-def _columns(
-    batch: Batch, rows: int, tokenizer: PreTrainedTokenizerBase, label_names: list[str] | None
-) -> Iterator[tuple[str, list[Text]]]:
-    # Anything that holds `input_ids` is text; what has one number a row is a label. No objective is known by name here.
-    labels = batch.get("labels")
+def _original(drawn: list[Row], batch: Batch, parts: Parts) -> Iterator[tuple[str, list[Text]]]:
+    """The text before the collator, where the collator changes its length or order (elsewhere the targets show it)."""
+    if "input_ids" not in drawn[0]:
+        return
+    width = batch["input_ids"].shape[1] if "input_ids" in batch else 0
+    aligned = "labels" in batch and batch["labels"].shape == (len(drawn), len(drawn[0]["input_ids"]))
+    if width and aligned and not parts.collator.reserve:
+        return
+    yield "the text", [_pieces(row["input_ids"], row.get("document_ids"), parts.tokenizer) for row in drawn]
+
+
+def _columns(batch: Mapping[str, Any], rows: int, parts: Parts, title: str = "") -> Iterator[tuple[str, list[Text]]]:
+    tokenizer, labels = parts.tokenizer, batch.get("labels")
     if "input_ids" in batch:
-        per_token = labels if labels is not None and labels.shape == batch["input_ids"].shape else None
-        yield "what the model reads", [_row(batch, b, per_token, tokenizer) for b in range(rows)]
+        per_token = labels if labels is not None and _aligned(batch) else None
+        yield (
+            f"{title}what the model reads",
+            [_row(batch, b, per_token, tokenizer, shifted=parts.collator.shifted) for b in range(rows)],
+        )
+    if labels is not None and "decoder_document_ids" in batch:
+        documents = batch["decoder_document_ids"]
+        yield f"{title}what it must write", [_target(labels[b], documents[b], tokenizer) for b in range(rows)]
     for name, value in batch.items():
-        if isinstance(value, Mapping) and "input_ids" in value:
-            yield name, [_group(value, b, rows, tokenizer) for b in range(rows)]
+        if isinstance(value, Mapping) and "labels" in value:  # the batch of one of several objectives
+            yield from _columns(value, rows, parts, f"{name}: ")
+        elif isinstance(value, Mapping) and "input_ids" in value:
+            yield title + name, [_group(value, b, rows, tokenizer) for b in range(rows)]
+        elif name.endswith("_labels") and f"{name.removesuffix('_labels')}_index" in batch:
+            kind = name.removesuffix("_labels")
+            yield f"{title}{kind}", list(_per_document(batch, kind, rows))
     if labels is not None and labels.ndim == 1:
-        names = [label_names[c] if label_names else str(c) for c in labels.tolist()]
+        names = [parts.label_names[c] if parts.label_names else str(c) for c in labels.tolist()]
         yield "label", [Text(name, _KEPT) for name in names]
+
+
+def _aligned(batch: Mapping[str, Any]) -> bool:
+    """Whether the labels stand at the tokens they belong to."""
+    return "decoder_document_ids" not in batch and batch["labels"].shape == batch["input_ids"].shape
+
+
+def _per_document(batch: Mapping[str, Any], kind: str, rows: int) -> Iterator[Text]:
+    """The labels of the documents of each row, in their order."""
+    width = batch["input_ids"].shape[1]
+    row = (batch[f"{kind}_index"] // width).tolist()
+    values = batch[f"{kind}_labels"].tolist()
+    for b in range(rows):
+        yield Text(" ".join(str(value) for r, value in zip(row, values, strict=True) if r == b) or "–", _KEPT)
 
 
 def _group(encoding: Mapping[str, Tensor], b: int, rows: int, tokenizer: PreTrainedTokenizerBase) -> Text:
@@ -60,19 +95,57 @@ def _group(encoding: Mapping[str, Tensor], b: int, rows: int, tokenizer: PreTrai
     return Text("\n").join(_row(encoding, b * each + i, None, tokenizer) for i in range(each))
 
 
-def _row(encoding: Mapping[str, Any], b: int, labels: Tensor | None, tokenizer: PreTrainedTokenizerBase) -> Text:
+def _row(
+    encoding: Mapping[str, Any],
+    b: int,
+    labels: Tensor | None,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    shifted: bool = False,
+) -> Text:
     ids, mask = encoding["input_ids"][b].tolist(), encoding["attention_mask"][b].bool().tolist()
     documents = encoding["document_ids"][b].tolist() if "document_ids" in encoding else [0] * len(ids)
     targets = labels[b].tolist() if labels is not None else [-100] * len(ids)
+    seen = encoding["bidirectional"][b].tolist() if "bidirectional" in encoding else [False] * len(ids)
     text = Text()
     for s, (token, real) in enumerate(zip(ids, mask, strict=True)):
         if not real:
             continue
         if s and documents[s] != documents[s - 1]:
             text.append(" ¦ ", _FRAME)
-        text.append_text(_token(token, targets[s], tokenizer))
+        shown = _token(token, targets[s], tokenizer)
+        if seen[s] and shifted and targets[s] == -100:
+            shown.stylize(_SEEN)
+        text.append_text(shown)
     if padding := mask.count(False):
         text.append(f" (+{padding} padding)", _FRAME)
+    return text
+
+
+def _target(labels: Tensor, documents: Tensor, tokenizer: PreTrainedTokenizerBase) -> Text:
+    """What a decoder writes, document by document."""
+    text = Text()
+    before = 0
+    for token, document in zip(labels.tolist(), documents.tolist(), strict=True):
+        if document < 0:
+            continue
+        if document != before:
+            text.append(" ¦ ", _FRAME)
+        before = document
+        special = token in tokenizer.all_special_ids
+        text.append(_spelled(token, tokenizer), _FRAME if special else _KEPT)
+    return text
+
+
+def _pieces(ids: Any, documents: Any, tokenizer: PreTrainedTokenizerBase) -> Text:
+    text = Text()
+    places = documents.tolist() if documents is not None else [0] * len(ids)
+    for s, token in enumerate(ids.tolist()):
+        if places[s] < 0:
+            continue
+        if s and places[s] != places[s - 1]:
+            text.append(" ¦ ", _FRAME)
+        text.append_text(_token(token, -100, tokenizer))
     return text
 
 
@@ -93,3 +166,32 @@ def _spelled(token: int, tokenizer: PreTrainedTokenizerBase) -> str:
     wordpiece = type(tokenizer.backend_tokenizer.model).__name__ == "WordPiece"
     spaced = wordpiece or piece.startswith(("Ġ", "▁"))
     return (" " + text.strip() if spaced else text).replace("\n", "⏎")
+
+
+# --- the measured rates ----------------------------------------------------------------------------------------------
+
+
+def _rates(batch: Mapping[str, Any], drawn: list[Row], title: str = "") -> Iterator[str]:
+    labels = batch.get("labels")
+    if labels is not None and labels.ndim == 2 and "attention_mask" in batch:
+        real, scored = int(batch["attention_mask"].sum()), int((labels != -100).sum())
+        source = sum(int((row["document_ids"] >= 0).sum()) for row in drawn) if "document_ids" in drawn[0] else real
+        if "decoder_document_ids" in batch:
+            padding = 1 - (real + scored) / (batch["input_ids"].numel() + labels.numel())
+            yield (
+                f"{title}{source} tokens of text: {real} are read ({100 * real / source:.1f} %), "
+                f"{scored} written ({100 * scored / source:.1f} %); {100 * padding:.1f} % of the batch is padding."
+            )
+        else:
+            yield f"{title}{scored} of {real} tokens are targets ({100 * scored / real:.1f} %)."
+        if _aligned(batch) and scored > 0:
+            changed = int(((labels != -100) & (labels != batch["input_ids"])).sum())
+            if changed:
+                yield f"{title}{changed} of the targets are hidden or replaced ({100 * changed / scored:.1f} %)."
+    for name, value in batch.items():
+        if isinstance(value, Mapping) and "labels" in value:
+            yield from _rates(value, drawn, f"{name}: ")
+        elif name.endswith("_labels") and isinstance(value, Tensor) and value.numel():
+            kind = name.removesuffix("_labels")
+            shares = ", ".join(f"{c}: {int(n)}" for c, n in enumerate(value.bincount().tolist()))
+            yield f"{title}{kind}: {value.numel()} documents have a target ({shares})."

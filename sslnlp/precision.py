@@ -1,0 +1,42 @@
+"""Whether half precision pays on this machine: measured, because a CPU without bf16 units emulates it."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import torch
+
+log = logging.getLogger(__name__)
+
+SLOWER = 1.5
+"""A product that takes this much longer in bf16 than in float32 means that the CPU has no units for it."""
+
+
+def warn_if_slower(precision: str, device: torch.device) -> float | None:
+    """With `bf16` on a CPU: how many times longer one matrix product takes than in float32 (None elsewhere).
+
+    Takes about 20 ms, more where bf16 is emulated; says so in one line, because a run there would take ten times as
+    long as it has to.
+    """
+    if precision != "bf16" or device.type != "cpu":
+        return None
+    ratio = _seconds(torch.bfloat16) / _seconds(torch.float32)
+    if ratio > SLOWER:
+        log.warning(
+            "bf16 is %.0f times slower than float32 on this CPU, which has no units for it: set train.precision=no",
+            ratio,
+        )
+    return ratio
+
+
+def _seconds(dtype: torch.dtype) -> float:
+    """The shortest of three products [512, 256] × [256, 512]; the first call also builds the kernel."""
+    a, b = torch.ones(512, 256, dtype=dtype), torch.ones(256, 512, dtype=dtype)
+    a @ b
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        a @ b
+        times.append(time.perf_counter() - began)
+    return min(times)
