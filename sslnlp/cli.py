@@ -73,7 +73,7 @@ def tokenizer(
     data: Annotated[list[str], typer.Argument(metavar="DATA...", help="Files, globs, folders or hub names.")],
     out: Annotated[Path, typer.Option(help="Folder to write the tokenizer to.")],
     vocab_size: Annotated[int, typer.Option(help="Tokens in the vocabulary, specials included.")] = 8192,
-    algorithm: Annotated[str, typer.Option(help="bpe (byte-level), wordpiece or unigram.")] = "bpe",
+    algorithm: Annotated[str, typer.Option(help="bpe (byte-level), wordpiece, unigram or bytes.")] = "bpe",
     text: Annotated[str | None, typer.Option(help="The text column, when it is not obvious.")] = None,
     lowercase: Annotated[bool, typer.Option("--lowercase", help="Fold case; decoding then loses it.")] = False,
     memory_mb: Annotated[int, typer.Option(help="Memory the training may use, in MB.")] = 1024,

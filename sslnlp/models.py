@@ -246,23 +246,6 @@ def _load(config: ModelConfig, wraps: Any, extra: dict[str, Any]) -> PreTrainedM
     return model
 
 
-def set_output_prior(model: PreTrainedModel, counts_V: Tensor) -> bool:
-    """Start the bias of a fresh vocabulary head at the log frequency of each token; False when it has no bias.
-
-    Logits then begin at the unigram distribution. Adam moves a bias by about the learning rate a step, far too slowly
-    for a range of ten nats; meanwhile the network builds the frequencies into its hidden states and tied embeddings, as
-    a direction that all share. `counts_V`: occurrences of each token, [V]; one is added to each.
-    """
-    head = model.get_output_embeddings()
-    bias = getattr(head, "bias", None)
-    if bias is None or bias.shape != counts_V.shape:
-        return False
-    with torch.no_grad():
-        log_p_V = (counts_V.double() + 1).log()
-        bias.copy_((log_p_V - log_p_V.mean()).to(bias.dtype))
-    return True
-
-
 def max_positions(config: PreTrainedConfig) -> int | None:
     """The longest row a model of this configuration can read; None when nothing bounds it."""
     length = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)

@@ -44,6 +44,30 @@ class Pooling(nn.Module):
         return (hidden_BSH * mask_BS[..., None]).sum(1) / mask_BS.sum(1, keepdim=True).clamp(min=1)
 
 
+def document_count(document_ids_BS: Tensor) -> int:
+    """D: the most documents that a row of the batch holds, at least 1 (document ids count from 0; -1 = padding)."""
+    return max(1, int(document_ids_BS.max()) + 1)
+
+
+def document_pool(hidden_BSH: Tensor, document_ids_BS: Tensor, mode: str = "mean") -> Tensor:
+    """One vector a document of packed rows: [B, S, H] and int [B, S] (0, 1, ... in the row, -1 = padding) -> [B, D, H].
+
+    The modes are those of `Pooling`, taken inside each document; D is `document_count`. Zeros where a row has no such
+    document.
+    """
+    if mode not in POOLINGS:
+        raise UserError(f"unknown pooling {mode!r}; accepted: {', '.join(POOLINGS)}")
+    index_D = torch.arange(document_count(document_ids_BS), device=document_ids_BS.device)
+    own_BDS = document_ids_BS[:, None, :] == index_D[:, None]
+    if mode != "mean":
+        seen_BDS = own_BDS.int()
+        rank_BDS = (seen_BDS if mode == "cls" else seen_BDS.flip(-1)).cumsum(-1)
+        own_BDS = own_BDS & ((rank_BDS if mode == "cls" else rank_BDS.flip(-1)) == 1)
+    # A product with zeros and ones, because adding by index has no fixed order on a GPU.
+    total_BDH = own_BDS.to(hidden_BSH.dtype) @ hidden_BSH
+    return total_BDH / own_BDS.sum(-1, keepdim=True).clamp(min=1)
+
+
 class Teacher(nn.Module):
     """A frozen copy of a module that follows it as an exponential moving average (Tarvainen and Valpola, 2017).
 

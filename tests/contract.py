@@ -40,6 +40,8 @@ ARCHITECTURES = {
     "AutoModelForSeq2SeqLM": ("bart", "t5"),
     "AutoModelForPreTraining": ("electra",),
 }
+OPTIONS: dict[str, dict[str, Any]] = {"joint": {"weights": {"masked_lm": 1.0}}}
+"""Options that an objective cannot do without."""
 LEARNS: dict[str, float] = {}
 """Share of its first loss that an objective comes down to when it learns one batch by heart; 0.3 where none is said."""
 
@@ -64,25 +66,32 @@ def small_tokenizer() -> PreTrainedTokenizerBase:
     return train_tokenizer(corpus(), vocab_size=520)
 
 
+def objective_class(name: str) -> type[Objective]:
+    return get_objective(name).bound(OPTIONS.get(name, {}))
+
+
 def architectures(name: str) -> tuple[str, ...]:
-    cls = get_objective(name)
+    cls = objective_class(name)
     tried = ARCHITECTURES[cls.wraps.__name__]
     return tuple(one for one in tried if cls.refuses(AutoConfig.for_model(one)) is None)
 
 
 def make_objective(name: str, architecture: str | None = None, *, seed: int = 0, dropout: float = 0.0) -> Objective:
-    cls = get_objective(name)
+    cls = objective_class(name)
     extra = {"num_labels": 3} if "Classification" in cls.wraps.__name__ else {}
     config = ModelConfig(architecture=architecture or architectures(name)[0], size="nano", dropout=dropout)
-    return cls(build_model(config, small_tokenizer(), cls.wraps, max_length=LENGTH, seed=seed, **extra))
+    return cls(
+        build_model(config, small_tokenizer(), cls.wraps, max_length=LENGTH, seed=seed, **extra),
+        **OPTIONS.get(name, {}),
+    )
 
 
 def make_collator(name: str, seed: int = 0) -> Collator:
-    cls = get_objective(name)
+    cls = objective_class(name)
     tokenizer = set_framing(small_tokenizer(), cls.framing)
     collator = get_collator(cls.collator)
     lengths = dict.fromkeys(getattr(collator, "lengths", ()), LENGTH)
-    return collator(tokenizer=tokenizer, seed=seed, **lengths)
+    return collator(tokenizer=tokenizer, seed=seed, **cls.collator_options(lengths))
 
 
 @functools.cache
@@ -92,10 +101,14 @@ def _store() -> Any:
 
 
 def make_stream(name: str, seed: int = 0) -> Stream:
-    cls = get_objective(name)
+    cls = objective_class(name)
     if get_collator(cls.collator).reads == "tokens":
         frame = framing(small_tokenizer(), cls.framing)
-        rows: Any = PackedRows(_store(), LENGTH, frame.prefix, frame.suffix, suffix_every_piece=not cls.framing)
+        collator = make_collator(name)
+        rows: Any = PackedRows(
+            _store(), collator.source_length(LENGTH), frame.prefix, frame.suffix,
+            suffix_every_piece=cls.framing != "decoder", reserve=collator.reserve,
+        )  # fmt: skip
     else:
         halves = [text.split(". ", 1) for text in corpus()]
         columns = {

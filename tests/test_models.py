@@ -25,7 +25,6 @@ from sslnlp.models import (
     prediction_head,
     scored_logits,
     seq2seq_logits,
-    set_output_prior,
 )
 from sslnlp.nn import row_keyed_dropout
 
@@ -157,20 +156,6 @@ def test_a_checkpoint_must_fit_tokenizer_and_rows(tokenizer: PreTrainedTokenizer
     weights.write_bytes(weights.read_bytes()[:5000])
     with pytest.raises(UserError, match="cannot load model"):
         build_model(again, tokenizer, AutoModelForMaskedLM, max_length=64)
-
-
-@pytest.mark.parametrize(("architecture", "biased"), [("bert", True), ("modernbert", True), ("llama", False)])
-def test_a_fresh_head_starts_at_the_unigram_distribution(
-    architecture: str, biased: bool, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    model = build_model(
-        ModelConfig(architecture=architecture, size="nano"), tokenizer, WRAPS[architecture], max_length=64
-    )
-    counts = torch.arange(len(tokenizer))
-    assert set_output_prior(model, counts) is biased
-    if biased:
-        expected = (counts + 1) / (counts + 1).sum()
-        assert torch.allclose(model.get_output_embeddings().bias.softmax(0), expected.float(), rtol=1e-3)
 
 
 def pairs(tokenizer: PreTrainedTokenizerBase) -> dict[str, torch.Tensor]:

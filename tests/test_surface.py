@@ -51,6 +51,10 @@ train.save_every train.schedule train.seed train.steps train.trackers train.warm
 COLLATOR_OPTIONS = {
     "causal_lm": "",
     "classification": "label_names max_length",
+    "denoising": "delete eval_rate infill mask mean_span permute rate rate_end rotate",
+    "fim": "rate spm",
+    "hybrid": "eval_rate masked_share rate rate_end replace unit",
+    "joint": "parts",
     "masked_lm": "eval_rate rate rate_end replace unit",
     "ranking": "document_length document_prefix num_negatives query_length query_prefix",
 }
@@ -58,6 +62,9 @@ COLLATOR_OPTIONS = {
 OBJECTIVE_OPTIONS = {
     "causal_lm": "",
     "classification": "class_weights label_smoothing",
+    "fim": "",
+    "hybrid": "masked_weight",
+    "joint": "options weights",
     "masked_lm": "label_smoothing",
     "ranking": "pooling symmetric temperature",
 }

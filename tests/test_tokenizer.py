@@ -59,6 +59,33 @@ def test_byte_level_gives_back_any_text(text):
     assert tokenizer.unk_token_id not in ids
 
 
+@given(st.text(max_size=60))
+@settings(max_examples=200, deadline=None)
+def test_bytes_are_the_bytes_of_the_text(text):
+    """Byte b is id len(SPECIALS) + b: nothing to train, nothing unknown, and the text comes back whole."""
+    tokenizer = tiny("bytes")
+    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    assert ids == [len(SPECIALS) + byte for byte in text.encode()]
+    assert tokenizer.decode(ids) == text
+
+
+def test_bytes_need_no_text_and_no_size(tmp_path):
+    tokenizer = train_tokenizer(iter([]), vocab_size=7, algorithm="bytes")
+    assert len(tokenizer) == len(SPECIALS) + 256
+    assert tokenizer.get_vocab() == tiny("bytes").get_vocab()
+    assert tokenizer.convert_tokens_to_ids(list(SPECIALS)) == list(range(len(SPECIALS)))
+    assert special_mask(tokenizer).sum() == len(SPECIALS)
+    np.testing.assert_array_equal(drawable_ids(tokenizer), np.arange(len(SPECIALS), len(tokenizer)))
+    set_framing(tokenizer, "decoder").save_pretrained(tmp_path)
+    reloaded = AutoTokenizer.from_pretrained(tmp_path)
+    for text in [*ENGLISH, *CHINESE, "  two  spaces\n\nand lines\t!", "🙂 [MASK] <extra_id_3>", "\x00\x7f\x85"]:
+        assert reloaded(text)["input_ids"] == tokenizer(text)["input_ids"]
+        assert reloaded.decode(reloaded(text, add_special_tokens=False)["input_ids"]) == text
+    assert tokenizer("é")["input_ids"] == [tokenizer.bos_token_id, len(SPECIALS) + 0xC3, len(SPECIALS) + 0xA9]
+    lowered = train_tokenizer([], algorithm="bytes", lowercase=True)
+    assert lowered.decode(lowered("The É", add_special_tokens=False)["input_ids"]) == "the é"
+
+
 def test_training_merges_frequent_words_whole():
     tokenizer = train_tokenizer(["gazebo " * 50, "the lamp is lit"], vocab_size=400)
     assert len(tokenizer.tokenize(" gazebo")) == 1
@@ -134,7 +161,7 @@ def test_one_enormous_line_is_trained_on():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"algorithm": "bp"}, ["'bp'", "bpe, unigram, wordpiece"]),
+        ({"algorithm": "bp"}, ["'bp'", "bpe, bytes, unigram, wordpiece"]),
         ({"vocab_size": 300}, ["vocab_size=300", str(len(SPECIALS) + 256)]),
         ({"vocab_size": 120, "algorithm": "wordpiece"}, ["vocab_size=120", "wordpiece", "bpe"]),
         ({"vocab_size": 120, "algorithm": "unigram"}, ["vocab_size=120", "unigram"]),

@@ -5,7 +5,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from sslnlp.errors import UserError
-from sslnlp.tokenizer import contract, train_tokenizer
+from sslnlp.tokenizer import Contract, contract, train_tokenizer
 from sslnlp.tokenizer.contract import ADVICE
 from tests.tiny_tokenizers import CHINESE, ENGLISH, KINDS, tiny
 
@@ -23,6 +23,14 @@ def test_our_own_tokenizers(kind):
     assert measured.figures["word_start_agreement"] > (0.98 if kind == "unigram" else 0.999)
     # Capitals that the page never used are unknown to all but bytes.
     assert (measured.figures["unknown_rate"] == 0) == (kind == "bpe")
+
+
+def test_bytes_keep_the_whole_contract():
+    measured = contract(tiny("bytes"), MESSY)
+    assert all(measured.facts.values())
+    assert measured.figures["bytes_per_token"] == 1
+    assert measured.figures["unknown_rate"] == 0
+    assert measured.figures["word_start_agreement"] > 0.999
 
 
 def test_unigram_round_trip_is_exact_where_it_knows_the_characters():
@@ -75,6 +83,10 @@ def test_require_names_the_fact_and_the_fix():
     measured.require(["pad", "eos", "specials_excluded"])
     with pytest.raises(UserError, match=r"'mask'.*sslnlp tokenizer"):
         measured.require(["pad", "mask"])
+    for missing in ("fim", "modes"):
+        assert measured.facts[missing]
+        with pytest.raises(UserError, match=rf"{missing}.*sslnlp tokenizer"):
+            Contract(measured.facts | {missing: False}, measured.figures).require([missing])
     with pytest.raises(UserError, match="'sentinels'"):
         measured.require(["sentinel"])
 

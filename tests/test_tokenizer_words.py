@@ -69,9 +69,9 @@ def byte_map():
 
 
 def test_byte_characters_match_the_library():
-    from sslnlp.tokenizer.words import _byte_characters
+    from sslnlp.tokenizer.words import byte_characters
 
-    ours = _byte_characters()
+    ours = byte_characters()
     for byte, character in byte_map().items():
         assert ours[byte] == character
 
@@ -101,6 +101,12 @@ def test_single_bytes_still_make_whole_words():
     assert words(bytes_only(), "шуба «мех»") == ["шуба", "«", "мех", "»"]
     assert words(bytes_only(), "数船 很") == ["数", "船", "很"]
     assert words(bytes_only(), "ok 🙂🙂") == ["ok", "🙂", "🙂"]
+
+
+def test_our_bytes_make_whole_words():
+    assert words(tiny("bytes"), "the café, 3rd of May 数船 🙂🙂") == (
+        ["the", "café", ",", "3rd", "of", "May", "数", "船", "🙂", "🙂"]
+    )
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,10 @@ __all__ = ["COLLATORS", "Collator", "get_collator"]
 COLLATORS: dict[str, str] = {
     "causal_lm": "sslnlp.collators.causal_lm:CausalLMCollator",
     "classification": "sslnlp.collators.classification:ClassificationCollator",
+    "denoising": "sslnlp.collators.denoising:DenoisingCollator",
+    "fim": "sslnlp.collators.fim:FimCollator",
+    "hybrid": "sslnlp.collators.hybrid:HybridCollator",
+    "joint": "sslnlp.collators.joint:JointCollator",
     "masked_lm": "sslnlp.collators.masked_lm:MaskedLMCollator",
     "ranking": "sslnlp.collators.ranking:RankingCollator",
 }

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from transformers import PreTrainedTokenizerBase
 
@@ -47,6 +47,11 @@ class Collator(ABC):
     @abstractmethod
     def __call__(self, rows: Sequence[Row]) -> Batch:
         """Collate rows into a batch whose keys include `makes`."""
+
+    @classmethod
+    def bound(cls, options: Mapping[str, Any]) -> type[Collator]:
+        """The class that these options make; another one only where what it makes or requires depends on them."""
+        return cls
 
     @property
     def reserve(self) -> int:

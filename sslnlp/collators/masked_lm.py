@@ -87,12 +87,18 @@ class MaskedLMCollator(Collator):
     def __call__(self, rows: Sequence[Row]) -> Batch:
         block = token_block(rows, self.tokenizer)
         positions = block.positions if block.positions is not None else self._fresh.draw(len(rows))
-        targets = self._targets(block, positions)
-        labels = np.where(targets, block.input_ids, IGNORED)
-        batch = block.batch(self._corrupted(block.input_ids, targets, positions), labels)
+        corrupted, targets = self.corrupt(block, positions)
+        batch = block.batch(corrupted, np.where(targets, block.input_ids, IGNORED))
         if block.positions is not None:
             batch["target_index"] = torch.from_numpy(np.flatnonzero(targets))
         return batch
+
+    def corrupt(
+        self, block: TokenBlock, positions: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """The masked ids [B, S] of rows at `positions` [B], and which of them are targets."""
+        targets = self._targets(block, positions)
+        return self._corrupted(block.input_ids, targets, positions), targets
 
     def _targets(self, block: TokenBlock, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """bool [B, S]: the tokens to be hidden."""

@@ -10,6 +10,9 @@ __all__ = ["OBJECTIVES", "Objective", "get_objective"]
 OBJECTIVES: dict[str, str] = {
     "causal_lm": "sslnlp.objectives.causal_lm:CausalLM",
     "classification": "sslnlp.objectives.classification:Classification",
+    "fim": "sslnlp.objectives.fim:Fim",
+    "hybrid": "sslnlp.objectives.hybrid:Hybrid",
+    "joint": "sslnlp.objectives.joint:Joint",
     "masked_lm": "sslnlp.objectives.masked_lm:MaskedLM",
     "ranking": "sslnlp.objectives.ranking:Ranking",
 }

@@ -39,6 +39,8 @@ class Objective(nn.Module, ABC):
     text), `seq2seq` bos ... eos around every piece, or eos alone where the tokenizer has no bos (T5)."""
     shifted: ClassVar[bool] = False
     """Label s is predicted from position s - 1, as in causal models; the collator must say the same."""
+    parts: ClassVar[Mapping[str, type[Objective]]] = MappingProxyType({})
+    """The objectives this one is made of, each of which is checked against its own collator."""
     modes: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
     """Ways the export is meant to be used that differ in fields of its config: mode -> fields. The export stores the
     logits of each mode on a probe, so that an installation that computes something else is found out."""
@@ -67,6 +69,11 @@ class Objective(nn.Module, ABC):
     def bound(cls, options: Mapping[str, Any]) -> type[Objective]:
         """The class that these options make; another one only where what it needs or wraps depends on them."""
         return cls
+
+    @classmethod
+    def collator_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options of the collator, with those that the objective settles filled in."""
+        return dict(options)
 
     @classmethod
     def refuses(cls, config: PreTrainedConfig) -> str | None:

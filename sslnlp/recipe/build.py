@@ -27,7 +27,7 @@ from sslnlp.data.store import TokenStore
 from sslnlp.data.stream import RowSource, Stream
 from sslnlp.data.table import TableRows
 from sslnlp.errors import UserError
-from sslnlp.models import build_model, max_positions, set_output_prior
+from sslnlp.models import build_model, max_positions
 from sslnlp.objectives.base import Objective
 from sslnlp.recipe.check import check_recipe, stock_config
 from sslnlp.recipe.inherit import inherit
@@ -117,10 +117,6 @@ def build_objective(parts: Parts) -> Objective:
         recipe.model, parts.tokenizer, recipe.objective_class.wraps,
         max_length=parts.max_length, seed=recipe.train.seed, **extra,
     )  # fmt: skip
-    store = getattr(parts.stream.source, "store", None)
-    if recipe.model.pretrained is None and isinstance(store, TokenStore):
-        vocabulary = model.get_input_embeddings().weight.shape[0]
-        set_output_prior(model, torch.from_numpy(store.counts(vocabulary)))
     return recipe.objective_class(model, **recipe.objective.options)
 
 

@@ -55,10 +55,13 @@ def _importable(name: str) -> bool:
 
 def check_recipe(recipe: Recipe) -> None:
     """All of it for a recipe: the pair, its options, and the model's form."""
-    objective, collator = recipe.objective_class, recipe.collator_class
-    check(collator, objective)
-    recipe.objective.options = bind("objective", objective, recipe.objective.options)
-    recipe.collator.options = bind("collator", collator, recipe.collator.options)
+    recipe.objective.options = bind("objective", recipe.objective_class, recipe.objective.options)
+    objective = recipe.objective_class
+    options = objective.collator_options(recipe.collator.options)
+    recipe.collator.options = bind("collator", recipe.collator_class, options)
+    check(recipe.collator_class, objective)
+    for part in objective.parts.values():
+        check(get_collator(part.collator), part)
     check_model(recipe.model, objective)
     if recipe.data.train is None:
         raise UserError("no training data: give data.train=FILE, a glob, a folder or a hub name")

@@ -20,7 +20,7 @@ from sslnlp.objectives.base import Objective
 from sslnlp.recipe.overrides import coerce, fields_of, keywords_of
 from sslnlp.train import TrainConfig
 
-Algorithm = Literal["bpe", "wordpiece", "unigram"]
+Algorithm = Literal["bpe", "wordpiece", "unigram", "bytes"]
 
 _SET_BY_THE_RUN = {"tokenizer", "seed", "horizon"}
 """Collator fields that are facts of the run, not options of a recipe."""
@@ -51,6 +51,7 @@ class TokenizerConfig:
     """A folder or hub name. None: the tokenizer of `model.pretrained`, else a new one trained on the data."""
     algorithm: Algorithm = "bpe"
     vocab_size: int = 8192
+    """Specials counted. `algorithm=bytes` has its 256 bytes and no choice."""
     lowercase: bool = False
     memory_mb: int = 1024
     """Memory budget of the training; text is counted in passes that fit."""
@@ -76,11 +77,11 @@ class Recipe:
     def objective_class(self) -> type[Objective]:
         if self.objective.name is None:
             raise UserError("the recipe names no objective: give objective.name (for example masked_lm)")
-        return get_objective(self.objective.name)
+        return get_objective(self.objective.name).bound(self.objective.options)
 
     @property
     def collator_class(self) -> type[Collator]:
-        return get_collator(self.collator.name or self.objective_class.collator)
+        return get_collator(self.collator.name or self.objective_class.collator).bound(self.collator.options)
 
 
 SECTIONS = tuple(f.name for f in dataclasses.fields(Recipe) if f.init and f.name not in {"out", "name"})

@@ -1,7 +1,8 @@
-"""Tokenizers: train, load, frame, find word boundaries, and check the contract with an objective."""
+"""Tokenizers: train, load, frame, find word and sentence boundaries, and check the contract with an objective."""
 
 from sslnlp.tokenizer.contract import Contract, contract
 from sslnlp.tokenizer.framing import Framing, Style, framing, set_framing
+from sslnlp.tokenizer.sentences import SentenceBoundaries, sentence_boundaries
 from sslnlp.tokenizer.specials import SENTINELS, SPECIALS, drawable_ids, load_tokenizer, special_id, special_mask
 from sslnlp.tokenizer.training import train_tokenizer
 from sslnlp.tokenizer.words import WordBoundaries, word_boundaries
@@ -11,12 +12,14 @@ __all__ = [
     "SPECIALS",
     "Contract",
     "Framing",
+    "SentenceBoundaries",
     "Style",
     "WordBoundaries",
     "contract",
     "drawable_ids",
     "framing",
     "load_tokenizer",
+    "sentence_boundaries",
     "set_framing",
     "special_id",
     "special_mask",

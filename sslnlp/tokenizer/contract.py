@@ -10,7 +10,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from sslnlp.errors import UserError, suggest
-from sslnlp.tokenizer.specials import drawable_ids, special_id, special_mask
+from sslnlp.tokenizer.specials import FIM, MODES, drawable_ids, special_id, special_mask
 from sslnlp.tokenizer.words import character_class, word_boundaries
 
 ADVICE: Final[dict[str, str]] = {
@@ -25,6 +25,8 @@ ADVICE: Final[dict[str, str]] = {
     "eos": "it has no end-of-text token; set eos_token",
     "cls_sep": "it has no cls and sep tokens; set them, or use a tokenizer trained with `sslnlp tokenizer`",
     "sentinels": "it has no <extra_id_0>, <extra_id_1>, ... tokens; train one with `sslnlp tokenizer`",
+    "modes": "it has no [NLU], [NLG] and [S2S] tokens; train one with `sslnlp tokenizer`",
+    "fim": "it has no <|fim_prefix|>, <|fim_middle|> and <|fim_suffix|> tokens; train one with `sslnlp tokenizer`",
 }
 """Each fact of the contract, and what to do where it does not hold."""
 
@@ -86,6 +88,7 @@ def contract(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Contra
         "word_start_agreement": agreement,
     }
     has = {role: special_id(tokenizer, role) is not None for role in ("mask", "pad", "bos", "eos", "cls", "sep")}
+    vocabulary = tokenizer.get_vocab().keys()
     facts = {
         "mask": has["mask"],
         "pad": has["pad"],
@@ -96,7 +99,9 @@ def contract(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Contra
         "bos": has["bos"] or has["eos"],
         "eos": has["eos"],
         "cls_sep": has["cls"] and has["sep"],
-        "sentinels": {"<extra_id_0>", "<extra_id_1>"} <= tokenizer.get_vocab().keys(),
+        "sentinels": {"<extra_id_0>", "<extra_id_1>"} <= vocabulary,
+        "modes": set(MODES) <= vocabulary,
+        "fim": set(FIM) <= vocabulary,
     }
     return Contract(facts, figures)
 

@@ -15,6 +15,7 @@ from sslnlp.errors import UserError, suggest
 from sslnlp.tokenizer.counting import WordCounts
 from sslnlp.tokenizer.framing import set_framing
 from sslnlp.tokenizer.specials import EXTRA, ROLES, SPECIALS
+from sslnlp.tokenizer.words import byte_characters
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +23,8 @@ MAX_WORDS: Final = 1 << 24
 """Word occurrences a trainer is fed at most; larger counts are thinned evenly (about 7 s of feeding)."""
 MAX_SYMBOLS: Final = 1 << 30
 """Characters it is fed at most: the trainers add up pairs in 32-bit integers that overflow without a word."""
+BYTES: Final = "bytes"
+"""The algorithm that needs no training."""
 _SEPARATOR = "\0"  # between words on their way to the trainer; taken out of the words themselves
 
 
@@ -53,16 +56,21 @@ def train_tokenizer(
 
     `algorithm`: `bpe` (byte-level; decodes to exactly what was encoded, has no unknown token), `wordpiece` (BERT's
     normaliser; white space is lost) or `unigram` (▁ for spaces; Kudo, 2018). `vocab_size` counts the specials; a
-    small corpus may give fewer. `lowercase` folds case in all three. Texts are read once, as a stream: only word
+    small corpus may give fewer. `lowercase` folds case in all. Texts are read once, as a stream: only word
     counts are kept, in about `memory_mb` MiB, and rare words are dropped (and logged) beyond it.
+
+    `bytes` trains nothing and reads no text: its vocabulary is the 256 bytes of UTF-8 behind the specials (byte b has
+    id `len(SPECIALS) + b`), whatever `vocab_size` is, and it decodes to exactly what was encoded.
 
     The result frames like an encoder; `set_framing(tokenizer, "decoder")` makes it a decoder's.
     Raises `UserError` for an unknown algorithm, no text, or a `vocab_size` that cannot hold specials and alphabet.
     """
-    if algorithm not in _ALGORITHMS:
-        raise UserError(f"unknown tokenizer algorithm {algorithm!r}.{suggest(algorithm, _ALGORITHMS)}")
+    if algorithm not in (*_ALGORITHMS, BYTES):
+        raise UserError(f"unknown tokenizer algorithm {algorithm!r}.{suggest(algorithm, (*_ALGORITHMS, BYTES))}")
     if memory_mb < 1:
         raise UserError(f"memory_mb must be at least 1, got {memory_mb}")
+    if algorithm == BYTES:
+        return _wrap(_bytes(lowercase))
     kind = _ALGORITHMS[algorithm]
     split = _splitter(kind.normalizer(lowercase), kind.count())
     counts = WordCounts(split=split, memory_mb=memory_mb, bytes_per_word=kind.bytes_per_word)
@@ -94,6 +102,20 @@ def train_tokenizer(
     backend.pre_tokenizer = kind.pre_tokenizer()
     backend.decoder = kind.decoder()
     return _wrap(backend)
+
+
+def _bytes(lowercase: bool) -> Tokenizer:
+    """Byte-level BPE without a single merge: what every stock installation can load, and no model file of our own."""
+    spelling = byte_characters()
+    tokens = [*SPECIALS, *(spelling[byte] for byte in range(256))]
+    backend = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=[]))
+    backend.add_special_tokens(list(SPECIALS))
+    if lowercase:
+        backend.normalizer = normalizers.Lowercase()
+    # Without merges the usual split into words changes nothing but the time it takes.
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    return backend
 
 
 def _splitter(normalizer: Any, pre_tokenizer: Any) -> Callable[[str], list[str]]:

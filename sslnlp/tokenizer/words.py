@@ -94,21 +94,30 @@ def word_boundaries(tokenizer: PreTrainedTokenizerBase) -> WordBoundaries:
 
 def _describer(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], int]:
     """From a vocabulary entry to its flags, by what the tokenizer says of itself."""
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    model = backend["model"]
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     if model["type"] == "WordPiece":
         continuing = model["continuing_subword_prefix"]
         return lambda token: NEVER if token.startswith(continuing) else ALWAYS
+    spelling = token_spelling(tokenizer)
+    return (lambda token: _flags(spelling(token))) if spelling else lambda _: ALWAYS
+
+
+def token_spelling(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], bytes] | None:
+    """From a vocabulary entry to the UTF-8 bytes it stands for, which may begin and end inside a character.
+
+    None where the vocabulary does not say where spaces were (WordPiece, vocabularies of whole words).
+    """
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    if backend["model"]["type"] == "WordPiece":
+        return None
     kinds = {part["type"]: part for key in ("pre_tokenizer", "decoder") for part in _parts(backend[key])}
     if "ByteLevel" in kinds:
-        inverse = {character: byte for byte, character in _byte_characters().items()}
-        return lambda token: _flags(
-            bytes(inverse[c] for c in token) if all(c in inverse for c in token) else token.encode()
-        )
+        inverse = {character: byte for byte, character in byte_characters().items()}
+        return lambda token: bytes(inverse[c] for c in token) if all(c in inverse for c in token) else token.encode()
     space = kinds.get("Metaspace", {}).get("replacement", "▁")
     if "Metaspace" in kinds or any(token.startswith(space) for token in tokenizer.get_vocab()):
-        return lambda token: _flags(_metaspace_bytes(token, space))
-    return lambda _: ALWAYS  # a vocabulary of whole words
+        return lambda token: _metaspace_bytes(token, space)
+    return None
 
 
 def _parts(component: dict[str, Any] | None) -> list[dict[str, Any]]:
@@ -126,7 +135,7 @@ def _metaspace_bytes(token: str, space: str) -> bytes:
     return token.replace(space, " ").encode()
 
 
-def _byte_characters() -> dict[int, str]:
+def byte_characters() -> dict[int, str]:
     """Byte to printable character, the map of byte-level tokenizers (Radford et al., 2019).
 
     Printable Latin-1 bytes stand for themselves; the others are numbered upwards from U+0100.
@@ -141,7 +150,7 @@ def _flags(raw: bytes) -> int:
     body = raw.lstrip(bytes(range(0x80, 0xC0)))
     if not body:
         return NEVER | INHERIT
-    text = _complete(body)
+    text = complete_characters(body)
     last = OPEN if character_class(text[-1]) == "word" else 0
     if len(body) < len(raw):
         return NEVER | last
@@ -150,7 +159,7 @@ def _flags(raw: bytes) -> int:
     return last if character_class(text[0]) == "word" else ALWAYS | last
 
 
-def _complete(body: bytes) -> str:
+def complete_characters(body: bytes) -> str:
     """`body` as text, a character cut off at its end filled up to one of the same block (`E4 B8` is some Han sign)."""
     for filler in (b"\xa0", b"\xbf", b"\x80", b"\x90"):
         for n in range(4):

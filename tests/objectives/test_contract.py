@@ -14,9 +14,8 @@ import pytest
 import torch
 import transformers
 
-from sslnlp.collators import get_collator
 from sslnlp.metrics import read_metrics
-from sslnlp.objectives import OBJECTIVES, get_objective
+from sslnlp.objectives import OBJECTIVES
 from tests.contract import (
     LEARNS,
     architectures,
@@ -26,12 +25,13 @@ from tests.contract import (
     make_objective,
     make_stream,
     make_trainer,
+    objective_class,
     one_batch,
 )
 
 NAMES = sorted(OBJECTIVES)
 PAIRS = [(name, architecture) for name in NAMES for architecture in architectures(name)]
-INDEPENDENT = [name for name in NAMES if not get_objective(name).couples_rows]
+INDEPENDENT = [name for name in NAMES if not objective_class(name).couples_rows]
 
 
 def flatten(batch: Any, prefix: str = "") -> dict[str, torch.Tensor]:
@@ -43,8 +43,8 @@ def flatten(batch: Any, prefix: str = "") -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_names_agree_and_needs_are_made(name: str) -> None:
-    cls = get_objective(name)
-    collator = get_collator(cls.collator)
+    cls = objective_class(name)
+    collator = type(make_collator(name)).bound(cls.collator_options({}))
     assert (cls.name, collator.name) == (name, cls.collator)
     assert cls.needs <= collator.makes
     assert collator.makes <= set(one_batch(name))
