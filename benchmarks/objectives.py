@@ -3,7 +3,7 @@
     python -m benchmarks.objectives train TRAIN VALID OUT [--tokens 4_000_000] [--size tiny] [--only NAME ...]
     python -m benchmarks.objectives table OUT [--figure FILE.svg]
 
-One BPE tokenizer is trained on 10 MiB of TRAIN and shared (but for the bytes). Encoders are `bert`, decoders `llama`,
+One BPE tokenizer is trained on 10 MiB of TRAIN and shared (but for the bytes). Encoders are `modernbert`, but for `electra`'s own; decoders `llama`,
 encoder-decoders `bart` and `t5`: parameters differ with the form, the table says how many. A budget counts the tokens
 of text that rows hold, once a row is read. Each run writes OUT/<name>/ (a run's folder) and OUT/<name>.json; a run
 whose JSON is there is not run again. `python -m benchmarks.probes` measures the same checkpoints on what they are for.
@@ -34,11 +34,13 @@ from sslnlp.recipe.build import Parts, build_parts, resolve
 from sslnlp.tokenizer import train_tokenizer
 from sslnlp.train import Interrupted
 
-BERT = {"recipe": "pretrain_bert", "model.architecture": "bert"}
+BERT = {"recipe": "pretrain_bert", "collator.replace": "mask"}
+PLAIN = {"recipe": "pretrain_bert"}
 GPT = {"recipe": "pretrain_gpt"}
 
 RUNS: dict[str, dict[str, Any]] = {
     "masked_lm": BERT,
+    "masked_lm, 80/10/10": BERT | {"collator.replace": "bert"},
     "causal_lm": GPT,
     "causal_lm, bytes": GPT | {"tokenizer.algorithm": "bytes"},
     "denoising": {"recipe": "pretrain_bart"},
@@ -50,14 +52,14 @@ RUNS: dict[str, dict[str, Any]] = {
     "electra": {"recipe": "pretrain_electra"},
     "electra, corrective": {"recipe": "pretrain_electra", "objective.corrective": "true"},
     "hybrid": {"recipe": "pretrain_hybrid"},
-    "masked_diffusion": BERT | {"objective.name": "masked_diffusion"},
-    "sentence_order": BERT | {"objective.name": "sentence_order"},
-    "segment_order": BERT | {"objective.name": "segment_order"},
-    "tsdae": {"recipe": "embed_tsdae", "model.architecture": "bert"},
-    "vae": BERT | {"objective.name": "vae"},
-    "retromae": {"recipe": "embed_retromae", "model.architecture": "bert"},
-    "data2vec": BERT | {"objective.name": "data2vec"},
-    "joint": BERT | {"objective.name": "joint", "objective.weights": '{"masked_lm": 1.0, "data2vec": 1.0}'},
+    "masked_diffusion": PLAIN | {"objective.name": "masked_diffusion"},
+    "sentence_order": PLAIN | {"objective.name": "sentence_order", "collator.replace": "mask"},
+    "segment_order": PLAIN | {"objective.name": "segment_order", "collator.replace": "mask"},
+    "tsdae": {"recipe": "embed_tsdae"},
+    "vae": PLAIN | {"objective.name": "vae"},
+    "retromae": {"recipe": "embed_retromae"},
+    "data2vec": PLAIN | {"objective.name": "data2vec", "collator.replace": "mask"},
+    "joint": PLAIN | {"objective.name": "joint", "objective.weights": '{"masked_lm": 1.0, "data2vec": 1.0}'},
 }
 
 DECODERS = ("causal_lm", "causal_lm, bytes", "ul2_decoder", "prefix_lm", "fim", "hybrid")
@@ -65,6 +67,7 @@ DECODERS = ("causal_lm", "causal_lm, bytes", "ul2_decoder", "prefix_lm", "fim", 
 SHOWN: dict[str, list[tuple[str, str]]] = {
     # run -> (figure of its JSON, the baseline beside it: a number, or the name of another figure)
     "masked_lm": [("accuracy", "most_frequent"), ("loss", "unigram_loss")],
+    "masked_lm, 80/10/10": [("accuracy", "most_frequent"), ("loss", "unigram_loss")],
     "causal_lm": [("bits_per_byte", "unigram_bits_per_byte"), ("accuracy", "most_frequent")],
     "causal_lm, bytes": [("bits_per_byte", "unigram_bits_per_byte")],
     "denoising": [("rebuilt_accuracy", "most_frequent"), ("accuracy", "")],
@@ -90,7 +93,7 @@ console = Console(width=120)
 
 
 def file_name(name: str) -> str:
-    return name.replace(", ", "-")
+    return name.replace(", ", "-").replace("/", "")
 
 
 def keys_of(name: str, arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
@@ -106,7 +109,6 @@ def keys_of(name: str, arguments: argparse.Namespace) -> tuple[str, dict[str, An
         "train.steps": max(1, arguments.tokens // tokens),
         "train.batch_size": arguments.batch_size,
         "train.lr": arguments.lr,
-        "train.eps": 1e-6,
         "train.precision": arguments.precision,
         "train.save_every": 10**9,
         "train.eval_every": 10**9,

@@ -47,8 +47,17 @@ from sslnlp.evaluation.beir import load_beir
 from sslnlp.evaluation.ranking import nearest, ranking_measures
 from sslnlp.search.encoder import Encoder
 
-UNTRAINED = {"untrained bert": "masked_lm", "untrained llama": "causal_lm", "untrained t5": "span_corruption"}
-MASKED = ("masked_lm", "masked_diffusion", "sentence_order", "segment_order", "retromae", "joint", "hybrid")
+UNTRAINED = {"untrained modernbert": "masked_lm", "untrained llama": "causal_lm", "untrained t5": "span_corruption"}
+MASKED = (
+    "masked_lm",
+    "masked_lm, 80/10/10",
+    "masked_diffusion",
+    "sentence_order",
+    "segment_order",
+    "retromae",
+    "joint",
+    "hybrid",
+)
 console = Console(width=110)
 Vectors = np.ndarray[Any, np.dtype[np.float32]]
 
