@@ -3,10 +3,11 @@
     python -m benchmarks.objectives train TRAIN VALID OUT [--tokens 4_000_000] [--size tiny] [--only NAME ...]
     python -m benchmarks.objectives table OUT [--figure FILE.svg]
 
-One BPE tokenizer is trained on 10 MiB of TRAIN and shared (but for the bytes). Encoders are `modernbert`, but for `electra`'s own; decoders `llama`,
-encoder-decoders `bart` and `t5`: parameters differ with the form, the table says how many. A budget counts the tokens
-of text that rows hold, once a row is read. Each run writes OUT/<name>/ (a run's folder) and OUT/<name>.json; a run
-whose JSON is there is not run again. `python -m benchmarks.probes` measures the same checkpoints on what they are for.
+One BPE tokenizer is trained on 10 MiB of TRAIN and shared (but for the bytes). Encoders are `modernbert`, but for
+`electra`'s own; decoders `llama`, encoder-decoders `bart` and `t5`: parameters differ with the form, the table says how
+many. A budget counts the tokens of text that rows hold, once a row is read. Each run writes OUT/<name>/ (a run's
+folder) and OUT/<name>.json; a run whose JSON is there is not run again. `python -m benchmarks.probes` measures the same
+checkpoints on what they are for.
 """
 
 from __future__ import annotations

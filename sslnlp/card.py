@@ -40,7 +40,7 @@ class CardFacts:
     """What the card is written from. All optional but the title: a fact that is not known is left out, never guessed.
 
     `export_model` fills in `architecture`, `parameters`, `max_length`, `pooling`, `normalize` and `label_names` from
-    the model itself; the caller brings what only the run knows.
+    the model itself, and `modes`; the caller brings what only the run knows.
     """
 
     title: str
@@ -83,6 +83,8 @@ class CardFacts:
     """Set for an embedder: how token vectors become one."""
     normalize: bool = True
     label_names: Iterable[str] = ()
+    modes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Ways the model is meant to be used: name -> fields of the configuration."""
 
     @classmethod
     def of(cls, facts: CardFacts | Mapping[str, Any]) -> CardFacts:
@@ -129,6 +131,7 @@ def model_card(facts: CardFacts | Mapping[str, Any]) -> str:
         f"# {_plain(facts.title)}",
         _summary(facts),
         "## How to load\n\n" + _snippet(facts),
+        _modes(facts),
         _table("Model", _model_rows(facts)),
         _table("Training data", _data_rows(facts)),
         _table("Training", _training_rows(facts)),
@@ -210,6 +213,30 @@ def _snippet(facts: CardFacts) -> str:
             f'model = {auto}.from_pretrained("PATH_OR_NAME")',
         ]
     return "```python\n" + "\n".join(lines) + "\n```"
+
+
+def _modes(facts: CardFacts) -> str:
+    """How to load the model in each of its ways; an empty string where it has only one."""
+    if not facts.modes:
+        return ""
+    _, auto = _task(facts)
+    lines = [f"from transformers import AutoConfig, {auto}", "", 'config = AutoConfig.from_pretrained("PATH_OR_NAME")']
+    for name, settings in facts.modes.items():
+        lines += [f"config.{key} = {value!r}  # {_one_line(name)}" for key, value in settings.items()]
+        lines.append(
+            f'{re.sub(r"[^a-z0-9]+", "_", name.lower())} = {auto}.from_pretrained("PATH_OR_NAME", config=config)'
+        )
+    names = " and ".join(_code(name) for name in facts.modes)
+    text = (
+        f"The same weights work in several ways: {names}. In each, the logits at a position are for the next token; "
+        "where the model reads in both directions, they fill a mask that stands there."
+    )
+    check = (
+        "A version of transformers that does not know these settings ignores them without a word. "
+        "`self_check.safetensors` holds the logits of each way on a probe; "
+        "`python -c \"from sslnlp.export import self_check; self_check('FOLDER')\"` compares."
+    )
+    return "\n\n".join(["## Ways to use it", text, "```python\n" + "\n".join(lines) + "\n```", check])
 
 
 def _model_rows(facts: CardFacts) -> list[tuple[str, Any]]:

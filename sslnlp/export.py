@@ -21,6 +21,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sslnlp import rng
 from sslnlp.card import CardFacts, model_card, public
 from sslnlp.errors import UserError
+from sslnlp.modes import Modes, self_check, write_self_check
+
+__all__ = ["ExportError", "export_model", "self_check"]
 
 _COMPILED = "_orig_mod."
 # Our pooling names in the words of sentence-transformers.
@@ -42,6 +45,7 @@ def export_model(
     pooling: str | None = None,
     normalize: bool = True,
     prompts: Mapping[str, str] | None = None,
+    modes: Modes | None = None,
     max_length: int,
 ) -> Path:
     """Write `directory` (config, safetensors, tokenizer, README.md, recipe.json) and return it.
@@ -53,6 +57,9 @@ def export_model(
 
     With `pooling` (`mean`, `cls`, `last`, `max`) the folder is also a sentence-transformers model: `normalize` scales
     vectors to length one, `prompts` maps `query` and `document` to the text put before each.
+
+    With `modes` (name -> fields of the configuration) the model is meant to be used in several ways: the logits of each
+    are stored in `self_check.safetensors`, the card tells how to choose one, and `self_check(folder)` compares.
 
     Raises `UserError` when the model cannot be published (weights not finite, more tokens than embeddings, full disk)
     and `ExportError` when the reloaded model differs. Nothing is left half-written in either case.
@@ -76,11 +83,14 @@ def export_model(
         _save_tokenizer(tokenizer, aside, max_length)
         if pooling is not None:
             _save_embedder(model, aside, pooling, normalize, prompts or {}, max_length)
-        facts = _complete(CardFacts.of(card), model, pooling, normalize, max_length)
+        if modes:
+            write_self_check(model, modes, aside)
+        facts = replace(_complete(CardFacts.of(card), model, pooling, normalize, max_length), modes=modes or {})
         (aside / "README.md").write_text(model_card(facts), encoding="utf-8")
         _write_json(aside / "recipe.json", public(recipe))
         with _quiet():
             _compare(model, tokenizer, aside, max_length)
+            _check_modes(aside)
         if directory.exists():
             os.rename(directory, moved)
         os.rename(aside, directory)
@@ -216,6 +226,13 @@ def _compare(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder:
     text = "One probe, 2 lines."
     if _load_tokenizer(folder)(text)["input_ids"] != tokenizer(text)["input_ids"]:
         raise ExportError("the reloaded tokenizer splits a text differently")
+
+
+def _check_modes(folder: Path) -> None:
+    try:
+        self_check(folder)
+    except UserError as error:
+        raise ExportError(f"the reloaded model is not the one that was trained: {error}") from error
 
 
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from sslnlp.errors import UserError, suggest
+from sslnlp.modes import self_check
 from sslnlp.nn import key_dropout_by_row
 from sslnlp.types import Encoding
 
@@ -226,6 +227,7 @@ def _fresh(
 def _load(config: ModelConfig, wraps: Any, extra: dict[str, Any]) -> PreTrainedModel:
     path = str(config.pretrained)
     try:
+        self_check(path)
         stock = AutoConfig.from_pretrained(path)
         _supports(wraps, stock)
         known = set(stock.to_dict())
@@ -378,14 +380,23 @@ def is_causal(config: PreTrainedConfig) -> bool:
 
 def hidden_states(model: PreTrainedModel, encoding: Encoding) -> Tensor:
     """The last hidden states [B, S, H] of the backbone, documents isolated."""
-    backbone = model.base_model
-    inputs = attention_inputs(model.config, encoding)
+    output: Tensor = _backbone_output(model, encoding).last_hidden_state
+    return output
+
+
+def all_hidden_states(model: PreTrainedModel, encoding: Encoding) -> list[Tensor]:
+    """The output [B, S, H] of every layer of the backbone, first to last (not the embeddings), documents isolated."""
+    states: tuple[Tensor, ...] = _backbone_output(model, encoding, output_hidden_states=True).hidden_states
+    return list(states[1:])
+
+
+def _backbone_output(model: PreTrainedModel, encoding: Encoding, **options: bool) -> Any:
+    inputs = attention_inputs(model.config, encoding) | options
     if "token_type_ids" in encoding:
         inputs["token_type_ids"] = encoding["token_type_ids"]
     if getattr(model.config, "use_cache", False):
         inputs["use_cache"] = False
-    output: Tensor = backbone(input_ids=encoding["input_ids"], **inputs).last_hidden_state
-    return output
+    return model.base_model(input_ids=encoding["input_ids"], **inputs)
 
 
 def prediction_head(model: PreTrainedModel) -> Callable[[Tensor], Tensor] | None:

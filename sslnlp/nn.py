@@ -150,7 +150,8 @@ def keyed_uniform(position_B: Tensor, *shape: int, purpose: str) -> Tensor:
         view = [1] * (len(shape) + 1)
         view[axis + 1] = -1
         draw = draw + torch.arange(size, device=position_B.device).view(view) * _AXES[axis]
-    return (((_mix(draw) >> 40) & ((1 << 24) - 1)).float() + 0.5) * 2.0**-24
+    # 23 bits: with 24 the half added to the largest would round to 1, which has no normal quantile and no logarithm.
+    return (((_mix(draw) >> 41) & ((1 << 23) - 1)).float() + 0.5) * 2.0**-23
 
 
 def _mix(x: Tensor) -> Tensor:

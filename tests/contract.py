@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
+from sslnlp import rng
 from sslnlp.collators import get_collator
 from sslnlp.collators.base import Collator
 from sslnlp.data.packing import PackedRows
@@ -80,10 +81,10 @@ def make_objective(name: str, architecture: str | None = None, *, seed: int = 0,
     cls = objective_class(name)
     extra = {"num_labels": 3} if "Classification" in cls.wraps.__name__ else {}
     config = ModelConfig(architecture=architecture or architectures(name)[0], size="nano", dropout=dropout)
-    return cls(
-        build_model(config, small_tokenizer(), cls.wraps, max_length=LENGTH, seed=seed, **extra),
-        **OPTIONS.get(name, {}),
-    )
+    model = build_model(config, small_tokenizer(), cls.wraps, max_length=LENGTH, seed=seed, **extra)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(rng.key(seed, "objective"))
+        return cls(model, **OPTIONS.get(name, {}))
 
 
 def make_collator(name: str, seed: int = 0) -> Collator:

@@ -49,24 +49,36 @@ train.save_every train.schedule train.seed train.steps train.trackers train.warm
 """
 
 COLLATOR_OPTIONS = {
+    "autoencoding": "rate unit",
     "causal_lm": "",
     "classification": "label_names max_length",
     "denoising": "delete eval_rate infill mask mean_span permute rate rate_end rotate",
+    "electra": "eval_rate rate rate_end replace unit",
     "fim": "rate spm",
     "hybrid": "eval_rate masked_share rate rate_end replace unit",
     "joint": "parts",
+    "masked_diffusion": "",
     "masked_lm": "eval_rate rate rate_end replace unit",
     "ranking": "document_length document_prefix num_negatives query_length query_prefix",
+    "retromae": "eval_rate rate rate_end replace unit",
+    "tsdae": "rate unit",
 }
 
 OBJECTIVE_OPTIONS = {
     "causal_lm": "",
     "classification": "class_weights label_smoothing",
+    "data2vec": "beta layers momentum momentum_end",
+    "electra": "corrective corrective_weight discriminator_weight generator_size temperature",
+    "denoising": "",
     "fim": "",
     "hybrid": "masked_weight",
     "joint": "options weights",
+    "masked_diffusion": "",
     "masked_lm": "label_smoothing",
     "ranking": "pooling symmetric temperature",
+    "retromae": "decoder_rate",
+    "tsdae": "layers pooling",
+    "vae": "beta cycles free_bits latent layers ramp word_dropout",
 }
 
 # Who may import whom: a module imports from its own level and the levels above it in this list.
@@ -75,7 +87,7 @@ LEVELS = [
     "registry",
     "nn distributed",
     "tokenizer",
-    "models",
+    "models modes generation",
     "data",
     "collators objectives",
     "optim checkpoint metrics windows train_config sums signals budget precision train evaluation search export card hub",

@@ -8,14 +8,19 @@ from sslnlp.registry import find_class
 __all__ = ["COLLATORS", "Collator", "get_collator"]
 
 COLLATORS: dict[str, str] = {
+    "autoencoding": "sslnlp.collators.tsdae:AutoencodingCollator",
     "causal_lm": "sslnlp.collators.causal_lm:CausalLMCollator",
     "classification": "sslnlp.collators.classification:ClassificationCollator",
     "denoising": "sslnlp.collators.denoising:DenoisingCollator",
+    "electra": "sslnlp.collators.electra:ElectraCollator",
     "fim": "sslnlp.collators.fim:FimCollator",
     "hybrid": "sslnlp.collators.hybrid:HybridCollator",
     "joint": "sslnlp.collators.joint:JointCollator",
+    "masked_diffusion": "sslnlp.collators.masked_diffusion:MaskedDiffusionCollator",
     "masked_lm": "sslnlp.collators.masked_lm:MaskedLMCollator",
     "ranking": "sslnlp.collators.ranking:RankingCollator",
+    "retromae": "sslnlp.collators.retromae:RetroMAECollator",
+    "tsdae": "sslnlp.collators.tsdae:TSDAECollator",
 }
 
 

@@ -1,8 +1,8 @@
-"""Masked and causal rows for one decoder-class model (GPT-BERT)."""
+"""Masked rows and causal rows, for one decoder-class model that learns from both (GPT-BERT)."""
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -21,19 +21,25 @@ from sslnlp.types import Batch, Row
 
 @dataclass(kw_only=True)
 class HybridCollator(Collator):
-    """Each row is either masked, and read in both directions, or causal (Charpentier and Samuel, 2024,
+    """Each row is masked and read in both directions, or causal (GPT-BERT; Charpentier and Samuel, 2024,
     arXiv:2410.24159).
 
-    `masked_share`: probability that a row is masked, drawn from its position. `rate`, `rate_end`, `unit` and `replace`
-    are those of `masked_lm` and hold in masked rows. Labels stand at their own token and are predicted from the
-    token *before* it in both kinds of rows, so that one head serves both; hence the first token of a document is
-    never masked.
+    `masked_share`: probability that a row is masked, drawn by its position. The other options are those of `masked_lm`
+    and hold in masked rows: what is hidden there is what `masked_lm` hides in the same row with the same seed.
+
+    Labels stand at their own token and are meant to be predicted from the token *before* it, in both kinds of rows, so
+    that one head serves both. Hence the first token of a document piece is never a target and never hidden.
 
     Makes `input_ids`, `attention_mask`, `document_ids`, `position_ids`, `labels` [B, S] (-100 where nothing is asked),
-    `bidirectional` bool [B, S] (true in masked rows: their tokens are seen from the whole document) and `position` [B].
-    Held-out rows are given in both ways, first all masked, then all causal ([2B, S]), so that the two figures are of the
-    same text and compare with those of the pure objectives. As a `data_collator` of `transformers.Trainer` it makes
-    `input_ids`, `attention_mask`, `labels`; the model's attention is then the caller's business.
+    `bidirectional` bool [B, S] (all text of a masked row: seen from the whole of its document) and `position` [B].
+
+    Held-out rows come both ways, the B rows masked and then the same B rows causal ([2B, S]). Masks are those of
+    `masked_lm` on held-out text (`eval_rate`, [MASK] at every target, no schedule), and causal rows are whole: both
+    figures are of all of the text, whatever `masked_share` was, and stand beside those of the pure objectives.
+
+    As a `data_collator` of `transformers.Trainer` it makes `input_ids`, `labels` [B, S] and an `attention_mask` bool
+    [B, 1, S, S] (true = attend), since no stock model takes a direction by row; `sdpa` attention reads it.
+    Raises `UserError` for a bad option and for a tokenizer without a mask token.
     """
 
     name: ClassVar[str] = "hybrid"
@@ -61,27 +67,36 @@ class HybridCollator(Collator):
         self._both_ways = False
 
     def for_evaluation(self, seed: int) -> HybridCollator:
-        """The collator for held-out text: every row masked (as `masked_lm` does it there) and causal."""
-        fixed = copy.copy(self)
-        fixed.seed, fixed.horizon, fixed._both_ways = seed, None, True
-        fixed._masking = self._masking.for_evaluation(seed)
+        """The collator for held-out text: every row once masked, as `masked_lm` does it there, and once causal."""
+        fixed = dataclasses.replace(self, seed=seed, horizon=None, rate=self.eval_rate, rate_end=None, replace="mask")
+        fixed._both_ways = True
         return fixed
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
-        if self._both_ways:
-            kind = np.repeat([True, False], len(rows))
-            rows = [*rows, *rows]
+        rows = [*rows, *rows] if self._both_ways else rows
         block = token_block(rows, self.tokenizer)
         positions = block.positions if block.positions is not None else self._fresh.draw(len(rows))
-        if not self._both_ways:
-            kind = uniform(self.seed, "hybrid/kind", positions, 1)[:, 0] < self.masked_share
-        self._masking.horizon = self.horizon
-        corrupted, asked = self._masking.corrupt(block, positions)
-        asked &= ~block.opens  # nothing stands before it that could predict it
-        masked: npt.NDArray[np.bool_] = kind[:, None]
-        input_ids = np.where(masked & ~block.opens, corrupted, block.input_ids)
-        targets = np.where(masked, asked, block.attention & ~block.opens)
-        batch = block.batch(input_ids, np.where(targets, block.input_ids, IGNORED))
+        if self._both_ways:
+            masked = np.arange(len(rows)) < len(rows) // 2
+        else:
+            masked = uniform(self.seed, "hybrid/kind", positions, 1)[:, 0] < self.masked_share
+        self._masking.horizon = self.horizon  # set by the loop, after this was made
+        corrupted, hidden = self._masking.corrupt(block, positions)
+        hidden &= masked[:, None] & ~block.opens
+        causal = ~masked[:, None] & block.attention & ~block.opens
+        labels = np.where(hidden | causal, block.input_ids, IGNORED)
+        batch = block.batch(np.where(hidden, corrupted, block.input_ids), labels)
         if block.positions is not None:
-            batch["bidirectional"] = torch.from_numpy(masked & block.attention)
+            batch["bidirectional"] = torch.from_numpy(masked[:, None] & block.attention)
+        else:
+            batch["attention_mask"] = torch.from_numpy(_visible(masked, block.attention))
         return batch
+
+
+def _visible(masked_B: npt.NDArray[np.bool_], attention_BS: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """bool [B, 1, S, S]: what a token may attend to. Itself always: a row without a single True would be NaN."""
+    index = np.arange(attention_BS.shape[1])
+    earlier = index[:, None] >= index[None, :]
+    seen = (earlier | masked_B[:, None, None]) & attention_BS[:, None, :]
+    visible: npt.NDArray[np.bool_] = (seen | (index[:, None] == index[None, :]))[:, None]
+    return visible

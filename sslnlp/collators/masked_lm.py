@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from sslnlp.collators.base import Collator
-from sslnlp.collators.tokens import IGNORED, FreshPositions, TokenBlock, token_block
+from sslnlp.collators.tokens import IGNORED, FreshPositions, TokenBlock, lowest, token_block
 from sslnlp.errors import UserError, suggest
 from sslnlp.rng import bits, uniform
 from sslnlp.tokenizer import drawable_ids, special_mask, word_boundaries
@@ -21,7 +21,6 @@ UNITS = ("token", "word", "span")
 REPLACEMENTS = ("mask", "bert")
 
 SPAN_P, LONGEST_SPAN = 0.2, 10
-_COLUMN_BITS = np.uint64((1 << 20) - 1)  # of a 64-bit draw, given to the column: rows of up to a million tokens
 
 _span_share = SPAN_P * (1 - SPAN_P) ** np.arange(LONGEST_SPAN)
 _SPAN_CDF = np.cumsum(_span_share / _span_share.sum())
@@ -106,7 +105,7 @@ class MaskedLMCollator(Collator):
         tokens = maskable.sum(axis=1)
         count = np.maximum(np.rint(self._rates(positions) * tokens).astype(np.int64), np.minimum(tokens, 1))
         if self._boundaries is None:
-            return self._choose_tokens(maskable, count, positions)
+            return lowest(bits(self.seed, "masked_lm/choice", positions, maskable.shape[1]), maskable, count)
         starts = self._boundaries.starts(block.input_ids) | block.opens
         return self._choose_words(maskable, starts, count, positions)
 
@@ -117,20 +116,6 @@ class MaskedLMCollator(Collator):
         progress = np.minimum(positions / self.horizon, 1.0)
         rates: npt.NDArray[np.float64] = self.rate + (self.rate_end - self.rate) * progress
         return rates
-
-    def _choose_tokens(
-        self, maskable: npt.NDArray[np.bool_], count: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.bool_]:
-        """The `count` maskable tokens of each row with the smallest draws."""
-        width = maskable.shape[1]
-        draws = bits(self.seed, "masked_lm/choice", positions, width)
-        # The column in the low bits makes draws distinct, so the count is exact; the top bit sorts the rest behind.
-        # How many bits does not depend on the width: a row has the same masks however far its batch is padded.
-        draws = (draws >> np.uint64(1)) & ~_COLUMN_BITS | np.arange(width, dtype=np.uint64)
-        draws[~maskable] |= np.uint64(1 << 63)
-        last = np.take_along_axis(np.sort(draws, axis=1), np.maximum(count - 1, 0)[:, None], axis=1)
-        chosen: npt.NDArray[np.bool_] = (draws <= last) & maskable
-        return chosen
 
     def _choose_words(
         self,

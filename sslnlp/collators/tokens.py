@@ -22,6 +22,8 @@ from sslnlp.types import Batch, Row
 IGNORED = -100
 """The label of a token that is not a target."""
 
+_COLUMN_BITS = np.uint64((1 << 20) - 1)  # of a 64-bit draw, given to the column: rows of up to a million tokens
+
 
 @dataclass(frozen=True)
 class TokenBlock:
@@ -80,6 +82,19 @@ def token_block(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> Toke
         document_ids=_stack(documents, -1),
         positions=np.array([row["position"] for row in rows], dtype=np.int64) if native else None,
     )
+
+
+def lowest(
+    draws: npt.NDArray[np.uint64], able: npt.NDArray[np.bool_], count: npt.NDArray[np.int64]
+) -> npt.NDArray[np.bool_]:
+    """bool [B, S]: of the `able` places of each row the `count` [B] with the lowest of the 64-bit draws, exactly."""
+    # The column in the low bits makes draws distinct, so the count is exact; the top bit sorts the rest behind.
+    # How many bits does not depend on the width: a row gets the same places however far its batch is padded.
+    draws = (draws >> np.uint64(1)) & ~_COLUMN_BITS | np.arange(draws.shape[1], dtype=np.uint64)
+    draws[~able] |= np.uint64(1 << 63)
+    last = np.take_along_axis(np.sort(draws, axis=1), np.maximum(count - 1, 0)[:, None], axis=1)
+    chosen: npt.NDArray[np.bool_] = (draws <= last) & able & (count > 0)[:, None]
+    return chosen
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:

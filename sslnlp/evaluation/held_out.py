@@ -15,6 +15,8 @@ from sslnlp.collators.base import Collator
 from sslnlp.distributed import alone
 from sslnlp.errors import UserError
 from sslnlp.evaluation.classification import classification_measures
+from sslnlp.evaluation.detection import detection_measures
+from sslnlp.evaluation.latent import latent_measures
 from sslnlp.evaluation.ranking import known_item_measures
 from sslnlp.objectives.base import Objective
 from sslnlp.sums import add_sums, ratios
@@ -22,6 +24,8 @@ from sslnlp.types import Batch, Row
 
 MEASURES: dict[str, Callable[[Mapping[str, Tensor]], dict[str, float]]] = {
     "classification": classification_measures,
+    "detection": detection_measures,
+    "latent": latent_measures,
     "ranking": known_item_measures,
 }
 
@@ -50,7 +54,8 @@ def evaluate_held_out(
     Draws (masks) depend on `seed` and position alone and not on the run's seed: every call sees the same ones, and
     runs compare. With `num_bytes` (UTF-8 bytes of the held-out text) an exact likelihood also gets `bits_per_byte` =
     loss x targets / (ln 2 x bytes), which compares across tokenizers. What the objective's `measures` need is kept for
-    all rows: a row of logits or a vector each, never the logits of tokens. Each process scores everything by itself.
+    all rows: a row of logits or a vector each, or a score a token, never a token's logits. Each process scores
+    everything by itself.
     """
     collator = collator.for_evaluation(seed)
     sums: dict[str, Tensor] = {}

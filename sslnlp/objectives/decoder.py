@@ -7,6 +7,8 @@ H width, E width of the embeddings, V vocabulary, A heads.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,13 +37,19 @@ class SentenceDecoder(nn.Module):
             raise UserError(f"objective.layers counts the decoder's layers, 1 or more, got {layers}")
         self.embed = Embedding(config)
         self.layers = nn.ModuleList(_Layer(config) for _ in range(layers))
-        self.conditions = nn.ModuleList(_linear(config, config.hidden_size, config.hidden_size) for _ in range(layers))
+        self.conditions = nn.ModuleList(nn.Linear(config.hidden_size, config.hidden_size) for _ in range(layers))
         self.norm = nn.LayerNorm(config.hidden_size)
-        self.narrow = _linear(config, config.hidden_size, self.embed.width)
+        self.narrow = nn.Linear(config.hidden_size, self.embed.width)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     def forward(
-        self, text_BT: Tensor, document_ids_BT: Tensor, position_ids_BT: Tensor, vectors_BDH: Tensor, table_VE: Tensor
+        self,
+        text_BT: Tensor,
+        document_ids_BT: Tensor,
+        position_ids_BT: Tensor,
+        vectors_BDH: Tensor,
+        table_VE: Tensor,
+        told_BT: Tensor | None = None,
     ) -> Tensor:
         """Logits [B, T, V]: of each token of `text_BT`, from the tokens before it in its document and its vector.
 
@@ -53,15 +61,19 @@ class SentenceDecoder(nn.Module):
             position_ids_BT: places inside the document, from 0.
             vectors_BDH: one vector a document.
             table_VE: the encoder's input embeddings, both to read tokens and to name them.
+            told_BT: bool; where false, the token just before this one is hidden from the decoder (word dropout).
         """
         known_BT = position_ids_BT > 0  # the first token of a document is said from the vector alone
+        if told_BT is not None:
+            known_BT = known_BT & told_BT
         previous_BT = F.pad(text_BT[:, :-1], (1, 0)).clamp(min=0)
         x_BTH = self.embed(previous_BT, position_ids_BT, table_VE, known_BT)
         given_BTH = spread(vectors_BDH, document_ids_BT)
         same_BTT = document_ids_BT[:, :, None] == document_ids_BT[:, None, :]
         visible_BTT = same_BTT.tril()  # a token of the padding sees itself, so that no row is empty
         for layer, condition in zip(self.layers, self.conditions, strict=True):
-            x_BTH = layer(x_BTH + condition(given_BTH), x_BTH, visible_BTT)
+            x_BTH = x_BTH + condition(given_BTH)
+            x_BTH = layer(x_BTH, x_BTH, visible_BTT)
         logits: Tensor = F.linear(self.narrow(self.norm(x_BTH)), table_VE, self.bias)
         return logits
 
@@ -97,16 +109,11 @@ class EnhancedDecoder(nn.Module):
         the place of each row in the run, the key of its draws."""
         context_BTH = self.embed(text_BT, position_ids_BT, table_VE)
         query_BTH = spread(vectors_BDH, document_ids_BT) + places(position_ids_BT, vectors_BDH.shape[-1])
-        visible_BTU = torch.cat([self._own_vector(document_ids_BT, vectors_BDH), self._sample(document_ids_BT, position_B)], -1)
+        seen_BTD = _own_vector(document_ids_BT, vectors_BDH.shape[1])
+        visible_BTU = torch.cat([seen_BTD, self._sample(document_ids_BT, position_B)], dim=-1)
         context_BUH = torch.cat([vectors_BDH.to(context_BTH.dtype), context_BTH], dim=1)
         rebuilt: Tensor = self.norm(self.layer(query_BTH, context_BUH, visible_BTU))
         return rebuilt
-
-    @staticmethod
-    def _own_vector(document_ids_BT: Tensor, vectors_BDH: Tensor) -> Tensor:
-        """bool [B, T, D]. Padding looks at vector 0, so that no row of the mask is empty."""
-        index_D = torch.arange(vectors_BDH.shape[1], device=vectors_BDH.device)
-        return document_ids_BT.clamp(min=0)[:, :, None] == index_D
 
     def _sample(self, document_ids_BT: Tensor, position_B: Tensor) -> Tensor:
         """bool [B, T, T]: which other tokens of its document each token sees."""
@@ -118,14 +125,14 @@ class EnhancedDecoder(nn.Module):
 
 
 class Embedding(nn.Module):
-    """Tokens by a table that belongs to somebody else, brought to unit scale and to the decoder's width, with places."""
+    """Tokens by a table that somebody else owns, at unit scale and the decoder's width, with their places."""
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
         self.width: int = getattr(config, "embedding_size", None) or config.hidden_size  # ELECTRA's may be narrower
         self.hidden_size: int = config.hidden_size
         self.norm = nn.LayerNorm(self.width)
-        self.widen = _linear(config, self.width, config.hidden_size)
+        self.widen = nn.Linear(self.width, config.hidden_size)
         self.drop = RowDropout(_rate(config))
 
     def forward(
@@ -145,10 +152,14 @@ class _Layer(nn.Module):
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
         width = config.hidden_size
-        self.heads = _heads(config)
-        self.query_norm, self.context_norm, self.mlp_norm = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
-        self.query, self.key, self.value, self.out = (_linear(config, width, width) for _ in range(4))
-        self.up, self.down = _linear(config, width, 4 * width), _linear(config, 4 * width, width)
+        self.heads = config.num_attention_heads
+        self.query_norm, self.context_norm, self.mlp_norm = (
+            nn.LayerNorm(width),
+            nn.LayerNorm(width),
+            nn.LayerNorm(width),
+        )
+        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
         self.drop = RowDropout(_rate(config))
 
     def forward(self, x_BTH: Tensor, context_BUH: Tensor, visible_BTU: Tensor) -> Tensor:
@@ -165,7 +176,7 @@ class _Layer(nn.Module):
         return mixed
 
     def _split(self, x_BTH: Tensor) -> Tensor:
-        return x_BTH.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return x_BTH.view(*x_BTH.shape[:2], self.heads, -1).transpose(1, 2)
 
 
 def spread(vectors_BDH: Tensor, document_ids_BT: Tensor) -> Tensor:
@@ -174,24 +185,16 @@ def spread(vectors_BDH: Tensor, document_ids_BT: Tensor) -> Tensor:
     return vectors_BDH.gather(1, index_BT1.expand(-1, -1, vectors_BDH.shape[-1]))
 
 
+def _own_vector(document_ids_BT: Tensor, documents: int) -> Tensor:
+    """bool [B, T, D]: the vector each token is given. Padding looks at vector 0, so that no row of a mask is empty."""
+    return document_ids_BT.clamp(min=0)[:, :, None] == torch.arange(documents, device=document_ids_BT.device)
+
+
 def places(position_ids_BT: Tensor, width: int) -> Tensor:
     """Sinusoids of Vaswani et al. (2017), float32 [B, T, width]: no table, so no longest text."""
     half = torch.arange((width + 1) // 2, device=position_ids_BT.device, dtype=torch.float32)
-    angle = position_ids_BT[..., None] * torch.exp(half * (-2 * torch.log(torch.tensor(10000.0)).item() / width))
+    angle = position_ids_BT[..., None] * torch.exp(half * (-2 * math.log(10_000) / width))
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-2)[..., :width]
-
-
-def _linear(config: PreTrainedConfig, inputs: int, outputs: int) -> nn.Linear:
-    layer = nn.Linear(inputs, outputs)
-    nn.init.normal_(layer.weight, std=inputs**-0.5)
-    nn.init.zeros_(layer.bias)
-    return layer
-
-
-def _heads(config: PreTrainedConfig) -> int:
-    """The encoder's, or as many as give heads of 64."""
-    heads = getattr(config, "num_attention_heads", None)
-    return int(heads) if heads and config.hidden_size % heads == 0 else max(1, config.hidden_size // 64)
 
 
 def _rate(config: PreTrainedConfig) -> float:

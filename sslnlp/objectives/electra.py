@@ -31,14 +31,16 @@ from sslnlp.types import Batch, StepOutput
 class _Pass(NamedTuple):
     """Both models on one micro-batch."""
 
-    generator_NV: Tensor
-    """Logits of the generator for the hidden tokens."""
-    target_N: Tensor
-    replaced_BS: Tensor
-    """bool: the token is not the text's."""
-    hidden_BSH: Tensor
-    score_BS: Tensor
-    """Logits of the discriminator: high where it takes a token for replaced."""
+    generated: Tensor
+    """[N, V]: logits of the generator for the hidden tokens."""
+    target: Tensor
+    """[N]: the hidden tokens."""
+    replaced: Tensor
+    """bool [B, S]: the token that the discriminator reads is not the text's."""
+    hidden: Tensor
+    """[B, S, H]: states of the discriminator."""
+    score: Tensor
+    """[B, S]: its logits, high where it takes a token for replaced."""
 
 
 class Electra(Objective):
@@ -92,7 +94,9 @@ class Electra(Objective):
     ) -> None:
         super().__init__(model)
         if not 0 < generator_size <= 1:
-            raise UserError(f"objective.generator_size is a share of the width above 0, at most 1; got {generator_size}")
+            raise UserError(
+                f"objective.generator_size is a share of the width above 0, at most 1; got {generator_size}"
+            )
         if not 0 < temperature < math.inf:
             raise UserError(f"objective.temperature must be above 0, got {temperature}")
         for option, weight in (("discriminator", discriminator_weight), ("corrective", corrective_weight)):
@@ -121,15 +125,15 @@ class Electra(Objective):
 
     def forward(self, batch: Batch) -> StepOutput:
         run = self._run(batch)
-        judged_BS, replaced_BS, score_BS = batch["judged"], run.replaced_BS, run.score_BS
-        generated = cross_entropy(run.generator_NV, run.target_N)
+        judged_BS, replaced_BS, score_BS = batch["judged"], run.replaced, run.score
+        generated = cross_entropy(run.generated, run.target)
         each_BS = F.binary_cross_entropy_with_logits(score_BS, replaced_BS.float(), reduction="none") * judged_BS
         judged = each_BS.sum() / judged_BS.sum().clamp(min=1)
         terms = [generated, self.discriminator_weight * judged]
         suspected_BS = score_BS.detach() > 0
         metrics = {
             "generator_loss": generated.detach(),
-            "generator_accuracy": accuracy(run.generator_NV, run.target_N),
+            "generator_accuracy": accuracy(run.generated, run.target),
             "discriminator_loss": _over(each_BS.detach(), judged_BS),
             "discriminator_accuracy": _over(suspected_BS == replaced_BS, judged_BS),
             "replaced": _over(replaced_BS, judged_BS),
@@ -137,11 +141,11 @@ class Electra(Objective):
         }
         if self.corrector is not None:
             index_N = batch["target_index"]
-            logits_NV = self.corrector(run.hidden_BSH.flatten(0, 1)[index_N])
+            logits_NV = self.corrector(run.hidden.flatten(0, 1)[index_N])
             score_N, replaced_N = score_BS.flatten()[index_N].detach(), replaced_BS.flatten()[index_N]
-            losses_N = corrective_losses(logits_NV, run.target_N, replaced_N, score_N)
+            losses_N = corrective_losses(logits_NV, run.target, replaced_N, score_N)
             terms.append(self.corrective_weight * losses_N.sum() / max(len(losses_N), 1))
-            metrics["correction_accuracy"] = _over(logits_NV.detach().argmax(-1) == run.target_N, replaced_N)
+            metrics["correction_accuracy"] = _over(logits_NV.detach().argmax(-1) == run.target, replaced_N)
         stacked = torch.stack(terms)
         return StepOutput(stacked.sum(), metrics, stacked)
 
@@ -154,7 +158,7 @@ class Electra(Objective):
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         """`scores` float and `positive` bool [T] of the T judged tokens: replaced, and how much they look it."""
         run = self._run(batch)
-        return {"scores": run.score_BS[batch["judged"]], "positive": run.replaced_BS[batch["judged"]]}
+        return {"scores": run.score[batch["judged"]], "positive": run.replaced[batch["judged"]]}
 
     def _run(self, batch: Batch) -> _Pass:
         input_BS, labels_BS, index_N = batch["input_ids"], batch["labels"], batch["target_index"]
@@ -216,7 +220,8 @@ def sample(logits_NV: Tensor, uniform_N2: Tensor, temperature: float, drawable_U
     drawable_V = F.pad(drawable_U, (0, logits_NV.shape[1] - len(drawable_U)))
     share_NV = (logits_NV.float() / temperature).masked_fill(~drawable_V, -math.inf).softmax(-1)
     width = math.isqrt(len(drawable_V) - 1) + 1
-    share_NCW = F.pad(share_NV, (0, -len(drawable_V) % width)).unflatten(1, (-1, width))
+    blocks = -(-len(drawable_V) // width)
+    share_NCW = F.pad(share_NV, (0, blocks * width - len(drawable_V))).view(len(share_NV), blocks, width)
     block_N = _invert(share_NCW.sum(-1), uniform_N2[:, 0])
     share_NW = share_NCW[torch.arange(len(block_N), device=block_N.device), block_N]
     return block_N * width + _invert(share_NW, uniform_N2[:, 1])

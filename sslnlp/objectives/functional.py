@@ -5,6 +5,8 @@ Shapes of the contrastive losses: Q = queries, D = documents, P = pairs, H = wid
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -64,3 +66,19 @@ def accuracy(logits_NV: Tensor, target_N: Tensor) -> Tensor:
     """Share of the scored targets that have the highest logit, detached; 0 when there are none."""
     hits = (logits_NV.detach().argmax(-1) == target_N).float().sum()  # no logit has index -100
     return hits / (target_N != IGNORED).sum().clamp(min=1)
+
+
+def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """KL of N(mean, variance) from N(0, 1) in nats, element by element: 0 where mean 0 meets variance 1."""
+    return (mean.square() + log_variance.exp() - 1 - log_variance) / 2
+
+
+def cyclic(progress: float, *, cycles: int, ramp: float) -> float:
+    """A weight that rises from 0 to 1 in the first `ramp` share of each cycle and stays there for the rest of it.
+
+    Fu et al. (2019, arXiv:1903.10145). `progress` in (0, 1] is cut into equal `cycles`, each closed at its end, so that
+    the weight is 1 at progress 1. Ramp 0 is 1 throughout; one cycle is a single rise (Bowman et al., 2016).
+    """
+    place = progress * cycles
+    place -= math.ceil(place) - 1
+    return min(1.0, place / ramp) if ramp > 0 else 1.0

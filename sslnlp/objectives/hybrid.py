@@ -7,12 +7,14 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from sslnlp.errors import UserError
+from sslnlp.modes import reads_ahead
 from sslnlp.objectives.causal_lm import CausalLM
-from sslnlp.objectives.functional import IGNORED, accuracy, cross_entropy
+from sslnlp.objectives.functional import IGNORED
 from sslnlp.types import Batch, StepOutput
 
 
@@ -20,12 +22,19 @@ class Hybrid(CausalLM):
     """One set of weights that fills masks from both sides and writes from left to right (Charpentier and Samuel, 2024,
     arXiv:2410.24159).
 
-    Reads what `collators.hybrid` makes: rows that are `bidirectional` (bool [B, S]) are masked ones. A label is
-    predicted from the position before it in either kind, by the same head. The loss is `masked_weight` × the mean over
-    masked targets + (1 - `masked_weight`) × the mean over causal ones.
+    Reads `input_ids`, `attention_mask`, `labels` [B, S] as `causal_lm` does, and `bidirectional` bool [B, S]: rows that
+    have it are masked rows, whose tokens see the whole of their document. A label is predicted from the position before
+    it in either kind, by the same head. Two terms, each a mean over its own targets in nats: `masked_weight` × masked +
+    (1 - `masked_weight`) × causal. A kind without a target in a micro-batch adds 0; over an update both are exact.
 
-    The export is a stock decoder. Loaded as it is, it generates; with `is_causal=False` in its config it reads in both
-    directions, and the logits at s - 1 fill the mask at s.
+    The export is a stock decoder. Loaded as it is, it generates; with `is_causal=False` in its configuration it reads
+    in both directions, and the logits at s - 1 fill the mask at s. Its `self_check.safetensors` holds logits of both.
+
+    Args:
+        model: a stock decoder that reads in both directions with `is_causal=False`, which is tried at once; else
+            `UserError`.
+        masked_weight: share of the masked term. With the paper's mean over devices, each of which has rows of one kind,
+            this is the share of masked rows.
     """
 
     name: ClassVar[str] = "hybrid"
@@ -40,25 +49,35 @@ class Hybrid(CausalLM):
         super().__init__(model)
         if not 0 <= masked_weight <= 1:
             raise UserError(f"objective.masked_weight is a share between 0 and 1, got {masked_weight}")
+        if not reads_ahead(model, self.modes["bidirectional"]):
+            raise UserError(
+                f"this transformers runs {type(model).__name__} from left to right even with is_causal=False, so its "
+                "export could not fill masks; choose model.architecture from: gpt2, llama, qwen3"
+            )
         self.masked_weight = masked_weight
 
     def forward(self, batch: Batch) -> StepOutput:
+        target_N = batch["labels"][:, 1:].flatten()
         logits_NV = self._logits(batch)[:, :-1].flatten(0, 1)
-        weights = {"masked": self.masked_weight, "causal": 1 - self.masked_weight}
+        losses_N = F.cross_entropy(logits_NV.float(), target_N, reduction="none", ignore_index=IGNORED)
+        hits_N = logits_NV.detach().argmax(-1) == target_N
         terms, metrics = [], {}
-        for (name, weight), target_N in zip(weights.items(), self._targets(batch), strict=True):
-            loss = cross_entropy(logits_NV, target_N)
-            count = (target_N != IGNORED).sum()
-            terms.append(weight * loss)
-            metrics[f"{name}_loss"] = torch.stack([loss.detach() * count, count])
-            metrics[f"{name}_accuracy"] = torch.stack([accuracy(logits_NV, target_N) * count, count])
+        for name, weight, asked_N in self._kinds(batch):
+            count = asked_N.sum()
+            total = (losses_N * asked_N).sum()
+            terms.append(weight * total / count.clamp(min=1))
+            metrics[f"{name}_loss"] = torch.stack([total.detach(), count])
+            metrics[f"{name}_accuracy"] = torch.stack([(hits_N & asked_N).sum(), count])
         return StepOutput(terms[0] + terms[1], metrics, torch.stack(terms))
 
     def num_targets(self, batch: Batch) -> Tensor:
-        return torch.stack([(target_N != IGNORED).sum() for target_N in self._targets(batch)])
+        return torch.stack([asked_N.sum() for _, _, asked_N in self._kinds(batch)])
 
-    def _targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The labels of masked and of causal rows, each [B × (S - 1)] with -100 for what is of the other kind."""
-        masked_B1 = batch["bidirectional"].any(1, keepdim=True)
-        labels = batch["labels"][:, 1:]
-        return labels.masked_fill(~masked_B1, IGNORED).flatten(), labels.masked_fill(masked_B1, IGNORED).flatten()
+    def _kinds(self, batch: Batch) -> list[tuple[str, float, Tensor]]:
+        """Name, weight and targets, bool [B × (S - 1)], of each kind."""
+        asked = batch["labels"][:, 1:] != IGNORED
+        masked = batch["bidirectional"].any(dim=1, keepdim=True)
+        return [
+            ("masked", self.masked_weight, (asked & masked).flatten()),
+            ("causal", 1 - self.masked_weight, (asked & ~masked).flatten()),
+        ]

@@ -18,6 +18,7 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from transformers import PreTrainedTokenizerBase
 
+from sslnlp import rng
 from sslnlp.collators.base import Collator
 from sslnlp.data.labelled import Labelled, labelled
 from sslnlp.data.packing import PackedRows, PaddedRows
@@ -117,7 +118,10 @@ def build_objective(parts: Parts) -> Objective:
         recipe.model, parts.tokenizer, recipe.objective_class.wraps,
         max_length=parts.max_length, seed=recipe.train.seed, **extra,
     )  # fmt: skip
-    return recipe.objective_class(model, **recipe.objective.options)
+    # What an objective adds (a decoder, a generator) starts from draws of its own, not from those of the model again.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(rng.key(recipe.train.seed, "objective"))
+        return recipe.objective_class(model, **recipe.objective.options)
 
 
 # --- tokenizer -------------------------------------------------------------------------------------------------------

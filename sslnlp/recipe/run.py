@@ -179,7 +179,7 @@ def _finish(
         export_model(
             objective.exported, parts.tokenizer, out / "export",
             card=_card(parts, story), recipe=story, pooling=objective.pooling,
-            prompts=parts.collator.prompts, max_length=parts.max_length,
+            prompts=parts.collator.prompts, modes=objective.modes, max_length=parts.max_length,
         )  # fmt: skip
         _tell(console, "held-out", measures)
         for title, lines in samples.items():

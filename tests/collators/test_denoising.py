@@ -43,11 +43,6 @@ def documents(ids, document_ids):
     return [[token for _, token in run] for n, run in groupby(pairs, key=lambda pair: pair[0]) if n >= 0]
 
 
-def is_subsequence(short, long):
-    rest = iter(long)
-    return all(token in rest for token in short)
-
-
 row_texts = st.lists(st.sampled_from(TEXTS), min_size=1, max_size=4)
 weights = st.sampled_from([(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1), (0.2, 0.1, 0.7)])
 
@@ -115,7 +110,7 @@ def test_laws_of_every_mixture(texts, kind, rate, split, moves, mean, seed, star
 
 
 def test_infilled_spans_are_poisson():
-    """Each document is one span of drawn length here, or one put in: lengths of the law, zero included."""
+    """A mask between shown tokens n and n + 1 stands for what is hidden there: lengths of the law, zero included."""
     rows = long_rows(rows=30)
     mean = 3.0
     batch = DenoisingCollator(tokenizer=tiny(), permute=0.0, rate=0.2, mean_span=mean)(rows)

@@ -1,0 +1,29 @@
+"""Pretrain an encoder on raw text: tell for each token whether a small generator put it there.
+
+    sslnlp train pretrain_electra data.train=corpus.txt
+
+The export is the discriminator, for fine-tuning and embedding: model.pretrained=out/electra/export. It fills no gaps.
+"""
+
+import sys
+
+from sslnlp.recipe import DataConfig, ModelConfig, Options, Recipe, TokenizerConfig, TrainConfig
+
+
+def recipe() -> Recipe:
+    return Recipe(
+        data=DataConfig(seq_length=128),
+        tokenizer=TokenizerConfig(algorithm="bpe", vocab_size=8192),
+        model=ModelConfig(architecture="electra", size="mini"),
+        collator=Options("electra", rate=0.15),
+        # objective.corrective=true adds the loss that also says what the token was.
+        objective=Options("electra", generator_size=0.25),
+        train=TrainConfig(steps=2000, batch_size=64, lr=1e-3, eps=1e-6),
+        out="out/electra",
+    )
+
+
+if __name__ == "__main__":
+    from sslnlp.cli import main
+
+    main(["train", __file__, *sys.argv[1:]])

@@ -1,0 +1,100 @@
+"""A masked autoencoder: a one-layer decoder rebuilds the text from one vector and few of its tokens."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
+
+from sslnlp.errors import UserError
+from sslnlp.models import hidden_states, is_causal, prediction_head
+from sslnlp.nn import document_pool
+from sslnlp.objectives.base import Objective
+from sslnlp.objectives.decoder import EnhancedDecoder
+from sslnlp.objectives.functional import IGNORED, accuracy, cross_entropy
+from sslnlp.types import Batch, StepOutput
+
+
+class RetroMAE(Objective):
+    """RetroMAE (Xiao et al., 2022, arXiv:2205.12035): masked LM of the encoder + rebuilding the text from its [CLS].
+
+    The encoder reads a lightly masked text and names its masked tokens (`masked`). The vector of its first token then
+    goes to a one-layer decoder with enhanced decoding: each token of the text is asked for, from that vector, its place
+    and a sample of the other tokens that leaves out a share `decoder_rate` of them, drawn anew for each
+    (`objectives.decoder.EnhancedDecoder`). One vocabulary head, the model's own, names the tokens of both. The loss is
+    the sum of the two means, in nats a token.
+
+    Reads what `masked_lm` reads, and `document_ids`, `position_ids`, `decoder_labels` [B, S] (-100 = not asked) and
+    `position` [B]. Reports loss and accuracy of both parts, and in evaluation `decoder_loss_without_vector`: the
+    decoder's loss when every vector is zero. The export is the masked LM without the decoder, which fills masks as
+    any and is a sentence-transformers model with [CLS] pooling.
+
+    Options:
+        decoder_rate: share of the other tokens hidden from each token that the decoder rebuilds; 0.5 to 0.7 in the
+            paper.
+    """
+
+    name: ClassVar[str] = "retromae"
+    needs: ClassVar[frozenset[str]] = frozenset(
+        {"input_ids", "document_ids", "position_ids", "labels", "target_index", "decoder_labels", "position"}
+    )
+    collator: ClassVar[str] = "retromae"
+    wraps = AutoModelForMaskedLM
+    pooling: ClassVar[str | None] = "cls"
+
+    def __init__(self, model: PreTrainedModel, *, decoder_rate: float = 0.5) -> None:
+        super().__init__(model)
+        if not 0 < decoder_rate <= 1:
+            raise UserError(
+                f"objective.decoder_rate is a share of the tokens above 0 and at most 1, got {decoder_rate}"
+            )
+        head = prediction_head(model)
+        if head is None:
+            raise UserError(
+                f"the vocabulary head of a {model.config.model_type!r} model does not work apart from it, and the "
+                "decoder needs it; choose model.architecture from: bert, electra, modernbert, roberta"
+            )
+        self.head = head
+        self.decoder = EnhancedDecoder(model.config, rate=decoder_rate)
+
+    @classmethod
+    def refuses(cls, config: PreTrainedConfig) -> str | None:
+        if (reason := super().refuses(config)) is not None:
+            return reason
+        if config.is_encoder_decoder or is_causal(config):
+            return "it is not an encoder, which one vector of a whole text comes from"
+        return None
+
+    def forward(self, batch: Batch) -> StepOutput:
+        hidden_BSH = hidden_states(self.model, batch)
+        index_N = batch["target_index"]
+        masked_N = batch["labels"].flatten()[index_N]
+        masked_NV = self.head(hidden_BSH.flatten(0, 1)[index_N])
+        vectors_BDH = document_pool(hidden_BSH, batch["document_ids"], "cls")
+        rebuilt_N = batch["decoder_labels"].flatten()
+        rebuilt_NV = self.rebuild(batch, vectors_BDH)
+        masked, rebuilt = cross_entropy(masked_NV, masked_N), cross_entropy(rebuilt_NV, rebuilt_N)
+        count = (rebuilt_N != IGNORED).sum()
+        means = {"decoder_loss": rebuilt.detach(), "decoder_accuracy": accuracy(rebuilt_NV, rebuilt_N)}
+        if not self.training:
+            blind_NV = self.rebuild(batch, torch.zeros_like(vectors_BDH))
+            means["decoder_loss_without_vector"] = cross_entropy(blind_NV, rebuilt_N).detach()
+        metrics = {"accuracy": accuracy(masked_NV, masked_N), "masked_loss": masked.detach()}
+        metrics |= {name: torch.stack([mean * count, count]) for name, mean in means.items()}
+        return StepOutput(masked + rebuilt, metrics, torch.stack([masked, rebuilt]))
+
+    def rebuild(self, batch: Batch, vectors_BDH: Tensor) -> Tensor:
+        """Logits [B·S, V] of every token of the text, given these vectors."""
+        text_BS = torch.where(batch["labels"] == IGNORED, batch["input_ids"], batch["labels"])
+        table_VE = self.model.get_input_embeddings().weight
+        where = batch["document_ids"], batch["position_ids"]
+        hidden_BSH = self.decoder(text_BS, *where, vectors_BDH, table_VE, batch["position"])
+        return self.head(hidden_BSH.flatten(0, 1))
+
+    def num_targets(self, batch: Batch) -> Tensor:
+        """int64 [2]: masked tokens, rebuilt tokens."""
+        index_N: Tensor = batch["target_index"]
+        rebuilt = (batch["decoder_labels"] != IGNORED).sum()
+        return torch.stack([torch.tensor(index_N.shape[0], device=index_N.device), rebuilt])

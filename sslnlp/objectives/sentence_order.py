@@ -1,0 +1,107 @@
+"""Telling the order of sentences, beside masked language modelling or alone (Lan et al., 2020, ALBERT).
+
+Shape suffixes: B rows, S tokens, H width, N masked targets, V vocabulary, M documents with an order target, C orders.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForMaskedLM, PreTrainedModel
+
+from sslnlp.errors import UserError
+from sslnlp.models import hidden_states, prediction_head, scored_logits
+from sslnlp.objectives.base import Objective
+from sslnlp.objectives.functional import accuracy, cross_entropy
+from sslnlp.types import Batch, StepOutput
+
+
+class SentenceOrder(Objective):
+    """Masked LM, and whether the two halves of a document stand in their order (arXiv:1909.11942).
+
+    Reads what `collators.sentence_order` makes: `input_ids`, `attention_mask`, `labels` [B, S], `target_index` [N],
+    `order_index` [M] (flat places of the first tokens of documents), `order_labels` [M], and `document_ids`,
+    `position_ids` of packed rows. The loss in nats is `masked_weight` × the mean over masked tokens + `order_weight` ×
+    the mean over documents; uniform logits give ln V and ln 2. The order is read from the first token's last hidden
+    state by Linear-tanh-Linear, which is not exported: [CLS] is what keeps it.
+
+    With `masked_weight=0` the order is the only task (for rows that are not masked, set `collator.rate=0` too): the
+    vocabulary head gets no gradient and stays as it was.
+    """
+
+    name: ClassVar[str] = "sentence_order"
+    needs: ClassVar[frozenset[str]] = frozenset(
+        {"input_ids", "attention_mask", "labels", "target_index", "order_index", "order_labels"}
+    )
+    collator: ClassVar[str] = "sentence_order"
+    wraps = AutoModelForMaskedLM
+
+    def __init__(self, model: PreTrainedModel, *, order_weight: float = 1.0, masked_weight: float = 1.0) -> None:
+        super().__init__(model)
+        if order_weight <= 0:
+            raise UserError(f"objective.order_weight is above 0, got {order_weight}; objective masked_lm has no order")
+        if masked_weight < 0:
+            raise UserError(f"objective.masked_weight is 0 or more, got {masked_weight}")
+        self.order_weight, self.masked_weight = order_weight, masked_weight
+        self.order_head = order_head(model.config.hidden_size, 2)
+        self.head = prediction_head(model)
+        if not masked_weight:
+            backbone = set(model.base_model.parameters())
+            for parameter in set(model.parameters()) - backbone:
+                parameter.requires_grad_(False)
+
+    def forward(self, batch: Batch) -> StepOutput:
+        hidden_BSH = hidden_states(self.model, batch)
+        logits_MC = self.order_head(hidden_BSH.flatten(0, 1)[batch["order_index"]])
+        parts = {"order": (self.order_weight, logits_MC, batch["order_labels"])}
+        if self.masked_weight:
+            target_N = batch["labels"].flatten()[batch["target_index"]]
+            parts = {"masked": (self.masked_weight, self._masked(hidden_BSH, batch), target_N), **parts}
+        terms, metrics = [], {}
+        for name, (weight, logits, target) in parts.items():
+            loss = cross_entropy(logits, target)
+            count = torch.tensor(float(len(target)), device=loss.device)
+            terms.append(weight * loss)
+            metrics[f"{name}_loss"] = torch.stack([loss.detach() * count, count])
+            metrics[f"{name}_accuracy"] = torch.stack([accuracy(logits, target) * count, count])
+        return StepOutput(torch.stack(terms).sum(), metrics, torch.stack(terms))
+
+    def _masked(self, hidden_BSH: Tensor, batch: Batch) -> Tensor:
+        """Logits [N, V] at the masked places."""
+        index_N = batch["target_index"]
+        if self.head is not None:
+            return self.head(hidden_BSH.flatten(0, 1)[index_N])
+        return scored_logits(self.model, None, batch, index_N)  # a head that cannot be had alone: a second pass
+
+    def num_targets(self, batch: Batch) -> Tensor:
+        # Known from the shapes: no wait for the device.
+        counts = [batch["target_index"].shape[0]] if self.masked_weight else []
+        return torch.tensor([*counts, batch["order_labels"].shape[0]], device=batch["order_labels"].device)
+
+
+class SegmentOrder(SentenceOrder):
+    """As `sentence_order`, with `segments` parts in one of `segments`! orders; uniform logits give ln n!.
+
+    Reads what `collators.segment_order` makes, whose option `segments` must be the same. Raises `UserError` on a batch
+    with an order that this number of segments does not have.
+    """
+
+    name: ClassVar[str] = "segment_order"
+    collator: ClassVar[str] = "segment_order"
+
+    def __init__(
+        self, model: PreTrainedModel, *, segments: int = 3, order_weight: float = 1.0, masked_weight: float = 1.0
+    ) -> None:
+        super().__init__(model, order_weight=order_weight, masked_weight=masked_weight)
+        if not 2 <= segments <= 5:
+            raise UserError(f"objective.segments is a number from 2 to 5, got {segments}")
+        self.segments = segments
+        self.order_head = order_head(model.config.hidden_size, math.factorial(segments))
+
+
+def order_head(width: int, orders: int) -> nn.Sequential:
+    """A classifier of vectors [M, H] -> [M, C], shaped as BERT's pooler and the layer on it."""
+    return nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, orders))

@@ -1,0 +1,81 @@
+"""A sentence autoencoder: a small decoder has to write a damaged text whole from one vector of it."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+
+from sslnlp.errors import UserError
+from sslnlp.models import hidden_states, is_causal
+from sslnlp.nn import POOLINGS, document_pool
+from sslnlp.objectives.base import Objective
+from sslnlp.objectives.decoder import SentenceDecoder
+from sslnlp.objectives.functional import IGNORED, accuracy, cross_entropy
+from sslnlp.types import Batch, StepOutput
+
+
+class TSDAE(Objective):
+    """TSDAE (Wang et al., 2021, arXiv:2104.06979): cross-entropy in nats a token of writing each document again.
+
+    The encoder reads the document with most of its tokens deleted; the decoder (`objectives.decoder`) is given one
+    pooled vector and, as any left-to-right model, the true tokens before the one it writes. What it cannot guess from
+    those has to be in the vector. The decoder and its share of the state are not exported: the export is the encoder,
+    and a sentence-transformers model.
+
+    Reads what `collators.seq2seq.seq2seq_batch` makes. `accuracy` is that of the next token. In evaluation
+    `loss_without_vector` is the loss when every vector is zero: a loss that is no lower says that the vector carries
+    nothing.
+
+    Options:
+        pooling: how the tokens of a document become its vector, "cls" (the paper's choice) or "mean".
+        layers: of the decoder.
+    """
+
+    name: ClassVar[str] = "tsdae"
+    needs: ClassVar[frozenset[str]] = frozenset(
+        {"input_ids", "document_ids", "position_ids", "labels", "decoder_document_ids", "decoder_position_ids"}
+    )
+    collator: ClassVar[str] = "tsdae"
+    wraps: ClassVar[Any] = AutoModel
+    pooling: str | None = "cls"  # type: ignore[misc]  # the class's default; an instance carries its own
+
+    def __init__(self, model: PreTrainedModel, *, pooling: str = "cls", layers: int = 1) -> None:
+        super().__init__(model)
+        if pooling not in POOLINGS:
+            raise UserError(f"unknown objective.pooling {pooling!r}; accepted: {', '.join(POOLINGS)}")
+        self.pooling = pooling
+        self.decoder = SentenceDecoder(model.config, layers=layers)
+
+    @classmethod
+    def refuses(cls, config: PreTrainedConfig) -> str | None:
+        if (reason := super().refuses(config)) is not None:
+            return reason
+        if config.is_encoder_decoder or is_causal(config):
+            return "it is not an encoder, which one vector of a whole text comes from"
+        return None
+
+    def forward(self, batch: Batch) -> StepOutput:
+        vectors_BDH = self.embed(batch)
+        target_N = batch["labels"].flatten()
+        logits_NV = self.write(batch, vectors_BDH)
+        metrics = {"accuracy": accuracy(logits_NV, target_N)}
+        if not self.training:
+            blind = cross_entropy(self.write(batch, torch.zeros_like(vectors_BDH)), target_N).detach()
+            count = (target_N != IGNORED).sum()
+            metrics["loss_without_vector"] = torch.stack([blind * count, count])
+        return StepOutput(cross_entropy(logits_NV, target_N), metrics)
+
+    def embed(self, batch: Batch) -> Tensor:
+        """[B, D, H]: the vector of each document of each row."""
+        assert self.pooling is not None
+        return document_pool(hidden_states(self.model, batch), batch["document_ids"], self.pooling)
+
+    def write(self, batch: Batch, vectors_BDH: Tensor) -> Tensor:
+        """Logits [B·T, V] of the batch's labels, given these vectors."""
+        table_VE = self.model.get_input_embeddings().weight
+        where = batch["decoder_document_ids"], batch["decoder_position_ids"]
+        logits: Tensor = self.decoder(batch["labels"], *where, vectors_BDH, table_VE)
+        return logits.flatten(0, 1)
