@@ -1,6 +1,6 @@
 """Every objective on the same text, size and token budget: its own held-out measure beside a trivial baseline.
 
-    python -m benchmarks.objectives train TRAIN VALID OUT [--tokens 4_000_000] [--size tiny] [--only NAME ...]
+    python -m benchmarks.objectives train TRAIN VALID OUT [--tokens 2_000_000] [--size tiny] [--only NAME ...]
     python -m benchmarks.objectives table OUT [--figure FILE.svg]
 
 One BPE tokenizer is trained on 10 MiB of TRAIN and shared (but for the bytes). Encoders are `modernbert`, but for
@@ -307,11 +307,11 @@ def main() -> None:
     task.set_defaults(function=train)
     for path in ("train", "valid", "out"):
         task.add_argument(path, type=Path)
-    task.add_argument("--tokens", type=int, default=4_000_000)
+    task.add_argument("--tokens", type=int, default=2_000_000)
     task.add_argument("--size", default="tiny")
     task.add_argument("--vocab-size", type=int, default=4096)
     task.add_argument("--seq-length", type=int, default=128)
-    task.add_argument("--batch-size", type=int, default=32)
+    task.add_argument("--batch-size", type=int, default=16)
     task.add_argument("--lr", type=float, default=2e-3)
     task.add_argument("--precision", default="no")
     task.add_argument("--only", nargs="+", choices=list(RUNS))

@@ -41,7 +41,12 @@ ARCHITECTURES = {
     "AutoModelForSeq2SeqLM": ("bart", "t5"),
     "AutoModelForPreTraining": ("electra",),
 }
-OPTIONS: dict[str, dict[str, Any]] = {"joint": {"weights": {"masked_lm": 1.0}}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "joint": {
+        "weights": {"masked_lm": 1.0, "data2vec": 0.1, "masked_diffusion": 0.5},
+        "options": {"data2vec": {"momentum": 0.9}},
+    }
+}
 """Options that an objective cannot do without."""
 LEARNS: dict[str, float] = {}
 """Share of its first loss that an objective comes down to when it learns one batch by heart; 0.3 where none is said."""

@@ -1,5 +1,6 @@
 """Writing by iterative unmasking: what stands stays, nothing special is written, draws follow the model."""
 
+import functools
 from collections import Counter
 
 import pytest
@@ -47,11 +48,12 @@ def test_nothing_special_is_written_and_nothing_is_left(model):
 @pytest.mark.parametrize("order", ["random", "confident"])
 @pytest.mark.parametrize(("steps", "runs"), [(None, 12), (5, 5), (1, 1), (99, 12)])
 def test_every_mask_is_filled_in_so_many_runs(model, order, steps, runs):
-    calls = []
-    model.register_forward_hook(lambda module, args, kwargs, out: calls.append(kwargs["input_ids"]), with_kwargs=True)
+    left, mask = [], small_tokenizer().mask_token_id
+    model.register_forward_pre_hook(
+        lambda module, args, inputs: left.append(int((inputs["input_ids"] == mask).sum())), with_kwargs=True
+    )
     [text] = diffuse(biased(model, Ġcat=1.0), small_tokenizer(), length=12, steps=steps, order=order)
     assert text.split() == ["cat"] * 12
-    left = [int((ids == small_tokenizer().mask_token_id).sum()) for ids in calls]
     assert len(left) == runs
     assert left[0] == 12
     fewer = [a - b for a, b in zip(left, [*left[1:], 0], strict=True)]
@@ -102,11 +104,10 @@ def test_a_model_that_learned_a_text_writes_it():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    length = len(ids) - 2
-    assert diffuse(objective.model, collator.tokenizer, length=length, temperature=0.1) == [text]
-    [again] = diffuse(
-        objective.model, collator.tokenizer, length=length - 3, steps=2, prompt="the old owl", temperature=0
-    )
+    write = functools.partial(diffuse, objective.model, collator.tokenizer)
+    assert write(length=len(ids) - 2, temperature=0.1) == [text]
+    half = len(ids) // 2
+    [again] = write(prompt=collator.tokenizer.decode(ids[1:half]), length=len(ids) - half - 1, steps=2, temperature=0)
     assert again == text
 
 

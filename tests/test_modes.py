@@ -107,8 +107,11 @@ def test_the_card_tells_how_and_its_code_runs(tmp_path: Path) -> None:
     assert not (plain / SELF_CHECK).exists()
 
 
-def test_a_model_read_ahead_of_time() -> None:
-    model = model_of()
+@pytest.mark.parametrize("attention", ["row_keyed", "sdpa", "eager"])
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "qwen3"])
+def test_which_way_a_model_reads(architecture: str, attention: str) -> None:
+    model = model_of(architecture)
+    model.set_attn_implementation(attention)
     assert modes.reads_ahead(model, {"is_causal": False})
     assert not modes.reads_ahead(model, {"is_causal": True})
     assert not modes.reads_ahead(model, {})

@@ -14,6 +14,8 @@ from sslnlp.nn import (
     RowDropout,
     Teacher,
     _attention,
+    document_count,
+    document_pool,
     dropout,
     key_dropout_by_row,
     keyed_uniform,
@@ -30,6 +32,25 @@ def test_pooling_by_hand() -> None:
     assert Pooling("mean")(hidden, torch.zeros_like(mask)).tolist() == [[0.0], [0.0]]
     with pytest.raises(UserError, match="unknown pooling"):
         Pooling("max")
+
+
+def test_pooling_of_packed_documents_by_hand() -> None:
+    hidden = torch.tensor([[[1.0], [3.0], [100.0], [9.0]], [[2.0], [4.0], [6.0], [8.0]]])
+    documents = torch.tensor([[0, 0, 1, -1], [0, 0, 0, 0]])
+    assert document_count(documents) == 2
+    assert document_pool(hidden, documents, "mean").squeeze(-1).tolist() == [[2.0, 100.0], [5.0, 0.0]]
+    assert document_pool(hidden, documents, "cls").squeeze(-1).tolist() == [[1.0, 100.0], [2.0, 0.0]]
+    assert document_pool(hidden, documents, "last").squeeze(-1).tolist() == [[3.0, 100.0], [8.0, 0.0]]
+    assert document_pool(hidden, torch.full_like(documents, -1)).tolist() == [[[0.0]], [[0.0]]]
+    with pytest.raises(UserError, match="unknown pooling"):
+        document_pool(hidden, documents, "max")
+
+
+@pytest.mark.parametrize("mode", ["mean", "cls", "last"])
+def test_a_row_of_one_document_is_pooled_as_ever(mode: str) -> None:
+    hidden, mask = torch.randn(3, 7, 4), torch.arange(7) < torch.tensor([[7], [4], [1]])
+    found = document_pool(hidden, mask.long() - 1, mode)
+    assert torch.allclose(found[:, 0], Pooling(mode)(hidden, mask), atol=1e-6)
 
 
 def test_the_rate_is_kept_and_the_scale_restored() -> None:

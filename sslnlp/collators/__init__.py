@@ -18,9 +18,15 @@ COLLATORS: dict[str, str] = {
     "joint": "sslnlp.collators.joint:JointCollator",
     "masked_diffusion": "sslnlp.collators.masked_diffusion:MaskedDiffusionCollator",
     "masked_lm": "sslnlp.collators.masked_lm:MaskedLMCollator",
+    "prefix_lm": "sslnlp.collators.prefix_lm:PrefixLMCollator",
     "ranking": "sslnlp.collators.ranking:RankingCollator",
     "retromae": "sslnlp.collators.retromae:RetroMAECollator",
+    "segment_order": "sslnlp.collators.sentence_order:SegmentOrderCollator",
+    "sentence_order": "sslnlp.collators.sentence_order:SentenceOrderCollator",
+    "span_corruption": "sslnlp.collators.span_corruption:SpanCorruptionCollator",
     "tsdae": "sslnlp.collators.tsdae:TSDAECollator",
+    "ul2": "sslnlp.collators.ul2:UL2Collator",
+    "ul2_decoder": "sslnlp.collators.ul2_decoder:UL2DecoderCollator",
 }
 
 

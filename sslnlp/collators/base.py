@@ -53,6 +53,9 @@ class Collator(ABC):
         """The class that these options make; another one only where what it makes or requires depends on them."""
         return cls
 
+    def check_rows(self, rows: Sequence[Row]) -> None:
+        """Refuse text that has no targets of this kind, by some of its rows, before anything trains: `UserError`."""
+
     @property
     def reserve(self) -> int:
         """Tokens that collating adds to a document piece at most; packing leaves that much room beside each."""

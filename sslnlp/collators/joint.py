@@ -36,26 +36,19 @@ class JointCollator(Collator):
         parts = options.get("parts")
         if not isinstance(parts, Mapping):
             return cls
+        bound = [_part(name, options) for name, options in parts.items()]
         made: dict[str, Any] = {
             "makes": cls.makes | parts.keys(),
-            "requires": frozenset().union(*(get_collator(name).requires for name in parts)),
+            "requires": frozenset().union(*(part.requires for part in bound)),
         }
         # A plain subclass: its fields are those of this one.
         return type(cls.__name__, (cls,), made | {"__module__": cls.__module__})
 
     def __post_init__(self) -> None:
-        self._parts = {name: self._part(name, dict(options)) for name, options in self.parts.items()}
-
-    def _part(self, name: str, options: dict[str, Any]) -> Collator:
-        cls = get_collator(name)
-        if cls.reads != "tokens":
-            raise UserError(f"collator {name!r} reads tables, so it has no part in collator 'joint'")
-        accepted = {f.name for f in dataclasses.fields(cls) if f.init} - {"tokenizer", "seed", "horizon"}
-        if unknown := sorted(options.keys() - accepted):
-            raise UserError(
-                f"unknown option {unknown[0]!r} of {name} in collator.parts.{suggest(unknown[0], accepted)}"
-            )
-        return cls(tokenizer=self.tokenizer, seed=self.seed, **options)
+        self._parts = {
+            name: _part(name, options)(tokenizer=self.tokenizer, seed=self.seed, **options)
+            for name, options in self.parts.items()
+        }
 
     @property
     def reserve(self) -> int:
@@ -78,3 +71,14 @@ class JointCollator(Collator):
         if "position" in rows[0]:
             batch["position"] = torch.tensor([row["position"] for row in rows])
         return batch
+
+
+def _part(name: str, options: Mapping[str, Any]) -> type[Collator]:
+    """The class of a part; `UserError` when it does not collate text, or has no such options."""
+    cls = get_collator(name).bound(options)
+    if cls.reads != "tokens" or issubclass(cls, JointCollator):
+        raise UserError(f"collator {name!r} does not collate rows of text, so it can be no part of collator 'joint'")
+    accepted = {f.name for f in dataclasses.fields(cls) if f.init} - {"tokenizer", "seed", "horizon"}
+    if unknown := sorted(options.keys() - accepted):
+        raise UserError(f"unknown option {unknown[0]!r} of {name} in collator.parts.{suggest(unknown[0], accepted)}")
+    return cls

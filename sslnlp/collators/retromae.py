@@ -21,12 +21,12 @@ class RetroMAECollator(MaskedLMCollator):
     The options are those of `masked_lm`, for what the encoder reads; `rate` = 0.3 is the paper's. What the decoder may
     see of the text is drawn by the objective, for each token anew.
 
-    Makes the keys of `masked_lm` and `decoder_labels` int64 [B, S]: the token at each place, -100 at special tokens and
+    Makes the keys of `masked_lm` and `decoder_targets` int64 [B, S]: the token at each place, -100 at special tokens and
     padding. Without positions, as a `data_collator`, it makes what `masked_lm` makes.
     """
 
     name: ClassVar[str] = "retromae"
-    makes: ClassVar[frozenset[str]] = MaskedLMCollator.makes | {"decoder_labels"}
+    makes: ClassVar[frozenset[str]] = MaskedLMCollator.makes | {"decoder_targets"}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -37,5 +37,5 @@ class RetroMAECollator(MaskedLMCollator):
         if "position" not in batch:
             return batch
         text = torch.where(batch["labels"] == IGNORED, batch["input_ids"], batch["labels"])
-        batch["decoder_labels"] = text.masked_fill(self._special[text] | ~batch["attention_mask"], IGNORED)
+        batch["decoder_targets"] = text.masked_fill(self._special[text] | ~batch["attention_mask"], IGNORED)
         return batch

@@ -5,42 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from sslnlp.collators.base import Collator
+from sslnlp.collators.borders import Borders, SentenceBorders
 from sslnlp.collators.masked_lm import MaskedLMCollator
 from sslnlp.collators.tokens import IGNORED, FreshPositions, TokenBlock, pad_id, token_block
 from sslnlp.errors import UserError
 from sslnlp.rng import bits, uniform
-from sslnlp.tokenizer import framing, sentence_boundaries, special_mask
-from sslnlp.tokenizer.words import token_spelling
+from sslnlp.tokenizer import framing
 from sslnlp.types import Batch, Row
 
 Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 
 MOST_SEGMENTS = 5
 """120 orders; of six segments there are 720, more than a batch has documents."""
-LOOK_BACK = 16
-"""Tokens before the end of a text that may tell whether its last sentence is whole: a mark, closing quotes, in bytes."""
-
-
-class _Borders(NamedTuple):
-    """Where the D documents of a block may be cut. Places are in the flattened [B·S]."""
-
-    opening: Ints
-    """[D]: the first token, [CLS] where there is one."""
-    count: Ints
-    """[D]: borders of each, those at the ends of what may move included."""
-    place: Ints
-    """[Q]: all borders, as the place of the token behind them; ascending in each document."""
-    document: Ints
-    """[Q]: their documents, 0 to D - 1, ascending."""
 
 
 @dataclass(kw_only=True)
@@ -95,12 +78,7 @@ class SentenceOrderCollator(Collator):
         )  # fmt: skip
         self._separator = separator[0]
         self._orders = np.array(list(permutations(range(self._parts))), dtype=np.int64)
-        self._boundaries = sentence_boundaries(self.tokenizer)
-        self._text = ~special_mask(self.tokenizer)
-        if self.tokenizer.unk_token_id is not None:  # stands for a word of the text
-            self._text[self.tokenizer.unk_token_id] = True
-        self._space_first, self._space_last = _spaces(self.tokenizer, len(self._text))
-        self._next_sentence = np.array(self.tokenizer(" A", add_special_tokens=False)["input_ids"], dtype=np.int64)
+        self._borders = SentenceBorders(self.tokenizer)
         self._fresh = FreshPositions()
 
     @property
@@ -119,11 +97,11 @@ class SentenceOrderCollator(Collator):
 
     def check_rows(self, rows: Sequence[Row]) -> None:
         """Refuses rows of which no document has enough sentences."""
-        count = self._borders(token_block(rows, self.tokenizer)).count
-        if (count <= self._parts).all():
+        number = self._found(token_block(rows, self.tokenizer)).number
+        if (number <= self._parts).all():
             raise UserError(
                 f"{self.name} needs documents of {self._parts} or more whole sentences beside the first, and none of "
-                f"{len(count)} has them; give longer texts, raise data.seq_length, or use objective.name=masked_lm"
+                f"{len(number)} has them; give longer texts, raise data.seq_length, or use objective.name=masked_lm"
             )
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
@@ -143,20 +121,23 @@ class SentenceOrderCollator(Collator):
             batch["order_labels"] = torch.from_numpy(labels)
         return batch
 
+    def _found(self, block: TokenBlock) -> Borders:
+        return self._borders.find(block, spare=self._parts + 1)
+
     def _drawn(self, block: TokenBlock, positions: Ints) -> tuple[Ints, Ints, Ints]:
         """For the M documents with an order target: the place of the first token [M], the borders of the segments
         [M, n + 1], places in the flattened block, and the number of the order they are shown in [M].
 
         Draws go by (position, column), so neither padding nor neighbours move them.
         """
-        found, n, width = self._borders(block), self._parts, block.input_ids.shape[1]
-        able = found.count > n
+        found, n, width = self._found(block), self._parts, block.input_ids.shape[1]
+        able = found.number > n
         mine = able[found.document]
         place, document = found.place[mine], found.document[mine]
         outer = np.diff(document, prepend=-1) + np.diff(document, append=len(able)) > 0
 
         # Of each document the first border, the last, and the n - 1 between with the smallest draws: any are as likely.
-        draw = bits(self.seed, f"{self.name}/cut", positions, width).ravel()[place - outer]
+        draw = bits(self.seed, f"{self.name}/cut", positions, width).ravel()[place - outer]  # one may end the block
         order = np.lexsort((draw, ~outer, document))
         rank = np.arange(len(order)) - np.searchsorted(document, document)
         borders = place[np.sort(order[rank <= n])].reshape(-1, n + 1)
@@ -165,45 +146,6 @@ class SentenceOrderCollator(Collator):
         lot = uniform(self.seed, f"{self.name}/order", positions, width).ravel()[opening]
         return opening, borders, (lot * len(self._orders)).astype(np.int64)
 
-    def _borders(self, block: TokenBlock) -> _Borders:
-        """The borders between which whole sentences may change places."""
-        ids = block.input_ids.ravel()
-        text = self._text[ids] & block.attention.ravel()
-        at = np.flatnonzero(text)
-        piece = np.cumsum(block.opens.ravel()) - 1
-        leads = np.flatnonzero(np.diff(piece[at], prepend=-1))
-        first = at[leads]
-        tokens = np.diff(leads, append=len(at))
-        last = at[leads + tokens - 1]
-        starts = np.flatnonzero(self._boundaries.starts(block.input_ids, block.opens).ravel() & text)
-        ended = np.flatnonzero(self._ended(ids, first, last + 1))
-        place = np.concatenate([starts, last[ended] + 1])
-        document = np.concatenate([np.searchsorted(first, starts, side="right") - 1, ended])
-        order = np.lexsort((place, document))
-        place, document = place[order], document[order]
-
-        begins, ends = place == first[document], place == last[document] + 1
-        before = self._space_last[ids[np.maximum(place - 1, 0)]]
-        after = self._space_first[ids[np.minimum(place, len(ids) - 1)]]
-        kind = 2 * before + after
-        kinds = np.bincount(4 * document[~begins & ~ends] + kind[~begins & ~ends], minlength=4 * len(first))
-        usual = kinds.reshape(-1, 4).argmax(axis=1)[document]
-        usable = np.where(begins, after == usual % 2, np.where(ends, before == usual // 2, kind == usual))
-        usable &= (last + 1 - first == tokens)[document]
-        count = np.bincount(document[usable], minlength=len(first))
-        usable &= ~(begins & (count > self._parts + 1)[document])
-        count = np.bincount(document[usable], minlength=len(first))
-        return _Borders(np.flatnonzero(block.opens)[piece[first]], count, place[usable], document[usable])
-
-    def _ended(self, ids: Ints, first: Ints, stop: Ints) -> Bools:
-        """bool [D]: would a sentence begin if the text went on after its last token?"""
-        place = stop[:, None] - np.arange(LOOK_BACK, 0, -1)
-        tail = np.where(place >= first[:, None], ids[np.maximum(place, 0)], self.tokenizer.mask_token_id)
-        going_on = np.concatenate([tail, np.tile(self._next_sentence, (len(stop), 1))], axis=1)
-        starts: Bools = self._boundaries.starts(going_on, np.zeros(going_on.shape, dtype=np.bool_))
-        ended: Bools = starts[:, LOOK_BACK:].any(axis=1)
-        return ended
-
 
 @dataclass(kw_only=True)
 class SegmentOrderCollator(SentenceOrderCollator):
@@ -211,8 +153,8 @@ class SegmentOrderCollator(SentenceOrderCollator):
 
     The label is the number of the order shown, in lexicographic order of the permutations of 0 ... n - 1: 0 is the
     text as written, and where the permutation is (2, 0, 1), the third segment stands first. All n! are equally
-    likely. Between segments stands a separator, `reserve` is n - 1, and a document needs n sentences, or n + 1 where the
-    first has to stay. All else, options too, is as in `sentence_order`, which this is for n = 2.
+    likely. Between segments stands a separator, `reserve` is n - 1, and a document needs n sentences, or n + 1 where
+    the first has to stay. All else, options too, is as in `sentence_order`, which this is for n = 2.
     """
 
     name: ClassVar[str] = "segment_order"
@@ -265,17 +207,6 @@ def _reordered(block: TokenBlock, borders: Ints, order: Ints, separator: int, pa
     ids[row, places] = np.concatenate([block.input_ids.ravel()[present], np.full(len(new_row), separator)])
     documents[row, places] = np.concatenate([block.document_ids.ravel()[present], new_document])
     return TokenBlock(ids, documents, block.positions), column
-
-
-def _spaces(tokenizer: PreTrainedTokenizerBase, size: int) -> tuple[Ints, Ints]:
-    """Does an id begin with white space, and does it end with it: 0 or 1, two int64 [V]. All 0 where the vocabulary
-    spells no spaces (WordPiece)."""
-    first, last = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
-    if (spelling := token_spelling(tokenizer)) is not None:
-        for token, i in tokenizer.get_vocab().items():
-            spelt = spelling(token)
-            first[i], last[i] = spelt[:1].isspace(), spelt[-1:].isspace()
-    return first, last
 
 
 def _ranges(starts: Ints, counts: Ints) -> Ints:

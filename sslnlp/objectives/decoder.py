@@ -66,7 +66,7 @@ class SentenceDecoder(nn.Module):
         known_BT = position_ids_BT > 0  # the first token of a document is said from the vector alone
         if told_BT is not None:
             known_BT = known_BT & told_BT
-        previous_BT = F.pad(text_BT[:, :-1], (1, 0)).clamp(min=0)
+        previous_BT = F.pad(text_BT[:, :-1], (1, 0))
         x_BTH = self.embed(previous_BT, position_ids_BT, table_VE, known_BT)
         given_BTH = spread(vectors_BDH, document_ids_BT)
         same_BTT = document_ids_BT[:, :, None] == document_ids_BT[:, None, :]
@@ -139,7 +139,7 @@ class Embedding(nn.Module):
         self, ids_BT: Tensor, position_ids_BT: Tensor, table_VE: Tensor, known_BT: Tensor | None = None
     ) -> Tensor:
         """[B, T, H]; tokens that are not `known` (bool [B, T]) are left out, and only their place is told."""
-        embedded_BTE = self.norm(F.embedding(ids_BT, table_VE))
+        embedded_BTE = self.norm(F.embedding(ids_BT.clamp(min=0), table_VE))
         if known_BT is not None:
             embedded_BTE = embedded_BTE * known_BT[..., None]
         dropped: Tensor = self.drop(self.widen(embedded_BTE) + places(position_ids_BT, self.hidden_size))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from sslnlp.errors import UserError
+from sslnlp.errors import UserError, suggest
 from sslnlp.objectives import get_objective
 from sslnlp.objectives.base import Objective
 from sslnlp.types import Batch, StepOutput
@@ -22,23 +23,28 @@ class Joint(Objective):
     `objective.weights={"masked_lm": 1.0, "data2vec": 0.5}`; `options` are those of the parts, by name. Objectives that
     use the same collator see the same batch. Parts that wrap a bare `AutoModel` work on the backbone of the model whose
     head the other parts share. Each part is a mean over its own targets, whatever the others have, and the update is
-    exact for all of them. Metrics are named `part/metric`.
+    exact for all of them. Metrics are named `part/metric`; `part/loss`, before its weight, is there for every part that
+    has one kind of targets.
 
-    Raises `UserError` when the parts need models of different kinds, or rows that are framed differently.
+    Raises `UserError` when the parts need models of different kinds or rows that are framed differently, for weights
+    that are not above 0, and for options that a part does not have.
     """
 
     name: ClassVar[str] = "joint"
     needs: ClassVar[frozenset[str]] = frozenset()
     collator: ClassVar[str] = "joint"
-    parts: ClassVar[Mapping[str, type[Objective]]] = MappingProxyType({})
 
     @classmethod
     def bound(cls, options: Mapping[str, Any]) -> type[Objective]:
         """The class of these weights: wraps, framing and needs are those of the parts."""
-        weights = options.get("weights")
+        weights, own = options.get("weights"), options.get("options") or {}
         if not isinstance(weights, Mapping) or not weights:
             return cls
-        parts = {name: get_objective(name) for name in weights}
+        for name, weight in weights.items():
+            if isinstance(weight, int | float) and not weight > 0:
+                raise UserError(f"objective.weights must be above 0, got {weight} for {name}; leave it out instead")
+        parts = {name: get_objective(name).bound(own.get(name, {})) for name in weights}
+        _check_options(parts, own)
         heads = {part.wraps for part in parts.values() if part.wraps is not AutoModel}
         framings = {part.framing for part in parts.values()}
         if len(heads) > 1 or len(framings) > 1 or cls.name in parts:
@@ -51,6 +57,7 @@ class Joint(Objective):
             "needs": frozenset(part.collator for part in parts.values()),
             "couples_rows": any(part.couples_rows for part in parts.values()),
             "pooling": next((part.pooling for part in parts.values() if part.pooling), None),
+            "modes": MappingProxyType({name: mode for part in parts.values() for name, mode in part.modes.items()}),
         }
         return type(cls.__name__, (cls,), made | {"__module__": cls.__module__})
 
@@ -58,15 +65,21 @@ class Joint(Objective):
     def refuses(cls, config: PreTrainedConfig) -> str | None:
         if not cls.parts:
             raise UserError('objective joint needs its parts: objective.weights={"masked_lm": 1.0, "data2vec": 0.5}')
-        if (reason := super().refuses(config)) is not None:
-            return reason
-        own = (part.refuses(config) for part in cls.parts.values() if part.wraps is not AutoModel)
-        return next((reason for reason in own if reason), None)
+        reasons = {name: part.refuses(config) for name, part in cls.parts.items()}
+        return next((f"for {name}, {reason}" for name, reason in reasons.items() if reason), None)
 
     @classmethod
     def collator_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
         """Every collator that a part needs, with the options given for it."""
-        return {"parts": {part.collator: {} for part in cls.parts.values()} | dict(options.get("parts", {}))}
+        given = options.get("parts", {})
+        if not cls.parts or not isinstance(given, Mapping):
+            return dict(options)
+        if unused := sorted(given.keys() - cls.needs):
+            raise UserError(f"collator.parts names {unused[0]!r}, which no part uses.{suggest(unused[0], cls.needs)}")
+        filled: dict[str, Any] = dict(given)
+        for part in cls.parts.values():
+            filled[part.collator] = part.collator_options(filled.get(part.collator, {}))
+        return {**options, "parts": filled}
 
     def __init__(
         self,
@@ -77,18 +90,11 @@ class Joint(Objective):
     ) -> None:
         super().__init__(model)
         self.weights = dict(weights)
-        if unknown := sorted((options or {}).keys() - weights.keys()):
-            raise UserError(f"objective.options names {unknown[0]!r}, which is not in objective.weights")
-        if bad := [name for name, weight in weights.items() if not weight > 0]:
-            raise UserError(f"objective.weights must be above 0, got {weights[bad[0]]} for {bad[0]}")
         self.joined = nn.ModuleDict()
-        for name in weights:
-            cls = get_objective(name)
-            bare = cls.wraps is AutoModel and self.wraps is not AutoModel
-            part = cls(model.base_model if bare else model, **(options or {}).get(name, {}))
+        for name, cls in type(self).bound({"weights": weights, "options": options}).parts.items():
+            part = cls(model.base_model if cls.wraps is AutoModel else model, **(options or {}).get(name, {}))
             # The model is in the state once, as `model`; the part keeps a plain reference.
-            shared = part._modules.pop("model")
-            object.__setattr__(part, "model", shared)
+            object.__setattr__(part, "model", part._modules.pop("model"))
             self.joined[name] = part
 
     def forward(self, batch: Batch) -> StepOutput:
@@ -97,17 +103,26 @@ class Joint(Objective):
         for name, part in self._each():
             inner = batch[part.collator]
             output = part(inner)
-            own = output.loss[None] if output.terms is None else output.terms
-            terms.append(self.weights[name] * own)
+            terms.append(self.weights[name] * (output.loss[None] if output.terms is None else output.terms))
+            figures = dict(output.metrics)
+            if output.terms is None:
+                figures |= {"loss": output.loss.detach()}
             count = part.num_targets(inner).reshape(-1)[0]
-            for metric, value in ({"loss": output.loss.detach()} | output.metrics).items():
+            for figure, value in figures.items():
                 # A mean over the part's targets becomes a sum and their number: the first part's are others.
-                metrics[f"{name}/{metric}"] = torch.stack([value * count, count]) if value.ndim == 0 else value
+                metrics[f"{name}/{figure}"] = torch.stack([value * count, count]) if value.ndim == 0 else value
         joined = torch.cat(terms)
         return StepOutput(joined.sum(), metrics, joined)
 
     def num_targets(self, batch: Batch) -> Tensor:
         return torch.cat([part.num_targets(batch[part.collator]).reshape(-1) for _, part in self._each()])
+
+    def samples(self, tokenizer: PreTrainedTokenizerBase, *, seed: int = 0) -> dict[str, list[str]]:
+        return {
+            f"{name}, {title}": lines
+            for name, part in self._each()
+            for title, lines in part.samples(tokenizer, seed=seed).items()
+        }
 
     def after_step(self, progress: float) -> None:
         for _, part in self._each():
@@ -115,3 +130,16 @@ class Joint(Objective):
 
     def _each(self) -> list[tuple[str, Objective]]:
         return [(name, part) for name, part in self.joined.items() if isinstance(part, Objective)]
+
+
+def _check_options(parts: Mapping[str, type[Objective]], options: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse options of objectives that are no part, and options that a part does not have."""
+    for name, given in options.items():
+        if name not in parts:
+            raise UserError(f"objective.options names {name!r}, which is not in objective.weights")
+        parameters = inspect.signature(parts[name].__init__).parameters.values()
+        accepted = {p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+        if unknown := sorted(given.keys() - accepted):
+            raise UserError(
+                f"unknown option {unknown[0]!r} of {name} in objective.options.{suggest(unknown[0], accepted)}"
+            )

@@ -26,7 +26,7 @@ class RetroMAE(Objective):
     (`objectives.decoder.EnhancedDecoder`). One vocabulary head, the model's own, names the tokens of both. The loss is
     the sum of the two means, in nats a token.
 
-    Reads what `masked_lm` reads, and `document_ids`, `position_ids`, `decoder_labels` [B, S] (-100 = not asked) and
+    Reads what `masked_lm` reads, and `document_ids`, `position_ids`, `decoder_targets` [B, S] (-100 = not asked) and
     `position` [B]. Reports loss and accuracy of both parts, and in evaluation `decoder_loss_without_vector`: the
     decoder's loss when every vector is zero. The export is the masked LM without the decoder, which fills masks as
     any and is a sentence-transformers model with [CLS] pooling.
@@ -38,7 +38,7 @@ class RetroMAE(Objective):
 
     name: ClassVar[str] = "retromae"
     needs: ClassVar[frozenset[str]] = frozenset(
-        {"input_ids", "document_ids", "position_ids", "labels", "target_index", "decoder_labels", "position"}
+        {"input_ids", "document_ids", "position_ids", "labels", "target_index", "decoder_targets", "position"}
     )
     collator: ClassVar[str] = "retromae"
     wraps = AutoModelForMaskedLM
@@ -73,7 +73,7 @@ class RetroMAE(Objective):
         masked_N = batch["labels"].flatten()[index_N]
         masked_NV = self.head(hidden_BSH.flatten(0, 1)[index_N])
         vectors_BDH = document_pool(hidden_BSH, batch["document_ids"], "cls")
-        rebuilt_N = batch["decoder_labels"].flatten()
+        rebuilt_N = batch["decoder_targets"].flatten()
         rebuilt_NV = self.rebuild(batch, vectors_BDH)
         masked, rebuilt = cross_entropy(masked_NV, masked_N), cross_entropy(rebuilt_NV, rebuilt_N)
         count = (rebuilt_N != IGNORED).sum()
@@ -81,7 +81,7 @@ class RetroMAE(Objective):
         if not self.training:
             blind_NV = self.rebuild(batch, torch.zeros_like(vectors_BDH))
             means["decoder_loss_without_vector"] = cross_entropy(blind_NV, rebuilt_N).detach()
-        metrics = {"accuracy": accuracy(masked_NV, masked_N), "masked_loss": masked.detach()}
+        metrics = {"masked_loss": masked.detach(), "masked_accuracy": accuracy(masked_NV, masked_N)}
         metrics |= {name: torch.stack([mean * count, count]) for name, mean in means.items()}
         return StepOutput(masked + rebuilt, metrics, torch.stack([masked, rebuilt]))
 
@@ -96,5 +96,5 @@ class RetroMAE(Objective):
     def num_targets(self, batch: Batch) -> Tensor:
         """int64 [2]: masked tokens, rebuilt tokens."""
         index_N: Tensor = batch["target_index"]
-        rebuilt = (batch["decoder_labels"] != IGNORED).sum()
+        rebuilt = (batch["decoder_targets"] != IGNORED).sum()
         return torch.stack([torch.tensor(index_N.shape[0], device=index_N.device), rebuilt])

@@ -6,7 +6,8 @@ Shape suffixes: B rows, S tokens, H width, N masked targets, V vocabulary, M doc
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -85,12 +86,30 @@ class SentenceOrder(Objective):
 class SegmentOrder(SentenceOrder):
     """As `sentence_order`, with `segments` parts in one of `segments`! orders; uniform logits give ln n!.
 
-    Reads what `collators.segment_order` makes, whose option `segments` must be the same. Raises `UserError` on a batch
-    with an order that this number of segments does not have.
+    Reads what `collators.segment_order` makes, whose option of that name follows `segments`.
     """
 
     name: ClassVar[str] = "segment_order"
     collator: ClassVar[str] = "segment_order"
+    number: ClassVar[int] = 3
+    """Segments, where the options say nothing else."""
+
+    @classmethod
+    def bound(cls, options: Mapping[str, Any]) -> type[Objective]:
+        """The class of this number of segments: the options of its collator depend on it."""
+        if not isinstance(number := options.get("segments"), int):
+            return cls
+        return type(cls.__name__, (cls,), {"number": number, "__module__": cls.__module__})
+
+    @classmethod
+    def collator_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options with the number of segments of the objective."""
+        if options.get("segments", cls.number) != cls.number:
+            raise UserError(
+                f"collator.segments={options['segments']} does not go with objective.segments={cls.number}; "
+                "give objective.segments alone"
+            )
+        return {**options, "segments": cls.number}
 
     def __init__(
         self, model: PreTrainedModel, *, segments: int = 3, order_weight: float = 1.0, masked_weight: float = 1.0
@@ -98,7 +117,6 @@ class SegmentOrder(SentenceOrder):
         super().__init__(model, order_weight=order_weight, masked_weight=masked_weight)
         if not 2 <= segments <= 5:
             raise UserError(f"objective.segments is a number from 2 to 5, got {segments}")
-        self.segments = segments
         self.order_head = order_head(model.config.hidden_size, math.factorial(segments))
 
 

@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 TOKENIZER_BYTES = 100 << 20
 """Text a tokenizer is trained on at most: word counts of more change a vocabulary of this size hardly at all."""
 CONTRACT_TEXTS, CONTRACT_CHARACTERS = 200, 2000
+CHECKED_ROWS = 256
+"""Rows a collator is shown beforehand, to refuse text that it finds no targets in."""
 
 
 @dataclass(kw_only=True)
@@ -184,13 +186,15 @@ def _token_parts(recipe: Recipe, cache: Path, tokenizer_path: Path | None) -> Pa
 
     train = rows(prepared.train)
     bucket = recipe.train.batch_size if data.packing == "bucket" else None
+    stream = Stream(train, recipe.train.seed, bucket=bucket)
+    collator.check_rows(stream.rows(range(min(len(train), CHECKED_ROWS))))
     valid = prepared.valid if prepared.valid is not None and len(prepared.valid) else None
     return Parts(
         recipe=recipe,
         tokenizer=tokenizer,
         contract=kept,
         collator=collator,
-        stream=Stream(train, recipe.train.seed, bucket=bucket),
+        stream=stream,
         valid=Stream.fixed(rows(valid)) if valid is not None else None,
         valid_bytes=valid.num_bytes if valid is not None else None,
         max_length=data.seq_length,

@@ -16,6 +16,7 @@ from sslnlp.errors import UserError
 from sslnlp.models import ARCHITECTURES, ModelConfig
 from sslnlp.objectives.base import Objective
 from sslnlp.recipe.schema import Recipe, bind, to_dict
+from sslnlp.tokenizer import Contract, load_tokenizer, vocabulary_facts
 
 FREE_ON_RESUME = {
     *("out", "name", "data.cache", "tokenizer.memory_mb", "train.workers", "train.batch_size", "train.accumulate"),
@@ -28,9 +29,8 @@ def check(collator: type[Collator], objective: type[Objective]) -> None:
     """Refuse a pair whose collator does not make what the objective needs, and name collators that would."""
     if (reason := _mismatch(collator, objective)) is None:
         return
-    fitting = [
-        name for name in sorted(COLLATORS) if _importable(name) and _mismatch(get_collator(name), objective) is None
-    ]
+    usual_first = sorted(COLLATORS, key=lambda name: (name != objective.collator, name))
+    fitting = [name for name in usual_first if _importable(name) and _mismatch(get_collator(name), objective) is None]
     advice = f"use collator.name={' or '.join(fitting)}" if fitting else "no shipped collator fits"
     raise UserError(f"objective {objective.name!r} {reason}; {advice}")
 
@@ -63,12 +63,20 @@ def check_recipe(recipe: Recipe) -> None:
     for part in objective.parts.values():
         check(get_collator(part.collator), part)
     check_model(recipe.model, objective)
+    check_tokenizer(recipe)
     if recipe.data.train is None:
         raise UserError("no training data: give data.train=FILE, a glob, a folder or a hub name")
     if all(value is None for value in (recipe.train.steps, recipe.train.epochs, recipe.train.budget)):
         raise UserError("say how long to train: train.steps=1000, train.epochs=3 or train.budget=10m")
     if recipe.data.beir is not None and objective.pooling is None:
         raise UserError(f"data.beir measures models that embed text; objective {objective.name!r} does not make one")
+
+
+def check_tokenizer(recipe: Recipe) -> None:
+    """Refuse an existing tokenizer that lacks tokens the collator works with (one that we train has them all)."""
+    if recipe.tokenizer.path is not None:
+        facts = vocabulary_facts(load_tokenizer(recipe.tokenizer.path))
+        Contract(facts, {}).require(sorted(recipe.collator_class.requires & facts.keys()))
 
 
 def check_model(model: ModelConfig, objective: type[Objective]) -> None:

@@ -1,6 +1,6 @@
 """Tokenizers: train, load, frame, find word and sentence boundaries, and check the contract with an objective."""
 
-from sslnlp.tokenizer.contract import Contract, contract
+from sslnlp.tokenizer.contract import Contract, contract, vocabulary_facts
 from sslnlp.tokenizer.framing import Framing, Style, framing, set_framing
 from sslnlp.tokenizer.sentences import SentenceBoundaries, sentence_boundaries
 from sslnlp.tokenizer.specials import SENTINELS, SPECIALS, drawable_ids, load_tokenizer, special_id, special_mask
@@ -24,5 +24,6 @@ __all__ = [
     "special_id",
     "special_mask",
     "train_tokenizer",
+    "vocabulary_facts",
     "word_boundaries",
 ]

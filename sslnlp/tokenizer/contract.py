@@ -87,15 +87,22 @@ def contract(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Contra
         "unknown_rate": sum(int((row == unknown).sum()) for row in ids) / tokens if unknown is not None else 0.0,
         "word_start_agreement": agreement,
     }
-    has = {role: special_id(tokenizer, role) is not None for role in ("mask", "pad", "bos", "eos", "cls", "sep")}
-    vocabulary = tokenizer.get_vocab().keys()
-    facts = {
-        "mask": has["mask"],
-        "pad": has["pad"],
-        "pad_is_not_eos": has["pad"] and special_id(tokenizer, "pad") != special_id(tokenizer, "eos"),
+    facts = vocabulary_facts(tokenizer) | {
         "specials_excluded": _specials_excluded(tokenizer, ids),
         "word_starts": agreement >= WORD_START_AGREEMENT,
         "exact_round_trip": all(tokenizer.decode(row) == text for row, text in zip(ids, texts, strict=True)),
+    }
+    return Contract({name: facts[name] for name in ADVICE}, figures)
+
+
+def vocabulary_facts(tokenizer: PreTrainedTokenizerBase) -> dict[str, bool]:
+    """The facts of the contract that its vocabulary tells, without any text."""
+    has = {role: special_id(tokenizer, role) is not None for role in ("mask", "pad", "bos", "eos", "cls", "sep")}
+    vocabulary = tokenizer.get_vocab().keys()
+    return {
+        "mask": has["mask"],
+        "pad": has["pad"],
+        "pad_is_not_eos": has["pad"] and special_id(tokenizer, "pad") != special_id(tokenizer, "eos"),
         "bos": has["bos"] or has["eos"],
         "eos": has["eos"],
         "cls_sep": has["cls"] and has["sep"],
@@ -103,7 +110,6 @@ def contract(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Contra
         "modes": set(MODES) <= vocabulary,
         "fim": set(FIM) <= vocabulary,
     }
-    return Contract(facts, figures)
 
 
 def _specials_excluded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[np.ndarray[Any, Any]]) -> bool:

@@ -86,7 +86,7 @@ def test_neighbours_and_padding_do_not_move_a_row_s_masks():
     tokenizer = tiny()
     rows = [
         {"input_ids": np.array(ids), "document_ids": np.zeros(len(ids), np.int32), "position": 70 + i}
-        for i, ids in enumerate(tokenizer(ENGLISH + ["", "一"])["input_ids"])
+        for i, ids in enumerate(tokenizer([*ENGLISH, "", "一"])["input_ids"])
     ]
     collator = MaskedDiffusionCollator(tokenizer=tokenizer, seed=11)
     together = collator(rows)

@@ -38,13 +38,13 @@ def test_all_of_the_text_is_asked_and_nothing_else(rows, kind, options, start):
     batch = RetroMAECollator(tokenizer=tokenizer, **options)(made)
     plain = MaskedLMCollator(tokenizer=tokenizer, **options)(made)
     assert all(torch.equal(batch[name], value) for name, value in plain.items())
-    assert batch.keys() == plain.keys() | {"decoder_labels"}
+    assert batch.keys() == plain.keys() | {"decoder_targets"}
     special = special_mask(tokenizer)
     for b, row in enumerate(made):
         ids, n = row["input_ids"], len(row["input_ids"])
         text = ~special[ids] & (row["document_ids"] >= 0)
-        assert batch["decoder_labels"][b, :n].tolist() == np.where(text, ids, IGNORED).tolist()
-        assert (batch["decoder_labels"][b, n:] == IGNORED).all()
+        assert batch["decoder_targets"][b, :n].tolist() == np.where(text, ids, IGNORED).tolist()
+        assert (batch["decoder_targets"][b, n:] == IGNORED).all()
 
 
 def test_held_out_rows_are_masked_as_those_of_masked_lm():

@@ -159,7 +159,7 @@ def test_models_that_know_nothing() -> None:
     assert hidden * 0.7 < replaced <= hidden
     # A score of 0 accuses nobody: what was not replaced is judged right, nothing is found.
     assert output.metrics["discriminator_accuracy"].tolist() == [judged - replaced, judged]
-    assert output.metrics["recall"].tolist() == [0, replaced]
+    assert output.metrics["replaced_recall"].tolist() == [0, replaced]
 
 
 def test_a_sample_that_is_right_is_original() -> None:
@@ -200,7 +200,7 @@ def test_corrective_is_a_third_kind_of_target() -> None:
     torch.testing.assert_close(both(given).terms[:2], plain(given).terms)
     hidden, judged = plain.num_targets(given).tolist()
     assert both.num_targets(given).tolist() == [hidden, judged, hidden]
-    assert both(given).metrics["correction_accuracy"][1] == both(given).metrics["replaced"][0]
+    assert both(given).metrics["corrective_accuracy"][1] == both(given).metrics["replaced"][0]
     flat_heads(both)
     both.corrector[0].LayerNorm.weight.data.zero_()
     run, output = both._run(given), both(given)
@@ -332,7 +332,7 @@ def test_held_out_figures_are_shares_and_do_not_depend_on_the_batch_size() -> No
     assert figures == pytest.approx(again, rel=1e-4)
     loss = figures["generator_loss"] + 50 * figures["discriminator_loss"]
     assert figures["loss"] == pytest.approx(loss, rel=1e-4)
-    for name in ("auc", "replaced", "recall", "discriminator_accuracy", "generator_accuracy"):
+    for name in ("auc", "replaced", "replaced_recall", "discriminator_accuracy", "generator_accuracy"):
         assert 0 <= figures[name] <= 1
     given = one_batch("electra")
     found = objective.eval().predict(given)

@@ -85,11 +85,11 @@ def test_the_mean_loss_is_the_bound_of_the_papers():
             bound += math.factorial(k - 1) * math.factorial(4 - k) / math.factorial(4) * sum(losses)
     row = {"input_ids": ids, "document_ids": np.zeros(6, np.int32)}
     with torch.no_grad():
-        found = [objective(collator([{**row, "position": p}])).loss.item() for p in range(1500)]
+        found = [objective(collator([{**row, "position": p}])).loss.item() for p in range(300)]
     error = np.std(found) / math.sqrt(len(found))
     assert np.std(found) > 0.05
     assert abs(np.mean(found) - bound / 4) < 4 * error
-    together = objective(collator([{**row, "position": p} for p in range(1500)])).loss.item()
+    together = objective(collator([{**row, "position": p} for p in range(300)])).loss.item()
     assert together == pytest.approx(np.mean(found), rel=1e-4)
 
 
