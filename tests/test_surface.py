@@ -86,7 +86,9 @@ OBJECTIVE_OPTIONS = {
     "retromae": "decoder_rate",
     "segment_order": "masked_weight order_weight segments",
     "sentence_order": "masked_weight order_weight",
+    "span_corruption": "",
     "tsdae": "layers pooling",
+    "ul2": "",
     "ul2_decoder": "",
     "vae": "beta cycles free_bits latent layers ramp word_dropout",
 }

@@ -21,8 +21,8 @@ class RetroMAECollator(MaskedLMCollator):
     The options are those of `masked_lm`, for what the encoder reads; `rate` = 0.3 is the paper's. What the decoder may
     see of the text is drawn by the objective, for each token anew.
 
-    Makes the keys of `masked_lm` and `decoder_targets` int64 [B, S]: the token at each place, -100 at special tokens and
-    padding. Without positions, as a `data_collator`, it makes what `masked_lm` makes.
+    Makes the keys of `masked_lm` and `decoder_targets` int64 [B, S]: the token at each place, -100 at special tokens
+    and padding. Without positions, as a `data_collator`, it makes what `masked_lm` makes.
     """
 
     name: ClassVar[str] = "retromae"

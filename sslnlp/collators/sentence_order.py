@@ -58,6 +58,7 @@ class SentenceOrderCollator(Collator):
     name: ClassVar[str] = "sentence_order"
     makes: ClassVar[frozenset[str]] = MaskedLMCollator.makes | {"order_index", "order_labels"}
     requires: ClassVar[frozenset[str]] = MaskedLMCollator.requires
+    _target: ClassVar[str] = "order"
 
     rate: float = 0.3
     rate_end: float | None = None
@@ -117,8 +118,8 @@ class SentenceOrderCollator(Collator):
         if block.positions is not None:
             row = opening // block.input_ids.shape[1]
             batch["target_index"] = torch.from_numpy(np.flatnonzero(targets))
-            batch["order_index"] = torch.from_numpy(row * shown.input_ids.shape[1] + column[opening])
-            batch["order_labels"] = torch.from_numpy(labels)
+            batch[f"{self._target}_index"] = torch.from_numpy(row * shown.input_ids.shape[1] + column[opening])
+            batch[f"{self._target}_labels"] = torch.from_numpy(labels)
         return batch
 
     def _found(self, block: TokenBlock) -> Borders:
@@ -154,10 +155,13 @@ class SegmentOrderCollator(SentenceOrderCollator):
     The label is the number of the order shown, in lexicographic order of the permutations of 0 ... n - 1: 0 is the
     text as written, and where the permutation is (2, 0, 1), the third segment stands first. All n! are equally
     likely. Between segments stands a separator, `reserve` is n - 1, and a document needs n sentences, or n + 1 where
-    the first has to stay. All else, options too, is as in `sentence_order`, which this is for n = 2.
+    the first has to stay. `segments_index` and `segments_labels` (int64 [M]) take the place of `order_index` and
+    `order_labels`. All else, options too, is as in `sentence_order`, which this is for n = 2.
     """
 
     name: ClassVar[str] = "segment_order"
+    makes: ClassVar[frozenset[str]] = MaskedLMCollator.makes | {"segments_index", "segments_labels"}
+    _target: ClassVar[str] = "segments"
 
     segments: int = 3
 

@@ -103,7 +103,8 @@ class UL2Collator(Collator):
         vocabulary = self.tokenizer.get_vocab()
         if self.modes and (missing := [token for token in MODES if token not in vocabulary]):
             raise UserError(
-                f"there is no {', '.join(missing)} in the tokenizer; train one with `sslnlp tokenizer`, or set collator.modes=no"
+                f"the tokenizer has no {', '.join(missing)}; train one with `sslnlp tokenizer`, "
+                "or set collator.modes=false"
             )
         self._mode_ids = np.array([vocabulary.get(token, -1) for token in _MODE_OF_KIND])
         self._sentinels = sentinel_ids(self.tokenizer)

@@ -19,6 +19,8 @@ from sslnlp.objectives.base import Objective
 from sslnlp.objectives.functional import accuracy, cross_entropy
 from sslnlp.types import Batch, StepOutput
 
+MASKED = frozenset({"input_ids", "attention_mask", "labels", "target_index"})
+
 
 class SentenceOrder(Objective):
     """Masked LM, and whether the two halves of a document stand in their order (arXiv:1909.11942).
@@ -34,11 +36,10 @@ class SentenceOrder(Objective):
     """
 
     name: ClassVar[str] = "sentence_order"
-    needs: ClassVar[frozenset[str]] = frozenset(
-        {"input_ids", "attention_mask", "labels", "target_index", "order_index", "order_labels"}
-    )
+    needs: ClassVar[frozenset[str]] = MASKED | {"order_index", "order_labels"}
     collator: ClassVar[str] = "sentence_order"
     wraps = AutoModelForMaskedLM
+    _target: ClassVar[str] = "order"
 
     def __init__(self, model: PreTrainedModel, *, order_weight: float = 1.0, masked_weight: float = 1.0) -> None:
         super().__init__(model)
@@ -56,8 +57,8 @@ class SentenceOrder(Objective):
 
     def forward(self, batch: Batch) -> StepOutput:
         hidden_BSH = hidden_states(self.model, batch)
-        logits_MC = self.order_head(hidden_BSH.flatten(0, 1)[batch["order_index"]])
-        parts = {"order": (self.order_weight, logits_MC, batch["order_labels"])}
+        logits_MC = self.order_head(hidden_BSH.flatten(0, 1)[batch[f"{self._target}_index"]])
+        parts = {"order": (self.order_weight, logits_MC, batch[f"{self._target}_labels"])}
         if self.masked_weight:
             target_N = batch["labels"].flatten()[batch["target_index"]]
             parts = {"masked": (self.masked_weight, self._masked(hidden_BSH, batch), target_N), **parts}
@@ -79,8 +80,9 @@ class SentenceOrder(Objective):
 
     def num_targets(self, batch: Batch) -> Tensor:
         # Known from the shapes: no wait for the device.
+        label_M = batch[f"{self._target}_labels"]
         counts = [batch["target_index"].shape[0]] if self.masked_weight else []
-        return torch.tensor([*counts, batch["order_labels"].shape[0]], device=batch["order_labels"].device)
+        return torch.tensor([*counts, label_M.shape[0]], device=label_M.device)
 
 
 class SegmentOrder(SentenceOrder):
@@ -90,7 +92,9 @@ class SegmentOrder(SentenceOrder):
     """
 
     name: ClassVar[str] = "segment_order"
+    needs: ClassVar[frozenset[str]] = MASKED | {"segments_index", "segments_labels"}
     collator: ClassVar[str] = "segment_order"
+    _target: ClassVar[str] = "segments"
     number: ClassVar[int] = 3
     """Segments, where the options say nothing else."""
 

@@ -132,7 +132,10 @@ def _rename(recipe: Recipe, section: str, name: str | None) -> None:
     if name == current.name:
         return
     before = recipe.collator_class if recipe.objective.name else None
+    usual = before is not None and recipe.collator.name in (None, recipe.objective_class.collator)
     setattr(recipe, section, Options(name))
+    if section == "objective" and usual:  # another objective brings its own collator, as the first one had its own
+        recipe.collator.name = None
     if before is not None and recipe.collator_class is not before:
         recipe.collator = Options(recipe.collator.name)
 

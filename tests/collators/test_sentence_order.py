@@ -85,17 +85,24 @@ def undone(shown, original, order, separator, starts):
         pieces[0] = pieces[0][head:]
         placed = [pieces[order.index(segment)] for segment in range(len(order))]
         borders = np.cumsum([head, *map(len, placed)])
-        whole = parts[0][:head] + sum(placed, []) + parts[-1][len(parts[-1]) - tail :]
+        whole = [*itertools.chain(parts[0][:head], *placed, parts[-1][len(parts[-1]) - tail :])]
         if whole == original and set(borders.tolist()) <= starts:
             return True
     return False
+
+
+def order_of(batch):
+    """The documents with an order target and their labels, under the names of either collator."""
+    kind = "order" if "order_index" in batch else "segments"
+    return batch[f"{kind}_index"], batch[f"{kind}_labels"]
 
 
 def of_documents(rows, collator):
     """For each document of `rows`: its ids, the ids shown, and its label, None where it has none."""
     batch = collator(rows)
     width = batch["input_ids"].shape[1]
-    label_at = dict(zip(batch["order_index"].tolist(), batch["order_labels"].tolist(), strict=True))
+    index, labels = order_of(batch)
+    label_at = dict(zip(index.tolist(), labels.tolist(), strict=True))
     found = []
     for b, row in enumerate(rows):
         for document in range(row["document_ids"].max() + 1):
@@ -170,8 +177,8 @@ def test_white_space_does_not_tell_the_order(kind, texts, seed):
 @pytest.mark.parametrize(("n", "kind"), [(2, "bpe"), (2, "wordpiece"), (3, "unigram")])
 def test_classes_are_even(n, kind):
     """Each order within 4.5 standard deviations of its share, over rows of two documents at many positions."""
-    row = pack([english(6), english(7)], kind, length=200)[0]
-    labels = make(kind, n)([{**row, "position": p} for p in range(3000)])["order_labels"].numpy()
+    row = pack([english(6), english(7)], kind, length=500)[0]
+    labels = order_of(make(kind, n)([{**row, "position": p} for p in range(3000)]))[1].numpy()
     share = 1 / math.factorial(n)
     assert len(labels) == 6000
     counts = np.bincount(labels, minlength=math.factorial(n))
@@ -199,7 +206,7 @@ def labelled(texts, kind="bpe", n=2):
     """Which texts, a row each, have an order target."""
     rows = [pack([text], kind, length=200, start=i)[0] for i, text in enumerate(texts)]
     batch = make(kind, n)(rows)
-    return [bool(hit) for hit in np.isin(np.arange(len(rows)) * 200, batch["order_index"])]
+    return [bool(hit) for hit in np.isin(np.arange(len(rows)) * 200, order_of(batch)[0])]
 
 
 def test_which_documents_have_an_order():
@@ -272,10 +279,9 @@ def test_neighbours_and_padding_do_not_move_the_draws(n):
     rows = [{k: v[: 40 + 10 * i] if k != "position" else v for k, v in row.items()} for i, row in enumerate(rows)]
     collator = make(n=n, seed=11, replace="bert", unit="span")
     together, backwards = collator(rows), collator(rows[::-1])
-    assert torch.equal(together["order_labels"], collator(rows)["order_labels"])
     assert torch.equal(backwards["labels"].flip(0), together["labels"])
     alone = [collator([row]) for row in rows]
-    assert torch.equal(torch.cat([one["order_labels"] for one in alone]), together["order_labels"])
+    assert torch.equal(torch.cat([order_of(one)[1] for one in alone]), order_of(together)[1])
     for i, one in enumerate(alone):
         width = one["labels"].shape[1]
         for key in ("input_ids", "labels", "document_ids"):
@@ -298,7 +304,7 @@ def test_rows_without_text_and_very_long_ones():
     batch = make(n=5, rate=0)([{"input_ids": ids, "document_ids": np.zeros(len(ids), np.int32), "position": 0}])
     assert batch["input_ids"].shape == (1, len(ids) + 4)
     assert sorted(batch["input_ids"][0].tolist()) == sorted([*ids.tolist(), *[sep] * 4])
-    assert batch["order_index"].tolist() == [0]
+    assert order_of(batch)[0].tolist() == [0]
 
 
 def test_special_tokens_inside_a_text_are_not_moved():
@@ -375,7 +381,14 @@ def test_text_without_an_order_is_refused(kind):
 def test_a_corpus_of_single_sentences_is_refused_before_training(tmp_path, capfd):
     path = tmp_path / "single.txt"
     path.write_text("\n\n".join(f"Ship {i} passed the lamp." for i in range(300)))
-    command = ["train", "pretrain_bert", "objective.name=sentence_order", f"data.train={path}", "train.steps=2"]
+    command = [
+        "train",
+        "pretrain_bert",
+        "objective.name=sentence_order",
+        "collator.name=sentence_order",
+        f"data.train={path}",
+        "train.steps=2",
+    ]
     small = ["model.size=nano", "tokenizer.vocab_size=400", "data.seq_length=64", f"data.cache={tmp_path / 'cache'}"]
     assert run_command([*command, *small, f"out={tmp_path / 'out'}"]) == 2
     errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
