@@ -110,6 +110,7 @@ def keys_of(name: str, arguments: argparse.Namespace) -> tuple[str, dict[str, An
         "train.steps": max(1, arguments.tokens // tokens),
         "train.batch_size": arguments.batch_size,
         "train.lr": arguments.lr,
+        "train.eps": 1e-8,
         "train.precision": arguments.precision,
         "train.save_every": 10**9,
         "train.eval_every": 10**9,

@@ -18,7 +18,7 @@ def recipe() -> Recipe:
         collator=Options("electra", rate=0.15),
         # objective.corrective=true adds the loss that also says what the token was.
         objective=Options("electra", generator_size=0.25),
-        train=TrainConfig(steps=2000, batch_size=64, lr=1e-3, eps=1e-6),
+        train=TrainConfig(steps=2000, batch_size=64, lr=1e-3),
         out="out/electra",
     )
 

@@ -148,6 +148,8 @@ def test_keyed_draws_are_uniform_and_belong_to_the_row() -> None:
     drawn = keyed_uniform(torch.arange(64), 50, 20, purpose="tests")
     assert drawn.dtype == torch.float32
     assert ((drawn > 0) & (drawn < 1)).all()
+    largest = torch.tensor([(1 << 23) - 1]).float() + 0.5
+    assert 0 < 0.5 * 2.0**-23 < (largest * 2.0**-23).item() < 1
     assert abs(drawn.mean() - 0.5) < 5 * (1 / 12 / drawn.numel()) ** 0.5
     assert abs(drawn.var() - 1 / 12) < 0.002
     assert torch.equal(keyed_uniform(torch.arange(9, 11), 50, 8, purpose="tests"), drawn[9:11, :, :8])

@@ -61,8 +61,8 @@ class Electra(Objective):
 
     Reads what the `electra` collator makes. Reports `generator_loss`, `generator_accuracy`, `discriminator_loss`,
     `discriminator_accuracy` (judged tokens that are judged right; calling all of them original scores 1 - `replaced`),
-    `replaced` (share of the judged tokens that are), `replaced_recall` (replaced tokens found out); with `corrective` also
-    `corrective_accuracy` (replaced tokens whose original gets the highest logit), and held out `auc` (0.5 is chance).
+    `replaced` (share of the judged tokens that are), `replaced_recall` (replaced tokens found out); with `corrective`
+    `corrective_accuracy` (replaced tokens whose original gets the highest logit); and held out `auc` (0.5 is chance).
 
     Args:
         model: a stock `ElectraForPreTraining`.
