@@ -350,7 +350,10 @@ def _decoder_input_ids(config: PreTrainedConfig, batch: Encoding) -> Tensor:
     """int64 [B, T]: the labels moved one place to the right inside each document, behind the model's start token."""
     labels_BT = batch["labels"]
     previous = torch.nn.functional.pad(labels_BT[:, :-1], (1, 0), value=0).clamp(min=0)
-    return torch.where(batch["decoder_position_ids"] == 0, config.decoder_start_token_id, previous)
+    start = getattr(config, "decoder_start_token_id", None)
+    if start is None:
+        raise UserError("the model's config does not say what its decoder starts from; set decoder_start_token_id")
+    return torch.where(batch["decoder_position_ids"] == 0, start, previous)
 
 
 def _placed(stack: Any, ids_BT: Tensor, position_BT: Tensor) -> dict[str, Tensor]:

@@ -63,12 +63,13 @@ class SentenceOrder(Objective):
             target_N = batch["labels"].flatten()[batch["target_index"]]
             parts = {"masked": (self.masked_weight, self._masked(hidden_BSH, batch), target_N), **parts}
         terms, metrics = [], {}
+        accuracies = {"masked": "accuracy", "order": "order_accuracy"}
         for name, (weight, logits, target) in parts.items():
             loss = cross_entropy(logits, target)
             count = torch.tensor(float(len(target)), device=loss.device)
             terms.append(weight * loss)
             metrics[f"{name}_loss"] = torch.stack([loss.detach() * count, count])
-            metrics[f"{name}_accuracy"] = torch.stack([accuracy(logits, target) * count, count])
+            metrics[accuracies[name]] = torch.stack([accuracy(logits, target) * count, count])
         return StepOutput(torch.stack(terms).sum(), metrics, torch.stack(terms))
 
     def _masked(self, hidden_BSH: Tensor, batch: Batch) -> Tensor:

@@ -33,9 +33,7 @@ class Seq2SeqLM(Objective):
     def refuses(cls, config: PreTrainedConfig) -> str | None:
         if (reason := super().refuses(config)) is not None:
             return reason
-        if not (config.is_encoder_decoder and hasattr(config, "decoder_start_token_id")):
-            return "it has no decoder that writes text"
-        return None
+        return None if config.is_encoder_decoder else "it has no decoder beside its encoder"
 
     def forward(self, batch: Batch) -> StepOutput:
         logits_NV = seq2seq_logits(self.model, batch).flatten(0, 1)

@@ -30,7 +30,7 @@ def check(collator: type[Collator], objective: type[Objective]) -> None:
     if (reason := _mismatch(collator, objective)) is None:
         return
     usual_first = sorted(COLLATORS, key=lambda name: (name != objective.collator, name))
-    fitting = [name for name in usual_first if _importable(name) and _mismatch(get_collator(name), objective) is None]
+    fitting = [name for name in usual_first if _importable(name) and _fits(name, objective)]
     advice = f"use collator.name={' or '.join(fitting)}" if fitting else "no shipped collator fits"
     raise UserError(f"objective {objective.name!r} {reason}; {advice}")
 
@@ -45,6 +45,12 @@ def _mismatch(collator: type[Collator], objective: type[Objective]) -> str | Non
     return None
 
 
+def _fits(name: str, objective: type[Objective]) -> bool:
+    """Whether the pair fits, with the options that the objective fills in for its own collator."""
+    options = objective.collator_options({}) if name == objective.collator else {}
+    return _mismatch(get_collator(name).bound(options), objective) is None
+
+
 def _importable(name: str) -> bool:
     try:
         get_collator(name)
@@ -57,7 +63,9 @@ def check_recipe(recipe: Recipe) -> None:
     """All of it for a recipe: the pair, its options, and the model's form."""
     recipe.objective.options = bind("objective", recipe.objective_class, recipe.objective.options)
     objective = recipe.objective_class
-    options = objective.collator_options(recipe.collator.options)
+    options = recipe.collator.options
+    if recipe.collator_class.name == objective.collator:
+        options = objective.collator_options(options)
     recipe.collator.options = bind("collator", recipe.collator_class, options)
     check(recipe.collator_class, objective)
     for part in objective.parts.values():

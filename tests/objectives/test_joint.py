@@ -70,7 +70,7 @@ def test_terms_are_the_weighted_losses_over_their_own_targets():
 
 
 def test_parts_know_their_options_and_move_after_a_step():
-    weights, options = {"masked_lm": 1.0, "data2vec": 0.5}, {"data2vec": {"momentum": 0.0}}
+    weights, options = {"masked_lm": 1.0, "data2vec": 0.5}, {"data2vec": {"momentum": 0.0, "momentum_end": 0.0}}
     cls = Joint.bound({"weights": weights, "options": options})
     assert cls.wraps is AutoModelForMaskedLM  # data2vec alone would take a bare model
     assert cls.needs == {"masked_lm"}  # both read the same batch
@@ -125,7 +125,7 @@ def test_a_recipe_is_bound_and_refused_before_any_data_is_read():
         (weights | {"model.architecture": "gpt2"}, "masked_lm, transformers has no AutoModelForMaskedLM"),
         (weights | {"collator.parts": '{"denoising": {}}'}, "'denoising', which no part uses"),
         (weights | {"collator.parts": '{"masked_lm": {"rat": 0.3}}'}, "'rate'"),
-        (weights | {"collator.name": "masked_lm"}, "joint"),
+        (weights | {"collator.name": "masked_lm"}, "does not make; use collator.name=joint"),
     ):
         with pytest.raises(UserError, match=words):
             check_recipe(recipe(**pairs))

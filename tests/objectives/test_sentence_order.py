@@ -46,7 +46,7 @@ def test_the_masked_part_is_that_of_masked_lm(architecture):
         whole = objective(batch)
     assert torch.allclose(ours.terms[0], theirs.loss, atol=1e-6)
     assert torch.allclose(ours.terms, whole.terms, atol=1e-5)
-    correct, count = ours.metrics["masked_accuracy"]
+    correct, count = ours.metrics["accuracy"]
     assert torch.allclose(correct / count, theirs.metrics["accuracy"])
     assert objective.num_targets(batch).tolist() == [len(batch["target_index"]), len(batch["order_labels"])]
 
