@@ -2,7 +2,7 @@
 
     sslnlp train pretrain_t5 data.train=corpus.txt
 
-The export is a stock T5: it answers `generate`, and is fine-tuned to write. For a mixture of denoisers: objective.name=ul2.
+The export is a stock T5: it answers `generate`, and is fine-tuned to write. A mixture of denoisers: objective.name=ul2.
 """
 
 import sys

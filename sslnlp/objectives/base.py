@@ -45,7 +45,8 @@ class Objective(nn.Module, ABC):
     """Ways the export is meant to be used that differ in fields of its config: mode -> fields. The export stores the
     logits of each mode on a probe, so that an installation that computes something else is found out."""
     likelihood: ClassVar[bool] = False
-    """The loss is the exact negative log-likelihood of the text in nats, so held-out loss converts to bits per byte."""
+    """The loss is the negative log-likelihood of the text in nats, or an upper bound on it, each token counted once:
+    held-out loss converts to bits per byte."""
     measures: ClassVar[tuple[str, ...]] = ()
     """Names of further held-out measures (see `sslnlp.evaluation`) computed from `predict`."""
     best: ClassVar[tuple[str, str]] = ("loss", "min")

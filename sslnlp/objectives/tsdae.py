@@ -30,7 +30,7 @@ class TSDAE(Objective):
     nothing.
 
     Options:
-        pooling: how the tokens of a document become its vector, "cls" (the paper's choice) or "mean".
+        pooling: how the tokens of a document become its vector, "cls", "mean" or "last".
         layers: of the decoder.
     """
 

@@ -70,7 +70,7 @@ class VAE(Objective):
         beta: float = 1.0,
         cycles: int = 4,
         ramp: float = 0.5,
-        free_bits: float = 0.1,
+        free_bits: float = 0.5,
         word_dropout: float = 0.3,
         layers: int = 1,
     ) -> None:

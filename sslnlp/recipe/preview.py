@@ -191,7 +191,7 @@ def _rates(batch: Mapping[str, Any], drawn: list[Row], title: str = "") -> Itera
     for name, value in batch.items():
         if isinstance(value, Mapping) and "labels" in value:
             yield from _rates(value, drawn, f"{name}: ")
-        elif name.endswith("_labels") and isinstance(value, Tensor) and value.numel():
+        elif name.endswith("_labels") and isinstance(value, Tensor) and value.ndim == 1 and value.numel():
             kind = name.removesuffix("_labels")
             shares = ", ".join(f"{c}: {int(n)}" for c, n in enumerate(value.bincount().tolist()))
             yield f"{title}{kind}: {value.numel()} documents have a target ({shares})."

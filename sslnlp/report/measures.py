@@ -51,6 +51,27 @@ MEASURES: Mapping[tuple[str, str], Measure] = {
     ("masked_lm", "accuracy"): Measure(
         "share", "masked tokens whose most probable prediction is right", "higher", _one_of("vocab_size")
     ),
+    ("masked_diffusion", "loss"): Measure(
+        "nats per token",
+        "bound on the code length of held-out text, each token of which is told once; not comparable across tokenizers",
+        "lower",
+        _log_vocabulary,
+    ),
+    ("masked_diffusion", "bits_per_byte"): Measure(
+        "bits per byte of UTF-8",
+        "upper bound on the code length of held-out text whose length is known; comparable with a causal model's",
+        "lower",
+        _uniform_bits_per_byte,
+    ),
+    ("masked_diffusion", "masked_loss"): Measure(
+        "nats per masked token",
+        "mean cross-entropy of the masked tokens, at all rates of masking",
+        "lower",
+        _log_vocabulary,
+    ),
+    ("masked_diffusion", "accuracy"): Measure(
+        "share", "masked tokens predicted right, at all rates of masking", "higher", _one_of("vocab_size")
+    ),
     ("causal_lm", "loss"): Measure(
         "nats per token", f"{TOKEN_LOSS}; not comparable across tokenizers", "lower", _log_vocabulary
     ),

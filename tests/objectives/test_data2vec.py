@@ -15,7 +15,7 @@ from transformers import AutoConfig
 
 from sslnlp.collators.masked_lm import MaskedLMCollator
 from sslnlp.errors import UserError
-from sslnlp.models import ModelConfig, build_model
+from sslnlp.models import ModelConfig, build_model, hidden_states
 from sslnlp.nn import row_keyed_dropout
 from sslnlp.objectives.data2vec import Data2Vec
 from tests.contract import LENGTH, make_collator, make_objective, make_stream, make_trainer, one_batch, small_tokenizer
@@ -160,8 +160,6 @@ def test_a_subclass_changes_the_distance() -> None:
     batch = one_batch("data2vec")
     index = batch["target_index"]
     with torch.no_grad():
-        from sslnlp.models import hidden_states
-
         predicted = base.head(hidden_states(base.model, batch).flatten(0, 1)[index])
         expected = F.l1_loss(predicted, base.targets(batch))
         assert torch.allclose(other(batch).loss, expected, atol=1e-6)
@@ -194,7 +192,7 @@ def test_a_batch_without_targets_has_loss_zero_and_gradients() -> None:
     batch["labels"] = torch.full_like(batch["labels"], -100)
     output = model(batch)
     output.loss.backward()
-    assert (float(output.loss), int(model.num_targets(batch))) == (0.0, 0)
+    assert (output.loss.item(), int(model.num_targets(batch))) == (0.0, 0)
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters() if p.requires_grad)
 
 
@@ -208,7 +206,7 @@ def test_published_share_of_layers() -> None:
 
 @pytest.mark.parametrize("options", [{"layers": 0}, {"layers": 3}, {"beta": -1.0}, {"momentum": 1.5}])
 def test_bad_options_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="objective."):
+    with pytest.raises(UserError, match=r"objective\."):
         objective(**options)
 
 
