@@ -39,7 +39,8 @@ class VAE(Objective):
     Li et al., 2020), word dropout (Bowman et al.), a small decoder. The held-out pass says when it has happened.
 
     Reads what `collators.seq2seq.seq2seq_batch` makes. Metrics: `reconstruction` (nats a token), `accuracy` of the next
-    token, `kl` (nats a document), `beta`. The export is the encoder, a mean-pooling sentence embedder.
+    token, `kl` (nats a document), `beta`; in evaluation `loss_without_vector`, the reconstruction from the prior's mean
+    alone. The export is the encoder, a mean-pooling sentence embedder.
 
     Options:
         latent: dimensions of z.
@@ -121,6 +122,10 @@ class VAE(Objective):
             "kl": torch.stack([kl_BDZ.detach().sum(), own_BD1.sum()]),
             "beta": self.beta_now.clone() if self.training else torch.ones_like(self.beta_now),
         }
+        if not self.training:
+            count = (target_N != IGNORED).sum()
+            blind = cross_entropy(self.write(batch, torch.zeros_like(z_BDZ)), target_N).detach()
+            metrics["loss_without_vector"] = torch.stack([blind * count, count])
         return StepOutput(loss, metrics)
 
     def encode(self, batch: Batch) -> tuple[Tensor, Tensor]:

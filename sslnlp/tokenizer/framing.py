@@ -1,4 +1,4 @@
-"""What stands around a document: [CLS] ... [SEP] for an encoder, [BOS] ... [EOS] for a decoder or an encoder-decoder."""
+"""What stands around a document: [CLS] ... [SEP] for an encoder, [BOS] ... [EOS] for what writes."""
 
 from __future__ import annotations
 

@@ -179,7 +179,7 @@ def test_text_without_an_order_does_not_show_one(kind):
     """Sentences drawn one by one, in pieces cut anywhere: no token near a border tells a swapped piece from another.
 
     A naive Bayes classifier of eight of them, fitted on half of the documents, stays within 4 standard deviations of
-    one half on the rest. Cutting at any sentence and moving all of the text, it finds 80 % and more.
+    one half on the rest. It does not when first or unended last sentences move.
     """
     random = np.random.default_rng(7)
     breaks = [" ", " ", " ", "\n"]
@@ -187,7 +187,7 @@ def test_text_without_an_order_does_not_show_one(kind):
     texts += ["".join(random.choice(CHINESE, 40)) for _ in range(100)]
     tokenizer = tokenizer_of(kind)
     features, labels = [], []
-    for original, shown, label in of_documents(pack(texts, kind, length=120), make(kind, rate=0)):
+    for _, shown, label in of_documents(pack(texts, kind, length=120), make(kind, rate=0)):
         if label is not None:
             middle = shown.index(tokenizer.sep_token_id)
             features.append([shown[i] for i in (1, 2, middle - 2, middle - 1, middle + 1, middle + 2, -3, -2)])
@@ -201,7 +201,7 @@ def test_text_without_an_order_does_not_show_one(kind):
         )
         score += np.log(seen[1] / seen[0])[column[half:]]
     accuracy = ((score > 0) == labels[half:]).mean()
-    assert len(labels) > 1000
+    assert len(labels) > 700
     assert abs(accuracy - 0.5) < 4 * math.sqrt(0.25 / len(score))
 
 

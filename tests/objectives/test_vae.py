@@ -129,6 +129,16 @@ def test_uniform_logits_cost_the_log_of_the_vocabulary() -> None:
     assert float(reconstruction) == pytest.approx(math.log(model.model.config.vocab_size), rel=1e-4)
 
 
+def test_the_loss_without_the_vector_is_that_of_latents_at_zero() -> None:
+    model = objective().eval()
+    batch = one_batch("vae")
+    metrics = model(batch).metrics
+    zeros = torch.zeros(len(batch["position"]), int(batch["document_ids"].max()) + 1, 32)
+    expected = nn.functional.cross_entropy(model.write(batch, zeros), batch["labels"].flatten())
+    assert float(metrics["loss_without_vector"][0]) == pytest.approx(expected.item() * tokens(batch), rel=1e-4)
+    assert "loss_without_vector" not in model.train()(batch).metrics
+
+
 # --- draws -----------------------------------------------------------------------------------------------------------
 
 
