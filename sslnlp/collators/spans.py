@@ -117,7 +117,7 @@ def random_spans(runs: Runs, noise_R: Ints, spans_R: Ints, draws_BS: U64) -> Fla
 def numbered(noise: Flags, opens: Flags, most: int) -> Spans:
     """The spans of `noise` [B, S]; those of a document beyond the first `most` stay, there being no sentinel left."""
     leads = noise.copy()
-    leads[:, 1:] &= ~noise[:, :-1] | opens[:, 1:]
+    leads[:, 1:] &= ~noise[:, :-1]  # every run begins with tokens that stay, so spans of two never meet
     begun = np.cumsum(leads.ravel())
     before = np.maximum.accumulate(np.where(opens.ravel(), begun - leads.ravel(), 0))
     number = (begun - before - 1).reshape(noise.shape)

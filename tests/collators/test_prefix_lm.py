@@ -87,6 +87,12 @@ def test_splits_do_not_depend_on_neighbours_or_padding():
     assert torch.equal(collator.for_evaluation(5)(rows)["labels"], reseeded["labels"])
 
 
+def test_one_token_is_always_left_to_write():
+    row = row_of([text_ids(n) for n in (1, 2, 9)], tiny())
+    batch = PrefixLMCollator(tokenizer=tiny(), prefix_min=1.0)([row])
+    assert (batch["labels"] != IGNORED).sum() == 3 * 2  # with the end-of-text
+
+
 @pytest.mark.parametrize("n", [0, 1, 100_000])
 def test_documents_of_any_length(n):
     row = row_of([text_ids(n)], tiny(), position=3)
