@@ -57,6 +57,10 @@ class JointCollator(Collator):
     def source_length(self, seq_length: int) -> int:
         return min((part.source_length(seq_length) for part in self._parts.values()), default=seq_length)
 
+    def check_rows(self, rows: Sequence[Row]) -> None:
+        for part in self._parts.values():
+            part.check_rows(rows)
+
     def for_evaluation(self, seed: int) -> JointCollator:
         """The parts, each as it is for held-out text."""
         fixed = dataclasses.replace(self, seed=seed, horizon=None)
