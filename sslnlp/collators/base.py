@@ -53,7 +53,7 @@ class Collator(ABC):
         """The class that these options make; another one only where what it makes or requires depends on them."""
         return cls
 
-    def check_rows(self, rows: Sequence[Row]) -> None:
+    def check_rows(self, rows: Sequence[Row]) -> None:  # noqa: B027 - a hook: most collators refuse no text
         """Refuse text that has no targets of this kind, by some of its rows, before anything trains: `UserError`."""
 
     @property

@@ -36,7 +36,8 @@ class Data2Vec(Objective):
 
     Options:
         layers: how many of the top layers make a target; five sixths of all by default (10 of 12, as published).
-        momentum, momentum_end: share of the teacher's weights kept at each step, moving linearly over the run.
+        momentum, momentum_end: share of the teacher's weights kept at each step, moving linearly over the run. As
+            published, 0.999 to 0.9999, for a million steps; shorter runs want a teacher that moves.
         beta: below this difference the loss is quadratic, above it linear (smooth L1); 0 is quadratic everywhere.
     """
 
@@ -52,8 +53,8 @@ class Data2Vec(Objective):
         model: PreTrainedModel,
         *,
         layers: int | None = None,
-        momentum: float = 0.999,
-        momentum_end: float = 0.9999,
+        momentum: float = 0.99,
+        momentum_end: float = 0.999,
         beta: float = 4.0,
     ) -> None:
         super().__init__(model)

@@ -84,6 +84,33 @@ MEASURES: Mapping[tuple[str, str], Measure] = {
         "lower",
         _uniform_bits_per_byte,
     ),
+    ("data2vec", "explained_variance"): Measure(
+        "share", "variance of the teacher's targets over masked tokens that is predicted", "higher", lambda facts: 0.0
+    ),
+    ("data2vec", "target_std"): Measure(
+        "standard deviations",
+        "spread of the teacher's targets over tokens, at most 1; near 0 they have collapsed",
+        "see explained_variance",
+    ),
+    ("vae", "loss"): Measure(
+        "nats per token",
+        "negative evidence lower bound of held-out text; not comparable across tokenizers",
+        "lower",
+        _log_vocabulary,
+    ),
+    ("vae", "bits_per_byte"): Measure(
+        "bits per byte of UTF-8",
+        "upper bound of the code length of held-out text; comparable across tokenizers",
+        "lower",
+        _uniform_bits_per_byte,
+    ),
+    ("vae", "kl"): Measure("nats per document", "what the latent costs; 0 when it says nothing", "see loss"),
+    ("vae", "active_units"): Measure(
+        "dimensions", "latent means that vary between documents; 0 is a collapse", "higher", lambda facts: 0.0
+    ),
+    ("vae", "mutual_information"): Measure(
+        "nats per document", "what the latent tells of its document", "higher", lambda facts: 0.0
+    ),
     ("classification", "loss"): Measure(
         "nats per text", "mean cross-entropy of the labels", "lower", _log_of("num_labels")
     ),

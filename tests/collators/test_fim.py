@@ -137,7 +137,7 @@ def test_layouts_by_hand():
 
 
 def test_shares_and_cuts_are_uniform():
-    """Four tokens have five borders, so 25 ordered pairs: each unordered one is drawn twice as often as an equal one."""
+    """Four tokens have five borders, so 25 ordered pairs: an unordered one is drawn twice as often as an equal one."""
     tokenizer = tiny()
     text = tokenizer(ENGLISH[0], add_special_tokens=False)["input_ids"][:4]
     row = {"input_ids": np.array([tokenizer.bos_token_id, *text]), "document_ids": np.zeros(5, np.int32)}

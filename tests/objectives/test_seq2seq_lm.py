@@ -49,7 +49,8 @@ def test_rebuilt_accuracy_looks_at_the_corrupted_tokens_only() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "architecture"), [("denoising", "bart"), ("span_corruption", "t5"), ("span_corruption", "bart"), ("ul2", "t5")]
+    ("name", "architecture"),
+    [("denoising", "bart"), ("span_corruption", "t5"), ("span_corruption", "bart"), ("ul2", "t5")],
 )
 def test_the_export_writes(name: str, architecture: str, tmp_path: Path) -> None:
     """Learn one document by heart; the reloaded stock model then writes it from its corrupted source."""
