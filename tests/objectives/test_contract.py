@@ -148,6 +148,8 @@ def test_exported_reloads_with_equal_outputs(name: str, architecture: str, tmp_p
     assert "row_keyed" not in (tmp_path / "config.json").read_text()
     inputs = make_collator(name).tokenizer(["The cat sees a dog.", "One mouse."], padding=True, return_tensors="pt")
     inputs.pop("token_type_ids", None)
+    if objective.exported.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = inputs["input_ids"]
     with torch.no_grad():
         ours, theirs = objective.exported(**inputs)[0], stock(**inputs)[0]
     assert torch.allclose(ours, theirs, atol=1e-6)
