@@ -84,7 +84,7 @@ SHOWN: dict[str, list[tuple[str, str]]] = {
     "sentence_order": [("order_accuracy", "0.5"), ("accuracy", "masked_lm/accuracy")],
     "segment_order": [("order_accuracy", "0.1667"), ("accuracy", "masked_lm/accuracy")],
     "tsdae": [("loss", "loss_without_vector"), ("accuracy", "most_frequent")],
-    "vae": [("active_units", "0"), ("mutual_information", "0"), ("loss", "loss_without_vector")],
+    "vae": [("active_units", "0"), ("mutual_information", "0"), ("reconstruction", "loss_without_vector")],
     "retromae": [("decoder_accuracy", "most_frequent"), ("masked_accuracy", "masked_lm/accuracy")],
     "data2vec": [("explained_variance", "0")],
     "joint": [("masked_lm/accuracy", "masked_lm/accuracy"), ("data2vec/explained_variance", "0")],
