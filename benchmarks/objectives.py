@@ -110,7 +110,7 @@ def keys_of(name: str, arguments: argparse.Namespace) -> tuple[str, dict[str, An
         "train.steps": max(1, arguments.tokens // tokens),
         "train.batch_size": arguments.batch_size,
         "train.lr": arguments.lr,
-        "train.eps": 1e-8,
+        "train.optimizer": arguments.optimizer,
         "train.precision": arguments.precision,
         "train.save_every": 10**9,
         "train.eval_every": 10**9,
@@ -313,7 +313,8 @@ def main() -> None:
     task.add_argument("--vocab-size", type=int, default=4096)
     task.add_argument("--seq-length", type=int, default=128)
     task.add_argument("--batch-size", type=int, default=16)
-    task.add_argument("--lr", type=float, default=2e-3)
+    task.add_argument("--lr", type=float, default=1e-2)
+    task.add_argument("--optimizer", default="muon")
     task.add_argument("--precision", default="no")
     task.add_argument("--only", nargs="+", choices=list(RUNS))
     task = tasks.add_parser("table")

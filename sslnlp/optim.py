@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from sslnlp.muon import Muon
+
 SCHEDULES = ("wsd", "cosine", "linear", "constant")
 
 
@@ -41,11 +43,11 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, o
 
 
 def adamw(
-    module: nn.Module, *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
+    module: nn.Module, *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float, dtype: torch.dtype
 ) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter, 2019) with bias correction, one fused kernel for all tensors."""
+    """AdamW (Loshchilov and Hutter, 2019) with bias correction, one fused kernel for all tensors; always in float32."""
     groups = [group for group in parameter_groups(module, weight_decay) if group["params"]]
     return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
 
 
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": adamw}
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": adamw, "muon": Muon}

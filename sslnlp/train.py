@@ -259,8 +259,9 @@ class Trainer:
         config = self.config
         self.objective.to(self.accelerator.device)
         return OPTIMIZERS[config.optimizer](
-            self.objective, lr=config.lr, betas=tuple(config.betas), eps=config.eps, weight_decay=config.weight_decay
-        )
+            self.objective, lr=config.lr, betas=tuple(config.betas), eps=config.eps, weight_decay=config.weight_decay,
+            dtype=torch.bfloat16 if config.precision == "bf16" else torch.float32,
+        )  # fmt: skip
 
     def _set_lr(self, step: int, steps: int) -> None:
         config = self.config

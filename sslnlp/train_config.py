@@ -34,6 +34,7 @@ class TrainConfig:
     decay: float = 0.3
     """The last share of the steps in which `wsd` decays to zero."""
     optimizer: str = "adamw"
+    """adamw, or muon: Muon for the matrices inside the network and AdamW for the rest, at one learning rate."""
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-8

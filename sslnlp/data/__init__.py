@@ -8,6 +8,14 @@ from sslnlp.data.store import TokenStore
 from sslnlp.data.stream import Stream
 
 __all__ = [
-    "DataConfig", "PackedRows", "PaddedRows", "Prepared", "Source", "Stream", "TokenStore", "open_source",
-    "prepare_text", "sample_texts",
+    "DataConfig",
+    "PackedRows",
+    "PaddedRows",
+    "Prepared",
+    "Source",
+    "Stream",
+    "TokenStore",
+    "open_source",
+    "prepare_text",
+    "sample_texts",
 ]

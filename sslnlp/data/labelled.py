@@ -174,7 +174,8 @@ def _class_names(labels: set[str], feature: Any) -> list[str]:
 def _text_beside(table: datasets.Dataset, label: str, config: DataConfig) -> str:
     wanted = config.text or config.columns.get("text")
     strings = {
-        name: "" for name, kind in table.features.items()
+        name: ""
+        for name, kind in table.features.items()
         if name != label and getattr(kind, "dtype", None) in ("string", "large_string")
     }
     if wanted is not None or "text" in table.column_names:

@@ -127,11 +127,17 @@ def _build(
     if not (aside / "scan.json").exists():
         backend = plain_tokenizer(tokenizer)
         known = _hash_all(valid, config) if valid is not None else None
-        held_out = None if valid is not None else split.HeldOut(
-            config.valid_fraction, config.valid_tokens, lambda text: count_tokens(backend, text)
+        held_out = (
+            None
+            if valid is not None
+            else split.HeldOut(config.valid_fraction, config.valid_tokens, lambda text: count_tokens(backend, text))
         )
         split.scan(
-            _texts(train, config), aside, held_out=held_out, valid=known, deduplicate=config.deduplicate,
+            _texts(train, config),
+            aside,
+            held_out=held_out,
+            valid=known,
+            deduplicate=config.deduplicate,
             advance=bar("reading", None),
         )
     scanned = split.Scan(**json.loads((aside / "scan.json").read_text()))

@@ -104,9 +104,11 @@ class Source:
                     else:
                         names = [str(file) for file in files]
                         options = options_of(extension)
-                        parts.append(datasets.load_dataset(
-                            LOADERS[extension], data_files=names, split="train", cache_dir=cache, **options
-                        ))
+                        parts.append(
+                            datasets.load_dataset(
+                                LOADERS[extension], data_files=names, split="train", cache_dir=cache, **options
+                            )
+                        )
                 except UserError:
                     raise
                 except Exception as error:

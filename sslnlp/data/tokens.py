@@ -24,7 +24,13 @@ from sslnlp.data.store import TokenStore
 from sslnlp.errors import UserError
 
 __all__ = [
-    "TokenStore", "TokenWriter", "build_store", "count_tokens", "encode", "plain_tokenizer", "split_long",
+    "TokenStore",
+    "TokenWriter",
+    "build_store",
+    "count_tokens",
+    "encode",
+    "plain_tokenizer",
+    "split_long",
     "tokenizer_fingerprint",
 ]
 

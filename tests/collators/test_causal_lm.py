@@ -50,9 +50,7 @@ def test_real_ends_of_text_stay_targets_where_pad_is_eos(pad_is_eos):
     rows = framed(pad_is_eos)
     batch = CausalLMCollator(tokenizer=pad_is_eos)(rows)
     eos = pad_is_eos.eos_token_id
-    for row, ids, labels, mask in zip(
-        rows, batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True
-    ):
+    for row, ids, labels, mask in zip(rows, batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True):
         n = len(row["input_ids"])
         assert mask.tolist() == [1] * n + [0] * (len(mask) - n)
         assert ids[:n].tolist() == row["input_ids"]

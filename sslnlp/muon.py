@@ -1,0 +1,182 @@
+"""Muon: momentum whose matrix is made orthogonal, for the matrices inside a network; AdamW for everything else.
+
+Source: Jordan et al. (2024), "Muon: an optimizer for hidden layers in neural networks"; the size of an update and the
+weight decay follow Liu et al. (2025), "Muon is scalable for LLM training", so learning rates of AdamW carry over.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adamw import adamw as adamw_
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+# Odd polynomials a·x + b·x³ + c·x⁵ that drive singular values in (0, 1] towards 1; Jordan et al. use the same five times.
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+STEPS = 5
+MOMENTUM = (0.85, 0.95)
+MOMENTUM_WARMUP = 300
+"""Updates over which the momentum rises: early gradients are stale sooner."""
+
+FUSED = {"Wqkv": 3, "qkv": 3, "qkv_proj": 3, "c_attn": 3, "Wi": 2, "gate_up_proj": 2}
+"""Name of a stock layer that holds several matrices side by side -> how many: each is made orthogonal by itself."""
+
+SMALLEST = 16
+"""A matrix with fewer rows or columns (a head with few classes) has no spectrum worth evening out."""
+
+
+def orthogonalise(matrix_Nmn: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """Newton–Schulz: every matrix of the stack with its singular values brought near 1 (0.7 to 1.2), by matmuls alone.
+
+    Args:
+        matrix_Nmn: N matrices, m ≤ n is the cheaper way round.
+        dtype: of the products; the result has the dtype of the input.
+    """
+    x = matrix_Nmn.to(dtype)
+    x = x / x.float().norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7).to(dtype)
+    a, b, c = COEFFICIENTS
+    for _ in range(STEPS):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.to(matrix_Nmn.dtype)
+
+
+def momentum_at(update: int) -> float:
+    """The momentum of update `update` (0-based): rises linearly over the first `MOMENTUM_WARMUP` updates."""
+    low, high = MOMENTUM
+    return low + (high - low) * min(update / MOMENTUM_WARMUP, 1.0)
+
+
+def hidden_matrices(module: nn.Module) -> dict[nn.Parameter, tuple[int, bool]]:
+    """The trainable matrices inside the network -> (how many lie side by side in it, whether stored input-first).
+
+    Left out: embeddings, the output head (tied or not), vectors, and matrices with a side below `SMALLEST`.
+    """
+    outside: set[nn.Parameter] = set()
+    for part in module.modules():
+        if isinstance(part, nn.Embedding):
+            outside.add(part.weight)
+        if isinstance(part, PreTrainedModel):
+            head: Any = part.get_output_embeddings()
+            if head is not None:
+                outside.update(head.parameters())
+    found: dict[nn.Parameter, tuple[int, bool]] = {}
+    for name, part in module.named_modules():
+        if not isinstance(part, nn.Linear | Conv1D) or part.weight in outside or not part.weight.requires_grad:
+            continue
+        parts, input_first = FUSED.get(name.rpartition(".")[2], 1), isinstance(part, Conv1D)
+        outputs, inputs = part.weight.shape[::-1] if input_first else part.weight.shape
+        if outputs % parts:
+            parts = 1
+        if min(outputs // parts, inputs) >= SMALLEST:
+            found[part.weight] = (parts, input_first)
+    return found
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon for `hidden_matrices`, AdamW for the rest, in one optimiser with one state.
+
+    Matrices of one shape are stacked, so that a network of many small layers costs a few batched products. An update
+    of a matrix m × n has root mean square 0.2, as AdamW's has, so one learning rate and one decay serve both kinds.
+
+    Args:
+        module: whose trainable parameters are updated.
+        lr: peak rate of both kinds.
+        betas, eps: of AdamW.
+        weight_decay: decoupled, of all matrices.
+        dtype: of the Newton–Schulz products.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self._layout = hidden_matrices(module)
+        self._dtype = dtype
+        trainable = [p for p in module.parameters() if p.requires_grad]
+        others = [p for p in trainable if p not in self._layout]
+        groups: list[dict[str, Any]] = [
+            {"params": list(self._layout), "kind": "muon", "weight_decay": weight_decay},
+            {"params": [p for p in others if p.ndim >= 2], "kind": "adamw", "weight_decay": weight_decay},
+            {"params": [p for p in others if p.ndim < 2], "kind": "adamw", "weight_decay": 0.0},
+        ]
+        super().__init__([g for g in groups if g["params"]], {"lr": lr, "betas": betas, "eps": eps})
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if group["kind"] == "muon":
+                self._muon(params, group)
+            else:
+                self._adamw(params, group)
+        return loss
+
+    def _adamw(self, params: list[nn.Parameter], group: dict[str, Any]) -> None:
+        for p in params:
+            if not self.state[p]:
+                self.state[p] = {
+                    "step": torch.zeros((), dtype=torch.float32, device=p.device),
+                    "exp_avg": torch.zeros_like(p),
+                    "exp_avg_sq": torch.zeros_like(p),
+                }
+        state = [self.state[p] for p in params]
+        beta1, beta2 = group["betas"]
+        adamw_(
+            list[Tensor](params),
+            [p.grad for p in params if p.grad is not None],
+            [s["exp_avg"] for s in state],
+            [s["exp_avg_sq"] for s in state],
+            [],
+            [s["step"] for s in state],
+            fused=True, amsgrad=False, maximize=False, beta1=beta1, beta2=beta2, lr=group["lr"],
+            weight_decay=group["weight_decay"], eps=group["eps"],
+        )  # fmt: skip
+
+    def _muon(self, params: list[nn.Parameter], group: dict[str, Any]) -> None:
+        stacks: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        for p in params:
+            state = self.state[p]
+            if not state:
+                state["step"] = torch.zeros((), dtype=torch.float32)
+                state["momentum"] = torch.zeros_like(p)
+            assert p.grad is not None
+            momentum = momentum_at(int(state["step"]))
+            state["step"] += 1
+            state["momentum"].lerp_(p.grad, 1 - momentum)
+            update = p.grad.lerp(state["momentum"], momentum)  # Nesterov's look ahead
+            p.mul_(1 - group["lr"] * group["weight_decay"])
+            for weight, step in zip(self._pieces(p, p.detach()), self._pieces(p, update), strict=True):
+                if step.shape[0] > step.shape[1]:
+                    weight, step = weight.mT, step.mT
+                stacks[(step.shape[0], step.shape[1])].append((weight, step))
+        for (_, n), pairs in stacks.items():
+            updates = orthogonalise(torch.stack([step for _, step in pairs]), self._dtype)
+            for (weight, _), update in zip(pairs, updates, strict=True):
+                weight.add_(update, alpha=-group["lr"] * 0.2 * n**0.5)
+
+    def _pieces(self, p: nn.Parameter, tensor: Tensor) -> Iterator[Tensor]:
+        """Views of the matrices that lie side by side in a parameter, outputs first."""
+        parts, input_first = self._layout[p]
+        yield from (tensor.mT if input_first else tensor).chunk(parts, dim=0)
