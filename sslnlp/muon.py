@@ -16,7 +16,7 @@ from torch.optim.adamw import adamw as adamw_
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-# Odd polynomials a·x + b·x³ + c·x⁵ that drive singular values in (0, 1] towards 1; Jordan et al. use the same five times.
+# a·x + b·x³ + c·x⁵, five times over, drives singular values in (0, 1] towards 1 (Jordan et al.).
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 STEPS = 5
 MOMENTUM = (0.85, 0.95)
@@ -52,12 +52,12 @@ def momentum_at(update: int) -> float:
     return low + (high - low) * min(update / MOMENTUM_WARMUP, 1.0)
 
 
-def hidden_matrices(module: nn.Module) -> dict[nn.Parameter, tuple[int, bool]]:
+def hidden_matrices(module: nn.Module) -> dict[Tensor, tuple[int, bool]]:
     """The trainable matrices inside the network -> (how many lie side by side in it, whether stored input-first).
 
     Left out: embeddings, the output head (tied or not), vectors, and matrices with a side below `SMALLEST`.
     """
-    outside: set[nn.Parameter] = set()
+    outside: set[Tensor] = set()
     for part in module.modules():
         if isinstance(part, nn.Embedding):
             outside.add(part.weight)
@@ -65,7 +65,7 @@ def hidden_matrices(module: nn.Module) -> dict[nn.Parameter, tuple[int, bool]]:
             head: Any = part.get_output_embeddings()
             if head is not None:
                 outside.update(head.parameters())
-    found: dict[nn.Parameter, tuple[int, bool]] = {}
+    found: dict[Tensor, tuple[int, bool]] = {}
     for name, part in module.named_modules():
         if not isinstance(part, nn.Linear | Conv1D) or part.weight in outside or not part.weight.requires_grad:
             continue
@@ -133,7 +133,7 @@ class Muon(torch.optim.Optimizer):
                 self._adamw(params, group)
         return loss
 
-    def _adamw(self, params: list[nn.Parameter], group: dict[str, Any]) -> None:
+    def _adamw(self, params: list[Tensor], group: dict[str, Any]) -> None:
         for p in params:
             if not self.state[p]:
                 self.state[p] = {
@@ -144,7 +144,7 @@ class Muon(torch.optim.Optimizer):
         state = [self.state[p] for p in params]
         beta1, beta2 = group["betas"]
         adamw_(
-            list[Tensor](params),
+            params,
             [p.grad for p in params if p.grad is not None],
             [s["exp_avg"] for s in state],
             [s["exp_avg_sq"] for s in state],
@@ -154,7 +154,7 @@ class Muon(torch.optim.Optimizer):
             weight_decay=group["weight_decay"], eps=group["eps"],
         )  # fmt: skip
 
-    def _muon(self, params: list[nn.Parameter], group: dict[str, Any]) -> None:
+    def _muon(self, params: list[Tensor], group: dict[str, Any]) -> None:
         stacks: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = defaultdict(list)
         for p in params:
             state = self.state[p]
@@ -176,7 +176,7 @@ class Muon(torch.optim.Optimizer):
             for (weight, _), update in zip(pairs, updates, strict=True):
                 weight.add_(update, alpha=-group["lr"] * 0.2 * n**0.5)
 
-    def _pieces(self, p: nn.Parameter, tensor: Tensor) -> Iterator[Tensor]:
+    def _pieces(self, p: Tensor, tensor: Tensor) -> Iterator[Tensor]:
         """Views of the matrices that lie side by side in a parameter, outputs first."""
         parts, input_first = self._layout[p]
         yield from (tensor.mT if input_first else tensor).chunk(parts, dim=0)

@@ -24,7 +24,8 @@ def test_singular_values_come_near_one_and_the_vectors_stay(dtype: torch.dtype) 
     stack = torch.randn(3, 24, 40, generator=generator)
     found = orthogonalise(stack, dtype)
     assert found.dtype == stack.dtype
-    assert values(found).min() > 0.6 and values(found).max() < 1.25
+    assert values(found).min() > 0.6
+    assert values(found).max() < 1.25
     u, _, v = torch.linalg.svd(stack, full_matrices=False)
     # In the frame of the old singular vectors what is left beside the diagonal is rounding.
     inside = u.mT @ found @ v.mT
@@ -37,7 +38,7 @@ def test_a_zero_gradient_stays_zero() -> None:
 
 
 def test_the_update_of_torch_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    # torch.optim.Muon goes tensor by tensor at one momentum; stacked, with both shapes and a transposed one, it is the same.
+    # torch.optim.Muon goes tensor by tensor, at one momentum; stacked, wide and tall ones together, it is the same.
     monkeypatch.setattr(muon, "MOMENTUM", (0.95, 0.95))
     torch.manual_seed(0)
     ours = nn.Sequential(nn.Linear(32, 48, bias=False), nn.Linear(48, 32, bias=False), nn.Linear(32, 48, bias=False))
