@@ -13,7 +13,7 @@ import torch
 from sslnlp.collators.base import Collator
 from sslnlp.collators.ragged import Ints, blocks, interleave
 from sslnlp.collators.seq2seq import SEQ2SEQ_KEYS, seq2seq_batch
-from sslnlp.collators.tokens import FreshPositions, TokenBlock, pad_id, token_block
+from sslnlp.collators.tokens import FreshPositions, TokenBlock, lowest, pad_id, token_block
 from sslnlp.errors import UserError
 from sslnlp.rng import bits, uniform
 from sslnlp.tokenizer import sentence_boundaries, special_mask
@@ -147,6 +147,7 @@ class DenoisingCollator(Collator):
 
     def _damage(self, block: TokenBlock, moved: Ints, positions: Ints) -> Damage:
         """What is taken away of the `moved` ids [B, S], and where masks are put in."""
+        width = moved.shape[1]
         takeable = self._takeable[moved] & block.attention
         tokens_B = takeable.sum(axis=1)
         rates_B = self._rates(positions)
@@ -156,9 +157,9 @@ class DenoisingCollator(Collator):
 
         covered, zeros_B = self._spans(takeable, tokens_B, parts[2], positions)
         left = takeable & (covered < 0)
-        masked = self._lowest("denoising/mask", left, parts[0], positions)
+        masked = lowest(bits(self.seed, "denoising/mask", positions, width), left, parts[0])
         # A document keeps its first token: where nothing frames it, it would be gone, and have no source to read.
-        dropped = self._lowest("denoising/delete", left & ~masked & ~block.opens, parts[1], positions)
+        dropped = lowest(bits(self.seed, "denoising/delete", positions, width), left & ~masked & ~block.opens, parts[1])
         # One mask for each span; where a document or a special token comes between, one on each side of it.
         goes_on = np.zeros(covered.shape, dtype=np.bool_)
         goes_on[:, 1:] = (covered[:, 1:] == covered[:, :-1]) & ~block.opens[:, 1:]
@@ -203,20 +204,6 @@ class DenoisingCollator(Collator):
         covered = np.full(rows * width, -1, dtype=np.int64)
         covered[np.flatnonzero(takeable)[place_N]] = np.repeat(np.arange(len(length_K)), length_K)
         return covered.reshape(rows, width), zeros_B
-
-    def _lowest(self, purpose: str, able: Flags, count_B: Ints, positions: Ints) -> Flags:
-        """The `count_B` tokens [B] of each row with the lowest draws, or all that are able."""
-        chosen = np.zeros(able.shape, dtype=np.bool_)
-        if not count_B.any():
-            return chosen
-        row_N, column_N = np.nonzero(able)
-        draw_N = bits(self.seed, purpose, positions, able.shape[1])[row_N, column_N]
-        order = np.lexsort((draw_N, row_N))
-        able_B = able.sum(axis=1)
-        rank_N = np.arange(len(row_N)) - np.repeat(np.cumsum(able_B) - able_B, able_B)
-        taken = order[rank_N < count_B[row_N]]
-        chosen[row_N[taken], column_N[taken]] = True
-        return chosen
 
     def _insertions(self, able: Flags, zeros_B: Ints, positions: Ints) -> tuple[Ints, Ints]:
         """Where `zeros_B` masks [B] are put in: each before one of the able tokens of its row, or behind the last."""
