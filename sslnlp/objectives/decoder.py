@@ -15,9 +15,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from sslnlp.errors import UserError
+from sslnlp.models import is_causal
 from sslnlp.nn import RowDropout, keyed_uniform
 
 _DROPOUTS = ("hidden_dropout_prob", "mlp_dropout", "dropout", "dropout_rate", "resid_pdrop")
+
+
+def no_encoder(config: PreTrainedConfig) -> str | None:
+    """Why a model of this configuration gives no vector for these decoders; None when it does."""
+    if config.is_encoder_decoder or is_causal(config):
+        return "it is not an encoder, which one vector of a whole text comes from"
+    return None
 
 
 class SentenceDecoder(nn.Module):

@@ -9,10 +9,10 @@ from torch import Tensor
 from transformers import AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 
 from sslnlp.errors import UserError
-from sslnlp.models import hidden_states, is_causal, prediction_head
+from sslnlp.models import hidden_states, prediction_head
 from sslnlp.nn import document_pool
 from sslnlp.objectives.base import Objective
-from sslnlp.objectives.decoder import EnhancedDecoder
+from sslnlp.objectives.decoder import EnhancedDecoder, no_encoder
 from sslnlp.objectives.functional import IGNORED, accuracy, cross_entropy
 from sslnlp.types import Batch, StepOutput
 
@@ -61,11 +61,7 @@ class RetroMAE(Objective):
 
     @classmethod
     def refuses(cls, config: PreTrainedConfig) -> str | None:
-        if (reason := super().refuses(config)) is not None:
-            return reason
-        if config.is_encoder_decoder or is_causal(config):
-            return "it is not an encoder, which one vector of a whole text comes from"
-        return None
+        return super().refuses(config) or no_encoder(config)
 
     def forward(self, batch: Batch) -> StepOutput:
         hidden_BSH = hidden_states(self.model, batch)

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from sslnlp.errors import UserError
-from sslnlp.models import hidden_states, is_causal
+from sslnlp.models import hidden_states
 from sslnlp.nn import document_pool, keyed_uniform
 from sslnlp.objectives.base import Objective
-from sslnlp.objectives.decoder import SentenceDecoder
+from sslnlp.objectives.decoder import SentenceDecoder, no_encoder
 from sslnlp.objectives.functional import IGNORED, accuracy, cross_entropy, cyclic, gaussian_kl
 from sslnlp.tokenizer import framing
 from sslnlp.types import Batch, StepOutput
@@ -93,11 +93,7 @@ class VAE(Objective):
 
     @classmethod
     def refuses(cls, config: PreTrainedConfig) -> str | None:
-        if (reason := super().refuses(config)) is not None:
-            return reason
-        if config.is_encoder_decoder or is_causal(config):
-            return "it is not an encoder, which one vector of a whole text comes from"
-        return None
+        return super().refuses(config) or no_encoder(config)
 
     def forward(self, batch: Batch) -> StepOutput:
         mean_BDZ, logvar_BDZ = self.encode(batch)
