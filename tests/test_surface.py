@@ -102,7 +102,7 @@ LEVELS = [
     "models modes generation",
     "data",
     "collators objectives",
-    "optim checkpoint metrics windows train_config sums signals budget precision",
+    "optim muon checkpoint metrics windows train_config sums signals budget precision",
     "train evaluation search export card hub",
     "recipe report",
     "quickstart cli __main__",
