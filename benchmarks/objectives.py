@@ -6,8 +6,9 @@
 One BPE tokenizer is trained on 10 MiB of TRAIN and shared (but for the bytes). Encoders are `modernbert`, but for
 `electra`'s own; decoders `llama`, encoder-decoders `bart` and `t5`: parameters differ with the form, the table says how
 many. A budget counts the tokens of text that rows hold, once a row is read. Each run writes OUT/<name>/ (a run's
-folder) and OUT/<name>.json; a run whose JSON is there is not run again. `python -m benchmarks.probes` measures the same
-checkpoints on what they are for.
+folder) and OUT/<name>.json; a run whose JSON is there is not run again. Several commands with different `--only` may
+share OUT and a GPU, which one small model leaves idle. `python -m benchmarks.probes` measures the same checkpoints on
+what they are for.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM
 
-from sslnlp.data.prepare import sample_texts
-from sslnlp.evaluation.held_out import evaluate_held_out
+from sslnlp.data.prepare import lock, sample_texts
+from sslnlp.evaluation.held_out import evaluate_held_out, to_device
 from sslnlp.objectives.causal_lm import CausalLM
 from sslnlp.recipe import load_recipe, override, run
 from sslnlp.recipe.build import Parts, build_parts, resolve
@@ -41,6 +42,7 @@ GPT = {"recipe": "pretrain_gpt"}
 
 RUNS: dict[str, dict[str, Any]] = {
     "masked_lm": BERT,
+    "masked_lm, rate 0.15": BERT | {"collator.rate": 0.15},
     "masked_lm, 80/10/10": BERT | {"collator.replace": "bert"},
     "causal_lm": GPT,
     "causal_lm, bytes": GPT | {"tokenizer.algorithm": "bytes"},
@@ -68,6 +70,7 @@ DECODERS = ("causal_lm", "causal_lm, bytes", "ul2_decoder", "prefix_lm", "fim", 
 SHOWN: dict[str, list[tuple[str, str]]] = {
     # run -> (figure of its JSON, the baseline beside it: a number, or the name of another figure)
     "masked_lm": [("accuracy", "most_frequent"), ("loss", "unigram_loss")],
+    "masked_lm, rate 0.15": [("accuracy", "most_frequent"), ("loss", "unigram_loss")],
     "masked_lm, 80/10/10": [("accuracy", "most_frequent"), ("loss", "unigram_loss")],
     "causal_lm": [("bits_per_byte", "unigram_bits_per_byte"), ("accuracy", "most_frequent")],
     "causal_lm, bytes": [("bits_per_byte", "unigram_bits_per_byte")],
@@ -81,8 +84,8 @@ SHOWN: dict[str, list[tuple[str, str]]] = {
     "electra, corrective": [("auc", "0.5"), ("corrective_accuracy", "most_frequent")],
     "hybrid": [("masked_accuracy", "masked_lm/accuracy"), ("plain_bits_per_byte", "causal_lm/bits_per_byte")],
     "masked_diffusion": [("bits_per_byte", "causal_lm/bits_per_byte")],
-    "sentence_order": [("order_accuracy", "0.5"), ("accuracy", "masked_lm/accuracy")],
-    "segment_order": [("order_accuracy", "0.1667"), ("accuracy", "masked_lm/accuracy")],
+    "sentence_order": [("order_accuracy", "0.5"), ("accuracy", "masked_lm, rate 0.15/accuracy")],
+    "segment_order": [("order_accuracy", "0.1667"), ("accuracy", "masked_lm, rate 0.15/accuracy")],
     "tsdae": [("loss", "loss_without_vector"), ("accuracy", "most_frequent")],
     "vae": [("active_units", "0"), ("mutual_information", "0"), ("reconstruction", "loss_without_vector")],
     "retromae": [("decoder_accuracy", "most_frequent"), ("masked_accuracy", "masked_lm/accuracy")],
@@ -90,6 +93,7 @@ SHOWN: dict[str, list[tuple[str, str]]] = {
     "joint": [("masked_lm/accuracy", "masked_lm/accuracy"), ("data2vec/explained_variance", "0")],
 }
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 console = Console(width=120)
 
 
@@ -112,6 +116,7 @@ def keys_of(name: str, arguments: argparse.Namespace) -> tuple[str, dict[str, An
         "train.lr": arguments.lr,
         "train.optimizer": arguments.optimizer,
         "train.precision": arguments.precision,
+        "train.workers": arguments.workers,
         "train.save_every": 10**9,
         "train.eval_every": 10**9,
         "train.keep_best": "false",
@@ -127,10 +132,11 @@ def keys_of(name: str, arguments: argparse.Namespace) -> tuple[str, dict[str, An
 def train(arguments: argparse.Namespace) -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     first = override(load_recipe("pretrain_gpt"), {"data.train": str(arguments.train)})
-    if not (arguments.out / "tokenizer").is_dir():
-        console.print("tokenizer")
-        texts = sample_texts(first.data, 10 << 20)
-        train_tokenizer(texts, vocab_size=arguments.vocab_size).save_pretrained(arguments.out / "tokenizer")
+    with lock(arguments.out, "tokenizer"):
+        if not (arguments.out / "tokenizer").is_dir():
+            console.print("tokenizer")
+            texts = sample_texts(first.data, 10 << 20)
+            train_tokenizer(texts, vocab_size=arguments.vocab_size).save_pretrained(arguments.out / "tokenizer")
     for name in arguments.only or RUNS:
         done = arguments.out / f"{file_name(name)}.json"
         if done.exists():
@@ -168,9 +174,11 @@ def extras(name: str, out: Path, keys: Mapping[str, Any]) -> dict[str, float]:
     parts = build_parts(resolve(recipe)[0])
     found = baselines(parts)
     if name in DECODERS:
-        objective = CausalLM(AutoModelForCausalLM.from_pretrained(out / "export", dtype=torch.float32))
+        objective = CausalLM(AutoModelForCausalLM.from_pretrained(out / "export", dtype=torch.float32).to(DEVICE))
         assert parts.valid is not None
-        plain = evaluate_held_out(objective, parts.collator, parts.valid, batch_size=32, num_bytes=parts.valid_bytes)
+        plain = evaluate_held_out(
+            objective, parts.collator, parts.valid, batch_size=32, num_bytes=parts.valid_bytes, device=DEVICE
+        )
         found["plain_bits_per_byte"] = plain["bits_per_byte"]
     if name == "causal_lm":
         found["infill_accuracy"] = accuracy_without_suffix(objective, parts)
@@ -204,14 +212,14 @@ def accuracy_without_suffix(objective: CausalLM, parts: Parts) -> float:
     objective.eval()
     assert parts.valid is not None
     for start in range(0, len(parts.valid), 8):
-        batch = fim(parts.valid.rows(range(start, min(start + 8, len(parts.valid)))))
+        batch = to_device(fim(parts.valid.rows(range(start, min(start + 8, len(parts.valid))))), DEVICE)
         for ids, documents, marked in zip(batch["input_ids"], batch["document_ids"], batch["middle"], strict=True):
             for d in documents[documents >= 0].unique():
                 inside = documents == d
                 if not bool((marked & inside).any()):
                     continue
                 piece, asked = ids[inside], marked[inside]
-                markers = torch.isin(piece, torch.tensor([prefix, middle, suffix]))
+                markers = torch.isin(piece, torch.tensor([prefix, middle, suffix], device=DEVICE))
                 # What stands between the suffix marker and the next one is unknown to a plain model.
                 part = torch.cumsum(markers, 0)
                 at = piece[markers].tolist()
@@ -316,6 +324,7 @@ def main() -> None:
     task.add_argument("--lr", type=float, default=1e-2)
     task.add_argument("--optimizer", default="muon")
     task.add_argument("--precision", default="no")
+    task.add_argument("--workers", type=int, default=0)
     task.add_argument("--only", nargs="+", choices=list(RUNS))
     task = tasks.add_parser("table")
     task.set_defaults(function=table)

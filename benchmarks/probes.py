@@ -42,7 +42,7 @@ from transformers import (
     ElectraForPreTraining,
 )
 
-from benchmarks.objectives import DECODERS, RUNS, file_name
+from benchmarks.objectives import DECODERS, DEVICE, RUNS, file_name
 from sslnlp.evaluation.beir import load_beir
 from sslnlp.evaluation.ranking import nearest, ranking_measures
 from sslnlp.search.encoder import Encoder
@@ -50,6 +50,7 @@ from sslnlp.search.encoder import Encoder
 UNTRAINED = {"untrained modernbert": "masked_lm", "untrained llama": "causal_lm", "untrained t5": "span_corruption"}
 MASKED = (
     "masked_lm",
+    "masked_lm, rate 0.15",
     "masked_lm, 80/10/10",
     "masked_diffusion",
     "sentence_order",
@@ -71,7 +72,7 @@ def causal_scores(model: Any, tokenizer: Any, texts: Sequence[str]) -> list[floa
     for start in range(0, len(texts), 64):
         encoded = tokenizer(
             list(texts[start : start + 64]), padding=True, return_tensors="pt", return_token_type_ids=False
-        )
+        ).to(DEVICE)
         logits = model(**encoded).logits[:, :-1].log_softmax(-1)
         target, real = encoded["input_ids"][:, 1:], encoded["attention_mask"][:, 1:]
         scores += (logits.gather(-1, target[..., None])[..., 0] * real).sum(-1).tolist()
@@ -95,9 +96,9 @@ def masked_scores(model: Any, tokenizer: Any, texts: Sequence[str], *, shifted: 
     order = np.argsort([len(row) for row in rows], kind="stable")
     for start in range(0, len(order), 256):
         chosen = order[start : start + 256].tolist()
-        encoded = tokenizer.pad({"input_ids": [rows[i] for i in chosen]}, return_tensors="pt")
+        encoded = tokenizer.pad({"input_ids": [rows[i] for i in chosen]}, return_tensors="pt").to(DEVICE)
         logits = model(input_ids=encoded["input_ids"], attention_mask=encoded["attention_mask"]).logits
-        here = logits[torch.arange(len(chosen)), torch.tensor([places[i] for i in chosen])].log_softmax(-1)
+        here = logits[torch.arange(len(chosen)), torch.tensor([places[i] for i in chosen])].log_softmax(-1).cpu()
         gained = here.gather(-1, torch.tensor([targets[i] for i in chosen])[:, None])[:, 0]
         np.add.at(scores, [owner[i] for i in chosen], gained.numpy())
     return list(map(float, scores))
@@ -109,7 +110,7 @@ def original_scores(model: Any, tokenizer: Any, texts: Sequence[str]) -> list[fl
     for start in range(0, len(texts), 64):
         encoded = tokenizer(
             list(texts[start : start + 64]), padding=True, return_tensors="pt", return_token_type_ids=False
-        )
+        ).to(DEVICE)
         scores += (F.logsigmoid(-model(**encoded).logits) * encoded["attention_mask"]).sum(-1).tolist()
     return scores
 
@@ -123,7 +124,7 @@ def scorer(name: str, export: Path, tokenizer: Any, untrained: bool) -> Callable
         model = (
             auto.from_config(stock) if untrained else auto.from_pretrained(export, config=stock, dtype=torch.float32)
         )
-        return model.eval()
+        return model.to(DEVICE).eval()
 
     if name == "hybrid":
         both_ways = load(AutoModelForCausalLM, is_causal=False)
@@ -193,7 +194,7 @@ def measure(name: str, export: Path, arguments: argparse.Namespace, *, untrained
     if untrained:
         torch.manual_seed(0)
         model = AutoModel.from_config(AutoConfig.from_pretrained(export))
-        encoder.model = (model.get_encoder() if model.config.is_encoder_decoder else model).eval()
+        encoder.model = (model.get_encoder() if model.config.is_encoder_decoder else model).to(DEVICE).eval()
     return found | probes(lambda texts: encoder.encode(texts, "document", batch_size=64), arguments.data)
 
 
@@ -226,20 +227,18 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--only", nargs="+")
     arguments = parser.parse_args()
-    path = arguments.out / "probes.json"
-    known: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
     jobs: list[tuple[str, str, bool]] = [(name, run, True) for name, run in UNTRAINED.items()]
     jobs += [(name, name, False) for name in RUNS]
-    for name, run, untrained in jobs:
+    known: dict[str, dict[str, float]] = {}
+    for name, run, untrained in [*jobs, ("TF-IDF", "", False)]:
+        path = arguments.out / f"probes-{file_name(name)}.json"
         export = arguments.out / file_name(run) / "export"
-        if name in known or not export.is_dir() or (arguments.only and name not in arguments.only):
-            continue
-        known[name] = measure(run, export, arguments, untrained=untrained)
-        console.print(name, {key: round(value, 3) for key, value in known[name].items()})
-        path.write_text(json.dumps(known, indent=1) + "\n")
-    if "TF-IDF" not in known and not arguments.only:
-        known["TF-IDF"] = tfidf(arguments.data)
-        path.write_text(json.dumps(known, indent=1) + "\n")
+        wanted = (not run or export.is_dir()) and (not arguments.only or name in arguments.only)
+        if not path.exists() and wanted:
+            found = measure(run, export, arguments, untrained=untrained) if run else tfidf(arguments.data)
+            path.write_text(json.dumps(found, indent=1) + "\n")
+        if path.exists():
+            known[name] = json.loads(path.read_text())
     columns = ("blimp", "stsb", "cranfield", "banking77")
     table = Table("model", *columns)
     lines = ["| model | " + " | ".join(columns) + " |", "|---|---|---|---|---|"]

@@ -99,6 +99,24 @@ def train(
 
 
 @app.command()
+def prepare(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Tokenise one of N shares of the documents: 1/8, 2/8, ... 8/8.")
+    ] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Join the shards, once all are in the cache.")] = False,
+) -> None:
+    """Tokenise the text of a recipe before training; in shards, on several machines, where it is much."""
+    from sslnlp.data.shards import Shard
+    from sslnlp.recipe import load_recipe
+    from sslnlp.recipe.prepare import prepare as make
+
+    share = None if shard is None else Shard.parse(shard)
+    make(load_recipe(recipe, overrides or []), shard=share, merge=merge)
+
+
+@app.command()
 def preview(
     recipe: RecipeArgument,
     overrides: Overrides = None,

@@ -1,4 +1,7 @@
-"""The one file that says `torch.distributed`. On a single process everything here is the identity."""
+"""Ranks, sums and gathers over processes. On a single process everything here is the identity.
+
+Only this file and `sharding` say `torch.distributed`.
+"""
 
 from __future__ import annotations
 
@@ -88,3 +91,37 @@ def gather(x: Tensor) -> Tensor:
         return torch.cat(parts)
     gathered: Tensor = _Gather.apply(x)  # type: ignore[no-untyped-call]
     return gathered
+
+
+# --- tensors cut over processes (FSDP2) ------------------------------------------------------------------------------
+
+
+def whole(x: Tensor) -> Tensor:
+    """A tensor that is cut over the ranks (a `DTensor`), put together on each of them; any other as it is.
+
+    All ranks call it, in step.
+    """
+    full: Tensor = x.full_tensor() if hasattr(x, "full_tensor") else x
+    return full
+
+
+def cut_like(full: Tensor, like: Tensor) -> Tensor:
+    """This rank's part of `full`, cut as `like` is, in its dtype and on its device; `full` where `like` is whole.
+
+    Every rank holds the same `full`, so nothing is sent.
+    """
+    if not hasattr(like, "full_tensor"):
+        return full
+    from torch.distributed.tensor import distribute_tensor
+
+    placed: Any = like
+    here = full.to(like.device, like.dtype)
+    return distribute_tensor(here, placed.device_mesh, placed.placements, src_data_rank=None)
+
+
+def clip_gradients(module: torch.nn.Module, most: float) -> Tensor:
+    """Scale the gradients of `module`, in place, to a norm of at most `most` over all parameters; the norm before."""
+    params = [p for p in module.parameters() if p.grad is not None]
+    norm = whole(torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None]))
+    torch.nn.utils.clip_grads_with_norm_(params, most, norm)
+    return norm

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from sslnlp.adapt import adapt
 from sslnlp.errors import UserError, suggest
 from sslnlp.modes import self_check
-from sslnlp.nn import key_dropout_by_row
 from sslnlp.types import Encoding
 
 log = logging.getLogger(__name__)
@@ -193,7 +193,7 @@ def build_model(
         else:
             model = _fresh(config, tokenizer, wraps, max_length, extra)
     _check_contract(model, tokenizer, max_length)
-    key_dropout_by_row(model)
+    adapt(model)
     return model
 
 
@@ -402,25 +402,30 @@ def _backbone_output(model: PreTrainedModel, encoding: Encoding, **options: bool
     return model.base_model(input_ids=encoding["input_ids"], **inputs)
 
 
-def prediction_head(model: PreTrainedModel) -> Callable[[Tensor], Tensor] | None:
-    """The vocabulary head of a stock masked or causal LM as a function of hidden states [..., H] -> [..., V].
+@dataclass(frozen=True)
+class Head:
+    """The vocabulary head of a stock language model: logits are `features(hidden) @ weight.T + bias`."""
+
+    features: Callable[[Tensor], Tensor]
+    """[..., H] -> [..., H]: what stands between the backbone and the vocabulary."""
+    projection: nn.Linear
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Hidden states [..., H] -> logits [..., V]."""
+        logits: Tensor = self.projection(self.features(hidden))
+        return logits
+
+
+def prediction_head(model: PreTrainedModel) -> Head | None:
+    """The vocabulary head of a stock masked or causal LM, apart from the model.
 
     Found by the attribute names stock models use, then *checked* against the model's own logits on a probe; None when
     the model does something else with its hidden states (scaling, soft-capping), so that callers fall back to the
     whole model.
     """
-    # Plain functions: a module kept as an attribute would enter the objective's state a second time.
-    head: Callable[[Tensor], Tensor] | None = None
-    if hasattr(model, "head") and hasattr(model, "decoder"):
-        head = lambda hidden: model.decoder(model.head(hidden))  # noqa: E731
-    elif hasattr(model, "generator_predictions"):
-        head = lambda hidden: model.generator_lm_head(model.generator_predictions(hidden))  # noqa: E731
-    else:
-        for name in ("cls", "lm_head"):
-            if (found := getattr(model, name, None)) is not None:
-                head = found.__call__
-                break
-    if head is None:
+    # Kept as a plain object: a module kept as an attribute would enter the objective's state a second time.
+    head = _find_head(model)
+    if head is None or not isinstance(head.projection, nn.Linear):
         return None
     training = model.training
     model.eval()
@@ -431,6 +436,28 @@ def prediction_head(model: PreTrainedModel) -> Callable[[Tensor], Tensor] | None
         same = torch.allclose(head(hidden_states(model, probe)), model(**probe).logits, atol=1e-4, rtol=1e-4)
     model.train(training)
     return head if same else None
+
+
+def _find_head(model: PreTrainedModel) -> Head | None:
+    parts: Any = model
+    if hasattr(parts, "head") and hasattr(parts, "decoder"):  # ModernBERT
+        return Head(parts.head, parts.decoder)
+    if hasattr(parts, "generator_predictions"):  # ELECTRA
+        return Head(parts.generator_predictions, parts.generator_lm_head)
+    if hasattr(parts, "cls"):  # BERT
+        return Head(parts.cls.predictions.transform, parts.cls.predictions.decoder)
+    found: Any = getattr(parts, "lm_head", None)
+    if isinstance(found, nn.Linear):  # decoders
+        return Head(nn.Identity(), found)
+    if found is not None and hasattr(found, "dense") and hasattr(found, "layer_norm"):  # RoBERTa
+        return Head(lambda x: found.layer_norm(nn.functional.gelu(found.dense(x))), found.decoder)
+    return None
+
+
+def scored_features(model: PreTrainedModel, head: Head, encoding: Encoding, index_N: Tensor | None = None) -> Tensor:
+    """What `head.projection` multiplies, [N, H]: at the flat positions `index_N` of [B × S], or at all of them."""
+    hidden_NH = hidden_states(model, encoding).flatten(0, 1)
+    return head.features(hidden_NH if index_N is None else hidden_NH[index_N])
 
 
 def scored_logits(

@@ -16,6 +16,8 @@ from torch.optim.adamw import adamw as adamw_
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from sslnlp.distributed import cut_like, whole
+
 # a·x + b·x³ + c·x⁵, five times over, drives singular values in (0, 1] towards 1 (Jordan et al.).
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 STEPS = 5
@@ -83,6 +85,7 @@ class Muon(torch.optim.Optimizer):
 
     Matrices of one shape are stacked, so that a network of many small layers costs a few batched products. An update
     of a matrix m × n has root mean square 0.2, as AdamW's has, so one learning rate and one decay serve both kinds.
+    Under FSDP2 every rank puts the updates together and orthogonalises them all, then keeps its part.
 
     Args:
         module: whose trainable parameters are updated.
@@ -156,6 +159,7 @@ class Muon(torch.optim.Optimizer):
 
     def _muon(self, params: list[Tensor], group: dict[str, Any]) -> None:
         stacks: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        cut: list[tuple[Tensor, Tensor]] = []  # under FSDP2: a parameter of which we hold a part, and its whole update
         for p in params:
             state = self.state[p]
             if not state:
@@ -165,9 +169,13 @@ class Muon(torch.optim.Optimizer):
             momentum = momentum_at(int(state["step"]))
             state["step"] += 1
             state["momentum"].lerp_(p.grad, 1 - momentum)
-            update = p.grad.lerp(state["momentum"], momentum)  # Nesterov's look ahead
+            ahead = p.grad.lerp(state["momentum"], momentum)  # Nesterov's look ahead
             p.mul_(1 - group["lr"] * group["weight_decay"])
-            for weight, step in zip(self._pieces(p, p.detach()), self._pieces(p, update), strict=True):
+            update, target = whole(ahead), p.detach()
+            if update is not ahead:
+                target = torch.zeros_like(update)
+                cut.append((p, target))
+            for weight, step in zip(self._pieces(p, target), self._pieces(p, update), strict=True):
                 if step.shape[0] > step.shape[1]:
                     weight, step = weight.mT, step.mT
                 stacks[(step.shape[0], step.shape[1])].append((weight, step))
@@ -175,6 +183,8 @@ class Muon(torch.optim.Optimizer):
             updates = orthogonalise(torch.stack([step for _, step in pairs]), self._dtype)
             for (weight, _), update in zip(pairs, updates, strict=True):
                 weight.add_(update, alpha=-group["lr"] * 0.2 * n**0.5)
+        for p, target in cut:
+            p.add_(cut_like(target, p))
 
     def _pieces(self, p: Tensor, tensor: Tensor) -> Iterator[Tensor]:
         """Views of the matrices that lie side by side in a parameter, outputs first."""

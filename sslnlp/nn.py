@@ -1,6 +1,6 @@
 """Small parts: pooling, a teacher, and draws that belong to the row, not to the batch it happens to be in.
 
-Shape suffixes: B rows, S tokens, H width, A attention heads.
+Shape suffixes: B rows, S tokens, H width, D documents of a row.
 """
 
 from __future__ import annotations
@@ -14,9 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from sslnlp import rng
 from sslnlp.errors import UserError
@@ -138,6 +135,16 @@ def row_keyed_dropout(seed: int, positions: Tensor) -> Iterator[None]:
         _Key.positions = None
 
 
+def keys_dropout_by_row() -> bool:
+    """Whether this is inside `row_keyed_dropout`."""
+    return _Key.positions is not None
+
+
+def drop_by_function() -> None:
+    """From here on, `row_keyed_dropout` also keys the calls of `F.dropout` in stock code."""
+    _Key.functional = True
+
+
 def keyed_uniform(position_B: Tensor, *shape: int, purpose: str) -> Tensor:
     """Uniform draws in (0, 1), float32 [B, *shape] (at most three more axes), for the rows at `position_B` int64 [B].
 
@@ -207,56 +214,3 @@ class RowDropout(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return dropout(x, self.p) if self.training and self.p > 0 else x
-
-
-def _attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    is_causal: bool | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, Tensor | None]:
-    """SDPA, except that dropped attention weights are row-keyed: [B, A, S, D] -> [B, S, A, D]."""
-    if dropout == 0.0 or _Key.positions is None:
-        output: tuple[Tensor, Tensor | None] = sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs
-        )
-        return output
-    groups = getattr(module, "num_key_value_groups", 1)
-    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    scores = query @ key.transpose(-1, -2) * (scaling if scaling is not None else query.shape[-1] ** -0.5)
-    if (bias := kwargs.get("position_bias")) is not None:  # T5
-        scores = scores + bias
-    causal = getattr(module, "is_causal", False) if is_causal is None else is_causal
-    if attention_mask is None and causal and query.shape[2] > 1:
-        length = query.shape[2]
-        attention_mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()[None, None]
-    if attention_mask is not None:
-        attention_mask = attention_mask[..., : key.shape[2]]
-        if attention_mask.dtype == torch.bool:
-            scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
-        else:
-            scores = scores + attention_mask
-    weights = _dropout(scores.softmax(-1, dtype=torch.float32).to(query.dtype), dropout)
-    return (weights @ value).transpose(1, 2).contiguous(), None
-
-
-_dropout = dropout  # `_attention` has a parameter of that name, given by transformers' attention interface
-AttentionInterface.register("row_keyed", _attention)
-AttentionMaskInterface.register("row_keyed", sdpa_mask)
-
-
-def key_dropout_by_row(model: PreTrainedModel) -> None:
-    """Make all dropout of `model` row-keyed, in place: its `nn.Dropout` modules and its attention weights."""
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, nn.Dropout):
-                setattr(module, name, RowDropout(child.p))
-    if any(isinstance(p, float) and p > 0 for m in model.modules() for p in (getattr(m, "dropout", 0),)):
-        _Key.functional = True
-    if getattr(model.config, "_attn_implementation", None) == "sdpa":
-        model.set_attn_implementation("row_keyed")

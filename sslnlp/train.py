@@ -33,6 +33,7 @@ from sslnlp.nn import row_keyed_dropout
 from sslnlp.objectives.base import Objective
 from sslnlp.optim import OPTIMIZERS, learning_rate_factor
 from sslnlp.precision import warn_if_slower
+from sslnlp.sharding import gathered, load_whole, refill, shard, sharding_asked
 from sslnlp.signals import Signals
 from sslnlp.sums import Running, add_sums, count_tokens
 from sslnlp.train_config import TrainConfig
@@ -101,14 +102,18 @@ class Trainer:
     ) -> None:
         self.objective, self.collator, self.stream, self.config, self.out = objective, collator, stream, config, out
         self.evaluate, self.facts, self.on_progress = evaluate, dict(facts or {}), on_progress
+        sharding = sharding_asked()
         loggers: Any = list(config.trackers)
         self.accelerator = Accelerator(
             mixed_precision=config.precision, log_with=loggers or None, project_dir=str(out / "trackers")
         )
-        self.optimizer = self._new_optimizer()
-        module = torch.compile(objective) if config.compile else objective
-        self.module = self.accelerator.prepare(module)
         self.device = self.accelerator.device
+        self._whole = objective
+        if sharding is not None and distributed.world_size() > 1:
+            self.objective = shard(objective, sharding, self.device)
+        self.optimizer = self._new_optimizer()
+        module: Any = torch.compile(self.objective) if config.compile else self.objective
+        self.module = module if self._sharded else self.accelerator.prepare(module)
         warn_if_slower(config.precision, self.device)
         self._signals = Signals()
 
@@ -173,7 +178,7 @@ class Trainer:
         }
         for i, (batch, count) in enumerate(zip(batches, counts, strict=True)):
             with contextlib.ExitStack() as stack:
-                if i < len(batches) - 1:
+                if i < len(batches) - 1 and not self._sharded:  # kept back, the gradients would have to be whole
                     stack.enter_context(self.accelerator.no_sync(self.module))
                 if "position" in batch:
                     stack.enter_context(row_keyed_dropout(self.config.seed, batch["position"]))
@@ -184,7 +189,7 @@ class Trainer:
                 weight = (count * distributed.world_size() / total.clamp(min=1)).to(terms.dtype)
                 self.accelerator.backward((terms * weight).sum())
             add_sums(sums, output, count)
-        norm = torch.nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.clip)
+        norm = distributed.clip_gradients(self.objective, self.config.clip)
         if not torch.isfinite(norm):
             self.optimizer.zero_grad(set_to_none=True)
             raise NonFiniteError(f"the gradient of step {step} is not finite")
@@ -224,7 +229,15 @@ class Trainer:
             raise UserError("say how long to train: train.steps=1000, train.epochs=3 or train.budget=10m")
         return calibrate(self, parse_duration(config.budget))
 
+    @property
+    def _sharded(self) -> bool:
+        """The weights are cut over the processes, those of `_whole` being away until the end."""
+        return self.objective is not self._whole
+
     def _finish(self, progress: _Progress) -> None:
+        if self._sharded:
+            refill(self._whole, self.objective, self.device)
+            self.objective = self.module = self._whole
         best = progress.best_step
         if self.config.keep_best and best is not None and best != progress.step:
             parts, _ = load_checkpoint(self._checkpoint(best))
@@ -309,8 +322,11 @@ class Trainer:
 
     def _save(self, progress: _Progress) -> None:
         state = self.out / "state"
-        if self.accelerator.is_main_process:
-            parts = {"objective": self.objective.state_dict(), "optimizer": self.optimizer.state_dict()}
+        main = self.accelerator.is_main_process
+        parts = {"objective": self.objective.state_dict(), "optimizer": self.optimizer.state_dict()}
+        if self._sharded:
+            parts = gathered(parts, keep=main)
+        if main:
             save_checkpoint(state, progress.step, parts, {"progress": asdict(progress), "facts": self.facts})
             keep_last(
                 state, self.config.keep, None if progress.best_step is None else self._checkpoint(progress.best_step)
@@ -322,8 +338,7 @@ class Trainer:
 
     def _restore(self, path: Path) -> _Progress:
         parts, meta = load_checkpoint(path)
-        self.objective.load_state_dict(parts["objective"])
-        self.optimizer.load_state_dict(parts["optimizer"])
+        load_whole(self.objective, self.optimizer, parts)
         return _Progress(**meta["progress"])
 
     def _roll_back(self, failed: _Progress) -> _Progress:

@@ -167,10 +167,12 @@ if __name__ == "__main__":
     folder, *jobs = sys.argv[1:]
     for job in jobs:  # objective:key=value:key=value
         objective, *pairs = job.split(":")
-        values = {key: int(value) for key, value in (pair.split("=") for pair in pairs)}
+        given = dict(pair.split("=") for pair in pairs)
+        place = given.pop("out", objective)
+        values: dict[str, Any] = {key: int(value) if value.isdigit() else value for key, value in given.items()}
         resume = bool(values.pop("resume", 0))
-        trainer = make_trainer(objective, Path(folder) / objective, dropout=0.1, **values)
+        trainer = make_trainer(objective, Path(folder) / place, dropout=0.1, **values)
         trainer.fit(resume)
         if trainer.accelerator.is_main_process:
-            torch.save(trainer.objective.state_dict(), Path(folder) / f"{objective}.pt")
+            torch.save(trainer.objective.state_dict(), Path(folder) / f"{place}.pt")
         trainer.accelerator.wait_for_everyone()

@@ -8,16 +8,15 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import BertConfig, BertModel
 
+from sslnlp.adapt import adapt
 from sslnlp.errors import UserError
 from sslnlp.nn import (
     Pooling,
     RowDropout,
     Teacher,
-    _attention,
     document_count,
     document_pool,
     dropout,
-    key_dropout_by_row,
     keyed_uniform,
     row_keyed_dropout,
 )
@@ -98,23 +97,11 @@ def test_a_batch_of_odd_rows_is_a_bug() -> None:
         dropout(torch.ones(3, 2), 0.5)
 
 
-@pytest.mark.parametrize("mask_kind", ["none", "bool", "causal"])
-def test_attention_without_dropped_weights_is_sdpa(mask_kind: str) -> None:
-    query, key, value = torch.randn(3, 2, 4, 7, 8)
-    mask = None if mask_kind != "bool" else (torch.rand(2, 1, 7, 7) > 0.3) | torch.eye(7, dtype=torch.bool)
-    causal = mask_kind == "causal"
-    expected = F.scaled_dot_product_attention(query, key, value, mask, is_causal=causal).transpose(1, 2)
-    with row_keyed_dropout(0, torch.arange(2)):
-        # A rate too small to drop anything takes the explicit path.
-        ours, _ = _attention(nn.Identity(), query, key, value, mask, dropout=1e-15, is_causal=causal)
-    assert torch.allclose(ours, expected, atol=1e-5)
-
-
 def test_a_stock_model_drops_by_row_and_keeps_its_parameters() -> None:
     config = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
     model = BertModel(config, add_pooling_layer=False)
     names = set(model.state_dict())
-    key_dropout_by_row(model)
+    adapt(model)
     assert set(model.state_dict()) == names
     assert not any(isinstance(module, nn.Dropout) for module in model.modules())
     ids = torch.randint(0, 50, (4, 9))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import sys
@@ -18,11 +19,14 @@ from transformers import PreTrainedTokenizerBase
 
 from sslnlp.data import split
 from sslnlp.data.config import DataConfig
+from sslnlp.data.encoding import count_tokens, plain_tokenizer, split_long, tokenizer_fingerprint
 from sslnlp.data.hashes import HashSet, hash_texts
 from sslnlp.data.sources import Source, open_source
 from sslnlp.data.store import TokenStore
-from sslnlp.data.tokens import build_store, count_tokens, plain_tokenizer, split_long, tokenizer_fingerprint
+from sslnlp.data.tokens import build_store
 from sslnlp.errors import UserError
+
+log = logging.getLogger(__name__)
 
 _VERSION = 1
 """Of the layout and of what is done to the text: a change makes old caches be built anew."""
@@ -50,39 +54,46 @@ def prepare_text(
     Raises:
         UserError: the source is wrong (see `sources`), or no text is left.
     """
-    train = _open(config, "train", cache_dir)
-    valid = _open(config, "valid", cache_dir) if config.valid is not None else None
-    key = _key(config, train, valid, tokenizer)
+    train = open_part(config, "train", cache_dir)
+    valid = open_part(config, "valid", cache_dir) if config.valid is not None else None
+    key = fingerprint(config, train, valid, tokenizer)
     root = Path(config.cache or cache_dir)
     final = root / f"text-{key}"
-    with _lock(root, final.name):
+    with lock(root, final.name):
         if not (final / "facts.json").exists():
+            if (root / f"shards-{key}").is_dir():
+                log.warning("shards of this text are in %s, not joined: sslnlp prepare ... --merge would do it", root)
             aside = root / f".{final.name}.building"
             aside.mkdir(parents=True, exist_ok=True)
-            with _bar(progress) as bar:
+            with bars(progress) as bar:
                 _build(config, tokenizer, train, valid, aside, key, bar)
             shutil.rmtree(final, ignore_errors=True)
             os.replace(aside, final)
-    facts = json.loads((final / "facts.json").read_text())
-    has_valid = (final / "valid" / "store.json").exists()
-    return Prepared(TokenStore(final / "train"), TokenStore(final / "valid") if has_valid else None, facts)
+    return prepared(final)
 
 
-def sample_texts(config: DataConfig, n_bytes: int) -> Iterator[str]:
+def prepared(folder: Path) -> Prepared:
+    """What lies in a finished folder."""
+    facts = json.loads((folder / "facts.json").read_text())
+    has_valid = (folder / "valid" / "store.json").exists()
+    return Prepared(TokenStore(folder / "train"), TokenStore(folder / "valid") if has_valid else None, facts)
+
+
+def sample_texts(config: DataConfig, n_bytes: int, *, spread: bool = True) -> Iterator[str]:
     """About `n_bytes` of training text, spread evenly over the corpus, in pieces of at most 64 Ki characters.
 
     What a tokenizer is trained on: text that is or may be held out is not among it. A corpus larger than `n_bytes`
-    is read twice, once to know its size; a stream is read from its beginning.
+    is read twice, once to know its size; a stream, or without `spread` anything, is read from its beginning.
     """
-    source = _open(config, "train", config.cache)
-    valid = _hash_all(_open(config, "valid", config.cache), config) if config.valid is not None else None
+    source = open_part(config, "train", config.cache)
+    valid = _hash_all(open_part(config, "valid", config.cache), config) if config.valid is not None else None
     share = 1.0
-    if not config.streaming:
-        total = sum(len(text.encode("utf-8", "surrogatepass")) for text in _texts(source, config))
+    if spread and not config.streaming:
+        total = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts_of(source, config))
         share = min(1.0, n_bytes / max(1, total))
     held = int((config.valid_fraction if valid is None else 0) * 2**64)
     left = n_bytes
-    for batch in split.batches(_texts(source, config)):
+    for batch in split.batches(texts_of(source, config)):
         hashes = hash_texts(batch)
         leaked = valid.contains(hashes) if valid is not None else [False] * len(batch)
         for text, number, known in zip(batch, hashes.tolist(), leaked, strict=True):
@@ -96,7 +107,8 @@ def sample_texts(config: DataConfig, n_bytes: int) -> Iterator[str]:
                     return
 
 
-def _open(config: DataConfig, name: str, cache: str | Path | None) -> Source:
+def open_part(config: DataConfig, name: str, cache: str | Path | None) -> Source:
+    """`data.train` or `data.valid`, settled. Raises `UserError` when it is not set or cannot be read."""
     spec = getattr(config, name)
     if spec is None:
         raise UserError(f"data.{name} is not set: give a file, glob, folder or hub name, e.g. data.{name}=texts/")
@@ -104,11 +116,13 @@ def _open(config: DataConfig, name: str, cache: str | Path | None) -> Source:
     return open_source(spec, streaming=config.streaming, split=where, cache=str(config.cache or cache or "") or None)
 
 
-def _texts(source: Source, config: DataConfig) -> Iterator[str]:
+def texts_of(source: Source, config: DataConfig) -> Iterator[str]:
+    """The training documents, up to `data.limit`."""
     return islice(source.documents(config.text, config.split_text), config.limit)
 
 
-def _key(config: DataConfig, train: Source, valid: Source | None, tokenizer: PreTrainedTokenizerBase) -> str:
+def fingerprint(config: DataConfig, train: Source, valid: Source | None, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The name of a preparation: made of the content, the tokenizer, and the options that decide what is stored."""
     options = (config.text, config.split_text, config.limit, config.deduplicate)
     held_out = valid.fingerprint if valid else (config.valid_fraction, config.valid_tokens)
     what = (_VERSION, train.fingerprint, held_out, tokenizer_fingerprint(tokenizer), options)
@@ -126,26 +140,9 @@ def _build(
 ) -> None:
     if not (aside / "scan.json").exists():
         backend = plain_tokenizer(tokenizer)
-        known = _hash_all(valid, config) if valid is not None else None
-        held_out = (
-            None
-            if valid is not None
-            else split.HeldOut(config.valid_fraction, config.valid_tokens, lambda text: count_tokens(backend, text))
-        )
-        split.scan(
-            _texts(train, config),
-            aside,
-            held_out=held_out,
-            valid=known,
-            deduplicate=config.deduplicate,
-            advance=bar("reading", None),
-        )
-    scanned = split.Scan(**json.loads((aside / "scan.json").read_text()))
-    if not scanned.train:
-        empty = f"its {scanned.read} documents are empty" if scanned.read else "it holds no documents"
-        why = "all of it is in data.valid too" if scanned.overlap else empty
-        shutil.rmtree(aside)
-        raise UserError(f"{train.spec} leaves no text to train on: {why}")
+        documents = split.describe(texts_of(train, config), lambda text: count_tokens(backend, text))
+        decide(config, documents, valid, aside, bar("reading", None))
+    scanned = decided(train, aside)
 
     def store(name: str, texts: Iterable[str], total: int | None) -> TokenStore:
         if (aside / name / "store.json").exists():
@@ -155,14 +152,53 @@ def _build(
 
     stores = {}
     if valid is not None:
-        texts = (text for text in valid.documents(config.text, config.split_text) if text.strip())
-        stores["valid"] = store("valid", texts, None)
-        if not len(stores["valid"]):
-            raise UserError(f"{valid.spec} (data.valid) holds no text")
+        stores["valid"] = store("valid", valid_texts(config, valid), None)
     elif scanned.valid:
-        stores["valid"] = store("valid", split.chosen(_texts(train, config), aside, split.VALID), scanned.valid)
-    stores["train"] = store("train", split.chosen(_texts(train, config), aside, split.TRAIN), scanned.train)
+        stores["valid"] = store("valid", split.chosen(texts_of(train, config), aside, split.VALID), scanned.valid)
+    stores["train"] = store("train", split.chosen(texts_of(train, config), aside, split.TRAIN), scanned.train)
 
+    write_facts(aside, train, valid, tokenizer, key)
+
+
+def valid_texts(config: DataConfig, valid: Source) -> Iterator[str]:
+    """The documents of `data.valid` that hold text. Raises `UserError`, at the end, when there were none."""
+    empty = True
+    for text in valid.documents(config.text, config.split_text):
+        if text.strip():
+            empty = False
+            yield text
+    if empty:
+        raise UserError(f"{valid.spec} (data.valid) holds no text")
+
+
+def decide(
+    config: DataConfig,
+    documents: Iterable[split.Documents],
+    valid: Source | None,
+    aside: Path,
+    advance: Callable[[int], None],
+) -> None:
+    """Decide about every document of the training text, into the folder `aside`."""
+    known = _hash_all(valid, config) if valid is not None else None
+    held_out = split.HeldOut(config.valid_fraction, config.valid_tokens) if valid is None else None
+    split.scan(documents, aside, held_out=held_out, valid=known, deduplicate=config.deduplicate, advance=advance)
+
+
+def decided(train: Source, aside: Path) -> split.Scan:
+    """What `decide` found. Raises `UserError`, and removes the folder, when no text is left."""
+    scanned = split.Scan(**json.loads((aside / "scan.json").read_text()))
+    if not scanned.train:
+        empty = f"its {scanned.read} documents are empty" if scanned.read else "it holds no documents"
+        why = "all of it is in data.valid too" if scanned.overlap else empty
+        shutil.rmtree(aside)
+        raise UserError(f"{train.spec} leaves no text to train on: {why}")
+    return scanned
+
+
+def write_facts(aside: Path, train: Source, valid: Source | None, tokenizer: PreTrainedTokenizerBase, key: str) -> None:
+    """The last file of a preparation: what was learnt, beside the finished stores."""
+    scanned = split.Scan(**json.loads((aside / "scan.json").read_text()))
+    stores = {name: TokenStore(aside / name) for name in ("train", "valid") if (aside / name / "store.json").exists()}
     (aside / "decisions.bin").unlink()
     facts = {
         **_sizes(stores["train"]),
@@ -191,7 +227,7 @@ def _hash_all(source: Source, config: DataConfig) -> HashSet:
 
 
 @contextmanager
-def _lock(root: Path, name: str) -> Iterator[None]:
+def lock(root: Path, name: str) -> Iterator[None]:
     """One builder at a time: the other processes of a run wait here and then find the store."""
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -209,7 +245,7 @@ def _lock(root: Path, name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _bar(show: bool) -> Iterator[Callable[[str, int | None], Callable[[int], None]]]:
+def bars(show: bool) -> Iterator[Callable[[str, int | None], Callable[[int], None]]]:
     """A maker of progress bars: `bar("reading", total)` gives the function that advances it."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import heapq
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +36,31 @@ def batches(texts: Iterable[str], documents: int = 1024, chars: int = 1 << 22) -
         yield batch
 
 
+class Documents(NamedTuple):
+    """What is decided on: a batch of n documents in the order of the corpus."""
+
+    hashes: Hashes
+    chars: npt.NDArray[np.int64]
+    """Characters of each, -1 where there is nothing but white space."""
+    count: Callable[[int], int]
+    """Tokens of document i of the batch; asked of few."""
+
+
+def describe(texts: Iterable[str], count: Callable[[str], int]) -> Iterator[Documents]:
+    """Texts as `scan` takes them, in batches."""
+    for batch in batches(texts):
+
+        def tokens(i: int, batch: list[str] = batch) -> int:
+            return count(batch[i])
+
+        yield Documents(hash_texts(batch), characters(batch), tokens)
+
+
+def characters(batch: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Characters of each text, -1 where there is nothing but white space: int64 [n]."""
+    return np.array([-1 if text == "" or text.isspace() else len(text) for text in batch], np.int64)
+
+
 class HeldOut:
     """The documents of smallest hash, up to a share of all and a number of tokens, in bounded memory.
 
@@ -43,27 +69,27 @@ class HeldOut:
     are two, unless it is more than half of the text.
     """
 
-    def __init__(self, fraction: float, max_tokens: int | None, count: Callable[[str], int]) -> None:
+    def __init__(self, fraction: float, max_tokens: int | None) -> None:
         self._wanted = fraction > 0
         self._bound = int(fraction * 2.0**64)
-        self._max, self._count = max_tokens, count
+        self._max = max_tokens
         self._heap: list[tuple[int, int]] = []  # (-hash, tokens)
         self._tokens = self._chars = 0
         self._smallest = (1 << 64, 0)  # hash, characters
 
-    def offer(self, hashes: Hashes, texts: list[str], eligible: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    def offer(self, documents: Documents, eligible: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
         """Consider documents; `eligible` are those not dropped. Returns which of them may be held out: bool [n]."""
-        chars = np.array([len(text) for text in texts])
+        chars = documents.chars
         self._chars += int(chars[eligible].sum())
         if not self._wanted:
-            return np.zeros(len(texts), bool)
+            return np.zeros(len(chars), bool)
         if self._max is not None:
             eligible = eligible & (chars <= CHARS_PER_TOKEN * self._max)
         for i in np.flatnonzero(eligible).tolist():
-            number = int(hashes[i])
+            number = int(documents.hashes[i])
             self._smallest = min(self._smallest, (number, int(chars[i])))
             if number < self._bound and self._max is not None:
-                self._keep_smallest(number, self._count(texts[i]), self._max)
+                self._keep_smallest(number, documents.count(i), self._max)
         return eligible
 
     def _keep_smallest(self, number: int, tokens: int, most: int) -> None:
@@ -95,7 +121,7 @@ class Scan:
 
 
 def scan(
-    texts: Iterable[str],
+    documents: Iterable[Documents],
     directory: Path,
     *,
     held_out: HeldOut | None,
@@ -109,13 +135,12 @@ def scan(
     """
     facts, seen = Scan(), HashSet()
     with (directory / "hashes.bin").open("wb") as hash_file, (directory / "kept.bin").open("wb") as kept_file:
-        for batch in batches(texts):
-            hashes = hash_texts(batch)
-            kept = np.array([not text.isspace() and text != "" for text in batch])
-            facts.read += len(batch)
+        for batch in documents:
+            hashes, kept = batch.hashes, batch.chars >= 0
+            facts.read += len(kept)
             facts.empty += int((~kept).sum())
             if deduplicate:
-                new = np.zeros(len(batch), bool)
+                new = np.zeros(len(kept), bool)
                 new[kept] = seen.add(hashes[kept])
                 facts.duplicates += int((kept & ~new).sum())
                 kept = new
@@ -125,11 +150,11 @@ def scan(
                 kept &= ~leaked
             decision = np.where(kept, TRAIN, DROPPED).astype(np.uint8)
             if held_out is not None:
-                decision[held_out.offer(hashes, batch, kept)] = _MAY_BE_VALID
+                decision[held_out.offer(batch, kept)] = _MAY_BE_VALID
             hash_file.write(hashes.tobytes())
             kept_file.write(decision.tobytes())
             facts.train += int(kept.sum())
-            advance(len(batch))
+            advance(len(kept))
     facts.valid = _decide(directory, held_out.bound() if held_out is not None else 0)
     facts.train -= facts.valid
     (directory / "scan.json").write_text(json.dumps(asdict(facts)))

@@ -76,6 +76,14 @@ class TokenStore:
         counted: npt.NDArray[np.int64] = np.bincount(self._flat[:limit], minlength=vocab_size)
         return counted
 
+    def run(self, start: int, stop: int) -> npt.NDArray[Any]:
+        """The ids of [start, stop) of the whole run, as they are stored; read, not mapped, so memory stays bounded."""
+        dtype = self._flat.dtype
+        read = np.fromfile(self.path / "tokens.bin", dtype, stop - start, offset=start * dtype.itemsize)
+        if len(read) != stop - start:
+            raise UserError(f"the token store {self.path} ends at token {start + len(read)}; remove it and run again")
+        return read
+
     def gather(self, where: npt.NDArray[np.int64], pieces: int) -> npt.NDArray[np.int64]:
         """The ids at the places `where` of the run, which form about `pieces` contiguous pieces: int64, same shape."""
         ids = self._flat[where].astype(np.int64)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from sslnlp.models import attention_inputs
+from sslnlp.models import attention_inputs, prediction_head, scored_features
 from sslnlp.objectives.base import Objective
-from sslnlp.objectives.functional import accuracy, cross_entropy
+from sslnlp.objectives.functional import IGNORED, accuracy, cross_entropy
+from sslnlp.objectives.linear_cross_entropy import linear_cross_entropy
 from sslnlp.tokenizer import Style
 from sslnlp.types import Batch, StepOutput
 
@@ -30,9 +32,19 @@ class CausalLM(Objective):
     shifted: ClassVar[bool] = True
     likelihood: ClassVar[bool] = True
 
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model)
+        self.head = prediction_head(model)
+
     def forward(self, batch: Batch) -> StepOutput:
         # Nearly every token is a target, so all positions are scored and the few others left out of the sum: shapes
         # stay the same from batch to batch, where gathering would make a new one, and a new kernel, each time.
+        if self.head is not None:
+            target_N = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED).flatten()
+            features_NH = scored_features(self.model, self.head, batch)
+            projection = self.head.projection
+            loss, share = linear_cross_entropy(features_NH, projection.weight, projection.bias, target_N)
+            return StepOutput(loss, {"accuracy": share})
         target_N = batch["labels"][:, 1:].flatten()
         logits_NV = self._logits(batch)[:, :-1].flatten(0, 1)
         return StepOutput(cross_entropy(logits_NV, target_N), {"accuracy": accuracy(logits_NV, target_N)})

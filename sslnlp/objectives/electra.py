@@ -20,9 +20,10 @@ from transformers import (
 )
 from transformers.models.electra.modeling_electra import ElectraGeneratorPredictions
 
+from sslnlp.adapt import adapt
 from sslnlp.errors import UserError
 from sslnlp.models import hidden_states
-from sslnlp.nn import key_dropout_by_row, keyed_uniform
+from sslnlp.nn import keyed_uniform
 from sslnlp.objectives.base import Objective
 from sslnlp.objectives.functional import IGNORED, accuracy, cross_entropy
 from sslnlp.types import Batch, StepOutput
@@ -108,7 +109,7 @@ class Electra(Objective):
         self.generator = ElectraForMaskedLM(generator_config(model.config, generator_size))
         self.generator.generator_lm_head = _TiedHead(embeddings.word_embeddings)
         _lend(self.generator.electra, "embeddings", embeddings)
-        key_dropout_by_row(self.generator)
+        adapt(self.generator)
         self.corrector: nn.Sequential | None = None
         if corrective:
             transform = ElectraGeneratorPredictions(model.config)

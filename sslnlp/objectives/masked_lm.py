@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 
-from sslnlp.models import prediction_head, scored_logits
+from sslnlp.models import prediction_head, scored_features, scored_logits
 from sslnlp.objectives.base import Objective
 from sslnlp.objectives.functional import accuracy, cross_entropy
+from sslnlp.objectives.linear_cross_entropy import linear_cross_entropy
 from sslnlp.types import Batch, StepOutput
 
 
@@ -38,8 +39,13 @@ class MaskedLM(Objective):
     def forward(self, batch: Batch) -> StepOutput:
         index_N = batch["target_index"]
         target_N = batch["labels"].flatten()[index_N]
-        logits_NV = scored_logits(self.model, self.head, batch, index_N)
         smoothing = self.label_smoothing if self.training else 0.0
+        if self.head is not None:
+            features_NH = scored_features(self.model, self.head, batch, index_N)
+            weight_VH, bias_V = self.head.projection.weight, self.head.projection.bias
+            loss, share = linear_cross_entropy(features_NH, weight_VH, bias_V, target_N, label_smoothing=smoothing)
+            return StepOutput(loss, {"accuracy": share})
+        logits_NV = scored_logits(self.model, None, batch, index_N)
         return StepOutput(cross_entropy(logits_NV, target_N, smoothing), {"accuracy": accuracy(logits_NV, target_N)})
 
     def num_targets(self, batch: Batch) -> Tensor:

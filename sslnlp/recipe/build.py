@@ -33,6 +33,7 @@ from sslnlp.objectives.base import Objective
 from sslnlp.recipe.check import check_recipe, stock_config
 from sslnlp.recipe.inherit import inherit
 from sslnlp.recipe.schema import Recipe, options_of
+from sslnlp.sharding import every_process_loads
 from sslnlp.tokenizer import Contract, contract, framing, load_tokenizer, set_framing, train_tokenizer
 
 log = logging.getLogger(__name__)
@@ -97,6 +98,7 @@ def cache_folder(recipe: Recipe) -> Path:
 
 def processes() -> PartialState:
     """This process among those launched together. The first call joins them, through gloo where there is no GPU."""
+    every_process_loads()
     forced = parse_flag_from_env("ACCELERATE_USE_CPU")
     return PartialState(cpu=forced or not torch.accelerator.is_available())
 
@@ -124,6 +126,13 @@ def build_objective(parts: Parts) -> Objective:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.key(recipe.train.seed, "objective"))
         return recipe.objective_class(model, **recipe.objective.options)
+
+
+def text_tokenizer(recipe: Recipe, cache: Path, path: Path | None = None) -> tuple[PreTrainedTokenizerBase, Contract]:
+    """The tokenizer of a recipe that reads raw text, given or trained on it, and its contract."""
+    # The contract of a tokenizer that is given is taken on the beginning of the text: much text is not read for it.
+    trained = path is None and recipe.tokenizer.path is None
+    return _tokenizer(recipe, lambda: sample_texts(recipe.data, TOKENIZER_BYTES, spread=trained), cache, path)
 
 
 # --- tokenizer -------------------------------------------------------------------------------------------------------
@@ -172,7 +181,7 @@ def contract_of(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> Con
 def _token_parts(recipe: Recipe, cache: Path, tokenizer_path: Path | None) -> Parts:
     """Packed or padded rows of raw text."""
     data, style = recipe.data, recipe.objective_class.framing
-    tokenizer, kept = _tokenizer(recipe, lambda: sample_texts(data, TOKENIZER_BYTES), cache, tokenizer_path)
+    tokenizer, kept = text_tokenizer(recipe, cache, tokenizer_path)
     prepared = prepare_text(data, tokenizer, cache_dir=cache)
     frame = framing(tokenizer, style)
     collator = _collator(recipe, tokenizer, {})

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from sslnlp.data import tokens
+from sslnlp.data.encoding import encode, plain_tokenizer, split_long, tokenizer_fingerprint
 from sslnlp.data.store import TokenStore
-from sslnlp.data.tokens import build_store, encode, plain_tokenizer, split_long, tokenizer_fingerprint
+from sslnlp.data.tokens import build_store
 from sslnlp.errors import UserError
 from tests.data.conftest import TEXTS
 
@@ -76,7 +77,7 @@ def test_a_killed_build_goes_on_and_gives_the_same_bytes(tiny, tmp_path, monkeyp
 
 def test_a_large_vocabulary_takes_four_bytes_a_token(tmp_path):
     writer = tokens.TokenWriter(tmp_path / "s", 65_536)
-    writer.add([(0, np.array([65_535, 3]))], [9])
+    writer.add(np.array([65_535, 3]), np.array([2]), np.array([9]))
     writer.finish("f")
     assert TokenStore.open(tmp_path / "s").tokens(0).tolist() == [65_535, 3]
     assert (tmp_path / "s" / "tokens.bin").stat().st_size == 8

@@ -15,9 +15,10 @@ from transformers import (
     ElectraForPreTraining,
 )
 
+from sslnlp.adapt import adapt
 from sslnlp.errors import UserError
 from sslnlp.evaluation import evaluate_held_out
-from sslnlp.nn import key_dropout_by_row, row_keyed_dropout
+from sslnlp.nn import row_keyed_dropout
 from sslnlp.objectives.electra import Electra, corrective_losses, generator_config, sample
 from tests.contract import make_collator, make_objective, make_stream, one_batch
 
@@ -31,7 +32,7 @@ def electra(dropout: float = 0.0, **options: Any) -> Electra:
     rates = dict.fromkeys(STILL, dropout)
     config = ElectraConfig(vocab_size=V, intermediate_size=32, max_position_embeddings=16, **SIZES, **rates)
     model = ElectraForPreTraining(config)
-    key_dropout_by_row(model)
+    adapt(model)
     return Electra(model, **options)
 
 

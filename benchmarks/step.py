@@ -1,0 +1,444 @@
+"""One training step on a CPU, against the peers people would use, on the same weights, ids, targets and optimiser.
+
+    python -m benchmarks.step masked [--layers 4 --width 256 --vocabulary 8192 --length 128 --batch 64] [--compile]
+    python -m benchmarks.step causal [...] [--compile]
+    python -m benchmarks.step attention
+
+`masked` is BERT against `transformers.Trainer`: as run_mlm.py uses it (float32, dropout as published), and tuned (bf16,
+no dropout, the faster attention). `causal` is GPT-2 against a loop in the style of nanoGPT and against the Trainer.
+With `--text FILE` ids are its text in a tokenizer trained on it, without one they are random.
+Every contender keeps the losses of all its steps; no ratio is printed where they differ by more than the noise of
+bf16. `attention` prints where matrix products beat the fused kernel, which `sslnlp.attention.LONGEST` was read from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from benchmarks.common import Gate, compare, flops_per_token
+
+RATE = 0.3
+OPTIMISER = {"lr": 3e-4, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}
+NOISE = {"mean": 0.01, "step": 0.05}
+"""Losses of two bf16 contenders (or bf16 and float32), in nats: largest difference of their means, of any step."""
+NOISE_WITH_DROPOUT = {"mean": 0.15, "step": 0.4}
+
+
+def build(kind: str, sizes: Mapping[str, int], *, dropout: float = 0.0, **options: Any) -> PreTrainedModel:
+    """The stock model, from seed 0: the same weights whatever the dropout."""
+    torch.manual_seed(0)
+    layers, width, vocabulary, length = (sizes[name] for name in ("layers", "width", "vocabulary", "length"))
+    if kind == "masked":
+        config = BertConfig(
+            vocab_size=vocabulary, hidden_size=width, num_hidden_layers=layers, num_attention_heads=width // 64,
+            intermediate_size=4 * width, max_position_embeddings=length, hidden_dropout_prob=dropout,
+            attention_probs_dropout_prob=dropout,
+        )  # fmt: skip
+        return BertForMaskedLM._from_config(config, **options)
+    rates = {"resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": dropout}
+    config = GPT2Config(
+        vocab_size=vocabulary, n_embd=width, n_layer=layers, n_head=width // 64, n_positions=length, bos_token_id=0,
+        eos_token_id=0, **rates,
+    )  # fmt: skip
+    return GPT2LMHeadModel._from_config(config, **options)
+
+
+def make_batches(kind: str, sizes: Mapping[str, int], text: Path | None) -> list[dict[str, Tensor]]:
+    """A few batches that all contenders go round in: rows full of text, targets at the same places for all."""
+    vocabulary, length, rows = sizes["vocabulary"], sizes["length"], sizes["batch"] * sizes["batches"]
+    generator = torch.Generator().manual_seed(0)
+    if text is None:
+        # Zipf's law, so that there is something to learn.
+        weights = 1 / torch.arange(5, vocabulary + 5).double()
+        ids = torch.multinomial(weights, rows * length, replacement=True, generator=generator).view(rows, length)
+    else:
+        ids = text_ids(text, vocabulary, rows * length).view(rows, length)
+    labels = ids.clone()
+    if kind == "masked":
+        chosen = torch.rand(rows, length, generator=generator).argsort(1) < round(RATE * length)
+        labels = ids.masked_fill(~chosen, -100)
+        ids = ids.masked_fill(chosen, 4)
+    return [
+        {"input_ids": ids[i : i + sizes["batch"]], "labels": labels[i : i + sizes["batch"]]}
+        for i in range(0, rows, sizes["batch"])
+    ]
+
+
+def text_ids(path: Path, vocabulary: int, count: int) -> Tensor:
+    from sslnlp.tokenizer import train_tokenizer
+
+    if path.suffix == ".parquet":
+        import datasets
+
+        texts = datasets.Dataset.from_parquet(str(path))["text"][: count // 100]
+    else:
+        texts = path.read_text(encoding="utf-8")[: count * 8].split("\n\n")
+    tokenizer = train_tokenizer(texts, vocab_size=vocabulary)
+    found = [i for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"] for i in ids]
+    if len(found) < count:
+        raise SystemExit(f"{path} has {len(found)} tokens, {count} are needed; give a longer text or fewer batches")
+    return torch.tensor(found[:count])
+
+
+# --- contenders: each loads the same file of weights and batches ------------------------------------------------------
+
+
+def rounds(gate: Gate, step: Callable[[int], Tensor], *, warmup: int, steps: int, tokens: int, flops: float) -> None:
+    """`warmup` steps, then rounds of `steps`; `step(n)` makes update n and returns its loss."""
+    losses = [step(n) for n in range(warmup)]
+    gate(losses=[float(loss) for loss in losses])
+    n = warmup
+    while True:
+        losses = [step(n + i) for i in range(steps)]
+        n += steps
+        gate(units=steps * tokens, flops=steps * tokens * flops, losses=[float(loss) for loss in losses])
+
+
+def sslnlp_(gate: Gate, *, work: str, precision: str = "bf16", documents: bool = False, **turns: int) -> None:
+    from sslnlp.adapt import adapt
+    from sslnlp.objectives import get_objective
+    from sslnlp.train import TrainConfig
+    from sslnlp.train import Trainer as OurTrainer
+
+    made = torch.load(work)
+    kind, sizes, batches = made["kind"], made["sizes"], made["batches"]
+    model = build(kind, sizes)
+    model.load_state_dict(made["weights"])
+    adapt(model)
+    objective: Any = get_objective(f"{kind}_lm")(model)
+    config = TrainConfig(steps=10**6, schedule="constant", warmup=0, precision=precision, **OPTIMISER)
+    for batch in batches:
+        ids = batch["input_ids"]
+        batch["attention_mask"] = torch.ones_like(ids)
+        batch["position"] = torch.arange(len(ids))
+        if kind == "masked":
+            batch["target_index"] = (batch["labels"].flatten() != -100).nonzero()[:, 0]
+        if documents:  # the second half of every row is another document
+            half = ids.shape[1] // 2
+            batch["document_ids"] = (torch.arange(ids.shape[1]) >= half).int().expand(ids.shape).contiguous()
+            batch["position_ids"] = (torch.arange(ids.shape[1]) % half).expand(ids.shape).contiguous()
+    with tempfile.TemporaryDirectory() as folder:
+        nothing: Any = None
+        trainer = OurTrainer(objective, nothing, nothing, config, out=Path(folder))
+        trainer.module.train()
+
+        def step(n: int) -> Tensor:
+            sums = trainer.train_step([batches[n % len(batches)]], n, 10**6)
+            return sums["loss"] / sums["targets"]
+
+        ids = batches[0]["input_ids"]
+        flops = flops_per_token(
+            model,
+            attended=ids.shape[1],
+            scored=len(batches[0].get("target_index", ids.flatten())) / ids.numel(),
+        )
+        rounds(gate, step, tokens=ids.numel(), flops=flops, **turns)
+
+
+class _Turns(TrainerCallback):
+    def __init__(self, gate: Gate, losses: list[Tensor], *, warmup: int, steps: int, tokens: int, flops: float) -> None:
+        self.gate, self.losses, self.warmup, self.steps = gate, losses, warmup, steps
+        self.tokens, self.flops = tokens, flops
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        done = state.global_step - self.warmup
+        if done < 0 or done % self.steps:
+            return
+        losses = [float(loss) for loss in self.losses]
+        self.losses.clear()
+        if done == 0:
+            self.gate(losses=losses)
+        else:
+            tokens = self.steps * self.tokens
+            self.gate(units=tokens, flops=tokens * self.flops, losses=losses)
+
+
+class _Rows(torch.utils.data.Dataset):  # type: ignore[type-arg]
+    def __init__(self, batches: list[dict[str, Tensor]], repeats: int) -> None:
+        self.rows = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+        self.count = len(self.rows["input_ids"])
+        self.length = self.count * repeats
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {name: value[index % self.count] for name, value in self.rows.items()}
+
+
+class _InOrder(Trainer):
+    """Rows in their order, and the losses kept: nothing else is changed."""
+
+    kept: list[Tensor]
+
+    def _get_train_sampler(self, *args: Any) -> Any:
+        return torch.utils.data.SequentialSampler(self.train_dataset)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss = super().training_step(*args, **kwargs)
+        self.kept.append(loss.detach())
+        return loss
+
+
+def hf_trainer(
+    gate: Gate,
+    *,
+    work: str,
+    bf16: bool = False,
+    dropout: float = 0.0,
+    attention: str = "sdpa",
+    compiled: bool = False,
+    warmup: int,
+    steps: int,
+) -> None:
+    made = torch.load(work)
+    kind, sizes, batches = made["kind"], made["sizes"], made["batches"]
+    model = build(kind, sizes, dropout=dropout, attn_implementation=attention)
+    model.load_state_dict(made["weights"])
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            folder, per_device_train_batch_size=sizes["batch"], max_steps=10**6, learning_rate=OPTIMISER["lr"],
+            lr_scheduler_type="constant", adam_beta2=OPTIMISER["betas"][1], weight_decay=OPTIMISER["weight_decay"],
+            bf16=bf16, torch_compile=compiled, use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True,
+            logging_strategy="no", dataloader_pin_memory=False,
+        )  # fmt: skip
+        trainer = _InOrder(model=model, args=arguments, train_dataset=_Rows(batches, 10**5))
+        trainer.kept = []
+        tokens = batches[0]["input_ids"].numel()
+        flops = flops_per_token(model, attended=sizes["length"], scored=1.0)
+        trainer.add_callback(_Turns(gate, trainer.kept, warmup=warmup, steps=steps, tokens=tokens, flops=flops))
+        trainer.train()
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.heads = width // 64
+        self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, s, h = x.shape
+        q, k, v = (t.view(b, s, self.heads, -1).transpose(1, 2) for t in self.qkv(self.ln_1(x)).split(h, dim=2))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.out(y.transpose(1, 2).reshape(b, s, h))
+        return x + self.down(F.gelu(self.up(self.ln_2(x)), approximate="tanh"))
+
+
+class _SmallGPT(nn.Module):
+    """GPT-2 the short way: one file, fused attention, tied head; given the weights of the stock model."""
+
+    def __init__(self, stock: PreTrainedModel) -> None:
+        super().__init__()
+        config = stock.config
+        self.tokens = nn.Embedding(config.vocab_size, config.n_embd)
+        self.places = nn.Embedding(config.n_positions, config.n_embd)
+        self.blocks = nn.ModuleList(_Block(config.n_embd) for _ in range(config.n_layer))
+        self.norm = nn.LayerNorm(config.n_embd)
+        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.head.weight = self.tokens.weight
+        theirs = {name.removeprefix("transformer."): value for name, value in stock.state_dict().items()}
+        names = {"attn.c_attn": "qkv", "attn.c_proj": "out", "mlp.c_fc": "up", "mlp.c_proj": "down"}
+        mine = {"tokens.weight": theirs["wte.weight"], "places.weight": theirs["wpe.weight"]}
+        mine |= {"norm.weight": theirs["ln_f.weight"], "norm.bias": theirs["ln_f.bias"]}
+        mine["head.weight"] = mine["tokens.weight"]
+        for i in range(config.n_layer):
+            for part in ("weight", "bias"):
+                mine |= {f"blocks.{i}.{ln}.{part}": theirs[f"h.{i}.{ln}.{part}"] for ln in ("ln_1", "ln_2")}
+                mine |= {f"blocks.{i}.{new}.{part}": theirs[f"h.{i}.{old}.{part}"].T for old, new in names.items()}
+        self.load_state_dict(mine)
+
+    def forward(self, ids: Tensor, target: Tensor) -> Tensor:
+        x = self.tokens(ids) + self.places(torch.arange(ids.shape[1]))
+        for block in self.blocks:
+            x = block(x)
+        logits = self.head(self.norm(x))
+        return F.cross_entropy(logits.view(-1, logits.shape[-1]), target.flatten(), ignore_index=-1)
+
+
+def short_loop(gate: Gate, *, work: str, compiled: bool, **turns: int) -> None:
+    """In the style of nanoGPT: bf16 autocast, fused AdamW, clipping, and torch.compile if asked."""
+    made = torch.load(work)
+    stock = build("causal", made["sizes"])
+    stock.load_state_dict(made["weights"])
+    model = _SmallGPT(stock)
+    run: Any = torch.compile(model) if compiled else model
+    decay = [p for p in model.parameters() if p.ndim >= 2]
+    rest = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": decay}, {"params": rest, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, fused=True, **OPTIMISER)
+    batches = made["batches"]
+    last = torch.full((made["sizes"]["batch"], 1), -1)
+
+    def step(n: int) -> Tensor:
+        ids = batches[n % len(batches)]["input_ids"]
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = run(ids, torch.cat([ids[:, 1:], last], dim=1))
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
+
+    flops = flops_per_token(stock, attended=made["sizes"]["length"], scored=1.0)
+    rounds(gate, step, tokens=batches[0]["input_ids"].numel(), flops=flops, **turns)
+
+
+# --- the comparison ---------------------------------------------------------------------------------------------------
+
+
+def same_work(losses: Mapping[str, list[float]], reference: str, loose: set[str]) -> list[str]:
+    """Raises when two loss curves differ by more than noise; else says by how much they did."""
+    said = []
+    for name, curve in losses.items():
+        own = losses[reference]
+        step = max(abs(a - b) for a, b in zip(own, curve, strict=True))
+        mean = abs(statistics.mean(own) - statistics.mean(curve))
+        noise = NOISE_WITH_DROPOUT if name in loose else NOISE
+        if not (mean <= noise["mean"] and step <= noise["step"]):
+            raise SystemExit(f"{name} and {reference} did not do the same work: {curve} against {own}")
+        said.append(f"{name}: {curve[0]:.3f} → {curve[-1]:.3f}, mean apart {mean:.4f}, a step {step:.4f}")
+    return said
+
+
+def step(arguments: argparse.Namespace) -> None:
+    kind = arguments.kind
+    names = ("layers", "width", "vocabulary", "length", "batch", "batches")
+    sizes = {name: getattr(arguments, name) for name in names}
+    with tempfile.TemporaryDirectory() as folder:
+        work = str(Path(folder) / "work.pt")
+        batches = make_batches(kind, sizes, arguments.text)
+        weights = build(kind, sizes).state_dict()
+        torch.save({"kind": kind, "sizes": sizes, "batches": batches, "weights": weights}, work)
+        turns = {"work": work, "warmup": arguments.warmup, "steps": arguments.steps}
+        contenders: dict[str, Any] = {
+            "sslnlp bf16": (sslnlp_, turns),
+            "sslnlp float32": (sslnlp_, turns | {"precision": "no"}),
+        }
+        if kind == "masked":
+            default = "HF Trainer, default"
+            contenders[default] = (hf_trainer, turns | {"dropout": 0.1})
+            contenders["HF Trainer, bf16"] = (hf_trainer, turns | {"bf16": True})
+            tuned = turns | {"bf16": True, "attention": "eager"}
+            contenders["HF Trainer, bf16, eager attention"] = (hf_trainer, tuned)
+            if arguments.compile:
+                contenders["HF Trainer, bf16, eager, compiled"] = (hf_trainer, tuned | {"compiled": True})
+        else:
+            default = ""
+            contenders["short loop, bf16"] = (short_loop, turns | {"compiled": False})
+            if arguments.compile:
+                contenders["short loop, bf16, compiled"] = (short_loop, turns | {"compiled": True})
+            contenders["HF Trainer, bf16"] = (hf_trainer, turns | {"bf16": True})
+        if arguments.only:
+            contenders = {name: value for name, value in contenders.items() if name in arguments.only}
+        first: dict[str, list[float]] = {}
+        result = compare(
+            contenders, rounds=arguments.rounds, threads=arguments.threads, facts={"sizes": sizes},
+            check=lambda ready: first.update({name: facts["losses"] for name, facts in ready.items()}),
+        )  # fmt: skip
+    curves = {name: first[name] + [x for f in facts["rounds"] for x in f] for name, facts in _losses(result).items()}
+    said = same_work(curves, next(iter(contenders)), {default})
+    result.setup["losses"] = said
+    title = f"{kind} LM, {sizes['layers']}×{sizes['width']}, V {sizes['vocabulary']}, S {sizes['length']}"
+    result.show(f"{title}, {sizes['batch']} rows a step")
+    print("losses:", *said, sep="\n  ")
+    if arguments.out:
+        result.write(arguments.out, title)
+
+
+def _losses(result: Any) -> dict[str, dict[str, list[list[float]]]]:
+    return {name: {"rounds": [facts["losses"] for facts in rows]} for name, rows in result.rounds.items()}
+
+
+def attention(arguments: argparse.Namespace) -> None:
+    """CPU seconds of one forward and backward, fused kernel against matrix products, by type, length and width."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from sslnlp.attention import attention_by_matmuls, by_matmuls
+
+    torch.set_num_threads(arguments.threads)
+    table = Table("type", "S", "D", "mask", "fused ms", "products ms", "ratio", "rule", title="attention, 4,096 tokens")
+    for dtype in (torch.bfloat16, torch.float32):
+        for length in (32, 64, 128, 256, 512, 1024, 2048):
+            for width in (32, 64):
+                for kind in ("none", "documents", "causal"):
+                    fused, plain = _attention_seconds(attention_by_matmuls, dtype, length, width, kind)
+                    ours = by_matmuls(torch.device("cpu"), dtype, length, length)
+                    table.add_row(
+                        str(dtype)[6:], str(length), str(width), kind, f"{fused * 1e3:.1f}", f"{plain * 1e3:.1f}",
+                        f"{fused / plain:.2f}", "products" if ours else "fused",
+                    )  # fmt: skip
+    Console(width=100).print(table)
+
+
+def _attention_seconds(
+    plain: Callable[..., Tensor], dtype: torch.dtype, length: int, width: int, kind: str
+) -> tuple[float, float]:
+    heads, rows = 256 // width, 4096 // length
+    q, k, v = (x.requires_grad_() for x in torch.randn(3, rows, heads, length, width).to(dtype))
+    mask = None
+    if kind == "documents":
+        document = torch.arange(length) >= length // 2
+        mask = (document[:, None] == document[None, :]).expand(rows, 1, length, length)
+
+    def fused() -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=kind == "causal").transpose(1, 2)
+
+    def products() -> Tensor:
+        return plain(q, k, v, mask, causal=kind == "causal", scaling=width**-0.5)
+
+    times: dict[Any, list[float]] = {fused: [], products: []}
+    for _ in range(6):
+        for function in times:
+            began = time.process_time()
+            function().sum().backward()
+            times[function].append(time.process_time() - began)
+            q.grad = k.grad = v.grad = None
+    return statistics.median(times[fused][1:]), statistics.median(times[products][1:])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    tasks = parser.add_subparsers(required=True)
+    for kind in ("masked", "causal"):
+        task = tasks.add_parser(kind)
+        task.set_defaults(function=step, kind=kind)
+        sizes = {"layers": 4, "width": 256, "vocabulary": 8192, "length": 128, "batch": 64, "batches": 4}
+        for name, value in {**sizes, "rounds": 5, "steps": 3, "warmup": 3}.items():
+            task.add_argument(f"--{name}", type=int, default=value)
+        task.add_argument("--text", type=Path, help="a text or parquet file (column text); default: random ids")
+        task.add_argument("--compile", action="store_true", help="also peers with torch.compile")
+        task.add_argument("--only", nargs="*", help="names of contenders")
+        task.add_argument("--out", type=Path, help="stem of the .json and .svg written")
+    task = tasks.add_parser("attention")
+    task.set_defaults(function=attention)
+    for task in tasks.choices.values():
+        task.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    arguments.function(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""What is put in place of parts of a stock model before it trains: same parameters, same functions, same config."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.activations import NewGELUActivation
+
+from sslnlp.attention import NAME
+from sslnlp.nn import RowDropout, drop_by_function
+
+
+def adapt(model: PreTrainedModel) -> None:
+    """In place: dropout keyed by row (modules, functions and attention weights), and the faster of equal kernels.
+
+    * attention: see `sslnlp.attention`;
+    * GPT-2's GELU, eight passes over memory as published, is PyTorch's fused one of the same formula;
+    * under bf16 autocast on a CPU, embeddings come out in bf16, so that what layers hand on (the residual stream) stays
+      in it; otherwise every matrix product would copy its float32 input again.
+    """
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.Dropout):
+                setattr(module, name, RowDropout(child.p))
+            elif type(child) is NewGELUActivation:
+                setattr(module, name, nn.GELU(approximate="tanh"))
+        if isinstance(module, nn.Embedding):
+            module.register_forward_hook(_low_precision_stream)
+    if any(isinstance(p, float) and p > 0 for m in model.modules() for p in (getattr(m, "dropout", 0),)):
+        drop_by_function()
+    if getattr(model.config, "_attn_implementation", None) == "sdpa":
+        model.set_attn_implementation(NAME)
+
+
+def _low_precision_stream(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    if output.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+        return output
+    return output.to(torch.get_autocast_dtype("cpu"))

@@ -1,0 +1,126 @@
+"""Byte-level BPE of many words at once.
+
+All words lie in one flat array of symbols. A round finds the best pair of each word, merges it, and looks up the two
+pairs that are new. The result is that of merging one pair at a time, the lowest rank
+first and the leftmost of equals (Sennrich et al., 2016, as `tokenizers` does it).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sslnlp.tokenizer.words import byte_characters
+
+Ints = npt.NDArray[np.int64]
+Symbols = npt.NDArray[np.int32]
+
+_NONE = 2**31 - 1  # the rank of a pair that does not merge
+_SPREAD = np.uint64(0x9E3779B97F4A7C15)
+
+
+class Merger:
+    """Merges of a `tokenizer.json` model for which `junctions.merges_bytes` is true."""
+
+    def __init__(self, model: dict[str, Any]) -> None:
+        vocabulary: dict[str, int] = model["vocab"]
+        spelling = byte_characters()
+        self.byte_ids = np.array([vocabulary[spelling[byte]] for byte in range(256)], np.int32)
+        pairs = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
+        self._merged = np.array([vocabulary[a + b] for a, b in pairs], np.int32)
+        ranks = {vocabulary[a] << 32 | vocabulary[b]: rank for rank, (a, b) in enumerate(pairs)}
+        self._bits = max(8, (4 * len(ranks)).bit_length())
+        self._build(np.array(list(ranks), np.uint64), np.array(list(ranks.values()), np.int32))
+
+    def _build(self, keys: npt.NDArray[np.uint64], ranks: Symbols) -> None:
+        """An open hash table: a pair stands at its place or at one of the `_probes` places after it."""
+        size = 1 << self._bits
+        self._keys = np.full(size + 256, 2**64 - 1, np.uint64)
+        self._ranks = np.full(size + 256, _NONE, np.int32)
+        self._probes = 1
+        for at, key, rank in zip(self._place(keys).tolist(), keys, ranks, strict=True):
+            probe = at
+            while self._ranks[probe] != _NONE:
+                probe += 1
+            self._keys[probe], self._ranks[probe] = key, rank
+            self._probes = max(self._probes, probe - at + 1)
+
+    def _place(self, keys: npt.NDArray[np.uint64]) -> Ints:
+        with np.errstate(over="ignore"):
+            mixed = (keys ^ (keys >> np.uint64(31))) * _SPREAD
+        return (mixed >> np.uint64(64 - self._bits)).astype(np.int64)
+
+    def _rank(self, left: Symbols, right: Symbols) -> Ints:
+        """The rank of each pair, `_NONE` where there is no merge."""
+        keys = left.astype(np.uint64) << np.uint64(32) | right.astype(np.uint64)
+        places = self._place(keys)
+        there = self._ranks[places]
+        found: Ints = np.where(self._keys[places] == keys, there, _NONE).astype(np.int64)
+        open_ = np.flatnonzero((found == _NONE) & (there != _NONE))
+        for n in range(1, self._probes):
+            if not len(open_):
+                break
+            probe = places[open_] + n
+            hit = self._keys[probe] == keys[open_]
+            found[open_[hit]] = self._ranks[probe[hit]]
+            open_ = open_[~hit & (self._ranks[probe] != _NONE)]
+        return found
+
+    def __call__(self, text: npt.NDArray[np.uint8], lengths: Ints) -> tuple[Symbols, Ints]:
+        """Ids of words that lie end to end in `text`, `lengths` bytes each (at least one): int32 [T], and how many
+        each word has: int64 [W]."""
+        symbols, sizes, word = self.byte_ids[text], lengths, np.arange(len(lengths))
+        done: list[tuple[Ints, Ints, Symbols]] = []
+        while len(word):
+            alive, busy = self._rounds(symbols, sizes)
+            sizes = np.add.reduceat(alive, np.cumsum(sizes) - sizes, dtype=np.int64)
+            symbols, of_busy = symbols[alive], np.repeat(busy, sizes)
+            done.append((word[~busy], sizes[~busy], symbols[~of_busy]))
+            word, sizes, symbols = word[busy], sizes[busy], symbols[of_busy]
+        counts = np.zeros(len(lengths), np.int64)
+        for words, own, _ in done:
+            counts[words] = own
+        ids = np.empty(int(counts.sum()), np.int32)
+        ends = np.cumsum(counts)
+        for words, own, found in done:
+            ids[np.arange(len(found)) + np.repeat(ends[words] - np.cumsum(own), own)] = found
+        return ids, counts
+
+    def _rounds(self, symbols: Symbols, sizes: Ints) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """Merges in place until half of the words are done. Which symbols are left, and which words are not done.
+
+        A symbol knows its neighbours; those that are gone stay where they are until the words are packed again.
+        """
+        n = len(symbols)
+        start = np.cumsum(sizes) - sizes
+        after, before = np.arange(1, n + 1), np.arange(-1, n)
+        after[start + sizes - 1] = n  # n: no neighbour
+        before[start] = n
+        # The best pair of a word is the least key: its rank, then its place.
+        keys = np.full(n + 1, _NONE << 32, np.int64)
+        inner = np.flatnonzero(after[:n] != n)
+        keys[inner] = self._rank(symbols[inner], symbols[inner + 1]) << 32 | inner
+        alive = np.ones(n, np.bool_)
+        while True:
+            best = np.minimum.reduceat(keys[:n], start)
+            busy = best < _NONE << 32
+            if 2 * np.count_nonzero(busy) <= len(busy):
+                return alive, busy
+            best = best[busy]
+            place = best & 0xFFFFFFFF
+            symbols[place] = self._merged[best >> 32]
+            gone = after[place]
+            right = after[gone]
+            after[place], before[right] = right, place
+            alive[gone], keys[gone] = False, _NONE << 32
+            self._renew(keys, symbols, place, right, n)
+            self._renew(keys, symbols, before[place], place, n)
+
+    def _renew(self, keys: Ints, symbols: Symbols, left: Ints, right: Ints, n: int) -> None:
+        """Look up the pairs of neighbours again."""
+        pair = (left != n) & (right != n)
+        keys[left[~pair]] = _NONE << 32
+        left, right = left[pair], right[pair]
+        keys[left] = self._rank(symbols[left], symbols[right]) << 32 | left

@@ -1,0 +1,143 @@
+"""Two gloo processes under FSDP2 are one process: weights, optimiser state, checkpoints both ways, export."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from sslnlp.checkpoint import load_checkpoint
+from sslnlp.cli import run_command
+from sslnlp.errors import UserError
+from sslnlp.metrics import read_metrics
+from sslnlp.sharding import Sharding, layers, shard, sharding_asked
+from tests.contract import architectures, corpus, difference, make_collator, make_objective, make_trainer
+
+FSDP2 = ["--use_fsdp", "--fsdp_version", "2", "--num_processes", "2"]
+JOBS: dict[str, tuple[str, dict[str, Any]]] = {
+    # folder -> objective, options: one with a teacher, one with two models that share a matrix, gathered vectors
+    "masked": ("masked_lm", {}),
+    "causal": ("causal_lm", {}),
+    "muon": ("causal_lm", {"optimizer": "muon"}),
+    "teacher": ("data2vec", {}),
+    "generator": ("electra", {}),
+    "coupled": ("ranking", {}),
+}
+
+
+def launch(*command: str) -> str:
+    """Run `python -m command` on two processes as accelerate does; what was written to stderr."""
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    program = [sys.executable, "-m", "accelerate.commands.launch", *FSDP2, "-m", *command]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=300, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stderr
+
+
+def job(place: str, **more: Any) -> str:
+    objective, options = JOBS[place]
+    options = {"steps": 4, "save_every": 2, "keep": 9, "out": place} | options | more
+    return ":".join([objective, *(f"{key}={value}" for key, value in options.items())])
+
+
+def one_process(place: str, folder: Path, **options: Any) -> Any:
+    objective, given = JOBS[place]
+    return make_trainer(objective, folder, save_every=2, keep=9, dropout=0.1, **(given | options))
+
+
+def largest(a: Any, b: Any) -> float:
+    """The largest difference of two optimiser states."""
+    assert a["param_groups"] == b["param_groups"]
+    pairs = [(a["state"][i][name], b["state"][i][name]) for i in a["state"] for name in a["state"][i]]
+    assert all(x.shape == y.shape for x, y in pairs)
+    return max(float((x.double() - y.double()).abs().max()) for x, y in pairs)
+
+
+def test_two_sharded_processes_are_one(tmp_path: Path) -> None:
+    """Two ranks × 4 rows × 2 = 16 rows; runs stopped on two go on with one, and back."""
+    two = tmp_path / "two"
+    halves = {place: {"batch_size": 4, "accumulate": 2} for place in JOBS} | {"coupled": {"batch_size": 8}}
+    launch("tests.contract", str(two), *(job(place, **halves[place]) for place in JOBS))
+    straight = {}
+    for place in JOBS:
+        straight[place] = one_process(place, tmp_path / place, batch_size=16).fit().state_dict()
+        assert difference(straight[place], torch.load(two / f"{place}.pt")) < 2e-5, place
+        ours, theirs = (load_checkpoint(run / place / "state" / "step-00000004")[0] for run in (tmp_path, two))
+        assert difference(ours["objective"], theirs["objective"]) < 2e-5, place
+        assert largest(ours["optimizer"], theirs["optimizer"]) < 2e-5, place
+        for run in (tmp_path / place, two / place):
+            shutil.rmtree(run / "state" / "step-00000004")
+        resumed = one_process(place, two / place, batch_size=16 if place == "coupled" else 8)
+        assert difference(resumed.fit(resume=True).state_dict(), straight[place]) < 2e-5, place
+    launch("tests.contract", str(tmp_path), *(job(place, batch_size=8, resume=1) for place in JOBS))
+    for place in JOBS:
+        assert difference(straight[place], torch.load(tmp_path / f"{place}.pt")) < 2e-5, place
+
+
+def test_a_sharded_run_leaves_the_export_of_one_process(tmp_path: Path) -> None:
+    """From pretrained weights, through evaluations, the best checkpoint and the final figures, to the export."""
+    (tmp_path / "corpus.txt").write_text("\n".join(corpus()))
+    start, one, two = (tmp_path / name for name in ("start", "one", "two"))
+    keys = [
+        *("train", "pretrain_gpt", f"data.train={tmp_path / 'corpus.txt'}", f"data.cache={tmp_path / 'cache'}"),
+        *("data.valid_fraction=0.1", "data.seq_length=32", "train.steps=4", "train.eval_every=1"),
+        *("train.lr=0.1", "train.eps=1e-3", "train.schedule=constant", "train.warmup=1"),
+    ]
+    make_objective("causal_lm").model.save_pretrained(start)
+    make_collator("causal_lm").tokenizer.save_pretrained(start)
+    keys.append(f"model.pretrained={start}")
+    said = launch("sslnlp", *keys, "train.batch_size=4", f"out={two}")
+    assert "FSDP2: 2 layers and the rest, each cut over 2 processes" in said
+    assert run_command([*keys, "train.batch_size=8", f"out={one}"]) == 0
+    losses = [line["valid/loss"] for line in read_metrics(one / "metrics.jsonl") if "valid/loss" in line]
+    assert min(losses) < losses[-1]  # so the weights that are left are those of an earlier checkpoint
+    weights = [load_file(out / "export" / "model.safetensors") for out in (one, two)]
+    assert difference(*weights) < 2e-5
+    results = [json.loads((out / "recipe.json").read_text())["result"] for out in (one, two)]
+    assert results[0]["measures"] == pytest.approx(results[1]["measures"], abs=1e-4)
+    assert results[0]["samples"] == results[1]["samples"]
+
+
+@pytest.mark.parametrize("architecture", ["bert", "modernbert", "gpt2", "llama", "qwen3", "bart", "t5", "electra"])
+def test_the_layers_that_are_gathered_one_by_one_hold_most_of_the_model(architecture: str) -> None:
+    name = next(n for n in ("masked_lm", "causal_lm", "denoising", "electra") if architecture in architectures(n))
+    objective = make_objective(name, architecture)
+    found = layers(objective)
+    assert len({type(layer) for layer in found}) == (2 if architecture == "bart" else 1)
+    inside = [p for layer in found for p in layer.parameters()]
+    assert len(set(inside)) == len(inside)  # nothing is shared between units
+    outside = [name for name, p in objective.named_parameters() if p.ndim >= 2 and p not in set(inside)]
+    assert all(
+        any(part in name for part in ("embed", "head", "wte", "wpe", "shared", "cls", "dense")) for name in outside
+    )
+
+
+def test_what_cannot_be_sharded_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sharding_asked() is None
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UserError, match="--fsdp_version 2"):
+        sharding_asked()
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    monkeypatch.setenv("FSDP_RESHARD_AFTER_FORWARD", "false")
+    monkeypatch.setenv("FSDP_TRANSFORMER_CLS_TO_WRAP", "BertLayer,Other")
+    assert sharding_asked() == Sharding(reshard_after_forward=False, layers=("BertLayer", "Other"))
+    for name in ("offload_params", "activation_checkpointing"):
+        monkeypatch.setenv(f"FSDP_{name.upper()}", "true")
+        with pytest.raises(UserError, match=f"--fsdp_{name} true is not supported"):
+            sharding_asked()
+        monkeypatch.delenv(f"FSDP_{name.upper()}")
+    with pytest.raises(UserError, match="no layer of the model is a Nope"):
+        layers(make_objective("masked_lm"), ("Nope",))
+    module = nn.Linear(2, 2)
+    module.register_parameter("temperature", nn.Parameter(torch.tensor(1.0)))
+    with pytest.raises(UserError, match=r"a single number \(temperature\)"):
+        shard(module, Sharding(), torch.device("cpu"))
