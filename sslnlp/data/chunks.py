@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import repeat
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
+import pyarrow as pa  # type: ignore[import-untyped]
 
 Bytes = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
@@ -22,6 +23,7 @@ MAX_IDS = 1 << 23
 _SPREAD, _SECOND = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)
 _MASKS = np.array([(1 << 8 * n) - 1 for n in range(9)], np.uint64)
 
+Number = TypeVar("Number", np.int32, np.int64)
 Encode = Callable[[list[bytes]], tuple[Symbols, Ints]]
 
 
@@ -56,7 +58,8 @@ class _Front:
             mixed = keys[0] * _SPREAD if len(keys) == 1 else (keys[0] ^ keys[1] * _SECOND) * _SPREAD
         mixed ^= mixed >> np.uint64(32)
         mixed *= _SPREAD
-        return (mixed >> self._shift).view(np.int64)
+        place: Ints = (mixed >> self._shift).view(np.int64)
+        return place
 
 
 class ChunkTable:
@@ -77,8 +80,8 @@ class ChunkTable:
         self._slots: dict[bytes, int] = {}
         self._pending: list[bytes] = []
         self._used = self._size = 0
-        self._where = np.zeros(1 << 12, np.int64)  # start << 24 | number of ids
-        self._ids = np.zeros(1 << 12, np.int32)
+        self._where: Ints = np.zeros(1 << 12, np.int64)  # start << 24 | number of ids
+        self._ids: Symbols = np.zeros(1 << 12, np.int32)
         self._short.clear()
         self._long.clear()
 
@@ -113,7 +116,7 @@ class ChunkTable:
         every = pa.Array.from_buffers(
             pa.binary(),
             2 * len(at),
-            [None, pa.py_buffer(bounds), pa.py_buffer(block)],  # type: ignore[list-item]
+            [None, pa.py_buffer(bounds), pa.py_buffer(block)],
         )
         distinct = every.take(pa.array(np.arange(0, 2 * len(at), 2))).dictionary_encode()
         chunks = distinct.dictionary.to_pylist()
@@ -157,7 +160,7 @@ class ChunkTable:
         return self._ids[where], ends
 
 
-def _grown(array: npt.NDArray[np.int64] | Symbols, size: int) -> npt.NDArray[np.int64] | Symbols:
+def _grown(array: npt.NDArray[Number], size: int) -> npt.NDArray[Number]:
     if size <= len(array):
         return array
     larger = np.zeros(max(size, 2 * len(array)), array.dtype)

@@ -46,7 +46,8 @@ _CUTS = (re.compile(r"(?<=\S)(?= \w)"), re.compile(r"(?<=\n)(?=\S)"), re.compile
 _PROBE: Final = (
     "The keeper's log isn't long: 3,141 ships (of  them 27)\tcame...\n\n  and 'twas \"late\" -- e.g. at 12:30!\r\n",
     "  Naïve cafés, ÉCOLE ŒUVRE, Straße İzmir ΑΣ. été e\u0301te\u0301; Привет, мир! שלום مرحبا नमस्ते ไทย 한국어 ",
-    "灯塔看守人在大雾来临之前，数了17艘船。「你好」世界！　ひらがなカタカナ🙂👩\u200d👩\u200d👧\ufe0f🇫🇷 \u00a0x\u2003y\u200b",
+    "灯塔看守人在大雾来临之前，数了17艘船。「你好」世界！　ひらがなカタカナ",
+    "🙂👩\u200d👩\u200d👧\ufe0f🇫🇷 \u00a0x\u2003y\u200b",
     "\t\n \n\x0b\x0c\x1c\x85\u2028a\x00b\x7f\ufeff ''s 's'T 'll I'LL 1'2 a'b' _x_ <|x|> [MASK] [SEP]</s>▁a ▁▁ \u0301x",
     "", " ", "'", "\n", "a",
 )  # fmt: skip
@@ -259,7 +260,8 @@ def _encode_words(backend: Tokenizer, words: list[str]) -> tuple[Symbols, Ints]:
     parts: list[Symbols] = []
     for n, encoding in enumerate(backend.encode_batch(groups, is_pretokenized=True, add_special_tokens=False)):
         parts.append(np.array(encoding.ids, np.int32))
-        counts[n * _WORDS : (n + 1) * _WORDS] = np.bincount(encoding.word_ids or [], minlength=len(groups[n]))
+        words_of_ids = np.array(encoding.word_ids, np.int64)
+        counts[n * _WORDS : (n + 1) * _WORDS] = np.bincount(words_of_ids, minlength=len(groups[n]))
     return np.concatenate(parts), counts
 
 

@@ -297,4 +297,4 @@ def _name(facts: dict[str, Any] | None) -> str:
     if facts is None:
         return "none"
     parts = facts.get("pretokenizers") or facts.get("normalizers") or []
-    return facts["type"] + (f"[{', '.join(_name(part) for part in parts)}]" if parts else "")
+    return str(facts["type"]) + (f"[{', '.join(_name(part) for part in parts)}]" if parts else "")

@@ -76,7 +76,7 @@ class Junctions:
 
 
 def merges_bytes(model: dict[str, Any]) -> bool:
-    """Whether a model of `tokenizer.json` is byte-level BPE and nothing else: all bytes known, no affixes, no dropout."""
+    """Whether a model of `tokenizer.json` merges bytes and does nothing else: all known, no affixes, no dropout."""
     if model["type"] != "BPE" or model.get("dropout") or model.get("ignore_merges"):
         return False
     if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
@@ -112,4 +112,5 @@ def _utf8(points: Numbers) -> tuple[Numbers, npt.NDArray[np.int64]]:
 def _hash(keys: Numbers, bits: int) -> npt.NDArray[np.int64]:
     with np.errstate(over="ignore"):
         mixed = (keys ^ (keys >> np.uint64(29))) * _SPREAD
-    return (mixed >> np.uint64(64 - bits)).astype(np.int64)
+    place: npt.NDArray[np.int64] = (mixed >> np.uint64(64 - bits)).astype(np.int64)
+    return place

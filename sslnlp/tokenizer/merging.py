@@ -50,7 +50,8 @@ class Merger:
     def _place(self, keys: npt.NDArray[np.uint64]) -> Ints:
         with np.errstate(over="ignore"):
             mixed = (keys ^ (keys >> np.uint64(31))) * _SPREAD
-        return (mixed >> np.uint64(64 - self._bits)).astype(np.int64)
+        place: Ints = (mixed >> np.uint64(64 - self._bits)).astype(np.int64)
+        return place
 
     def _rank(self, left: Symbols, right: Symbols) -> Ints:
         """The rank of each pair, `_NONE` where there is no merge."""

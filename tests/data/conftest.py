@@ -38,7 +38,8 @@ def make_store(tmp_path: Path) -> Callable[[Sequence[int]], TokenStore]:
     def make(lengths: Sequence[int], name: str = "store") -> TokenStore:
         rng = np.random.default_rng(len(lengths))
         writer = TokenWriter(tmp_path / name, 1000)
-        writer.add(enumerate(rng.integers(10, 1000, n) for n in lengths), list(lengths))
+        counts = np.array(lengths, np.int64)
+        writer.add(rng.integers(10, 1000, int(counts.sum())), counts, counts)
         writer.finish(name)
         return TokenStore(tmp_path / name)
 
