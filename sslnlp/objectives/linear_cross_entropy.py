@@ -9,21 +9,22 @@ Shape suffixes: N positions, C positions of a chunk, P positions of a panel of c
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from sslnlp.objectives.functional import IGNORED
 
-CHUNK = {"cpu": 2**21, "cuda": 2**28}
+CHUNK = {"cpu": 2**21, "cuda": 2**29}
 """Logits made at a time: on a CPU 8 MiB in float32, which the last-level cache holds; on a GPU enough to fill it."""
 
-PANEL = {"cpu": 2**25, "cuda": 2**28}
-"""Gradients of logits kept until they are multiplied into the gradient of the matrix, 64 MiB in bf16: that sum is
-read and written once a panel."""
+PANEL = {"cpu": 2**25, "cuda": 2**29}
+"""Gradients of logits kept until they are multiplied into the gradient of the matrix, 64 MiB in bf16 on a CPU: that sum
+is read and written once a panel."""
 
 
 def linear_cross_entropy(
@@ -32,7 +33,8 @@ def linear_cross_entropy(
     """Mean cross-entropy in nats over the scored targets, of the logits `features @ weight.T + bias`.
 
     The same as `functional.cross_entropy` and `functional.accuracy` of the whole logits: products in the autocast type
-    where that is on, everything after them in float32. The loss can be differentiated once.
+    where that is on, everything after them in float32 (in float64 where
+    the features are). The loss can be differentiated once.
 
     Args:
         features_NH: what the head multiplies with the vocabulary, [N, H].
@@ -69,71 +71,149 @@ class _LinearCrossEntropy(torch.autograd.Function):
         smoothing: float,
         differentiate: bool,
     ) -> tuple[Tensor, Tensor]:
-        dtype = features_NH.dtype
-        w_VH, b_V = weight_VH.to(dtype), None if bias_V is None else bias_V.to(dtype)
-        vocabulary = len(w_VH)
-        scored_N1 = (target_N != IGNORED)[:, None]
-        total = torch.zeros((), dtype=torch.float32, device=features_NH.device)
-        hits = torch.zeros_like(total)
-        d_features_NH = torch.empty_like(features_NH) if differentiate else None
-        d_weight_VH = torch.zeros_like(w_VH, dtype=torch.float32) if differentiate else None
-        d_bias_V = torch.zeros_like(b_V, dtype=torch.float32) if differentiate and b_V is not None else None
-        chunk, panel = (_rows(limit, features_NH, vocabulary) for limit in (CHUNK, PANEL))
-        for start in range(0, len(target_N), panel):
-            part = slice(start, min(start + panel, len(target_N)))
-            d_logits_PV = features_NH.new_empty(part.stop - start, vocabulary) if differentiate else None
-            for place in range(start, part.stop, chunk):
-                own = slice(place, min(place + chunk, part.stop))
-                gradient_CV, losses_C, hits_C = _score(
-                    F.linear(features_NH[own], w_VH, b_V), target_N[own].clamp(min=0)[:, None], smoothing
-                )
-                total += (losses_C * scored_N1[own, 0]).sum()
-                hits += (hits_C & scored_N1[own, 0]).sum()
-                if d_logits_PV is not None and d_features_NH is not None:
-                    d_logits_CV = d_logits_PV[own.start - start : own.stop - start]
-                    d_logits_CV.copy_(gradient_CV)
-                    torch.mm(d_logits_CV, w_VH, out=d_features_NH[own])
-            if d_logits_PV is not None and d_weight_VH is not None:
-                # What is not scored is left out here, on H numbers a position, not on V.
-                seen_PH = features_NH[part] * scored_N1[part]
-                if dtype == torch.float32:
-                    d_weight_VH.addmm_(d_logits_PV.T, seen_PH)
-                else:
-                    d_weight_VH += d_logits_PV.T @ seen_PH
-                if d_bias_V is not None:
-                    d_bias_V += (scored_N1[part].to(dtype).T @ d_logits_PV)[0]
-        if d_features_NH is not None:
-            d_features_NH *= scored_N1
+        compute: Any = torch.ops.sslnlp.linear_cross_entropy if torch.compiler.is_compiling() else _compute
+        fused = torch.compiler.is_compiling() and features_NH.device.type == "cuda"
+        total, hits, *gradients = compute(features_NH, weight_VH, bias_V, target_N, smoothing, differentiate, fused)
         ctx.types = weight_VH.dtype, None if bias_V is None else bias_V.dtype
-        ctx.save_for_backward(d_features_NH, d_weight_VH, d_bias_V)
+        ctx.save_for_backward(*gradients)
         ctx.mark_non_differentiable(hits)
         return total, hits
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError("linear_cross_entropy can be differentiated once: its gradient is made with the loss")
         scale = gradients[0]
         d_features_NH, d_weight_VH, d_bias_V = ctx.saved_tensors
         weight_type, bias_type = ctx.types
         return (
             d_features_NH * scale.to(d_features_NH.dtype),
             (d_weight_VH * scale).to(weight_type),
-            None if d_bias_V is None else (d_bias_V * scale).to(bias_type),
+            None if bias_type is None else (d_bias_V * scale).to(bias_type),
             None,
             None,
             None,
         )
 
 
+def _compute(
+    features_NH: Tensor,
+    weight_VH: Tensor,
+    bias_V: Tensor | None,
+    target_N: Tensor,
+    smoothing: float,
+    differentiate: bool,
+    fused: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The summed losses, the number of hits, and the gradients by features, matrix and bias (empty where not asked)."""
+    dtype, sums = features_NH.dtype, torch.promote_types(features_NH.dtype, torch.float32)
+    w_VH, b_V = weight_VH.to(dtype), None if bias_V is None else bias_V.to(dtype)
+    vocabulary = len(w_VH)
+    scored_N1 = (target_N != IGNORED)[:, None]
+    score = _fused_score() if fused else _score
+    total = torch.zeros((), dtype=sums, device=features_NH.device)
+    hits = torch.zeros((), dtype=torch.float32, device=features_NH.device)
+    d_features_NH, d_weight_VH, d_bias_V = _buffers(features_NH, weight_VH, bias_V, differentiate)
+    chunk, panel = (_rows(limit, features_NH, vocabulary) for limit in (CHUNK, PANEL))
+    for start in range(0, len(target_N), panel):
+        part = slice(start, min(start + panel, len(target_N)))
+        d_logits_PV = features_NH.new_empty(part.stop - start, vocabulary) if differentiate and panel > chunk else None
+        for place in range(start, part.stop, chunk):
+            own = slice(place, min(place + chunk, part.stop))
+            logits_CV = F.linear(features_NH[own], w_VH, b_V)
+            gradient_CV, losses_C, hits_C = score(logits_CV, target_N[own].clamp(min=0)[:, None], smoothing)
+            total += (losses_C * scored_N1[own, 0]).sum()
+            hits += (hits_C & scored_N1[own, 0]).sum()
+            if differentiate:
+                if d_logits_PV is None:  # the panel is this chunk
+                    d_logits_CV = gradient_CV.to(dtype)
+                else:
+                    d_logits_CV = d_logits_PV[own.start - start : own.stop - start].copy_(gradient_CV)
+                torch.mm(d_logits_CV, w_VH, out=d_features_NH[own])
+        if differentiate:
+            panel_PV = d_logits_CV if d_logits_PV is None else d_logits_PV
+            # What is not scored is left out here, on H numbers a position, not on V.
+            seen_PH = features_NH[part] * scored_N1[part]
+            if dtype == sums:
+                d_weight_VH.addmm_(panel_PV.T, seen_PH)
+            else:
+                d_weight_VH += panel_PV.T @ seen_PH
+            if b_V is not None:
+                d_bias_V += (scored_N1[part].to(dtype).T @ panel_PV)[0]
+    if differentiate:
+        d_features_NH *= scored_N1
+    return total, hits, d_features_NH, d_weight_VH, d_bias_V
+
+
+def _buffers(
+    features_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, differentiate: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Room for the gradients, those that are summed up in float32 at least; empty where there is none."""
+    sums = torch.promote_types(features_NH.dtype, torch.float32)
+    if not differentiate:
+        return features_NH.new_empty(0), weight_VH.new_empty(0, dtype=sums), weight_VH.new_empty(0, dtype=sums)
+    d_bias_V = weight_VH.new_empty(0, dtype=sums) if bias_V is None else torch.zeros_like(bias_V, dtype=sums)
+    return torch.empty_like(features_NH), torch.zeros_like(weight_VH, dtype=sums), d_bias_V
+
+
+# To torch.compile the whole of it is one operation. Traced, its loop over chunks would fix the number of positions,
+# and each batch with another number of targets would compile everything once more.
+_LIBRARY = torch.library.Library("sslnlp", "DEF")  # type: ignore[no-untyped-call]
+_LIBRARY.define(  # type: ignore[no-untyped-call]
+    "linear_cross_entropy(Tensor features, Tensor weight, Tensor? bias, Tensor target, float smoothing, "
+    "bool differentiate, bool fused) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+@torch.library.impl(_LIBRARY, "linear_cross_entropy", "CompositeExplicitAutograd")
+def _operation(features_NH: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    with torch.no_grad(), torch.autocast(features_NH.device.type, enabled=False):
+        return _compute(features_NH, *arguments)
+
+
+@torch.library.register_fake("sslnlp::linear_cross_entropy", lib=_LIBRARY)  # type: ignore[untyped-decorator]
+def _shapes(
+    features_NH: Tensor,
+    weight_VH: Tensor,
+    bias_V: Tensor | None,
+    target_N: Tensor,
+    smoothing: float,
+    differentiate: bool,
+    fused: bool,
+) -> tuple[Tensor, ...]:
+    total = features_NH.new_empty((), dtype=torch.promote_types(features_NH.dtype, torch.float32))
+    hits = features_NH.new_empty((), dtype=torch.float32)
+    return total, hits, *_buffers(features_NH, weight_VH, bias_V, differentiate)
+
+
 def _score(logits_CV: Tensor, target_C1: Tensor, smoothing: float) -> tuple[Tensor, Tensor, Tensor]:
     """Gradient of the summed losses by the logits [C, V], the losses [C] and whether the target is highest [C]."""
-    chance_CV = logits_CV.softmax(-1, dtype=torch.float32)
+    exact = torch.promote_types(logits_CV.dtype, torch.float32)
+    chance_CV = logits_CV.softmax(-1, dtype=exact)
     # The largest probability is at least 1 / V, so its logarithm is exact where that of a target's could be -inf.
     top_C1, best_C1 = chance_CV.max(-1, keepdim=True)
-    log_sum_C1 = logits_CV.gather(1, best_C1).float() - top_C1.log()
-    losses_C1 = log_sum_C1 - (1 - smoothing) * logits_CV.gather(1, target_C1).float()
+    log_sum_C1 = logits_CV.gather(1, best_C1).to(exact) - top_C1.log()
+    losses_C1 = log_sum_C1 - (1 - smoothing) * logits_CV.gather(1, target_C1).to(exact)
     if smoothing:
-        losses_C1 = losses_C1 - smoothing * logits_CV.mean(-1, keepdim=True, dtype=torch.float32)
+        losses_C1 = losses_C1 - smoothing * logits_CV.mean(-1, keepdim=True, dtype=exact)
         chance_CV -= smoothing / logits_CV.shape[1]
     chance_CV.scatter_add_(1, target_C1, torch.full_like(top_C1, smoothing - 1))
     return chance_CV, losses_C1[:, 0], (best_C1 == target_C1)[:, 0]
+
+
+def _score_by_element(logits_CV: Tensor, target_C1: Tensor, smoothing: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The same as `_score`, written so that the compiler makes one kernel of it, with the gradient in the logits' type.
+
+    Nothing of float32 [C, V] is then written to memory: the logits are read and their gradient is written.
+    """
+    x_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
+    log_sum_C1 = x_CV.logsumexp(-1, keepdim=True)
+    losses_C1 = log_sum_C1 - (1 - smoothing) * x_CV.gather(1, target_C1) - smoothing * x_CV.mean(-1, keepdim=True)
+    own_CV = torch.arange(x_CV.shape[1], device=x_CV.device) == target_C1
+    gradient_CV = (x_CV - log_sum_C1).exp() - smoothing / x_CV.shape[1] - own_CV * (1 - smoothing)
+    return gradient_CV.to(logits_CV.dtype), losses_C1[:, 0], x_CV.argmax(-1) == target_C1[:, 0]
+
+
+@functools.cache
+def _fused_score() -> Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor, Tensor]]:
+    return torch.compile(_score_by_element)
