@@ -53,7 +53,7 @@ def attention(
     if torch.is_autocast_enabled(query.device.type):
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    causal = getattr(module, "is_causal", False) if is_causal is None else is_causal
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     # A cache, or queries that start later than the keys: SDPA knows what is meant.
     plain = kwargs.get("cache") is None and kwargs.get("softcap") is None
     plain &= attention_mask is not None or not causal or query.shape[2] == key.shape[2]
@@ -94,8 +94,7 @@ def attention_by_matmuls(
     if bias is not None:
         scores = scores + bias
     if mask is None and causal and query.shape[2] > 1:
-        length = query.shape[2]
-        mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()[None, None]
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).tril()[None, None]
     if mask is not None:
         scores = scores + _additive(mask[..., : key.shape[2]], scores.dtype)
     # The kernel's softmax of bf16 counts in float32 and rounds once, at the end.
@@ -108,9 +107,26 @@ def attention_by_matmuls(
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """0 where a pair is seen, the lowest number elsewhere: one head's worth, where filling the scores would be A."""
     if mask.dtype != torch.bool:
-        return mask.to(dtype)
+        # The lowest float32 rounds to -inf in bf16, and a row of nothing else would be NaN.
+        return mask.to(dtype).clamp(min=torch.finfo(dtype).min)
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
 
 
+def attention_mask(**what: Any) -> Tensor | None:
+    """The mask of stock models: bool [B, 1, T, S], or None where the kernel needs none and is faster without.
+
+    Stock code reads the padding to find out whether it can do without, which waits for the device, and under
+    torch.compile it always builds the mask. In the loop neither is needed: rows are padded on the right, so in a plain
+    causal model no token sees padding.
+    """
+    if keys_dropout_by_row() and what.get("q_length", 0) == what.get("kv_length") and what.get("local_size") is None:
+        if what.get("allow_is_causal_skip", True):
+            return None
+        if what.get("allow_is_bidirectional_skip") and what.get("attention_mask") is None:
+            return None
+    made: Tensor | None = sdpa_mask(**what)
+    return made
+
+
 AttentionInterface.register(NAME, attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+AttentionMaskInterface.register(NAME, attention_mask)
