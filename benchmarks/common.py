@@ -21,6 +21,7 @@ bootstrap interval. CPU seconds beside wall seconds tell a stolen core from slow
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -29,7 +30,7 @@ import resource
 import statistics
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -173,6 +174,70 @@ class Comparison:
         pyplot.close(figure)
 
 
+class ContenderFailed(SystemExit):
+    """A contender raised or ended; the message is its traceback."""
+
+
+class Contest:
+    """Processes of contenders, pinned to the same `threads` cores, of which one at a time is let go.
+
+    `start` does not wait, so several can set themselves up at once; `ready` waits until one has.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._cores = sorted(os.sched_getaffinity(0))[-threads:]
+        self._context = multiprocessing.get_context("spawn")
+        self._open: dict[str, tuple[Any, Any]] = {}
+
+    def __enter__(self) -> Contest:
+        self._before = os.environ.get("OMP_NUM_THREADS")
+        os.environ["OMP_NUM_THREADS"] = str(self.threads)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop(list(self._open))
+        if self._before is None:
+            os.environ.pop("OMP_NUM_THREADS")
+        else:
+            os.environ["OMP_NUM_THREADS"] = self._before
+
+    def start(self, name: str, function: Contender, options: Mapping[str, Any]) -> None:
+        ours, theirs = self._context.Pipe()
+        arguments = (theirs, function, dict(options), self._cores)
+        process = self._context.Process(target=_work, args=arguments, daemon=False)
+        process.start()
+        theirs.close()
+        self._open[name] = process, ours
+
+    def ready(self, name: str, within: float | None = None) -> dict[str, Any]:
+        """What the contender said when it had set itself up. Raises `ContenderFailed`, also after `within` seconds."""
+        pipe = self._open[name][1]
+        if not pipe.poll(within):
+            raise ContenderFailed(f"{name} was not ready after {within:.0f} more seconds")
+        return _receive(name, pipe)
+
+    def turn(self, name: str) -> dict[str, Any]:
+        """One round of the contender: its facts. Raises `ContenderFailed`."""
+        pipe = self._open[name][1]
+        try:
+            pipe.send("go")
+        except OSError:
+            raise ContenderFailed(f"{name} ended before its rounds were over") from None
+        return _receive(name, pipe)
+
+    def stop(self, names: Sequence[str]) -> None:
+        for name in names:
+            with contextlib.suppress(OSError):
+                self._open[name][1].send("stop")
+        for name in names:
+            process, pipe = self._open.pop(name)
+            process.join(timeout=20)
+            if process.is_alive():
+                process.kill()
+            pipe.close()
+
+
 def compare(
     contenders: Mapping[str, tuple[Contender, Mapping[str, Any]]],
     *,
@@ -191,53 +256,27 @@ def compare(
         check: given what each contender said when it was ready; raises when they did not do the same work.
         facts: about the set-up, written down.
     """
-    cores = sorted(os.sched_getaffinity(0))[-threads:]
-    context = multiprocessing.get_context("spawn")
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    pipes: dict[str, Any] = {}
-    processes: list[Any] = []
-    try:
-        ready: dict[str, Mapping[str, Any]] = {}
+    with Contest(threads) as contest:
+        ready = {}
         for name, (function, options) in contenders.items():  # one after another, so that set-up is not disturbed
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs, function, dict(options), cores), daemon=False)
-            process.start()
-            theirs.close()
-            processes.append(process)
-            pipes[name] = ours
-            ready[name] = _receive(name, ours)
+            contest.start(name, function, options)
+            ready[name] = contest.ready(name)
         if check is not None:
             check(ready)
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
         for _ in range(rounds):
-            for name, pipe in pipes.items():
-                pipe.send("go")
-                found[name].append(_receive(name, pipe))
-    finally:
-        for pipe in pipes.values():
-            try:
-                pipe.send("stop")
-            except OSError:
-                continue
-        for process in processes:
-            process.join(timeout=30)
-            if process.is_alive():
-                process.terminate()
-        if before is None:
-            os.environ.pop("OMP_NUM_THREADS")
-        else:
-            os.environ["OMP_NUM_THREADS"] = before
+            for name in contenders:
+                found[name].append(contest.turn(name))
     return Comparison(found, unit, reference or next(iter(contenders)), machine(threads) | dict(facts or {}))
 
 
 def _receive(name: str, pipe: Any) -> dict[str, Any]:
     try:
         message: dict[str, Any] = pipe.recv()
-    except EOFError:
-        raise SystemExit(f"{name} ended before its rounds were over") from None
+    except (EOFError, OSError):
+        raise ContenderFailed(f"{name} ended before its rounds were over") from None
     if "error" in message:
-        raise SystemExit(f"{name}:\n{message['error']}")
+        raise ContenderFailed(f"{name}:\n{message['error']}")
     return message
 
 

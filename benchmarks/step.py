@@ -14,6 +14,7 @@ bf16. `attention` prints where matrix products beat the fused kernel, which `ssl
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import tempfile
 import time
@@ -78,6 +79,9 @@ def make_batches(kind: str, sizes: Mapping[str, int], text: Path | None) -> list
         chosen = torch.rand(rows, length, generator=generator).argsort(1) < round(RATE * length)
         labels = ids.masked_fill(~chosen, -100)
         ids = ids.masked_fill(chosen, 4)
+    else:
+        # Nothing predicts the first token of a row; HF's Trainer would still divide by it.
+        labels[:, 0] = -100
     return [
         {"input_ids": ids[i : i + sizes["batch"]], "labels": labels[i : i + sizes["batch"]]}
         for i in range(0, rows, sizes["batch"])
@@ -103,30 +107,88 @@ def text_ids(path: Path, vocabulary: int, count: int) -> Tensor:
 # --- contenders: each loads the same file of weights and batches ------------------------------------------------------
 
 
-def rounds(gate: Gate, step: Callable[[int], Tensor], *, warmup: int, steps: int, tokens: int, flops: float) -> None:
+class Device:
+    """Where a contender computes: what a clock has to wait for, and the memory it takes."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.gpu = name, name == "cuda"
+        if not self.gpu:
+            os.environ["ACCELERATE_USE_CPU"] = "true"
+
+    def facts(self) -> dict[str, Any]:
+        """Waits for the device."""
+        if not self.gpu:
+            return {}
+        torch.cuda.synchronize()
+        return {"gpu_memory": torch.cuda.max_memory_allocated()}
+
+    def rest(self) -> dict[str, Any]:
+        """Before the first turn: leaves the memory of the warm-up to the others, who get ready."""
+        facts = self.facts()
+        if self.gpu:
+            torch.cuda.empty_cache()
+        return facts
+
+    def host(self, batches: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+        """As a loader with `pin_memory` gives them, where there is a GPU."""
+        if not self.gpu:
+            return batches
+        return [{name: value.pin_memory() for name, value in batch.items()} for batch in batches]
+
+
+def rounds(
+    gate: Gate, step: Callable[[int], Tensor], device: Device, *, warmup: int, steps: int, tokens: int, flops: float
+) -> None:
     """`warmup` steps, then rounds of `steps`; `step(n)` makes update n and returns its loss."""
     losses = [step(n) for n in range(warmup)]
-    gate(losses=[float(loss) for loss in losses])
+    gate(losses=[float(loss) for loss in losses], **device.rest())
     n = warmup
     while True:
         losses = [step(n + i) for i in range(steps)]
         n += steps
-        gate(units=steps * tokens, flops=steps * tokens * flops, losses=[float(loss) for loss in losses])
+        facts = device.facts()
+        gate(units=steps * tokens, flops=steps * tokens * flops, losses=[float(loss) for loss in losses], **facts)
 
 
-def sslnlp_(gate: Gate, *, work: str, precision: str = "bf16", documents: bool = False, **turns: int) -> None:
+def load(work: str) -> tuple[dict[str, Any], PreTrainedModel, Device]:
+    """The file of `save_work`, with the model for contenders without dropout."""
+    made = torch.load(work)
+    model = build(made["kind"], made["sizes"])
+    model.load_state_dict(made["weights"])
+    return made, model, Device(made["device"])
+
+
+def save_work(path: Path, kind: str, sizes: Mapping[str, int], text: Path | None = None, device: str = "cpu") -> str:
+    """Writes what all contenders start from: batches, weights, and how far a token attends, for counting FLOPs."""
+    # Fused causal kernels on a GPU skip what lies ahead, half of the pairs; it is counted so for everyone.
+    attended = sizes["length"] / 2 if kind == "causal" and device == "cuda" else float(sizes["length"])
+    made = {"kind": kind, "sizes": dict(sizes), "device": device, "attended": attended}
+    made |= {"batches": make_batches(kind, sizes, text), "weights": build(kind, sizes).state_dict()}
+    torch.save(made, path)
+    return str(path)
+
+
+def sslnlp_(
+    gate: Gate,
+    *,
+    work: str,
+    precision: str = "bf16",
+    compiled: bool = False,
+    documents: bool = False,
+    **turns: int,
+) -> None:
     from sslnlp.adapt import adapt
     from sslnlp.objectives import get_objective
     from sslnlp.train import TrainConfig
     from sslnlp.train import Trainer as OurTrainer
 
-    made = torch.load(work)
-    kind, sizes, batches = made["kind"], made["sizes"], made["batches"]
-    model = build(kind, sizes)
-    model.load_state_dict(made["weights"])
+    made, model, device = load(work)
+    kind, batches = made["kind"], made["batches"]
     adapt(model)
     objective: Any = get_objective(f"{kind}_lm")(model)
-    config = TrainConfig(steps=10**6, schedule="constant", warmup=0, precision=precision, **OPTIMISER)
+    config = TrainConfig(
+        steps=10**6, schedule="constant", warmup=0, precision=precision, compile=compiled, **OPTIMISER
+    )  # fmt: skip
     for batch in batches:
         ids = batch["input_ids"]
         batch["attention_mask"] = torch.ones_like(ids)
@@ -141,6 +203,7 @@ def sslnlp_(gate: Gate, *, work: str, precision: str = "bf16", documents: bool =
         nothing: Any = None
         trainer = OurTrainer(objective, nothing, nothing, config, out=Path(folder))
         trainer.module.train()
+        batches = device.host(batches)
 
         def step(n: int) -> Tensor:
             sums = trainer.train_step([batches[n % len(batches)]], n, 10**6)
@@ -149,28 +212,31 @@ def sslnlp_(gate: Gate, *, work: str, precision: str = "bf16", documents: bool =
         ids = batches[0]["input_ids"]
         flops = flops_per_token(
             model,
-            attended=ids.shape[1],
+            attended=made["attended"],
             scored=len(batches[0].get("target_index", ids.flatten())) / ids.numel(),
         )
-        rounds(gate, step, tokens=ids.numel(), flops=flops, **turns)
+        rounds(gate, step, device, tokens=ids.numel(), flops=flops, **turns)
 
 
 class _Turns(TrainerCallback):
-    def __init__(self, gate: Gate, losses: list[Tensor], *, warmup: int, steps: int, tokens: int, flops: float) -> None:
-        self.gate, self.losses, self.warmup, self.steps = gate, losses, warmup, steps
+    def __init__(
+        self, gate: Gate, losses: list[Tensor], device: Device, *, warmup: int, steps: int, tokens: int, flops: float
+    ) -> None:
+        self.gate, self.losses, self.device, self.warmup, self.steps = gate, losses, device, warmup, steps
         self.tokens, self.flops = tokens, flops
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         done = state.global_step - self.warmup
         if done < 0 or done % self.steps:
             return
+        facts = self.device.facts() if done else self.device.rest()
         losses = [float(loss) for loss in self.losses]
         self.losses.clear()
         if done == 0:
-            self.gate(losses=losses)
+            self.gate(losses=losses, **facts)
         else:
             tokens = self.steps * self.tokens
-            self.gate(units=tokens, flops=tokens * self.flops, losses=losses)
+            self.gate(units=tokens, flops=tokens * self.flops, losses=losses, **facts)
 
 
 class _Rows(torch.utils.data.Dataset):  # type: ignore[type-arg]
@@ -208,25 +274,30 @@ def hf_trainer(
     dropout: float = 0.0,
     attention: str = "sdpa",
     compiled: bool = False,
+    workers: int = 0,
     warmup: int,
     steps: int,
 ) -> None:
+    """`workers` above 0 makes it the tuned loader as well: fetching ahead, and no look at each loss for NaN."""
     made = torch.load(work)
-    kind, sizes, batches = made["kind"], made["sizes"], made["batches"]
+    kind, sizes, batches, device = made["kind"], made["sizes"], made["batches"], Device(made["device"])
     model = build(kind, sizes, dropout=dropout, attn_implementation=attention)
     model.load_state_dict(made["weights"])
+    options: dict[str, Any] = {"use_cpu": True, "dataloader_pin_memory": False}
+    if device.gpu:
+        options = {"dataloader_num_workers": workers, "logging_nan_inf_filter": workers == 0}
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             folder, per_device_train_batch_size=sizes["batch"], max_steps=10**6, learning_rate=OPTIMISER["lr"],
             lr_scheduler_type="constant", adam_beta2=OPTIMISER["betas"][1], weight_decay=OPTIMISER["weight_decay"],
-            bf16=bf16, torch_compile=compiled, use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True,
-            logging_strategy="no", dataloader_pin_memory=False,
+            bf16=bf16, torch_compile=compiled, report_to="none", save_strategy="no", disable_tqdm=True,
+            logging_strategy="no", optim="adamw_torch_fused", **options,
         )  # fmt: skip
         trainer = _InOrder(model=model, args=arguments, train_dataset=_Rows(batches, 10**5))
         trainer.kept = []
         tokens = batches[0]["input_ids"].numel()
-        flops = flops_per_token(model, attended=sizes["length"], scored=1.0)
-        trainer.add_callback(_Turns(gate, trainer.kept, warmup=warmup, steps=steps, tokens=tokens, flops=flops))
+        flops = flops_per_token(model, attended=made["attended"], scored=1.0)
+        trainer.add_callback(_Turns(gate, trainer.kept, device, warmup=warmup, steps=steps, tokens=tokens, flops=flops))
         trainer.train()
 
 
@@ -266,11 +337,11 @@ class _SmallGPT(nn.Module):
         for i in range(config.n_layer):
             for part in ("weight", "bias"):
                 mine |= {f"blocks.{i}.{ln}.{part}": theirs[f"h.{i}.{ln}.{part}"] for ln in ("ln_1", "ln_2")}
-                mine |= {f"blocks.{i}.{new}.{part}": theirs[f"h.{i}.{old}.{part}"].T for old, new in names.items()}
+                mine |= {f"blocks.{i}.{new}.{part}": theirs[f"h.{i}.{old}.{part}"].t() for old, new in names.items()}
         self.load_state_dict(mine)
 
     def forward(self, ids: Tensor, target: Tensor) -> Tensor:
-        x = self.tokens(ids) + self.places(torch.arange(ids.shape[1]))
+        x = self.tokens(ids) + self.places(torch.arange(ids.shape[1], device=ids.device))
         for block in self.blocks:
             x = block(x)
         logits = self.head(self.norm(x))
@@ -279,21 +350,20 @@ class _SmallGPT(nn.Module):
 
 def short_loop(gate: Gate, *, work: str, compiled: bool, **turns: int) -> None:
     """In the style of nanoGPT: bf16 autocast, fused AdamW, clipping, and torch.compile if asked."""
-    made = torch.load(work)
-    stock = build("causal", made["sizes"])
-    stock.load_state_dict(made["weights"])
-    model = _SmallGPT(stock)
+    made, stock, device = load(work)
+    model = _SmallGPT(stock).to(device.name)
+    torch.set_float32_matmul_precision("high" if device.gpu else "highest")
     run: Any = torch.compile(model) if compiled else model
     decay = [p for p in model.parameters() if p.ndim >= 2]
     rest = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": decay}, {"params": rest, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, fused=True, **OPTIMISER)
-    batches = made["batches"]
-    last = torch.full((made["sizes"]["batch"], 1), -1)
+    batches = device.host(made["batches"])
+    last = torch.full((made["sizes"]["batch"], 1), -1, device=device.name)
 
     def step(n: int) -> Tensor:
-        ids = batches[n % len(batches)]["input_ids"]
-        with torch.autocast("cpu", torch.bfloat16):
+        ids = batches[n % len(batches)]["input_ids"].to(device.name, non_blocking=True)
+        with torch.autocast(device.name, torch.bfloat16):
             loss = run(ids, torch.cat([ids[:, 1:], last], dim=1))
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -301,8 +371,8 @@ def short_loop(gate: Gate, *, work: str, compiled: bool, **turns: int) -> None:
         optimizer.zero_grad(set_to_none=True)
         return loss.detach()
 
-    flops = flops_per_token(stock, attended=made["sizes"]["length"], scored=1.0)
-    rounds(gate, step, tokens=batches[0]["input_ids"].numel(), flops=flops, **turns)
+    flops = flops_per_token(stock, attended=made["attended"], scored=1.0)
+    rounds(gate, step, device, tokens=batches[0]["input_ids"].numel(), flops=flops, **turns)
 
 
 # --- the comparison ---------------------------------------------------------------------------------------------------
@@ -327,10 +397,7 @@ def step(arguments: argparse.Namespace) -> None:
     names = ("layers", "width", "vocabulary", "length", "batch", "batches")
     sizes = {name: getattr(arguments, name) for name in names}
     with tempfile.TemporaryDirectory() as folder:
-        work = str(Path(folder) / "work.pt")
-        batches = make_batches(kind, sizes, arguments.text)
-        weights = build(kind, sizes).state_dict()
-        torch.save({"kind": kind, "sizes": sizes, "batches": batches, "weights": weights}, work)
+        work = save_work(Path(folder) / "work.pt", kind, sizes, arguments.text)
         turns = {"work": work, "warmup": arguments.warmup, "steps": arguments.steps}
         contenders: dict[str, Any] = {
             "sslnlp bf16": (sslnlp_, turns),

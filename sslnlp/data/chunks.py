@@ -20,6 +20,8 @@ LONGEST = 64
 MAX_CHUNKS = 1 << 19
 MAX_IDS = 1 << 23
 """Of chunks and of ids held: past either, the table begins anew. At most about 160 MiB in all."""
+FRONT_BITS = (18, 17)
+"""Places of the fronts for chunks of at most 8 and 16 bytes, as powers of two."""
 _SPREAD, _SECOND = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)
 _MASKS = np.array([(1 << 8 * n) - 1 for n in range(9)], np.uint64)
 
@@ -73,14 +75,15 @@ class ChunkTable:
 
     def __init__(self, encode: Encode) -> None:
         self._encode = encode
-        self._short, self._long = _Front(18, 1), _Front(17, 2)
+        short, long = FRONT_BITS
+        self._short, self._long = _Front(short, 1), _Front(long, 2)
         self._reset()
 
     def _reset(self) -> None:
         self._slots: dict[bytes, int] = {}
         self._pending: list[bytes] = []
         self._used = self._size = 0
-        self._where: Ints = np.zeros(1 << 12, np.int64)  # start << 24 | number of ids
+        self._where: Ints = np.zeros(1 << 12, np.int64)  # start << 32 | number of ids
         self._ids: Symbols = np.zeros(1 << 12, np.int32)
         self._short.clear()
         self._long.clear()
@@ -111,12 +114,14 @@ class ChunkTable:
         return slots
 
     def _look_up(self, block: Bytes, at: Ints, lengths: Ints) -> Symbols:
+        base = at[0]  # Arrow counts bytes in 32 bits, and there may be more before the block
         bounds = np.empty(2 * len(at) + 1, np.int32)  # chunk, what is between, chunk, ...
+        at = at - base
         bounds[0:-1:2], bounds[1:-1:2], bounds[-1] = at, at + lengths, at[-1] + lengths[-1]
         every = pa.Array.from_buffers(
             pa.binary(),
             2 * len(at),
-            [None, pa.py_buffer(bounds), pa.py_buffer(block)],
+            [None, pa.py_buffer(bounds), pa.py_buffer(block[base:])],
         )
         distinct = every.take(pa.array(np.arange(0, 2 * len(at), 2))).dictionary_encode()
         chunks = distinct.dictionary.to_pylist()
@@ -143,16 +148,16 @@ class ChunkTable:
         used, size = self._used + len(counts), self._size + len(ids)
         self._where = _grown(self._where, used)
         self._ids = _grown(self._ids, size)
-        self._where[self._used : used] = (self._size + np.cumsum(counts) - counts) << 24 | counts
+        self._where[self._used : used] = (self._size + np.cumsum(counts) - counts) << 32 | counts
         self._ids[self._size : size] = ids
         self._used, self._size, self._pending = used, size, []
 
     def ids(self, slots: Symbols) -> tuple[Symbols, Ints]:
         """The ids of the chunks in order, int32 [T], and where those of each end, int64 [n]."""
         found = self._where[slots]
-        counts = found & 0xFFFFFF
+        counts = found & 0xFFFFFFFF
         ends = np.cumsum(counts)
-        found >>= 24
+        found >>= 32
         found -= ends
         found += counts
         where = np.repeat(found, counts)

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sslnlp.data.chunks import ChunkTable, Ints, Symbols
 from sslnlp.errors import UserError
-from sslnlp.tokenizer.cuts import QUOTE, SEPARATOR, UNSURE, Cutter
+from sslnlp.tokenizer.cuts import SEPARATOR, Cutter
 from sslnlp.tokenizer.junctions import merges_bytes
 from sslnlp.tokenizer.merging import Merger
 
@@ -132,7 +132,7 @@ class Encoder:
             log.info("this tokenizer is not known to be local (%s): encoding with tokenizers alone", why)
             return
         self._inner = _plain(_inside(facts))
-        merging = merges_bytes(facts["model"]) and facts["normalizer"] is None
+        merging = self._cutter.spells_bytes and merges_bytes(facts["model"]) and facts["normalizer"] is None
         self._merger = Merger(facts["model"]) if merging else None
         self._table = ChunkTable(self._encode_chunks)
         if why := self._differs():
@@ -225,17 +225,18 @@ class Encoder:
         """The ids of chunks never seen before, by the quickest of three ways."""
         assert self._cutter is not None
         counts = np.zeros(len(chunks), np.int64)
-        block = np.frombuffer(_MARK.join([b"", *chunks, b""]), np.uint8)
+        joined = _MARK.join([b"", *chunks, b""])
+        block = np.frombuffer(joined, np.uint8)
         lengths = np.fromiter(map(len, chunks), np.int64, len(chunks))
         starts = np.cumsum(lengths + 1) - lengths  # of a chunk, behind its mark
         first = block[starts] == SEPARATOR if self._cutter.glued else np.zeros(len(chunks), np.bool_)
         merged = np.zeros(len(chunks), np.bool_)
         parts: list[tuple[npt.NDArray[np.bool_], Symbols]] = []
         if self._merger is not None and len(chunks) >= _FEW:
-            # One pre-token for certain, so that nothing but merging is left to do.
-            classes = self._cutter.cuts(block)[1]
-            odd = np.logical_or.reduceat((classes == UNSURE) | (classes == QUOTE), starts - 1)
-            merged = ~odd & (lengths > 0) & (lengths <= PIECE_CHARS)
+            # One pre-token for certain, and no added token in it: nothing but merging is left to do.
+            merged = self._cutter.single(block, starts) & (lengths > 0) & (lengths <= PIECE_CHARS)
+            if any(token in joined for token in self._added):
+                merged &= ~np.array([any(token in chunk for token in self._added) for chunk in chunks])
             inside = np.repeat(merged, lengths + 1)
             inside[starts[merged] - 1] = False
             ids, counts[merged] = self._merger(block[:-1][inside], lengths[merged])

@@ -65,7 +65,7 @@ def _words(left: int, this: int, right: int) -> bool:
         return True
     if this == UNSURE or left in (UNSURE, SPACE):
         return False
-    return left == BLANK or left != this
+    return left == BLANK or (left != this and {left, this} != {QUOTE, OTHER})
 
 
 def _spaced(left: int, this: int, right: int) -> bool:
@@ -75,7 +75,7 @@ def _spaced(left: int, this: int, right: int) -> bool:
 
 def _bert(left: int, this: int, right: int) -> bool:
     """White space is lost, punctuation and Han characters stand alone; a space goes with the word it leads."""
-    return this in (OTHER, *_WHITE) or left in (OTHER, BLANK)
+    return this in (OTHER, *_WHITE) or (left in (OTHER, BLANK) and this != UNSURE)
 
 
 def _before_spaces(left: int, this: int, right: int) -> bool:
@@ -133,14 +133,22 @@ _CLASSES: Final[dict[Rule, Callable[[Pieces, str], int]]] = {
 }
 
 
+_PIECES: Final[dict[Rule, tuple[tuple[int, ...], tuple[int, ...]]]] = {
+    _byte_level: ((LETTER, NUMBER, OTHER, SPACE, BLANK),) * 2,
+    _spaced: ((LETTER, SPACE), (LETTER,)),  # signs go with the letters after them or not, digits by threes
+}
+"""Rules over `ByteLevel`: with which classes a chunk begins and goes on that is one pre-token for certain."""
+
+
 class Cutter:
-    """Cuts for one tokenizer; `cuts` is None where it is not known to be local (see `of`).
+    """Cuts for one tokenizer; made by `of`.
 
     Args:
         backend: the tokenizer whose normaliser and pre-tokenizer are asked about characters.
         rule, classify: of its pre-tokenizer.
         foreign: what characters outside ASCII are: asked for (True) or never cut at (False), as for normalisers that
             compose characters.
+        glued: see the attribute.
         junctions: where cuts inside a run of characters outside ASCII are harmless too.
     """
 
@@ -158,10 +166,16 @@ class Cutter:
         """A text's first part keeps the separator before it: it is tokenised in another way than the others."""
         self._normalize = backend.normalizer.normalize_str if backend.normalizer is not None else str
         self._classify, self._foreign, self._junctions = classify, foreign, junctions
+        first, rest = _PIECES.get(rule, ((), ()))
+        self.spells_bytes = rule in _PIECES
+        """The model sees the bytes of text, spelt as `ByteLevel` does."""
+        self._first, self._rest = np.isin(np.arange(8), (END, *first)), np.isin(np.arange(8), (END, *rest))
         self._classes = np.full(0x110000, UNSEEN, np.uint8)
         self._stable = np.zeros(0x110000, np.bool_)
         of_byte = np.full(256, UNSURE, np.uint8)
         of_byte[:128] = [classify(chr(byte)) for byte in range(128)]
+        if not foreign:  # a stroke behind them (U+0338) may be composed with them, to what BERT counts among letters
+            of_byte[list(b"<=>")] = UNSURE
         of_byte[SEPARATOR] = END
         self._of_byte = (of_byte | _AS_RIGHT[of_byte]).tobytes()
         triples = np.zeros(256, np.uint8)
@@ -190,7 +204,7 @@ class Cutter:
         def classify(character: str) -> int:
             return classes(lambda text: [piece for piece, _ in pre_tokenize(normalize(text))], character)
 
-        junctions = Junctions.of(facts) if rule in (_byte_level, _spaced) and foreign else None
+        junctions = Junctions.of(facts) if rule in _PIECES and foreign else None
         return cls(backend, rule, classify, foreign=foreign, glued=glued, junctions=junctions)
 
     def cuts(self, block: Bytes) -> tuple[Flags, Bytes]:
@@ -215,6 +229,15 @@ class Cutter:
         classes &= 7
         return cuts, classes
 
+    def single(self, block: Bytes, starts: npt.NDArray[np.int64]) -> Flags:
+        """bool [n]: which of the chunks are one pre-token for certain, or empty. `block` has a `SEPARATOR` before each
+        and after the last; `starts` [n] are the places behind those."""
+        _, classes = self.cuts(block)
+        fits = self._rest[classes]
+        fits[starts] = self._first[classes[starts]]
+        found: Flags = np.logical_and.reduceat(fits, starts - 1)
+        return found
+
     def _read_foreign(
         self, block: Bytes, classes: Bytes, lead: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.int64] | None:
@@ -233,7 +256,7 @@ class Cutter:
             classes[(lead + n)[lengths > n]] = kinds[lengths > n] | _AS_RIGHT[kinds[lengths > n]]
         if self._junctions is None:
             return None
-        run = (lead[1:] == lead[:-1] + lengths[:-1]) & (kinds[1:] == kinds[:-1]) & (kinds[1:] != UNSURE)
+        run = (lead[1:] == lead[:-1] + lengths[:-1]) & (kinds[1:] == kinds[:-1]) & self._rest[kinds[1:]]
         run &= self._stable[points[1:]] & self._stable[points[:-1]]
         second = np.flatnonzero(run) + 1
         harmless = self._junctions.harmless(points[second - 1], points[second])
