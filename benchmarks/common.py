@@ -28,6 +28,7 @@ import os
 import platform
 import resource
 import statistics
+import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -73,9 +74,8 @@ def peak_rss() -> int:
 
 def _work(pipe: Any, function: Contender, options: Mapping[str, Any], cores: list[int]) -> None:
     os.sched_setaffinity(0, cores)
-    import torch
-
-    torch.set_num_threads(len(cores))
+    if torch := sys.modules.get("torch"):  # who imports it later reads OMP_NUM_THREADS
+        torch.set_num_threads(len(cores))
     try:
         function(Gate(pipe), **options)
     except SystemExit:
