@@ -53,6 +53,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "prefix_lm": GPT | {"objective.name": "prefix_lm"},
     "fim": GPT | {"objective.name": "fim"},
     "electra": {"recipe": "pretrain_electra"},
+    "electra, weight 10": {"recipe": "pretrain_electra", "objective.discriminator_weight": 10},
     "electra, corrective": {"recipe": "pretrain_electra", "objective.corrective": "true"},
     "hybrid": {"recipe": "pretrain_hybrid"},
     "masked_diffusion": PLAIN | {"objective.name": "masked_diffusion"},
@@ -75,12 +76,14 @@ SHOWN: dict[str, list[tuple[str, str]]] = {
     "causal_lm": [("bits_per_byte", "unigram_bits_per_byte"), ("accuracy", "most_frequent")],
     "causal_lm, bytes": [("bits_per_byte", "unigram_bits_per_byte")],
     "denoising": [("rebuilt_accuracy", "most_frequent"), ("accuracy", "")],
-    "span_corruption": [("accuracy", "most_frequent"), ("loss", "unigram_loss")],
-    "ul2": [("accuracy", "most_frequent"), ("loss", "unigram_loss")],
+    "span_corruption": [("rebuilt_accuracy", "most_frequent"), ("accuracy", "")],
+    "ul2": [("rebuilt_accuracy", "most_frequent"), ("accuracy", "")],
     "ul2_decoder": [("accuracy", "most_frequent"), ("plain_bits_per_byte", "causal_lm/bits_per_byte")],
     "prefix_lm": [("accuracy", "most_frequent"), ("plain_bits_per_byte", "causal_lm/bits_per_byte")],
     "fim": [("infill_accuracy", "causal_lm/infill_accuracy"), ("plain_bits_per_byte", "causal_lm/bits_per_byte")],
     "electra": [("auc", "0.5"), ("generator_accuracy", "masked_lm/accuracy")],
+    "electra, weight 10": {"recipe": "pretrain_electra", "objective.discriminator_weight": 10},
+    "electra, weight 10": [("auc", "0.5"), ("generator_accuracy", "masked_lm/accuracy")],
     "electra, corrective": [("auc", "0.5"), ("corrective_accuracy", "most_frequent")],
     "hybrid": [("masked_accuracy", "masked_lm/accuracy"), ("plain_bits_per_byte", "causal_lm/bits_per_byte")],
     "masked_diffusion": [("bits_per_byte", "causal_lm/bits_per_byte")],
@@ -98,7 +101,7 @@ console = Console(width=120)
 
 
 def file_name(name: str) -> str:
-    return name.replace(", ", "-").replace("/", "")
+    return name.replace(", ", "-").replace(" ", "-").replace("/", "")
 
 
 def keys_of(name: str, arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:

@@ -95,7 +95,18 @@ def _t5(size: Size, length: int) -> dict[str, Any]:
         "num_decoder_layers": half,
         "num_heads": size.heads,
         "feed_forward_proj": "gated-gelu",  # T5 1.1 (Shazeer, 2020)
+        # Embeddings of deviation 1, as published, suit Adafactor, whose steps grow with the weights; Adam's do not.
+        "initializer_factor": 0.2,
     }
+
+
+def _start_t5(model: Any) -> None:
+    """Undo, at the start, the division of the decoder's states by the root of their width.
+
+    T5 with tied embeddings divides; T5 1.1 does not, but stock classes tell the two apart by a field that later
+    versions overwrite. The gain of the last norm says the same in every version, and is trained like any other.
+    """
+    model.get_decoder().final_layer_norm.weight.data.fill_(model.config.d_model**0.5)
 
 
 ARCHITECTURES: dict[str, Callable[[Size, int], dict[str, Any]]] = {
@@ -110,6 +121,9 @@ ARCHITECTURES: dict[str, Callable[[Size, int], dict[str, Any]]] = {
     "qwen3": _llama,
 }
 """Name of a stock `transformers` architecture -> its configuration at a size, for rows of a given length."""
+
+_STARTS: dict[str, Callable[[Any], None]] = {"t5": _start_t5}
+"""What is done to the fresh weights of an architecture beside its own initialisation."""
 
 _DROPOUTS = (
     *("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout", "embedding_dropout", "mlp_dropout"),
@@ -221,6 +235,8 @@ def _fresh(
         model: PreTrainedModel = wraps.from_config(stock, **_without_pooler(wraps, stock))
     except ValueError as error:  # fields that do not go together, such as a width the heads do not divide
         raise UserError(f"model.config is not valid for {config.architecture}: {_one_line(error)}") from error
+    if (start := _STARTS.get(stock.model_type)) is not None:
+        start(model)
     return model.float()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from sslnlp.collators.ragged import Ints
@@ -39,6 +40,15 @@ def seq2seq_batch(block: TokenBlock, source: tuple[Ints, Ints], target: tuple[In
     batch["decoder_document_ids"] = torch.from_numpy(target_documents)
     batch["decoder_position_ids"] = torch.from_numpy(within_document(target_documents))
     batch["position"] = torch.from_numpy(block.positions)
+    return batch
+
+
+def mark_text(batch: Batch, text_V: npt.NDArray[np.bool_]) -> Batch:
+    """Adds `corrupted` bool [B, T], natively: the labels that are text which the source hides, where every label is
+    that or a special token (a sentinel, the end); `text_V` bool [V] tells which."""
+    if "position" in batch:
+        labels = batch["labels"].numpy()
+        batch["corrupted"] = torch.from_numpy(text_V[np.maximum(labels, 0)] & (labels != IGNORED))
     return batch
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from sslnlp.collators.base import Collator
 from sslnlp.collators.ragged import Ints, blocks
-from sslnlp.collators.seq2seq import SEQ2SEQ_KEYS, seq2seq_batch
+from sslnlp.collators.seq2seq import SEQ2SEQ_KEYS, mark_text, seq2seq_batch
 from sslnlp.collators.spans import (
     columns,
     document_ends,
@@ -62,13 +62,13 @@ class SpanCorruptionCollator(Collator):
     formula lets fit and `reserve` leaves for the rounding of small pieces: neither source nor target is ever longer
     than `data.seq_length`, and full rows come to within some tokens of it.
 
-    Makes what `seq2seq_batch` says. As a `data_collator` of `transformers.Trainer`, on features without a position, it
+    Makes what `seq2seq_batch` says and `corrupted` bool [B, T], the labels that are text. As a `data_collator` of `transformers.Trainer`, on features without a position, it
     makes `input_ids`, `attention_mask` and `labels`, other ones at every call.
     Raises `UserError` for a bad option and for a tokenizer without sentinels or end-of-text.
     """
 
     name: ClassVar[str] = "span_corruption"
-    makes: ClassVar[frozenset[str]] = SEQ2SEQ_KEYS
+    makes: ClassVar[frozenset[str]] = SEQ2SEQ_KEYS | {"corrupted"}
     requires: ClassVar[frozenset[str]] = frozenset({"sentinels", "eos", "specials_excluded"})
 
     rate: float = 0.15
@@ -118,4 +118,4 @@ class SpanCorruptionCollator(Collator):
             ids, documents = blocks(row_N, len(rows), (ids_N, pad_id(self.tokenizer)), (documents_N, -1))
             kept = columns(documents, longest)
             made.append((ids[:, :kept], documents[:, :kept]))
-        return seq2seq_batch(block, made[0], made[1])
+        return mark_text(seq2seq_batch(block, made[0], made[1]), self._text)

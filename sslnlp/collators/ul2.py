@@ -10,7 +10,7 @@ import numpy as np
 
 from sslnlp.collators.base import Collator
 from sslnlp.collators.ragged import Ints, blocks
-from sslnlp.collators.seq2seq import SEQ2SEQ_KEYS, seq2seq_batch
+from sslnlp.collators.seq2seq import SEQ2SEQ_KEYS, mark_text, seq2seq_batch
 from sslnlp.collators.spans import (
     Reals,
     Spans,
@@ -67,13 +67,13 @@ class UL2Collator(Collator):
     A source of S is as long as its text, so rows are packed as long as they may be, and those of the other kinds come
     out shorter; neither source nor target is ever longer than `data.seq_length`. `reserve` leaves room for the mode.
 
-    Makes what `seq2seq_batch` says. As a `data_collator` of `transformers.Trainer`, on features without a position, it
+    Makes what `seq2seq_batch` says and `corrupted` bool [B, T], the labels that are text. As a `data_collator` of `transformers.Trainer`, on features without a position, it
     makes `input_ids`, `attention_mask` and `labels`, other ones at every call.
     Raises `UserError` for a bad option and for a tokenizer without sentinels, end-of-text, or the modes asked for.
     """
 
     name: ClassVar[str] = "ul2"
-    makes: ClassVar[frozenset[str]] = SEQ2SEQ_KEYS
+    makes: ClassVar[frozenset[str]] = SEQ2SEQ_KEYS | {"corrupted"}
     requires: ClassVar[frozenset[str]] = frozenset({"sentinels", "eos", "modes", "specials_excluded"})
     style: ClassVar[Style] = "seq2seq"
     """How the rows it takes are framed."""
@@ -161,7 +161,8 @@ class UL2Collator(Collator):
         eos = int(self.tokenizer.eos_token_id)
         source = self._with_modes(block, kinds, source_tokens(block, spans, self._sentinels, spans.leads))
         target = target_tokens(block, spans, self._sentinels, spans.leads, document_ends(block), eos)
-        return seq2seq_batch(block, self._blocks(block, *source), self._blocks(block, *target))
+        batch = seq2seq_batch(block, self._blocks(block, *source), self._blocks(block, *target))
+        return mark_text(batch, self._text)
 
     def _corrupted(self, block: TokenBlock, positions: Ints) -> tuple[Spans, Ints]:
         """The spans of a block, and the kind of denoiser [B, S] that took them, drawn by (position, document)."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 from transformers import AutoModelForSeq2SeqLM, PreTrainedConfig
 
 from sslnlp.models import seq2seq_logits
 from sslnlp.objectives.base import Objective
-from sslnlp.objectives.functional import accuracy, cross_entropy
+from sslnlp.objectives.functional import IGNORED, cross_entropy
 from sslnlp.tokenizer import Style
 from sslnlp.types import Batch, StepOutput
 
@@ -21,10 +20,14 @@ class Seq2SeqLM(Objective):
     Reads what `collators.seq2seq.seq2seq_batch` makes: `input_ids`, `document_ids`, `position_ids` [B, S] of the source
     and `labels` (-100 = padding), `decoder_document_ids`, `decoder_position_ids` [B, T] of the target. The target is
     fed back one place to the right, behind the model's own start token, in each document of a packed row.
+
+    `accuracy` is that of all targets, what can be copied and sentinels included; `rebuilt_accuracy` that of the text
+    which the source hides (`corrupted`, bool [B, T]).
     """
 
     needs: ClassVar[frozenset[str]] = frozenset(
         {"input_ids", "document_ids", "position_ids", "labels", "decoder_document_ids", "decoder_position_ids"}
+        | {"corrupted"}
     )
     wraps = AutoModelForSeq2SeqLM
     framing: ClassVar[Style] = "seq2seq"
@@ -37,30 +40,23 @@ class Seq2SeqLM(Objective):
 
     def forward(self, batch: Batch) -> StepOutput:
         logits_NV = seq2seq_logits(self.model, batch).flatten(0, 1)
-        target_N = batch["labels"].flatten()
-        metrics = {"accuracy": accuracy(logits_NV, target_N)} | self.rebuilt(batch, logits_NV, target_N)
+        target_N, hidden_N = batch["labels"].flatten(), batch["corrupted"].flatten()
+        hits_N = logits_NV.detach().float().argmax(-1) == target_N  # no logit has index -100
+        metrics = {
+            "accuracy": hits_N.sum() / (target_N != IGNORED).sum().clamp(min=1),
+            "rebuilt_accuracy": torch.stack([(hits_N & hidden_N).sum(), hidden_N.sum()]),
+        }
         return StepOutput(cross_entropy(logits_NV, target_N), metrics)
-
-    def rebuilt(self, batch: Batch, logits_NV: Tensor, target_N: Tensor) -> dict[str, Tensor]:
-        """Further figures of a kind of target."""
-        return {}
 
 
 class Denoising(Seq2SeqLM):
     """BART (Lewis et al., 2020, arXiv:1910.13461): write the whole text that the source is a corruption of.
 
-    Most of the target can be copied, so `accuracy` is high from early on; `rebuilt_accuracy` is that of the tokens
-    which the source hides (`corrupted`, bool [B, T]).
+    Most of the target can be copied, so `accuracy` is high from early on.
     """
 
     name: ClassVar[str] = "denoising"
-    needs: ClassVar[frozenset[str]] = Seq2SeqLM.needs | {"corrupted"}
     collator: ClassVar[str] = "denoising"
-
-    def rebuilt(self, batch: Batch, logits_NV: Tensor, target_N: Tensor) -> dict[str, Tensor]:
-        hidden_N = batch["corrupted"].flatten()
-        hits = (logits_NV.detach().argmax(-1) == target_N) & hidden_N
-        return {"rebuilt_accuracy": torch.stack([hits.sum(), hidden_N.sum()])}
 
 
 class SpanCorruption(Seq2SeqLM):
