@@ -24,9 +24,9 @@ def adapt(model: PreTrainedModel) -> None:
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.Dropout):
-                setattr(module, name, RowDropout(child.p))
+                setattr(module, name, RowDropout(child.p).train(child.training))
             elif type(child) is NewGELUActivation:
-                setattr(module, name, nn.GELU(approximate="tanh"))
+                setattr(module, name, nn.GELU(approximate="tanh").train(child.training))
         if isinstance(module, nn.Embedding):
             module.register_forward_hook(_low_precision_stream)
     if any(isinstance(p, float) and p > 0 for m in model.modules() for p in (getattr(m, "dropout", 0),)):
