@@ -135,9 +135,11 @@ class Encoder:
         merging = self._cutter.spells_bytes and merges_bytes(facts["model"]) and facts["normalizer"] is None
         self._merger = Merger(facts["model"]) if merging else None
         self._table = ChunkTable(self._encode_chunks)
+        self._few = 1  # the sample is merged too
         if why := self._differs():
             log.warning("fast encoding gives other ids for %r: encoding with tokenizers alone", why)
             self._cutter = None
+        self._few = _FEW
 
     @property
     def fast(self) -> bool:
@@ -232,9 +234,9 @@ class Encoder:
         first = block[starts] == SEPARATOR if self._cutter.glued else np.zeros(len(chunks), np.bool_)
         merged = np.zeros(len(chunks), np.bool_)
         parts: list[tuple[npt.NDArray[np.bool_], Symbols]] = []
-        if self._merger is not None and len(chunks) >= _FEW:
+        if self._merger is not None and len(chunks) >= self._few:
             # One pre-token for certain, and no added token in it: nothing but merging is left to do.
-            merged = self._cutter.single(block, starts) & (lengths > 0) & (lengths <= PIECE_CHARS)
+            merged = self._cutter.single(block, starts) & (lengths <= PIECE_CHARS)
             if any(token in joined for token in self._added):
                 merged &= ~np.array([any(token in chunk for token in self._added) for chunk in chunks])
             inside = np.repeat(merged, lengths + 1)

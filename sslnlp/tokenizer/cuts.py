@@ -49,7 +49,7 @@ _SPACED: Final = (_LEADS + "{1,3}" + _RESTS, _LEADS + _RESTS)
 def _byte_level(left: int, this: int, right: int) -> bool:
     r"""GPT-2: `'s|'t|...| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`."""
     if this in _WHITE:  # the last of a run stands apart from those before it, and a space leads what follows
-        return left in _TEXT or (right in _TEXT and left in _WHITE)
+        return left in _TEXT or right in _TEXT
     if this == UNSURE or left in (UNSURE, SPACE):
         return False
     if left == BLANK:
@@ -169,7 +169,7 @@ class Cutter:
         first, rest = _PIECES.get(rule, ((), ()))
         self.spells_bytes = rule in _PIECES
         """The model sees the bytes of text, spelt as `ByteLevel` does."""
-        self._first, self._rest = np.isin(np.arange(8), (END, *first)), np.isin(np.arange(8), (END, *rest))
+        self._first, self._rest = np.isin(np.arange(8), first), np.isin(np.arange(8), rest)
         self._classes = np.full(0x110000, UNSEEN, np.uint8)
         self._stable = np.zeros(0x110000, np.bool_)
         of_byte = np.full(256, UNSURE, np.uint8)
@@ -230,10 +230,11 @@ class Cutter:
         return cuts, classes
 
     def single(self, block: Bytes, starts: npt.NDArray[np.int64]) -> Flags:
-        """bool [n]: which of the chunks are one pre-token for certain, or empty. `block` has a `SEPARATOR` before each
+        """bool [n]: which of the chunks (none empty) are one pre-token for certain. `block` has a `SEPARATOR` before each
         and after the last; `starts` [n] are the places behind those."""
         _, classes = self.cuts(block)
         fits = self._rest[classes]
+        fits[starts - 1] = True
         fits[starts] = self._first[classes[starts]]
         found: Flags = np.logical_and.reduceat(fits, starts - 1)
         return found
