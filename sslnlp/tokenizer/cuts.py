@@ -230,8 +230,10 @@ class Cutter:
         return cuts, classes
 
     def single(self, block: Bytes, starts: npt.NDArray[np.int64]) -> Flags:
-        """bool [n]: which of the chunks (none empty) are one pre-token for certain. `block` has a `SEPARATOR` before each
-        and after the last; `starts` [n] are the places behind those."""
+        """bool [n]: which of the chunks in `block`, none empty, are one pre-token for certain.
+
+        `block` has a `SEPARATOR` before each and after the last; `starts` [n] are the places behind those.
+        """
         _, classes = self.cuts(block)
         fits = self._rest[classes]
         fits[starts - 1] = True
