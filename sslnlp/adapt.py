@@ -31,8 +31,10 @@ def adapt(model: PreTrainedModel) -> None:
             module.register_forward_hook(_low_precision_stream)
     if any(isinstance(p, float) and p > 0 for m in model.modules() for p in (getattr(m, "dropout", 0),)):
         drop_by_function()
-    if getattr(model.config, "_attn_implementation", None) == "sdpa":
-        model.set_attn_implementation(NAME)
+    # Stacks with a config of their own (T5's) are not reached from the whole model in every transformers 5.
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel) and getattr(module.config, "_attn_implementation", None) == "sdpa":
+            module.set_attn_implementation(NAME)
 
 
 def _low_precision_stream(module: nn.Module, args: Any, output: Tensor) -> Tensor:
