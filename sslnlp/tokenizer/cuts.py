@@ -75,7 +75,7 @@ def _spaced(left: int, this: int, right: int) -> bool:
 
 def _bert(left: int, this: int, right: int) -> bool:
     """White space is lost, punctuation and Han characters stand alone; a space goes with the word it leads."""
-    return this in (OTHER, *_WHITE) or (left in (OTHER, BLANK) and this != UNSURE)
+    return this in (OTHER, *_WHITE) or left in (OTHER, BLANK)
 
 
 def _before_spaces(left: int, this: int, right: int) -> bool:

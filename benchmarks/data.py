@@ -1,0 +1,437 @@
+"""From raw text to batches, against `tokenizers`, `datasets` and the collator of `transformers`.
+
+    python -m benchmarks.data encode  corpus.parquet [--algorithm bpe|wordpiece|unigram | --tokenizer FOLDER]
+    python -m benchmarks.data prepare corpus.parquet
+    python -m benchmarks.data mask    corpus.parquet
+    python -m benchmarks.data scale   corpus.parquet [--sizes 10 30 100 300 1000]
+
+`encode`: texts to ids; every round begins with a new encoder that remembers nothing. No ratio is printed unless all
+ids are equal. `prepare`: a file to the first masked batch, everything on the way included, caches empty; the peer is
+`datasets.map` twice (tokenise, then concatenate and cut) and `DataCollatorForLanguageModeling`, as run_mlm.py has it,
+and without the masks that nobody reads. `mask`: rows to masked batches, 15 % of the tokens, 80/10/10. `scale`: time
+and memory of a preparation as the corpus grows, and the slope of the time in logarithms.
+
+A corpus is a parquet file with a column `text`, or a text file with blank lines between documents.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.common import Comparison, Gate, compare
+
+RATE = 0.15
+MB = 1_000_000
+
+
+def read_texts(path: Path) -> list[str]:
+    if path.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        texts: list[str] = pq.read_table(path, columns=["text"])["text"].to_pylist()
+        return texts
+    return re.split(r"\n\s*\n", path.read_text(encoding="utf-8"))
+
+
+def make_tokenizer(arguments: argparse.Namespace, folder: str) -> str:
+    """A folder with the tokenizer of the comparison; contenders load it from there."""
+    if arguments.tokenizer:
+        return str(arguments.tokenizer)
+    from sslnlp.tokenizer import train_tokenizer
+
+    texts, left = [], 20 * MB
+    for text in read_texts(arguments.corpus):
+        texts.append(text)
+        if (left := left - len(text)) < 0:
+            break
+    tokenizer = train_tokenizer(texts, vocab_size=arguments.vocabulary, algorithm=arguments.algorithm)
+    path = str(Path(folder) / "tokenizer")
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def load_tokenizer(path: str) -> Any:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    if path.endswith(".json"):
+        return PreTrainedTokenizerFast(tokenizer_file=path)
+    return AutoTokenizer.from_pretrained(path)
+
+
+# --- encode -----------------------------------------------------------------------------------------------------------
+
+
+def digest(ids: list[Any], lengths: Any) -> str:
+    """Of all ids and of where each text ends."""
+    found = hashlib.blake2b(np.asarray(lengths, np.int64).tobytes(), digest_size=16)
+    for part in ids:
+        found.update(np.asarray(part, np.int32).tobytes())
+    return found.hexdigest()
+
+
+def encode_ours(gate: Gate, *, corpus: Path, tokenizer: str) -> None:
+    from sslnlp.data.encoding import Encoder
+    from sslnlp.data.split import batches
+
+    own, texts = load_tokenizer(tokenizer), read_texts(corpus)
+    size = sum(len(text.encode()) for text in texts)
+
+    def run() -> tuple[list[Any], list[Any]]:
+        encoder = Encoder(own)
+        found = [encoder.encode(batch) for batch in batches(texts, 1 << 15, 1 << 23)]
+        return [part.ids for part in found], [part.lengths for part in found]
+
+    ids, lengths = run()
+    gate(digest=digest(ids, np.concatenate(lengths)))
+    while True:
+        ids, lengths = run()
+        gate(units=size, tokens=sum(map(len, ids)))
+
+
+def encode_tokenizers(gate: Gate, *, corpus: Path, tokenizer: str, parallel: bool) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if parallel else "false"
+    from sslnlp.data.encoding import plain_tokenizer
+    from sslnlp.data.split import batches
+
+    own, texts = load_tokenizer(tokenizer), read_texts(corpus)
+    size = sum(len(text.encode()) for text in texts)
+
+    def run() -> list[Any]:
+        backend = plain_tokenizer(own)
+        return [
+            np.array(encoding.ids, np.int32)
+            for batch in batches(texts)
+            for encoding in backend.encode_batch_fast(batch, add_special_tokens=False)
+        ]
+
+    ids = run()
+    gate(digest=digest(ids, list(map(len, ids))))
+    while True:
+        ids = run()
+        gate(units=size, tokens=sum(map(len, ids)))
+
+
+def same_digest(ready: Mapping[str, Mapping[str, Any]]) -> None:
+    if len({facts["digest"] for facts in ready.values()}) > 1:
+        raise SystemExit(f"the ids differ: {[(name, facts['digest']) for name, facts in ready.items()]}")
+
+
+def encode(arguments: argparse.Namespace, folder: str) -> Comparison:
+    options = {"corpus": arguments.corpus, "tokenizer": make_tokenizer(arguments, folder)}
+    contenders: dict[str, Any] = {
+        "sslnlp": (encode_ours, options),
+        "tokenizers": (encode_tokenizers, options | {"parallel": False}),
+    }
+    if arguments.threads > 1:
+        contenders["tokenizers, parallel"] = (encode_tokenizers, options | {"parallel": True})
+    return compare(contenders, rounds=arguments.rounds, unit="bytes", threads=arguments.threads, check=same_digest)
+
+
+# --- prepare ----------------------------------------------------------------------------------------------------------
+
+
+def first_batch(corpus: str, tokenizer: Any, cache: str, *, length: int, batch: int) -> tuple[Any, int]:
+    """Ours: the first masked batch, and the tokens of text that were prepared."""
+    from sslnlp.collators.masked_lm import MaskedLMCollator
+    from sslnlp.data.config import DataConfig
+    from sslnlp.data.packing import PackedRows
+    from sslnlp.data.prepare import prepare_text
+    from sslnlp.data.stream import Stream
+    from sslnlp.tokenizer import framing
+
+    config = DataConfig(train=corpus, text="text" if corpus.endswith("parquet") else None, valid_fraction=0)
+    prepared = prepare_text(config, tokenizer, cache_dir=cache, progress=False)
+    frame = framing(tokenizer, "encoder")
+    rows = PackedRows(prepared.train, length, frame.prefix, frame.suffix, pad_id=tokenizer.pad_token_id)
+    collator = MaskedLMCollator(tokenizer=tokenizer, rate=RATE, replace="bert")
+    return collator(Stream(rows, 0).rows(range(batch))), prepared.train.num_tokens
+
+
+def prepare_ours(gate: Gate, *, corpus: Path, tokenizer: str, length: int, batch: int) -> None:
+    own, size = load_tokenizer(tokenizer), sum(len(text.encode()) for text in read_texts(corpus))
+    tokens = 0
+    while True:
+        gate(units=size, tokens=tokens)
+        with tempfile.TemporaryDirectory() as cache:
+            made, tokens = first_batch(str(corpus), own, cache, length=length, batch=batch)
+        assert made["input_ids"].shape == (batch, length)
+
+
+def prepare_datasets(
+    gate: Gate, *, corpus: Path, tokenizer: str, length: int, batch: int, processes: int | None, lean: bool
+) -> None:
+    import datasets
+    from torch.utils.data import DataLoader
+    from transformers import DataCollatorForLanguageModeling
+
+    datasets.disable_progress_bars()
+    own, size = load_tokenizer(tokenizer), sum(len(text.encode()) for text in read_texts(corpus))
+    own.model_max_length = 10**9  # no warning about long texts; nothing is cut in either case
+    special = len(own("")["input_ids"])
+
+    def tokenise(examples: dict[str, list[str]]) -> Any:
+        if lean:
+            return own(examples["text"], return_attention_mask=False, return_token_type_ids=False)
+        return own(examples["text"], return_special_tokens_mask=True)
+
+    def group(examples: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
+        joined = {name: [i for ids in column for i in ids] for name, column in examples.items()}
+        total = len(joined["input_ids"]) // length * length
+        return {name: [ids[i : i + length] for i in range(0, total, length)] for name, ids in joined.items()}
+
+    tokens = 0
+    while True:
+        gate(units=size, tokens=tokens)
+        with tempfile.TemporaryDirectory() as cache:
+            kind, options = ("parquet", {"columns": ["text"]}) if corpus.suffix == ".parquet" else ("text", {})
+            if kind == "text":
+                options = {"sample_by": "paragraph"}
+            raw = datasets.load_dataset(kind, data_files=str(corpus), split="train", cache_dir=cache, **options)
+            whole = raw.map(tokenise, batched=True, remove_columns=raw.column_names, num_proc=processes)
+            rows = whole.map(group, batched=True, num_proc=processes)
+            collator = DataCollatorForLanguageModeling(own, mlm_probability=RATE)
+            loader = DataLoader(rows, batch_size=batch, shuffle=True, collate_fn=collator)
+            assert next(iter(loader))["input_ids"].shape == (batch, length)
+            # All rows but for the tail of each thousand documents, which grouping drops: counted as if it were not.
+            tokens = len(rows) * length - special * len(raw)
+            del raw, whole, rows, loader
+
+
+def same_tokens(result: Comparison) -> None:
+    """Each contender says in a round what the round before had made."""
+    counts = {name: rounds[-1]["tokens"] for name, rounds in result.rounds.items()}
+    if max(counts.values()) > 1.02 * min(counts.values()):
+        raise SystemExit(f"not the same text was prepared: {counts}")
+    result.setup["tokens"] = counts
+
+
+def prepare(arguments: argparse.Namespace, folder: str) -> Comparison:
+    options = {"corpus": arguments.corpus, "tokenizer": make_tokenizer(arguments, folder)}
+    options |= {"length": arguments.length, "batch": arguments.batch}
+    contenders: dict[str, Any] = {
+        "sslnlp": (prepare_ours, options),
+        "datasets, run_mlm": (prepare_datasets, options | {"processes": None, "lean": False}),
+        "datasets, lean": (prepare_datasets, options | {"processes": None, "lean": True}),
+    }
+    if arguments.threads > 1:
+        many = {"processes": arguments.threads, "lean": True}
+        contenders[f"datasets, lean, {arguments.threads} processes"] = (prepare_datasets, options | many)
+    result = compare(contenders, rounds=arguments.rounds, unit="bytes", threads=arguments.threads)
+    same_tokens(result)
+    return result
+
+
+# --- mask -------------------------------------------------------------------------------------------------------------
+
+
+def save_rows(arguments: argparse.Namespace, folder: str, tokenizer: str) -> str:
+    """Packed rows of the corpus, as arrays that all contenders load."""
+    from sslnlp.data.packing import PackedRows
+    from sslnlp.data.tokens import build_store
+    from sslnlp.tokenizer import framing
+
+    own = load_tokenizer(tokenizer)
+    count = arguments.batch * arguments.batches
+    texts, left = [], 8 * count * arguments.length
+    for text in read_texts(arguments.corpus):
+        texts.append(text)
+        if (left := left - len(text)) < 0:
+            break
+    store = build_store(texts, own, Path(folder) / "store", fingerprint="benchmark")
+    frame = framing(own, "encoder")
+    rows = PackedRows(store, arguments.length, frame.prefix, frame.suffix, pad_id=own.pad_token_id)
+    if len(rows) < count:
+        most = len(rows) // arguments.batch
+        raise SystemExit(f"{arguments.corpus} makes {len(rows)} rows, {count} are needed: give --batches {most}")
+    made = rows.rows(range(count))
+    path = str(Path(folder) / "rows.npz")
+    np.savez(path, **{name: np.stack([row[name] for row in made]) for name in ("input_ids", "document_ids")})
+    return path
+
+
+def mask_facts(labels: list[Any], ids: list[Any], special: Any) -> dict[str, Any]:
+    """What masking did: the share of tokens that became targets, of text and of special tokens."""
+    chosen, before = np.concatenate(labels) != -100, np.concatenate(ids)
+    text = ~special[before]
+    return {"share": float(chosen[text].mean()), "specials": int(chosen[~text].sum())}
+
+
+def mask_ours(gate: Gate, *, rows: str, tokenizer: str, batch: int) -> None:
+    from sslnlp.collators.masked_lm import MaskedLMCollator
+    from sslnlp.tokenizer.specials import special_mask
+
+    own, made = load_tokenizer(tokenizer), np.load(rows)
+    ids, documents = made["input_ids"], made["document_ids"]
+    pairs = enumerate(zip(ids, documents, strict=True))
+    features = [{"input_ids": a, "document_ids": b, "position": n} for n, (a, b) in pairs]
+    batches = [features[n : n + batch] for n in range(0, len(features), batch)]
+    collator = MaskedLMCollator(tokenizer=own, rate=RATE, replace="bert")
+    labels = [collator(one)["labels"].numpy() for one in batches]
+    gate(**mask_facts(labels, [ids], special_mask(own)))
+    while True:
+        for one in batches:
+            collator(one)
+        gate(units=ids.size)
+
+
+def mask_transformers(gate: Gate, *, rows: str, tokenizer: str, batch: int, form: str) -> None:
+    import torch
+    from transformers import DataCollatorForLanguageModeling
+
+    from sslnlp.tokenizer.specials import special_mask
+
+    own, ids = load_tokenizer(tokenizer), np.load(rows)["input_ids"]
+    special = special_mask(own)
+    features: list[dict[str, Any]] = []
+    for row in ids:
+        mask = special[row].astype(np.int64)
+        if form == "lists":
+            lists = {"input_ids": row.tolist(), "special_tokens_mask": mask.tolist()}
+            features.append({**lists, "attention_mask": [1] * len(row)})
+        else:
+            features.append({"input_ids": torch.from_numpy(row), "special_tokens_mask": torch.from_numpy(mask)})
+    batches = [features[n : n + batch] for n in range(0, len(features), batch)]
+    collator = DataCollatorForLanguageModeling(own, mlm_probability=RATE)
+    labels = [collator([dict(row) for row in one])["labels"].numpy() for one in batches]
+    gate(**mask_facts(labels, [ids], special))
+    while True:
+        for one in batches:
+            collator([dict(row) for row in one])  # it takes the mask out of what it is given
+        gate(units=ids.size)
+
+
+def same_rate(ready: Mapping[str, Mapping[str, Any]]) -> None:
+    for name, facts in ready.items():
+        if abs(facts["share"] - RATE) > 0.005 or facts["specials"]:
+            raise SystemExit(f"{name} did not mask {RATE:.0%} of the text and no special token: {dict(facts)}")
+
+
+def mask(arguments: argparse.Namespace, folder: str) -> Comparison:
+    tokenizer = make_tokenizer(arguments, folder)
+    options = {"rows": save_rows(arguments, folder, tokenizer), "tokenizer": tokenizer, "batch": arguments.batch}
+    contenders: dict[str, Any] = {
+        "sslnlp": (mask_ours, options),
+        "DataCollatorForLanguageModeling": (mask_transformers, options | {"form": "lists"}),
+        "the same, of tensors": (mask_transformers, options | {"form": "tensors"}),
+    }
+    return compare(contenders, rounds=arguments.rounds, threads=arguments.threads, check=same_rate)
+
+
+# --- scale ------------------------------------------------------------------------------------------------------------
+
+
+def varied(texts: list[str], size: int, seed: int = 0) -> Iterator[str]:
+    """About `size` bytes: the texts again and again, every fiftieth word another each time.
+
+    New words keep coming, as they do in a real corpus, and no two texts are the same.
+    """
+    rng = np.random.default_rng(seed)
+    letters, lap = np.array(list("etaoinshrdlu")), 0
+    while True:
+        for text in texts:
+            if lap:
+                words = text.split(" ")
+                places = rng.integers(len(words), size=len(words) // 50 + 1).tolist()
+                for place, word in zip(places, rng.choice(letters, (len(places), 7)), strict=True):
+                    words[place] = "".join(word)
+                text = " ".join(words)
+            yield text
+            size -= len(text.encode())
+            if size <= 0:
+                return
+        lap += 1
+
+
+def write_corpus(texts: list[str], size: int, path: Path) -> int:
+    """A parquet file of `varied` text, a thousand documents a row group. Returns its bytes of text."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema, total, group = pa.schema([("text", pa.string())]), 0, []
+    with pq.ParquetWriter(path, schema) as writer:
+        for text in varied(texts, size):
+            group.append(text)
+            total += len(text.encode())
+            if len(group) == 1000:
+                writer.write_table(pa.table({"text": group}, schema))
+                group = []
+        writer.write_table(pa.table({"text": group}, schema))
+    return total
+
+
+def scaled(gate: Gate, *, corpus: Path, size: int, tokenizer: str, length: int, batch: int) -> None:
+    own = load_tokenizer(tokenizer)
+    gate()
+    with tempfile.TemporaryDirectory(dir=corpus.parent) as cache:
+        _, tokens = first_batch(str(corpus), own, cache, length=length, batch=batch)
+    gate(units=size, tokens=tokens)
+    raise AssertionError("one round")
+
+
+def slope(sizes: list[float], times: list[float]) -> float:
+    """Of the straight line through the points, in logarithms."""
+    return float(np.polyfit(np.log(sizes), np.log(times), 1)[0])
+
+
+def scale(arguments: argparse.Namespace, folder: str) -> Comparison:
+    tokenizer, texts = make_tokenizer(arguments, folder), read_texts(arguments.corpus)
+    rounds: dict[str, list[dict[str, Any]]] = {}
+    setup: dict[str, Any] = {}
+    for size in sorted(arguments.sizes):
+        path = Path(folder) / f"{size}.parquet"
+        total = write_corpus(texts, size * MB, path)
+        options = {"corpus": path, "size": total, "tokenizer": tokenizer, "length": arguments.length}
+        contender: dict[str, Any] = {f"{size} MB": (scaled, options | {"batch": arguments.batch})}
+        one = compare(contender, rounds=1, unit="bytes", threads=arguments.threads)
+        rounds |= one.rounds
+        setup = one.setup
+        path.unlink()
+        print(f"{size} MB: {one.rounds[f'{size} MB'][0]}", flush=True)
+    sizes = [facts[0]["units"] for facts in rounds.values()]
+    for clock in ("wall", "cpu"):
+        setup[f"slope_{clock}"] = slope(sizes, [facts[0][clock] for facts in rounds.values()])
+    peaks = [facts[0]["peak_rss"] for facts in rounds.values()]
+    setup["peak_rss_growth"] = peaks[-1] / peaks[0]
+    print({name: round(value, 3) for name, value in setup.items() if name.startswith(("slope", "peak"))})
+    return Comparison(rounds, "bytes", next(iter(rounds)), setup)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    tasks = parser.add_subparsers(required=True, dest="task")
+    for function in (encode, prepare, mask, scale):
+        task = tasks.add_parser(function.__name__)
+        task.set_defaults(function=function)
+        task.add_argument("corpus", type=Path)
+        task.add_argument("--tokenizer", type=Path, help="a folder or tokenizer.json; default: trained on the corpus")
+        task.add_argument("--algorithm", default="bpe")
+        task.add_argument("--vocabulary", type=int, default=16384)
+        task.add_argument("--length", type=int, default=128, help="tokens of a row")
+        task.add_argument("--batch", type=int, default=64, help="rows of a batch")
+        task.add_argument("--threads", type=int, default=1)
+        task.add_argument("--rounds", type=int, default=5)
+        task.add_argument("--out", type=Path, help="stem of the .json and .svg written")
+    tasks.choices["mask"].add_argument("--batches", type=int, default=100, help="batches of a round")
+    tasks.choices["scale"].add_argument("--sizes", type=int, nargs="+", default=[10, 30, 100], help="megabytes of text")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        result = arguments.function(arguments, folder)
+    what = str(arguments.tokenizer or f"{arguments.algorithm} of {arguments.vocabulary:,}")
+    result.setup["tokenizer"] = what
+    title = f"{arguments.task}, {what}, {arguments.corpus.name}"
+    result.show(title)
+    if arguments.out:
+        result.write(arguments.out, title)
+
+
+if __name__ == "__main__":
+    main()
