@@ -146,12 +146,14 @@ class Comparison:
         Console(width=150).print(table)
 
     def write(self, stem: Path, title: str = "") -> None:
-        """`stem`.json with every round, and `stem`.svg: speeds as bars, rounds as dots."""
+        """`stem`.json with every round, and `stem`.svg: speeds as bars, rounds as dots (where matplotlib is there)."""
         stem.parent.mkdir(parents=True, exist_ok=True)
         story = {"title": title, "setup": self.setup, "summary": self.summary(), "rounds": self.rounds}
         stem.with_suffix(".json").write_text(json.dumps(story, indent=1, default=float) + "\n")
-        import matplotlib
-
+        try:
+            import matplotlib
+        except ModuleNotFoundError:
+            return
         matplotlib.use("Agg")
         from matplotlib import pyplot
 

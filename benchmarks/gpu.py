@@ -12,6 +12,7 @@ MFU is executed FLOPs (`common.flops_per_token`: positions that are not scored c
 pairs) over `--peak`; beside it the same over what a product of two bf16 matrices [8192, 8192] reaches in this run.
 All that compiles is set up first, side by side, because compiling takes most of the time (about 120 GiB of GPU memory
 for the four rows; choose --rows on a smaller one). The Trainer's steps include its loader, ours get their batches.
+After its rounds, ours is profiled: what took longest on the device.
 """
 
 from __future__ import annotations
@@ -139,6 +140,11 @@ class Run:
             steps = 2 if arguments.miniature else STEPS.get(row, 8)
             turns = {"work": work, "warmup": 2 if arguments.miniature else 6, "steps": steps}
             found = contenders(kind, turns)
+            if OURS in found:
+                found[OURS][1]["profile"] = str(folder / f"{row}.txt")
+            if arguments.documents:
+                options = turns | {"compiled": True, "documents": True}
+                found["sslnlp, compiled, two documents a row"] = (sslnlp_, options)
             self.waiting[row] = {n: c for n, c in found.items() if not arguments.only or n in arguments.only}
             self.sizes[row] = sizes | {"kind": kind}
 
@@ -178,6 +184,11 @@ class Run:
                 else:
                     found[name].append(facts)
         self.contest.stop([f"{row}: {name}" for name in self.waiting[row]])
+        if (profile := self.folder / f"{row}.txt").exists():
+            print(profile.read_text(), flush=True)
+            if self.arguments.out:
+                self.arguments.out.mkdir(parents=True, exist_ok=True)
+                (self.arguments.out / f"{row}.profile.txt").write_text(profile.read_text())
         if not found:
             return
         reference = next(iter(found))
@@ -255,6 +266,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=330, help="after so many, rows that are left are not begun")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU cores of a contender")
+    parser.add_argument("--documents", action="store_true", help="also ours with masks that keep documents apart")
     parser.add_argument("--no-kernels", dest="kernels", action="store_false", help="without the attention kernels")
     parser.add_argument("--out", type=Path, help="folder of the .json and .svg of each row")
     return parser.parse_args(arguments)

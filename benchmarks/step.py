@@ -14,13 +14,17 @@ bf16. `attention` prints where matrix products beat the fused kernel, which `ssl
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import torch
 import torch.nn.functional as F
@@ -137,9 +141,20 @@ class Device:
 
 
 def rounds(
-    gate: Gate, step: Callable[[int], Tensor], device: Device, *, warmup: int, steps: int, tokens: int, flops: float
+    gate: Gate,
+    step: Callable[[int], Tensor],
+    device: Device,
+    *,
+    warmup: int,
+    steps: int,
+    tokens: int,
+    flops: float,
+    profile: str | None = None,
 ) -> None:
-    """`warmup` steps, then rounds of `steps`; `step(n)` makes update n and returns its loss."""
+    """`warmup` steps, then rounds of `steps`; `step(n)` makes update n and returns its loss.
+
+    After the last round, so that no clock sees it, three steps are profiled into the text file `profile`.
+    """
     losses = [step(n) for n in range(warmup)]
     gate(losses=[float(loss) for loss in losses], **device.rest())
     n = warmup
@@ -147,7 +162,25 @@ def rounds(
         losses = [step(n + i) for i in range(steps)]
         n += steps
         facts = device.facts()
-        gate(units=steps * tokens, flops=steps * tokens * flops, losses=[float(loss) for loss in losses], **facts)
+        try:
+            gate(units=steps * tokens, flops=steps * tokens * flops, losses=[float(loss) for loss in losses], **facts)
+        except SystemExit:
+            if profile is not None:
+                Path(profile).write_text(profiled(lambda n=n: [step(n + i) for i in range(3)], device))
+            raise
+
+
+def profiled(function: Callable[[], Any], device: Device) -> str:
+    """What took longest on the device, as a table."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiler
+
+    kinds = [ProfilerActivity.CUDA if device.gpu else ProfilerActivity.CPU]
+    with profiler(activities=kinds) as record:
+        function()
+        device.facts()
+    order = f"self_{'cuda' if device.gpu else 'cpu'}_time_total"
+    return str(record.key_averages().table(sort_by=order, row_limit=20, max_name_column_width=70))
 
 
 def load(work: str) -> tuple[dict[str, Any], PreTrainedModel, Device]:
@@ -168,6 +201,12 @@ def save_work(path: Path, kind: str, sizes: Mapping[str, int], text: Path | None
     return str(path)
 
 
+def _without_readers() -> None:
+    """Where `datasets` is not installed something stands in for it: steps are made of batches, and nothing is read."""
+    if importlib.util.find_spec("datasets") is None:
+        sys.modules["datasets"] = MagicMock(__spec__=ModuleSpec("datasets", None))
+
+
 def sslnlp_(
     gate: Gate,
     *,
@@ -175,8 +214,9 @@ def sslnlp_(
     precision: str = "bf16",
     compiled: bool = False,
     documents: bool = False,
-    **turns: int,
+    **turns: Any,
 ) -> None:
+    _without_readers()
     from sslnlp.adapt import adapt
     from sslnlp.objectives import get_objective
     from sslnlp.train import TrainConfig

@@ -45,7 +45,9 @@ def test_every_contender_does_the_same_work(gpu: Any, tmp_path: Path, monkeypatc
         work = save_work(tmp_path / f"{kind}.pt", kind, sizes)
         losses: dict[str, list[float]] = {}
         flops: dict[str, float] = {}
-        for name, (function, options) in gpu.contenders(kind, {"work": work, "warmup": 2, "steps": 3}).items():
+        made = gpu.contenders(kind, {"work": work, "warmup": 2, "steps": 3})
+        made[gpu.OURS][1]["profile"] = str(tmp_path / f"{kind}.txt")
+        for name, (function, options) in made.items():
             turns = Turns()
             with pytest.raises(SystemExit):
                 function(turns, **options)
@@ -53,6 +55,7 @@ def test_every_contender_does_the_same_work(gpu: Any, tmp_path: Path, monkeypatc
             assert len(losses[name]) == 2 + 3 * ROUNDS, name
             assert [facts["units"] for facts in turns.said[1:]] == [3 * 4 * 16] * ROUNDS, name
             flops[name] = turns.said[1]["flops"]
+        assert "aten::addmm" in (tmp_path / f"{kind}.txt").read_text()
         for name, curve in losses.items():
             loose = 0.5 if name == gpu.DEFAULT else 0.02
             assert curve == pytest.approx(losses[gpu.OURS], abs=loose), name
