@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,28 @@ def gpu() -> Any:
     return gpu
 
 
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the benchmark sets for its processes ends with the test; the compiler reads it once, when first imported."""
+    import torch._dynamo
+
+    for name, value in {"TORCH_COMPILE_DISABLE": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def contenders_in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Undoes what they leave behind, because each counts on a process of its own."""
+    import torch
+    from accelerate.state import AcceleratorState
+
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr(torch, "compile", lambda module, **options: module)  # compiling takes a minute here
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 class Turns:
     """Stands in for the gate: lets a contender get ready and have its rounds, in this process."""
 
@@ -33,13 +56,10 @@ class Turns:
             raise SystemExit(0)
 
 
-def test_every_contender_does_the_same_work(gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
+@pytest.mark.usefixtures("contenders_in_this_process")
+def test_every_contender_does_the_same_work(gpu: Any, tmp_path: Path) -> None:
     from benchmarks.step import save_work
 
-    monkeypatch.setattr(torch, "compile", lambda module, **options: module)  # compiling takes a minute here
-    monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
     for kind in ("masked", "causal"):
         sizes = gpu.MINIATURE | {"batches": 8}
         work = save_work(tmp_path / f"{kind}.pt", kind, sizes)
