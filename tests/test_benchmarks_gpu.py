@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,8 +26,7 @@ def gpu() -> Any:
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the benchmark sets for its processes ends with the test; the compiler reads it once, when first imported."""
-    import torch._dynamo
-
+    importlib.import_module("torch._dynamo")
     for name, value in {"TORCH_COMPILE_DISABLE": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}.items():
         monkeypatch.setenv(name, value)
 
