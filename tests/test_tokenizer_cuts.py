@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 
 import numpy as np
 import pytest
@@ -20,7 +21,8 @@ from tests.many_tokenizers import LOCAL, byte_bpe, drawn, gpt2, greedy_bpe, loca
 
 @functools.cache
 def cutter(kind: str) -> Cutter:
-    made = Cutter.of(plain_tokenizer(local(kind)))
+    backend = plain_tokenizer(local(kind))
+    made = Cutter.of(backend, json.loads(backend.to_str()))
     assert isinstance(made, Cutter)
     return made
 

@@ -54,25 +54,29 @@ _PROBE: Final = (
 
 
 def plain_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
-    """A private copy of the backend that neither truncates, pads, frames, nor reads special tokens out of raw text."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise UserError(f"{type(tokenizer).__name__} is not a fast tokenizer; give one that has a tokenizer.json")
-    return _plain(_essence(backend))
+    """A copy of the backend that neither truncates, pads, frames, nor reads special tokens out of raw text.
+
+    Making one takes a tenth of a second, so equal tokenizers share a copy: it is not to be changed.
+    """
+    return _plain(_essence(tokenizer))
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """Hex digest of what decides the ids of raw text: framing, padding and truncation do not count."""
-    return hashlib.blake2b(_essence(tokenizer.backend_tokenizer).encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(_essence(tokenizer).encode(), digest_size=16).hexdigest()
 
 
+@lru_cache(maxsize=2)
 def _plain(facts: str) -> Tokenizer:
     copy = Tokenizer.from_str(facts)
     copy.encode_special_tokens = True
     return copy
 
 
-def _essence(backend: Tokenizer) -> str:
+def _essence(tokenizer: PreTrainedTokenizerBase) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise UserError(f"{type(tokenizer).__name__} is not a fast tokenizer; give one that has a tokenizer.json")
     return _stripped(backend.to_str())
 
 
@@ -123,15 +127,16 @@ class Encoder:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.backend = plain_tokenizer(tokenizer)
+        essence = _essence(tokenizer)
+        self.backend = _plain(essence)
         self.vocab_size: int = self.backend.get_vocab_size(with_added_tokens=True)
-        facts = json.loads(_essence(self.backend))
+        facts = json.loads(essence)
         self._added = [token["content"].encode() for token in facts["added_tokens"] if not token["special"]]
         self._cutter, why = self._cutter_of(facts)
         if self._cutter is None:
             log.info("this tokenizer is not known to be local (%s): encoding with tokenizers alone", why)
             return
-        self._inner = _plain(_inside(facts))
+        self._inner = _plain(_inside(facts)) if self._cutter.glued else self.backend
         merging = self._cutter.spells_bytes and merges_bytes(facts["model"]) and facts["normalizer"] is None
         self._merger = Merger(facts["model"]) if merging else None
         self._table = ChunkTable(self._encode_chunks)
@@ -150,7 +155,7 @@ class Encoder:
         normalized = any(token["normalized"] for token in facts["added_tokens"] if not token["special"])
         if normalized and facts["normalizer"] is not None:
             return None, "added tokens matched after normalisation"
-        found = Cutter.of(self.backend)
+        found = Cutter.of(self.backend, facts)
         return (None, found) if isinstance(found, str) else (found, "")
 
     def _differs(self) -> str:
@@ -270,10 +275,8 @@ def _encode_words(backend: Tokenizer, words: list[str]) -> tuple[Symbols, Ints]:
 
 def _inside(facts: dict[str, Any]) -> str:
     """The tokenizer for text that does not stand at the beginning: `Metaspace` puts no space before it."""
-    text = json.dumps(facts, ensure_ascii=False)
-    pre_tokenizer = json.dumps(facts["pre_tokenizer"], ensure_ascii=False)
-    changed = re.sub(r'"prepend_scheme": "\w+"', '"prepend_scheme": "never"', pre_tokenizer)
-    return text.replace(f'"pre_tokenizer": {pre_tokenizer}', f'"pre_tokenizer": {changed}')
+    pre_tokenizer = re.sub(r'"prepend_scheme": "\w+"', '"prepend_scheme": "never"', json.dumps(facts["pre_tokenizer"]))
+    return json.dumps({**facts, "pre_tokenizer": json.loads(pre_tokenizer)}, ensure_ascii=False)
 
 
 def _encode_whole(backend: Tokenizer, texts: Sequence[str]) -> tuple[Symbols, Ints]:

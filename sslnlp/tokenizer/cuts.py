@@ -12,7 +12,6 @@ Unicode has a say.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -185,9 +184,8 @@ class Cutter:
         self._rule = triples.tobytes()
 
     @classmethod
-    def of(cls, backend: Tokenizer) -> Cutter | str:
-        """The cutter of a tokenizer, or why it has none."""
-        facts = json.loads(backend.to_str())
+    def of(cls, backend: Tokenizer, facts: dict[str, Any]) -> Cutter | str:
+        """The cutter of a tokenizer, or why it has none. `facts` are what `tokenizer.json` says of the backend."""
         rule, glued = _known(facts["pre_tokenizer"])
         if rule is None:
             return f"pre-tokenizer {_name(facts['pre_tokenizer'])}"

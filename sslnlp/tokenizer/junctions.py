@@ -24,13 +24,14 @@ _SPREAD = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Junctions:
-    """The pairs of a vocabulary. Answers may be "joined" by mistake (a hash collision), never "harmless".
+    """The pairs of a vocabulary, of characters outside ASCII. An answer may be "joined" by mistake (a hash collision),
+    never "harmless".
 
     `tokens` are the bytes of the vocabulary's entries. Memory: 21 MiB.
     """
 
     def __init__(self, tokens: list[bytes]) -> None:
-        joins = {join for token in tokens for join in _joins(token)}
+        joins = {join for token in tokens if not token.isascii() for join in _joins(token)}
         self._shapes = sorted({(len(left), len(right)) for left, right in joins})
         keys = [int.from_bytes(left, "big") << 32 | int.from_bytes(right, "big") for left, right in joins]
         self._table = np.zeros(1 << _TABLE_BITS, np.bool_)
@@ -44,9 +45,9 @@ class Junctions:
         """From a `tokenizer.json` with `ByteLevel`; None where the model may do more than merge bytes."""
         if not merges_bytes(facts["model"]):
             return None
-        inverse = {character: byte for byte, character in byte_characters().items()}
-        spelt = (token for token in facts["model"]["vocab"] if all(c in inverse for c in token))
-        return cls([bytes(inverse[c] for c in token) for token in spelt])
+        inverse = {ord(character): byte for byte, character in byte_characters().items()}
+        spelt = filter({chr(point) for point in inverse}.issuperset, facts["model"]["vocab"])
+        return cls([token.translate(inverse).encode("latin-1") for token in spelt])
 
     def harmless(self, left: Points, right: Points) -> npt.NDArray[np.bool_]:
         """bool [n]: no token reaches across from `left` to `right`, code points [n] of neighbouring characters."""
