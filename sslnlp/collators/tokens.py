@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -69,10 +70,10 @@ def token_block(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> Toke
     if not rows or "input_ids" not in rows[0]:
         found = ", ".join(sorted(rows[0])) if rows else "no rows"
         raise UserError(f"a token collator needs rows with 'input_ids', got {found}; tokenize the text first")
-    ids = [np.asarray(row["input_ids"], dtype=np.int64) for row in rows]
+    ids = [np.asarray(row["input_ids"]) for row in rows]
     native = "position" in rows[0]
     if "document_ids" in rows[0]:
-        documents = [np.asarray(row["document_ids"], dtype=np.int64) for row in rows]
+        documents = [np.asarray(row["document_ids"]) for row in rows]
     elif "attention_mask" in rows[0]:
         documents = [np.asarray(row["attention_mask"], dtype=np.int64) - 1 for row in rows]
     else:
@@ -90,10 +91,12 @@ def lowest(
     """bool [B, S]: of the `able` places of each row the `count` [B] with the lowest of the 64-bit draws, exactly."""
     # The column in the low bits makes draws distinct, so the count is exact; the top bit sorts the rest behind.
     # How many bits does not depend on the width: a row gets the same places however far its batch is padded.
-    draws = (draws >> np.uint64(1)) & ~_COLUMN_BITS | np.arange(draws.shape[1], dtype=np.uint64)
-    draws[~able] |= np.uint64(1 << 63)
-    last = np.take_along_axis(np.sort(draws, axis=1), np.maximum(count - 1, 0)[:, None], axis=1)
-    chosen: npt.NDArray[np.bool_] = (draws <= last) & able & (count > 0)[:, None]
+    draws = draws >> np.uint64(1)
+    draws &= ~_COLUMN_BITS
+    draws |= np.arange(draws.shape[1], dtype=np.uint64)
+    draws |= (~able).astype(np.uint64) << np.uint64(63)
+    last = np.sort(draws, axis=1)[np.arange(len(count)), np.maximum(count - 1, 0)]
+    chosen: npt.NDArray[np.bool_] = (draws <= last[:, None]) & able & (count > 0)[:, None]
     return chosen
 
 
@@ -105,11 +108,13 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return 0
 
 
-def _stack(rows: Sequence[npt.NDArray[np.int64]], fill: int) -> npt.NDArray[np.int64]:
+def _stack(rows: Sequence[npt.NDArray[Any]], fill: int) -> npt.NDArray[np.int64]:
     """[B, S] with S the longest row."""
-    width = max(map(len, rows))
-    if all(len(row) == width for row in rows):
-        return np.stack(rows)
+    lengths = list(map(len, rows))
+    width = max(lengths)
+    if min(lengths) == width:
+        joined: npt.NDArray[np.int64] = np.concatenate(rows, dtype=np.int64, casting="unsafe")
+        return joined.reshape(len(rows), width)
     block = np.full((len(rows), width), fill, dtype=np.int64)
     for i, row in enumerate(rows):
         block[i, : len(row)] = row
