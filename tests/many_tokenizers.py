@@ -150,6 +150,7 @@ OTHER: dict[str, tuple[Callable[[], PreTrainedTokenizerFast], str]] = {
     "another pattern": (lambda: byte_bpe(split_by(r"\p{L}+|.")), r"pre-tokenizer Sequence\[Split, ByteLevel\]"),
     "no pre-tokenizer": (lambda: byte_bpe(None), "pre-tokenizer none"),
     "replacements": (lambda: byte_bpe(gpt2(), normalizers.Replace("a", "b")), "normaliser Replace"),
+    "BERT's normaliser": (lambda: byte_bpe(gpt2(), normalizers.BertNormalizer()), "normaliser BertNormalizer"),
     "a sequence": (
         lambda: byte_bpe(gpt2(), normalizers.Sequence([normalizers.NFC(), normalizers.Strip()])),
         r"normaliser Sequence\[NFC, Strip\]",

@@ -91,9 +91,7 @@ def _of_runs(*runs: tuple[int, str]) -> Callable[[Pieces, str], int]:
 
     def classify(pieces: Pieces, character: str) -> int:
         for kind, one in runs:
-            if len(found := pieces(f"{one}{character}{one}")) == 1:
-                if len(found[0]) == 2:
-                    return UNSURE  # the normaliser removes it
+            if len(pieces(f"{one}{character}{one}")) == 1:
                 return QUOTE if character == "'" and kind == OTHER else kind
         if not character.isascii():
             return UNSURE
@@ -308,7 +306,8 @@ def _normal(facts: dict[str, Any] | None, *, by_character: bool) -> bool | None:
         case None | {"type": "Lowercase"}:
             return True
         case {"type": "BertNormalizer"}:
-            return by_character  # marks are reordered, but only inside what is never cut
+            # Marks are reordered, but only inside what is never cut; tabs become spaces, which others keep.
+            return True if by_character else None
         case {"type": "NFC"} | {"type": "NFD"} | {"type": "NFKC"} | {"type": "NFKD"} | {"type": "StripAccents"}:
             return False
         case {"type": "Sequence", "normalizers": parts}:
