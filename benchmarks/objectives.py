@@ -25,7 +25,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from transformers import AutoModelForCausalLM
 
 from sslnlp.data.prepare import lock, sample_texts
@@ -48,6 +47,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "causal_lm, bytes": GPT | {"tokenizer.algorithm": "bytes"},
     "denoising": {"recipe": "pretrain_bart"},
     "span_corruption": {"recipe": "pretrain_t5"},
+    "span_corruption, lr 1e-2": {"recipe": "pretrain_t5", "train.lr": 1e-2},
+    "span_corruption, bart": {"recipe": "pretrain_bart", "objective.name": "span_corruption"},
     "ul2": {"recipe": "pretrain_t5", "objective.name": "ul2"},
     "ul2_decoder": GPT | {"objective.name": "ul2_decoder"},
     "prefix_lm": GPT | {"objective.name": "prefix_lm"},
@@ -67,34 +68,6 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 DECODERS = ("causal_lm", "causal_lm, bytes", "ul2_decoder", "prefix_lm", "fim", "hybrid")
-
-SHOWN: dict[str, list[tuple[str, str]]] = {
-    # run -> (figure of its JSON, the baseline beside it: a number, or the name of another figure)
-    "masked_lm": [("accuracy", "most_frequent"), ("loss", "unigram_loss")],
-    "masked_lm, rate 0.15": [("accuracy", "most_frequent"), ("loss", "unigram_loss")],
-    "masked_lm, 80/10/10": [("accuracy", "most_frequent"), ("loss", "unigram_loss")],
-    "causal_lm": [("bits_per_byte", "unigram_bits_per_byte"), ("accuracy", "most_frequent")],
-    "causal_lm, bytes": [("bits_per_byte", "unigram_bits_per_byte")],
-    "denoising": [("rebuilt_accuracy", "most_frequent"), ("accuracy", "")],
-    "span_corruption": [("rebuilt_accuracy", "most_frequent"), ("accuracy", "")],
-    "ul2": [("rebuilt_accuracy", "most_frequent"), ("accuracy", "")],
-    "ul2_decoder": [("accuracy", "most_frequent"), ("plain_bits_per_byte", "causal_lm/bits_per_byte")],
-    "prefix_lm": [("accuracy", "most_frequent"), ("plain_bits_per_byte", "causal_lm/bits_per_byte")],
-    "fim": [("infill_accuracy", "causal_lm/infill_accuracy"), ("plain_bits_per_byte", "causal_lm/bits_per_byte")],
-    "electra": [("auc", "0.5"), ("generator_accuracy", "masked_lm/accuracy")],
-    "electra, weight 10": {"recipe": "pretrain_electra", "objective.discriminator_weight": 10},
-    "electra, weight 10": [("auc", "0.5"), ("generator_accuracy", "masked_lm/accuracy")],
-    "electra, corrective": [("auc", "0.5"), ("corrective_accuracy", "most_frequent")],
-    "hybrid": [("masked_accuracy", "masked_lm/accuracy"), ("plain_bits_per_byte", "causal_lm/bits_per_byte")],
-    "masked_diffusion": [("bits_per_byte", "causal_lm/bits_per_byte")],
-    "sentence_order": [("order_accuracy", "0.5"), ("accuracy", "masked_lm, rate 0.15/accuracy")],
-    "segment_order": [("order_accuracy", "0.1667"), ("accuracy", "masked_lm, rate 0.15/accuracy")],
-    "tsdae": [("loss", "loss_without_vector"), ("accuracy", "most_frequent")],
-    "vae": [("active_units", "0"), ("mutual_information", "0"), ("reconstruction", "loss_without_vector")],
-    "retromae": [("decoder_accuracy", "most_frequent"), ("masked_accuracy", "masked_lm/accuracy")],
-    "data2vec": [("explained_variance", "0")],
-    "joint": [("masked_lm/accuracy", "masked_lm/accuracy"), ("data2vec/explained_variance", "0")],
-}
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 console = Console(width=120)
@@ -128,8 +101,8 @@ def keys_of(name: str, arguments: argparse.Namespace) -> tuple[str, dict[str, An
     if "tokenizer.algorithm" not in chosen:
         keys["tokenizer.path"] = str(arguments.out / "tokenizer")
     recipe = chosen.pop("recipe")
-    # The objective comes first: its options are checked against it.
-    return recipe, {**chosen, **keys}
+    # The objective comes first, its options are checked against it; and what a run chooses is kept.
+    return recipe, {**chosen, **keys, **chosen}
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -235,81 +208,10 @@ def accuracy_without_suffix(objective: CausalLM, parts: Parts) -> float:
     return hits / max(count, 1)
 
 
-# --- the table -------------------------------------------------------------------------------------------------------
+def show(arguments: argparse.Namespace) -> None:
+    from benchmarks.objective_table import table
 
-
-def load(out: Path) -> dict[str, dict[str, float]]:
-    """Figures of the finished runs, by name, in the order of RUNS."""
-    found = {}
-    for name in RUNS:
-        path = out / f"{file_name(name)}.json"
-        if path.exists():
-            found[name] = json.loads(path.read_text())["figures"]
-    return found
-
-
-def baseline_of(spec: str, own: Mapping[str, float], every: Mapping[str, Mapping[str, float]]) -> float | None:
-    if not spec:
-        return None
-    run_name, _, figure = spec.partition("/")
-    if figure and run_name in every:
-        return every[run_name].get(figure)
-    return own[spec] if spec in own else (float(spec) if spec[0].isdigit() else None)
-
-
-def table(arguments: argparse.Namespace) -> None:
-    every = load(arguments.out)
-    shown = Table("objective", "parameters", "measure", "held out", "baseline", "what the baseline is")
-    lines = [
-        "| objective | M parameters | measure | held out | baseline | what the baseline is |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, figures in every.items():
-        for i, (figure, spec) in enumerate(SHOWN[name]):
-            value, other = figures.get(figure), baseline_of(spec, figures, every)
-            cells = [
-                name if i == 0 else "",
-                f"{figures['parameters'] / 1e6:.2f}" if i == 0 else "",
-                figure.replace("_", " "),
-                "–" if value is None else f"{value:.3f}",
-                "–" if other is None else f"{other:.3f}",
-                {"0.5": "chance", "0.1667": "chance (1 of 6)", "0": "nothing learnt", "": ""}.get(
-                    spec, spec.replace("/", ": ").replace("_", " ")
-                ),
-            ]
-            shown.add_row(*cells)
-            lines.append("| " + " | ".join(cells) + " |")
-    console.print(shown)
-    (arguments.out / "table.md").write_text("\n".join(lines) + "\n")
-    if arguments.figure:
-        figure_of(every, arguments.figure)
-
-
-def figure_of(every: Mapping[str, Mapping[str, float]], path: Path) -> None:
-    """Bars: each objective's first measure beside its baseline."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    rows = []
-    for name, figures in every.items():
-        figure, spec = SHOWN[name][0]
-        value, other = figures.get(figure), baseline_of(spec, figures, every)
-        if value is not None and other is not None:
-            rows.append((f"{name}: {figure.replace('_', ' ')}", value, other))
-    fig, axes = pyplot.subplots(figsize=(8, 0.42 * len(rows) + 1))
-    places = range(len(rows))
-    axes.barh([p - 0.2 for p in places], [row[1] for row in rows], height=0.38, color="#2b6cb0", label="held out")
-    axes.barh([p + 0.2 for p in places], [row[2] for row in rows], height=0.38, color="#cbd5e0", label="baseline")
-    axes.set_yticks(list(places), [row[0] for row in rows], fontsize=8)
-    axes.invert_yaxis()
-    axes.set_xscale("symlog", linthresh=1)
-    axes.legend(frameon=False, fontsize=8)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    fig.tight_layout()
-    fig.savefig(path)
+    table(arguments.out, arguments.figure)
 
 
 def main() -> None:
@@ -330,7 +232,7 @@ def main() -> None:
     task.add_argument("--workers", type=int, default=0)
     task.add_argument("--only", nargs="+", choices=list(RUNS))
     task = tasks.add_parser("table")
-    task.set_defaults(function=table)
+    task.set_defaults(function=show)
     task.add_argument("out", type=Path)
     task.add_argument("--figure", type=Path)
     arguments = parser.parse_args()

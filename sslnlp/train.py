@@ -169,7 +169,7 @@ class Trainer:
         Returns sums over this rank (see `sums.add_sums`) with `targets` and `tokens`, on the device.
         Raises `NonFiniteError` before the weights are touched.
         """
-        batches = [send_to_device(batch, self.device) for batch in window]
+        batches = [send_to_device(batch, self.device, non_blocking=True) for batch in window]
         counts = torch.stack([self.objective.num_targets(batch).to(self.device).reshape(-1) for batch in batches])
         total = distributed.all_reduce_sum(counts.sum(0).double())
         sums: dict[str, Tensor] = {

@@ -107,6 +107,8 @@ def test_source_and_target_are_the_text_and_as_long_as_published(
     row = row_of(texts, tokenizer, bos=bos, padding=padding, position=position)
     batch = SpanCorruptionCollator(tokenizer=tokenizer, seed=seed, rate=rate, mean_span=mean_span)([row])
     assert set(batch) == SpanCorruptionCollator.makes
+    hidden = [token for _, target in corrupted(batch) for span in spans_of(target, tokenizer) for token in span]
+    assert batch["labels"][batch["corrupted"]].tolist() == hidden
     before = documents(row["input_ids"], row["document_ids"])
     after = corrupted(batch)
     assert len(before) == len(after)

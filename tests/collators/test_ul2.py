@@ -65,6 +65,8 @@ def test_source_and_target_are_the_text(kind, texts, weights, modes, bos, paddin
     row = row_of(texts, tokenizer, bos=bos, padding=padding, position=position)
     batch = UL2Collator(tokenizer=tokenizer, seed=seed, modes=modes, **weights)([row])
     assert set(batch) == UL2Collator.makes
+    hidden = [token for _, target in corrupted(batch) for span in spans_of(target, tokenizer) for token in span]
+    assert batch["labels"][batch["corrupted"]].tolist() == hidden
     text = ~special_mask(tokenizer)
     text[tokenizer.unk_token_id] = True
     before = documents(row["input_ids"], row["document_ids"])
