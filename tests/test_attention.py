@@ -15,8 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM,
 from sslnlp import attention as module_under_test
 from sslnlp.adapt import adapt
 from sslnlp.attention import LONGEST, NAME, attention, attention_by_matmuls, attention_mask, by_matmuls
-from sslnlp.models import attention_inputs, hidden_states, seq2seq_logits
 from sslnlp.nn import RowDropout, keys_dropout_by_row, row_keyed_dropout
+from sslnlp.packed import attention_inputs, hidden_states, seq2seq_logits
 
 B, A, S, D = 3, 4, 9, 8
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 3e-2}

@@ -14,19 +14,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from sslnlp.architectures import ARCHITECTURES, SIZES
 from sslnlp.errors import UserError
-from sslnlp.models import (
-    ARCHITECTURES,
-    SIZES,
-    ModelConfig,
-    build_model,
-    count_parameters,
-    hidden_states,
-    prediction_head,
-    scored_logits,
-    seq2seq_logits,
-)
+from sslnlp.models import ModelConfig, build_model, count_parameters
 from sslnlp.nn import row_keyed_dropout
+from sslnlp.packed import hidden_states, prediction_head, scored_logits, seq2seq_logits
 
 WRAPS = {
     **dict.fromkeys(("bert", "modernbert", "roberta", "electra"), AutoModelForMaskedLM),

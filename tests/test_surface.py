@@ -100,7 +100,7 @@ LEVELS = [
     "registry",
     "nn attention adapt distributed",
     "tokenizer",
-    "models modes generation",
+    "architectures models modes packed generation",
     "data",
     "collators objectives",
     "optim muon checkpoint metrics windows train_config sums signals budget precision sharding",

@@ -22,8 +22,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sslnlp.errors import UserError
 from sslnlp.evaluation.held_out import evaluating
 from sslnlp.evaluation.ranking import mean_measures, nearest, query_measures
-from sslnlp.models import hidden_states
 from sslnlp.nn import Pooling
+from sslnlp.packed import hidden_states
 from sslnlp.types import Encoding
 
 Vectors = npt.NDArray[np.float32]

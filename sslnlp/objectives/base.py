@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from sslnlp.models import is_causal
+from sslnlp.packed import is_causal
 from sslnlp.tokenizer import Style
 from sslnlp.types import Batch, StepOutput
 

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from sslnlp.models import attention_inputs, prediction_head, scored_features
 from sslnlp.objectives.base import Objective
 from sslnlp.objectives.functional import IGNORED, accuracy, cross_entropy
 from sslnlp.objectives.linear_cross_entropy import linear_cross_entropy
+from sslnlp.packed import attention_inputs, prediction_head, scored_features
 from sslnlp.tokenizer import Style
 from sslnlp.types import Batch, StepOutput
 

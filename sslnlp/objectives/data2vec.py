@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from sslnlp.errors import UserError
-from sslnlp.models import all_hidden_states, hidden_states, is_causal
 from sslnlp.nn import Teacher
 from sslnlp.objectives.base import Objective
 from sslnlp.objectives.functional import IGNORED
+from sslnlp.packed import all_hidden_states, hidden_states, is_causal
 from sslnlp.types import Batch, Encoding, StepOutput
 
 

@@ -22,10 +22,10 @@ from transformers.models.electra.modeling_electra import ElectraGeneratorPredict
 
 from sslnlp.adapt import adapt
 from sslnlp.errors import UserError
-from sslnlp.models import hidden_states
 from sslnlp.nn import keyed_uniform
 from sslnlp.objectives.base import Objective
 from sslnlp.objectives.functional import IGNORED, accuracy, cross_entropy
+from sslnlp.packed import hidden_states
 from sslnlp.types import Batch, StepOutput
 
 

@@ -11,10 +11,10 @@ from transformers import AutoModel, PreTrainedModel
 
 from sslnlp.distributed import gather, rank
 from sslnlp.errors import UserError
-from sslnlp.models import hidden_states
 from sslnlp.nn import Pooling
 from sslnlp.objectives import functional
 from sslnlp.objectives.base import Objective
+from sslnlp.packed import hidden_states
 from sslnlp.types import Batch, Encoding, StepOutput
 
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 
 from sslnlp.errors import UserError
-from sslnlp.models import hidden_states, prediction_head, scored_logits
 from sslnlp.objectives.base import Objective
 from sslnlp.objectives.functional import accuracy, cross_entropy
+from sslnlp.packed import hidden_states, prediction_head, scored_logits
 from sslnlp.types import Batch, StepOutput
 
 MASKED = frozenset({"input_ids", "attention_mask", "labels", "target_index"})

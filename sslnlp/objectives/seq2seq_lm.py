@@ -7,9 +7,9 @@ from typing import ClassVar
 import torch
 from transformers import AutoModelForSeq2SeqLM, PreTrainedConfig
 
-from sslnlp.models import seq2seq_logits
 from sslnlp.objectives.base import Objective
 from sslnlp.objectives.functional import IGNORED, cross_entropy
+from sslnlp.packed import seq2seq_logits
 from sslnlp.tokenizer import Style
 from sslnlp.types import Batch, StepOutput
 

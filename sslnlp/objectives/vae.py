@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from sslnlp.errors import UserError
-from sslnlp.models import hidden_states
 from sslnlp.nn import document_pool, keyed_uniform
 from sslnlp.objectives.base import Objective
 from sslnlp.objectives.decoder import SentenceDecoder, no_encoder
 from sslnlp.objectives.functional import IGNORED, accuracy, cross_entropy, cyclic, gaussian_kl
+from sslnlp.packed import hidden_states
 from sslnlp.tokenizer import framing
 from sslnlp.types import Batch, StepOutput
 

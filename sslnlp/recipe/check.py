@@ -10,10 +10,11 @@ from typing import Any
 from huggingface_hub import HfApi, try_to_load_from_cache
 from transformers import AutoConfig, PreTrainedConfig
 
+from sslnlp.architectures import ARCHITECTURES
 from sslnlp.collators import COLLATORS, get_collator
 from sslnlp.collators.base import Collator
 from sslnlp.errors import UserError
-from sslnlp.models import ARCHITECTURES, ModelConfig
+from sslnlp.models import ModelConfig
 from sslnlp.objectives.base import Objective
 from sslnlp.recipe.schema import Recipe, bind, to_dict
 from sslnlp.tokenizer import Contract, load_tokenizer, vocabulary_facts

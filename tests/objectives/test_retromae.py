@@ -11,10 +11,10 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
 from sslnlp.errors import UserError
 from sslnlp.export import export_model
-from sslnlp.models import hidden_states
 from sslnlp.nn import document_pool
 from sslnlp.objectives.masked_lm import MaskedLM
 from sslnlp.objectives.retromae import RetroMAE
+from sslnlp.packed import hidden_states
 from tests.contract import make_collator, make_objective, one_batch
 
 ENCODERS = ("bert", "electra", "modernbert", "roberta")
