@@ -16,8 +16,8 @@ def recipe() -> Recipe:
         tokenizer=TokenizerConfig(algorithm="bpe", vocab_size=8192),
         model=ModelConfig(architecture="electra", size="mini"),
         collator=Options("electra", rate=0.3),
-        # Published: a rate of 0.15 and a quarter of the width. A generator this small then learns nothing but frequencies
-        # in its first six million tokens (docs/log.md); large models do better with those.
+        # Published: a rate of 0.15 and a quarter of the width. A generator this small then learns only frequencies in
+        # its first six million tokens (docs/log.md); large models do better with those.
         # objective.corrective=true adds the loss that also says what the token was.
         objective=Options("electra", generator_size=0.5),
         train=TrainConfig(steps=2000, batch_size=64, lr=1e-3),

@@ -70,8 +70,8 @@ CASES = {
         "pretrain_bert collator.name=causal_lm",
         "collator.name=masked_lm",
     ),
-    "denoising on spans": (
-        "pretrain_bart collator.name=span_corruption",
+    "denoising on an autoencoder's rows": (
+        "pretrain_bart collator.name=tsdae",
         "collator.name=denoising",
     ),
     "span corruption on masked rows": (

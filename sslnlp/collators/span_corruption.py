@@ -63,8 +63,8 @@ class SpanCorruptionCollator(Collator):
     than `data.seq_length`, and full rows come to within some tokens of it.
 
     Makes what `seq2seq_batch` says and `corrupted` bool [B, T], the labels that are text. As a `data_collator` of
-    `transformers.Trainer`, on features without a position, it makes `input_ids`, `attention_mask` and `labels`, other ones
-    at every call.
+    `transformers.Trainer`, on features without a position, it makes `input_ids`, `attention_mask` and `labels`,
+    other ones at every call.
     Raises `UserError` for a bad option and for a tokenizer without sentinels or end-of-text.
     """
 

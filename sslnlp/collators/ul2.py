@@ -68,8 +68,8 @@ class UL2Collator(Collator):
     out shorter; neither source nor target is ever longer than `data.seq_length`. `reserve` leaves room for the mode.
 
     Makes what `seq2seq_batch` says and `corrupted` bool [B, T], the labels that are text. As a `data_collator` of
-    `transformers.Trainer`, on features without a position, it makes `input_ids`, `attention_mask` and `labels`, other ones
-    at every call.
+    `transformers.Trainer`, on features without a position, it makes `input_ids`, `attention_mask` and `labels`,
+    other ones at every call.
     Raises `UserError` for a bad option and for a tokenizer without sentinels, end-of-text, or the modes asked for.
     """
 
