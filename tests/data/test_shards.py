@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import datasets
@@ -13,6 +15,9 @@ from sslnlp.cli import run_command
 from sslnlp.data import DataConfig, prepare_text, readers, shards, sources, tokens
 from sslnlp.data.shards import Shard, merge_shards, prepare_shard
 from sslnlp.errors import UserError
+from sslnlp.recipe import load_recipe
+from sslnlp.recipe.prepare import prepare
+from sslnlp.tokenizer import train_tokenizer
 from tests.data.test_prepare import TEXTS, write
 
 # Repeats inside a shard, across shards and across files; empty texts; a text longer than the others.
@@ -169,3 +174,21 @@ def test_the_command_line_prepares_what_training_finds(tmp_path, capsys, monkeyp
         assert run_command(["prepare", "pretrain_bert", *keys, *wrong]) == 2
     assert run_command(["prepare", "finetune_classification", *keys, "--shard", "1/2"]) == 2
     assert "nothing to prepare" in capsys.readouterr().err
+
+
+def test_of_shards_that_start_together_one_trains_the_tokenizer(tmp_path, monkeypatch):
+    """Else each trains it and takes away the folder that another is reading."""
+    data = several(tmp_path / "texts", TEXTS, 4)
+    keys = [f"data.train={data}", "model.size=nano", "tokenizer.vocab_size=520", f"data.cache={tmp_path / 'cache'}"]
+    recipe = load_recipe("pretrain_bert", keys)
+    trained = []
+
+    def slowly(*texts, **options):
+        trained.append(time.sleep(0.5))
+        return train_tokenizer(*texts, **options)
+
+    monkeypatch.setattr("sslnlp.recipe.build.train_tokenizer", slowly)
+    with ThreadPoolExecutor(3) as together:
+        made = list(together.map(lambda number: prepare(recipe, shard=Shard(number, 3)), (1, 2, 3)))
+    assert len(trained) == 1
+    assert len({path.parent for path in made}) == 1
