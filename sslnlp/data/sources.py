@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from sslnlp.data.readers import (
     load_hub,
     one_line,
     options_of,
+    parquet_column,
+    parquet_rows,
     quiet,
     stream_files,
 )
@@ -56,15 +59,21 @@ class Source:
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Rows of the tables and hub data sets, one at a time; `.txt` files are not among them."""
+        for _, rows in self._tables():
+            yield from rows
+
+    def _tables(self) -> Iterator[tuple[str, Iterator[dict[str, Any]]]]:
+        """The rows of each kind of file but `.txt`, and of each hub data set."""
         for extension, files in self.files.items():
             if extension == ".jsonl":
-                for file in files:
-                    yield from json_lines(file)
+                yield extension, chain.from_iterable(json_lines(file) for file in files)
+            elif extension == ".parquet":
+                yield extension, parquet_rows(files)
             elif extension != ".txt":
-                yield from stream_files(extension, files)
+                yield extension, stream_files(extension, files)
         for name in self.hub:
             with quiet():
-                yield from load_hub(name, self.split, self.streaming, self.cache)
+                yield name, iter(load_hub(name, self.split, self.streaming, self.cache))
 
     def documents(self, text: str | None = None, split_text: str = "auto") -> Iterator[str]:
         """The texts, in a fixed order, in bounded memory. A missing value is an empty text.
@@ -80,13 +89,20 @@ class Source:
         if not self.hub and set(self.files) <= {".txt"}:
             return
         column: str | None = None
-        for row in self.rows():
-            if column is None:
-                column = text_column(row, text, self.spec)
-            value = row.get(column)
-            if value is not None and not isinstance(value, (str, int, float)):
-                raise UserError(f"column {column!r} of {self.spec} holds {type(value).__name__}, not text")
-            yield "" if value is None else str(value)
+        for name, rows in self._tables():
+            for row in rows:
+                if column is None:
+                    column = text_column(row, text, self.spec)
+                if name == ".parquet":  # a format of columns: from here on the others are not read
+                    for value in parquet_column(self.files[name], column):
+                        yield self._text(value, column)
+                    break
+                yield self._text(row.get(column), column)
+
+    def _text(self, value: Any, column: str) -> str:
+        if value is not None and not isinstance(value, (str, int, float)):
+            raise UserError(f"column {column!r} of {self.spec} holds {type(value).__name__}, not text")
+        return "" if value is None else str(value)
 
     def table(self) -> datasets.Dataset:
         """All rows as one Arrow table on disk (memory-mapped); `.txt` lines or documents in a column `text`."""

@@ -183,3 +183,16 @@ def test_a_hub_name_without_network_is_one_clear_line(monkeypatch):
     with pytest.raises(UserError, match="hub cannot be reached") as caught:
         list(open_source("owner/name").documents())
     assert "\n" not in str(caught.value)
+
+
+def test_only_the_column_of_the_text_is_read_and_it_has_to_be_in_every_file(tmp_path):
+    import datasets
+
+    rows = {"title": ["a", "b"], "text": ["one", None], "n": [1, 2]}
+    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "1.parquet")
+    datasets.Dataset.from_dict({"title": ["c"]}).to_parquet(tmp_path / "2.parquet")
+    assert list(open_source(str(tmp_path / "1.parquet")).documents()) == ["one", ""]
+    assert list(open_source(str(tmp_path / "1.parquet")).documents("n")) == ["1", "2"]
+    assert list(open_source(str(tmp_path / "*.parquet")).documents("title")) == ["a", "b", "c"]
+    with pytest.raises(UserError, match=r"2\.parquet has no column 'text'; it has title"):
+        list(open_source(str(tmp_path / "*.parquet")).documents())
