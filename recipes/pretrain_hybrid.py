@@ -18,7 +18,7 @@ def recipe() -> Recipe:
         model=ModelConfig(architecture="llama", size="mini"),
         collator=Options("hybrid", masked_share=0.5),
         objective=Options("hybrid"),
-        train=TrainConfig(steps=2000, batch_size=32, lr=1e-3),
+        train=TrainConfig(steps=2000, batch_size=32, optimizer="muon", lr=4e-3),
         out="out/hybrid",
     )
 

@@ -125,9 +125,9 @@ class Plan:
         return replace(ENCODER, pretrained=path, config={**ENCODER.config, **config})
 
     def _pretrain(self, part: str) -> TrainConfig:
-        # Gradients of rare tokens are tiny; at Adam's usual eps each of them would make a full step.
+        # After a million tokens a masked LM of this size is at 5.5 nats with it, at 6.4 with AdamW (docs/log.md).
         return TrainConfig(
-            budget=self.budget(part), batch_size=32, lr=3e-3, eps=1e-5, eval_every=200, save_every=500, keep=1
+            budget=self.budget(part), batch_size=16, optimizer="muon", lr=1e-2, eval_every=400, save_every=500, keep=1
         )
 
     @staticmethod
