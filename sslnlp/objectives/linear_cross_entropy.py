@@ -33,8 +33,8 @@ def linear_cross_entropy(
     """Mean cross-entropy in nats over the scored targets, of the logits `features @ weight.T + bias`.
 
     The same as `functional.cross_entropy` and `functional.accuracy` of the whole logits: products in the autocast type
-    where that is on, everything after them in float32 (in float64 where
-    the features are). The loss can be differentiated once.
+    where that is on, everything after them in float32 (in float64 where the features are). The loss can be
+    differentiated once.
 
     Args:
         features_NH: what the head multiplies with the vocabulary, [N, H].
