@@ -198,8 +198,10 @@ def verdict(rows: Sequence[Sequence[Cell]]) -> str:
     pairs = [(float(ours), float(fresh)) for _, _, ours, fresh, *_ in rows if ours is not None and fresh is not None]
     won = sum(ours > fresh for ours, fresh in pairs)  # only figures of which more is better are compared
     text = f"The pretrained model is ahead of the untrained one in {won} of {len(pairs)} comparisons."
+    if 2 * won <= len(pairs):
+        text += " So little pretraining does not pay by itself."
     if won < len(pairs):
-        text += " So little pretraining does not pay by itself; the first command below goes on with it."
+        text += " The first command below goes on with it."
     return text
 
 
