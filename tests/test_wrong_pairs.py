@@ -182,6 +182,13 @@ def test_every_pair_fits_or_says_what_would() -> None:
     assert accepted >= len(OBJECTIVES) - 1
 
 
+def test_the_advice_stays_with_the_same_kind_of_data() -> None:
+    refusal = refusal_of(get_collator("masked_lm"), objective_class("causal_lm"))
+    assert refusal is not None
+    assert "use collator.name=causal_lm or fim" in refusal
+    assert "classification" not in refusal
+
+
 def refusal_of(collator: type[Collator], objective: type[Objective]) -> str | None:
     try:
         check(collator, objective)

@@ -47,9 +47,11 @@ def _mismatch(collator: type[Collator], objective: type[Objective]) -> str | Non
 
 
 def _fits(name: str, objective: type[Objective]) -> bool:
-    """Whether the pair fits, with the options that the objective fills in for its own collator."""
+    """Whether the pair fits, on the kind of data that the objective is for, with the options that it fills in for its
+    own collator."""
+    collator, own = get_collator(name), get_collator(objective.collator)
     options = objective.collator_options({}) if name == objective.collator else {}
-    return _mismatch(get_collator(name).bound(options), objective) is None
+    return collator.reads == own.reads and _mismatch(collator.bound(options), objective) is None
 
 
 def _importable(name: str) -> bool:
