@@ -109,7 +109,7 @@ def test_override_changes_a_copy() -> None:
     changed = override(recipe, {"train.lr": "5e-4", "collator.rate": "0.2", "model.config.hidden_size": "96"})
     assert (changed.train.lr, changed.collator.options) == (5e-4, {"rate": 0.2, "replace": "bert"})
     assert changed.model.config == {"hidden_size": 96}
-    assert (recipe.train.lr, recipe.model.config) == (1e-3, {})
+    assert (recipe.train.lr, recipe.model.config) == (4e-3, {})
     assert recipe.collator.options == {"rate": 0.3, "replace": "bert"}
 
 
@@ -252,7 +252,7 @@ def test_a_taken_folder_is_refused_and_left_alone(bert: Path) -> None:
     before = (bert / "recipe.json").read_bytes()
     with pytest.raises(UserError, match="already holds a run"):
         run(load_recipe(str(bert)))
-    with pytest.raises(UserError, match=r"another recipe: train.lr \(0.001 -> 0.01\)"):
+    with pytest.raises(UserError, match=r"another recipe: train.lr \(0.004 -> 0.01\)"):
         run(load_recipe(str(bert), ["train.lr=0.01"]), resume=True)
     assert (bert / "recipe.json").read_bytes() == before
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -82,6 +83,7 @@ def _execute(path: Path) -> ModuleType:
     if spec is None or spec.loader is None:
         raise UserError(f"cannot read {str(path)!r} as Python")
     module = importlib.util.module_from_spec(spec)
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # leave nothing beside the person's file
     try:
         spec.loader.exec_module(module)
     except UserError:
@@ -90,4 +92,6 @@ def _execute(path: Path) -> ModuleType:
         line = getattr(error, "lineno", None)
         where = f", line {line}" if line else ""
         raise UserError(f"{str(path)!r}{where}: {type(error).__name__}: {error}") from error
+    finally:
+        sys.dont_write_bytecode = before
     return module
