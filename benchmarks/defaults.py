@@ -1,4 +1,4 @@
-"""The small runs that the rule behind `train.budget` is fitted on (`sslnlp/recipe/choose.py`).
+"""The small runs that the shipped recipes' optimiser, rates and batch sizes are chosen by.
 
     python -m benchmarks.defaults TRAIN VALID OUT --objective masked_lm --tokens 1_000_000 \\
         --set train.batch_size=8,16,32 train.lr=5e-3,1e-2 [--seeds 0 1]

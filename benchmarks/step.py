@@ -2,13 +2,12 @@
 
     python -m benchmarks.step masked [--layers 4 --width 256 --vocabulary 8192 --length 128 --batch 64] [--compile]
     python -m benchmarks.step causal [...] [--compile]
-    python -m benchmarks.step attention
 
 `masked` is BERT against `transformers.Trainer`: as run_mlm.py uses it (float32, dropout as published), and tuned (bf16,
 no dropout, the faster attention). `causal` is GPT-2 against a loop in the style of nanoGPT and against the Trainer.
 With `--text FILE` ids are its text in a tokenizer trained on it, without one they are random.
 Every contender keeps the losses of all its steps; no ratio is printed where they differ by more than the noise of
-bf16. `attention` prints where matrix products beat the fused kernel, which `sslnlp.attention.LONGEST` was read from.
+bf16.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ import os
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -478,54 +476,6 @@ def _losses(result: Any) -> dict[str, dict[str, list[list[float]]]]:
     return {name: {"rounds": [facts["losses"] for facts in rows]} for name, rows in result.rounds.items()}
 
 
-def attention(arguments: argparse.Namespace) -> None:
-    """CPU seconds of one forward and backward, fused kernel against matrix products, by type, length and width."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from sslnlp.attention import attention_by_matmuls, by_matmuls
-
-    torch.set_num_threads(arguments.threads)
-    table = Table("type", "S", "D", "mask", "fused ms", "products ms", "ratio", "rule", title="attention, 4,096 tokens")
-    for dtype in (torch.bfloat16, torch.float32):
-        for length in (32, 64, 128, 256, 512, 1024, 2048):
-            for width in (32, 64):
-                for kind in ("none", "documents", "causal"):
-                    fused, plain = _attention_seconds(attention_by_matmuls, dtype, length, width, kind)
-                    ours = by_matmuls(torch.device("cpu"), dtype, length, length)
-                    table.add_row(
-                        str(dtype)[6:], str(length), str(width), kind, f"{fused * 1e3:.1f}", f"{plain * 1e3:.1f}",
-                        f"{fused / plain:.2f}", "products" if ours else "fused",
-                    )  # fmt: skip
-    Console(width=100).print(table)
-
-
-def _attention_seconds(
-    plain: Callable[..., Tensor], dtype: torch.dtype, length: int, width: int, kind: str
-) -> tuple[float, float]:
-    heads, rows = 256 // width, 4096 // length
-    q, k, v = (x.requires_grad_() for x in torch.randn(3, rows, heads, length, width).to(dtype))
-    mask = None
-    if kind == "documents":
-        document = torch.arange(length) >= length // 2
-        mask = (document[:, None] == document[None, :]).expand(rows, 1, length, length)
-
-    def fused() -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=kind == "causal").transpose(1, 2)
-
-    def products() -> Tensor:
-        return plain(q, k, v, mask, causal=kind == "causal", scaling=width**-0.5)
-
-    times: dict[Any, list[float]] = {fused: [], products: []}
-    for _ in range(6):
-        for function in times:
-            began = time.process_time()
-            function().sum().backward()
-            times[function].append(time.process_time() - began)
-            q.grad = k.grad = v.grad = None
-    return statistics.median(times[fused][1:]), statistics.median(times[products][1:])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     tasks = parser.add_subparsers(required=True)
@@ -535,14 +485,11 @@ def main() -> None:
         sizes = {"layers": 4, "width": 256, "vocabulary": 8192, "length": 128, "batch": 64, "batches": 4}
         for name, value in {**sizes, "rounds": 5, "steps": 3, "warmup": 3}.items():
             task.add_argument(f"--{name}", type=int, default=value)
+        task.add_argument("--threads", type=int, default=1)
         task.add_argument("--text", type=Path, help="a text or parquet file (column text); default: random ids")
         task.add_argument("--compile", action="store_true", help="also peers with torch.compile")
         task.add_argument("--only", nargs="*", help="names of contenders")
         task.add_argument("--out", type=Path, help="stem of the .json and .svg written")
-    task = tasks.add_parser("attention")
-    task.set_defaults(function=attention)
-    for task in tasks.choices.values():
-        task.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     arguments.function(arguments)
 

@@ -23,7 +23,7 @@ NAME = "row_keyed"
 
 LONGEST = 1024
 """On a CPU in bf16, plain matrix products beat the fused kernel up to this many positions: forward and backward take
-5.5 times less at 32 positions, 4 times at 128, 2.3 times at 512, 1.3 times at 1,024 (`benchmarks.step attention`,
+5.5 times less at 32 positions, 4 times at 128, 2.3 times at 512, 1.3 times at 1,024 (`benchmarks.attention`,
 avx512_bf16, heads of 64). The scores stand in memory, 2 bytes × A × S² a row. In float32 the fused kernel wins."""
 
 
