@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,15 @@ class Parts:
     facts: dict[str, Any] = field(default_factory=dict)
     """What the preparation counted."""
     label_names: list[str] | None = None
+    chosen: dict[str, Any] = field(default_factory=dict)
+    """Keys that the budget chose (`recipe.choose`)."""
+
+    def under(self, recipe: Recipe, chosen: dict[str, Any]) -> Parts:
+        """The same rows of text under a recipe with other batches, rates or dropout."""
+        bucket = recipe.train.batch_size if recipe.data.packing == "bucket" else None
+        stream = Stream(self.stream.source, recipe.train.seed, bucket=bucket)
+        collator = _collator(recipe, self.tokenizer, {})
+        return replace(self, recipe=recipe, collator=collator, stream=stream, chosen=chosen)
 
 
 def resolve(recipe: Recipe) -> tuple[Recipe, dict[str, Any]]:

@@ -10,7 +10,7 @@ import platform
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from sslnlp.models import count_parameters
 from sslnlp.objectives.base import Objective
 from sslnlp.recipe.build import Parts, build_objective, build_parts, processes, resolve
 from sslnlp.recipe.check import check_out
+from sslnlp.recipe.choose import apply, choose, chosen_before
 from sslnlp.recipe.schema import Recipe, to_dict
 from sslnlp.train import Trainer
 
@@ -47,13 +48,17 @@ def run(recipe: Recipe, *, resume: bool = False, console: Console | None = None)
     set_verbosity_error()
     console = console or Console(stderr=True, quiet=not main)
     recipe, inherited = resolve(recipe)
-    check_out(recipe, resume=resume)
     out = Path(recipe.out).expanduser()
+    before = chosen_before(recipe, out) if resume else {}
+    recipe = apply(recipe, before)
+    check_out(recipe, resume=resume)
     _tell(console, "inherited from " + str(recipe.model.pretrained), inherited)
     parts = build_parts(recipe, tokenizer_path=out / "tokenizer" if resume else None)
     console.print(parts.contract.table(), style="dim", highlight=False, markup=False)
     _tell(console, "data", {name: count for name, count in parts.facts.items() if isinstance(count, int | float)})
     _tell(console, "rows of each class", parts.facts.get("classes", {}))
+    parts = replace(parts, chosen=before) if resume else choose(parts)
+    _tell(console, f"chosen for {recipe.train.budget} (give a key to choose otherwise)", parts.chosen)
     objective = build_objective(parts)
     console.print(f"{type(objective.model).__name__}: {count_parameters(objective.model):,} parameters")
     story = biography(parts, objective)
@@ -80,6 +85,7 @@ def biography(parts: Parts, objective: Objective) -> dict[str, Any]:
         "data": parts.facts,
         "tokenizer": parts.contract.to_dict(),
         "label_names": parts.label_names,
+        "chosen": parts.chosen,
         "model": {"class": type(objective.model).__name__, "parameters": count_parameters(objective.model)},
     }
     plain: dict[str, Any] = json.loads(json.dumps(story, default=str))

@@ -1,0 +1,390 @@
+"""Time from raw text to equal held-out bits per byte: ours against `transformers.Trainer`, at its defaults and tuned.
+
+    python -m benchmarks.quality tune TRAIN VALID OUT [--rates 1e-3 2e-3 4e-3 8e-3 16e-3]
+    python -m benchmarks.quality race TRAIN VALID OUT [--seeds 0 1 2] [--lengths 1 1.5 2 3 4] [--cap 10]
+    python -m benchmarks.quality show OUT
+
+A decoder of one stock class and size, one tokenizer (made beforehand, in nobody's time), one text. Ours is `sslnlp
+train pretrain_gpt train.budget=...`, all of it: the time of the whole process. The peer is in the manner of run_clm.py:
+`datasets.map`, `group_texts`, `Trainer`; its clock runs from the start of the process to the end of training and
+stands still while it is evaluated. Everybody is scored by the same function on the same held-out rows.
+
+`tune` trains the peer at five learning rates, twice the tokens of ours. `race`, for each seed in turn: ours, the tuned
+peer at several lengths (multiples of our tokens, each with its own schedule), the peer at its defaults (learning rate
+5e-5, linear, 8 rows of 1,024 tokens) for up to `cap` times our time. The time to equal quality of the peer is that of
+its shortest run that reaches ours, its intermediate evaluations counted. Each process has one and the same core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import machine, median_interval
+
+PEER = {"warmup_steps": 0.05, "lr_scheduler_type": "cosine", "weight_decay": 0.01, "adam_beta2": 0.98}
+"""What the tuned peer has beside its learning rate; everything else is as `TrainingArguments` has it."""
+
+
+# --- the two sides: each is a process of its own ----------------------------------------------------------------------
+
+
+def ours(job: dict[str, Any]) -> dict[str, Any]:
+    """`sslnlp train` under a budget; the figures are those of its recipe.json and metrics.jsonl."""
+    from sslnlp.metrics import read_metrics
+    from sslnlp.recipe import load_recipe, override, run
+
+    keys = {
+        "data.train": job["train"], "data.valid": job["valid"], "data.cache": str(Path(job["folder"]) / "cache"),
+        "tokenizer.path": job["tokenizer"], "model.size": job["size"], "train.budget": job["budget"],
+        "train.seed": job["seed"], "out": str(Path(job["folder"]) / "run"),
+    }  # fmt: skip
+    out = run(override(load_recipe("pretrain_gpt"), keys))
+    story = json.loads((out / "recipe.json").read_text())
+    curve = [
+        {"step": line["step"], "bits_per_byte": line["valid/bits_per_byte"]}
+        for line in read_metrics(out / "metrics.jsonl")
+        if "valid/bits_per_byte" in line
+    ]
+    return {
+        "bits_per_byte": story["result"]["measures"]["bits_per_byte"],
+        "tokens": story["result"]["tokens_seen"],
+        "chosen": {name: story["recipe"]["train"][name] for name in ("batch_size", "accumulate", "lr", "warmup")},
+        "curve": curve,
+    }
+
+
+def peer(job: dict[str, Any]) -> dict[str, Any]:
+    """A script in the manner of run_clm.py, with public parts only, and a clock."""
+    import datasets
+    from transformers import (
+        AutoModelForCausalLM,
+        DataCollatorForLanguageModeling,
+        Trainer,
+        TrainerCallback,
+        TrainingArguments,
+        set_seed,
+    )
+
+    datasets.disable_progress_bars()
+    score = Scorer(job)
+    block = job["block"]
+
+    def tokenise(examples: dict[str, list[str]]) -> Any:
+        lean = {"return_attention_mask": False} if job["tuned"] else {}
+        return score.tokenizer(examples["text"], **lean)
+
+    def group(examples: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
+        joined = {name: [i for ids in column for i in ids] for name, column in examples.items()}
+        total = len(joined["input_ids"]) // block * block
+        cut = {name: [ids[i : i + block] for i in range(0, total, block)] for name, ids in joined.items()}
+        return cut if job["tuned"] else cut | {"labels": [list(ids) for ids in cut["input_ids"]]}
+
+    raw = datasets.load_dataset("parquet", data_files=job["train"], split="train", cache_dir=job["folder"] + "/cache")
+    raw = raw.map(tokenise, batched=True, remove_columns=raw.column_names)
+    rows = raw.map(group, batched=True)
+    prepared = clock()
+    set_seed(job["seed"])
+    model = AutoModelForCausalLM.from_config(score.config)
+    options = PEER | {"optim": "adamw_torch_fused", "learning_rate": job["lr"]} if job["tuned"] else {}
+    arguments = TrainingArguments(
+        job["folder"] + "/trainer", per_device_train_batch_size=job["batch"], max_steps=job["steps"], seed=job["seed"],
+        use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True, dataloader_pin_memory=False, **options,
+    )  # fmt: skip
+    curve: list[dict[str, float]] = []
+    paused = {"wall": 0.0, "cpu": 0.0}
+
+    class Look(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step % max(1, job["steps"] // 10) and state.global_step < job["steps"]:
+                return
+            now = clock()
+            point = {name: now[name] - paused[name] for name in now}
+            curve.append({"step": state.global_step, **point, "bits_per_byte": score(model)})
+            after = clock()
+            for name in paused:
+                paused[name] += after[name] - now[name]
+
+    collator = DataCollatorForLanguageModeling(score.tokenizer, mlm=False)
+    Trainer(
+        model=model, args=arguments, train_dataset=rows, data_collator=collator, callbacks=[Look()],
+        processing_class=score.tokenizer,
+    ).train()  # fmt: skip
+    tokens = job["steps"] * job["batch"] * block
+    return {"prepared": prepared, "curve": curve, "tokens": tokens, "bits_per_byte": curve[-1]["bits_per_byte"]}
+
+
+class Scorer:
+    """Held-out bits per byte of a stock decoder: our held-out pass on the recipe's own rows of the held-out text."""
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        from sslnlp.data.stream import Stream
+        from sslnlp.models import build_config
+        from sslnlp.recipe import load_recipe, override
+        from sslnlp.recipe.build import build_parts, resolve
+
+        keys = {
+            "data.train": job["valid"], "data.valid_fraction": 0, "data.deduplicate": False,
+            "data.cache": job["out"] + "/scoring", "tokenizer.path": job["tokenizer"], "model.size": job["size"],
+        }  # fmt: skip
+        recipe, _ = resolve(override(load_recipe("pretrain_gpt"), keys))
+        self.parts = build_parts(recipe)
+        self.rows = Stream.fixed(self.parts.stream.source)
+        self.tokenizer = self.parts.tokenizer
+        self.config = build_config(recipe.model, self.tokenizer, self.parts.max_length)
+
+    def __call__(self, model: Any) -> float:
+        from copy import deepcopy
+
+        from sslnlp.adapt import adapt
+        from sslnlp.evaluation import evaluate_held_out
+        from sslnlp.objectives.causal_lm import CausalLM
+
+        copy = deepcopy(model)
+        adapt(copy)
+        figures = evaluate_held_out(
+            CausalLM(copy), self.parts.collator, self.rows, batch_size=32, num_bytes=self.parts.facts["bytes"]
+        )
+        return figures["bits_per_byte"]
+
+
+def clock() -> dict[str, float]:
+    """Seconds since this process was started by the race, and its CPU seconds."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return {"wall": time.time() - float(os.environ["STARTED"]), "cpu": used.ru_utime + used.ru_stime}
+
+
+SIDES = {"ours": ours, "peer": peer}
+
+
+# --- the race ---------------------------------------------------------------------------------------------------------
+
+
+def run_side(side: str, job: dict[str, Any]) -> dict[str, Any]:
+    """One process of one side, on one core, from an empty cache; what it found, with its wall and CPU seconds."""
+    folder = Path(job["out"]) / f"work-{os.getpid()}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    result = folder / "result.json"
+    job = job | {"folder": str(folder), "result": str(result)}
+    core = max(os.sched_getaffinity(0))  # `taskset` before the command chooses another
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.time()
+    environment = os.environ | {
+        "STARTED": str(began), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1",
+    }  # fmt: skip
+    subprocess.run(
+        ["taskset", "-c", str(core), sys.executable, "-m", "benchmarks.quality", "work", side, json.dumps(job)],
+        check=True, env=environment,
+    )  # fmt: skip
+    wall, after = time.time() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    found = json.loads(result.read_text())
+    shutil.rmtree(folder)
+    return {"side": side, "job": {k: v for k, v in job.items() if k not in ("folder", "result")}, **found} | {
+        "wall": wall, "cpu": cpu,
+    }  # fmt: skip
+
+
+def note(out: Path, line: dict[str, Any]) -> dict[str, Any]:
+    with (out / "quality.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    said = f"{line['bits_per_byte']:.4f} bits per byte, {line['wall']:.0f} s, {line['cpu']:.0f} CPU s"
+    print(f"{line['name']}, seed {line['seed']}: {said}", flush=True)
+    return line
+
+
+def lines(out: Path) -> Iterator[dict[str, Any]]:
+    path = out / "quality.jsonl"
+    if path.exists():
+        yield from map(json.loads, path.read_text().splitlines())
+
+
+def base(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What all jobs share; makes the tokenizer the first time."""
+    from sslnlp.data.config import DataConfig
+    from sslnlp.data.prepare import sample_texts
+    from sslnlp.tokenizer import train_tokenizer
+
+    out = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    if not (out / "tokenizer").is_dir():
+        texts = sample_texts(DataConfig(train=str(arguments.train)), 20 << 20)
+        train_tokenizer(texts, vocab_size=arguments.vocabulary).save_pretrained(out / "tokenizer")
+    paths = {"train": str(arguments.train), "valid": str(arguments.valid), "tokenizer": str(out / "tokenizer")}
+    return paths | {"out": str(out), "size": arguments.size, "budget": arguments.budget, "seed": 0}
+
+
+def our_run(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """The run of this seed, done once."""
+    done = (line for line in lines(arguments.out) if line["side"] == "ours" and line["seed"] == seed)
+    if (found := next(done, None)) is None:
+        found = note(
+            arguments.out, {"name": "sslnlp", "seed": seed} | run_side("ours", base(arguments) | {"seed": seed})
+        )
+    return found
+
+
+def tuned(arguments: argparse.Namespace, mine: dict[str, Any], seed: int, lr: float, length: float) -> dict[str, Any]:
+    batch, block = mine["chosen"]["batch_size"] * mine["chosen"]["accumulate"], 256
+    steps = max(10, round(length * mine["tokens"] / (batch * block)))
+    job = {"seed": seed, "lr": lr, "tuned": True, "batch": batch, "block": block, "steps": steps, "length": length}
+    found = run_side("peer", base(arguments) | job)
+    return note(arguments.out, {"name": f"Trainer, tuned, {length:g}x tokens, lr {lr:g}", "seed": seed, **found})
+
+
+def tune(arguments: argparse.Namespace) -> None:
+    mine = our_run(arguments, 0)
+    done = {line["job"]["lr"] for line in lines(arguments.out) if line["side"] == "peer"}
+    for lr in arguments.rates:
+        if lr not in done:
+            tuned(arguments, mine, 0, lr, 2.0)
+
+
+def best_rate(out: Path) -> float:
+    runs = [line for line in lines(out) if line["side"] == "peer" and line["job"].get("length") == 2.0]
+    if not runs:
+        raise SystemExit("first: python -m benchmarks.quality tune TRAIN VALID OUT")
+    rate: float = min(runs, key=lambda line: line["bits_per_byte"])["job"]["lr"]
+    return rate
+
+
+def race(arguments: argparse.Namespace) -> None:
+    for seed in arguments.seeds:
+        mine = our_run(arguments, seed)
+        if "tuned" in arguments.peers:
+            lr = best_rate(arguments.out)
+            for length in arguments.lengths:
+                if tuned(arguments, mine, seed, lr, length)["bits_per_byte"] <= mine["bits_per_byte"]:
+                    break
+        if "defaults" in arguments.peers:
+            plain(arguments, mine, seed)
+    show(arguments)
+
+
+def plain(arguments: argparse.Namespace, mine: dict[str, Any], seed: int) -> None:
+    """The peer at its defaults, for as many updates as fit: a short run tells the speed."""
+    job = base(arguments) | {"seed": seed, "tuned": False, "batch": 8, "block": 1024}
+    trial = run_side("peer", job | {"steps": 10})
+    left = arguments.cap * mine["cpu"] - trial["prepared"]["cpu"]
+    one = (trial["curve"][-1]["cpu"] - trial["curve"][0]["cpu"]) / 9
+    found = run_side("peer", job | {"steps": max(10, int(left / one))})
+    note(arguments.out, {"name": "Trainer, defaults", "seed": seed, **found})
+
+
+def show(arguments: argparse.Namespace) -> None:
+    """The table, quality.json and quality.svg."""
+    from rich.console import Console
+    from rich.table import Table
+
+    found, rate = list(lines(arguments.out)), best_rate(arguments.out)
+    columns = ("seed", "ours", "s", "CPU s", "Trainer", "s", "CPU s", "ratio", "by CPU s")
+    table = Table(*columns, title="to equal held-out bits per byte")
+    ratios: dict[str, list[tuple[float, float]]] = {}
+    for mine in (line for line in found if line["side"] == "ours"):
+        theirs = [line for line in found if line["side"] == "peer" and line["seed"] == mine["seed"]]
+        for kind in ("tuned", "defaults"):
+            runs = [line for line in theirs if _kind(line, rate) == kind]
+            if not runs:
+                continue
+            point, more = arrival(runs, mine["bits_per_byte"])
+            ratio = point["wall"] / mine["wall"], point["cpu"] / mine["cpu"]
+            ratios.setdefault(kind, []).append(ratio)
+            table.add_row(
+                str(mine["seed"]), f"{mine['bits_per_byte']:.4f}", f"{mine['wall']:.0f}", f"{mine['cpu']:.0f}",
+                f"{kind}: {point['bits_per_byte']:.4f}", f"{point['wall']:.0f}", f"{point['cpu']:.0f}",
+                f"{more}{ratio[0]:.2f}×", f"{more}{ratio[1]:.2f}×",
+            )  # fmt: skip
+    Console(width=130).print(table)
+    summary = {
+        kind: {"ratio": median_interval([a for a, _ in pairs]), "by_cpu": statistics.median(b for _, b in pairs)}
+        for kind, pairs in ratios.items()
+    }
+    print(summary)
+    story = {"setup": machine(1), "lr": rate, "summary": summary, "runs": found}
+    (arguments.out / "quality.json").write_text(json.dumps(story, indent=1) + "\n")
+    draw(found, rate, arguments.out / "quality.svg")
+
+
+def _kind(line: dict[str, Any], rate: float) -> str:
+    """`tuned` for the peer at its best rate, `defaults`, or `other`."""
+    if not line["job"]["tuned"]:
+        return "defaults"
+    return "tuned" if line["job"]["lr"] == rate else "other"
+
+
+def arrival(runs: list[dict[str, Any]], goal: float) -> tuple[dict[str, float], str]:
+    """The earliest evaluation of any of the runs that is as good as `goal`; the last one there is, and ">", if none."""
+    points = [point for run in runs for point in run["curve"]]
+    there = [point for point in points if point["bits_per_byte"] <= goal]
+    if there:
+        return min(there, key=lambda point: point["cpu"]), ""
+    return max(points, key=lambda point: point["cpu"]), "> "
+
+
+def draw(found: list[dict[str, Any]], rate: float, path: Path) -> None:
+    """Held-out bits per byte over CPU seconds from the start of the process."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4))
+    colors = {"tuned": "#718096", "defaults": "#c05621"}
+    for run in found:
+        if run["side"] == "ours":
+            axes.plot(run["cpu"], run["bits_per_byte"], "o", color="#2b6cb0", label="sslnlp, whole process")
+        elif (kind := _kind(run, rate)) in colors:
+            x, y = ([point[key] for point in run["curve"]] for key in ("cpu", "bits_per_byte"))
+            axes.plot(x, y, "-", color=colors[kind], linewidth=1, label=f"Trainer, {kind}")
+    axes.set_xscale("log")
+    axes.set_xlabel("CPU seconds from raw text")
+    axes.set_ylabel("held-out bits per byte")
+    handles, names = axes.get_legend_handles_labels()
+    once = dict(zip(names, handles, strict=True))
+    axes.legend(once.values(), once.keys(), frameon=False)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path)
+    pyplot.close(figure)
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["work"]:
+        side, job = sys.argv[2], json.loads(sys.argv[3])
+        found = SIDES[side](job)
+        Path(job["result"]).write_text(json.dumps(found))
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    tasks = parser.add_subparsers(required=True)
+    for function in (tune, race, show):
+        task = tasks.add_parser(function.__name__)
+        task.set_defaults(function=function)
+        if function is not show:
+            task.add_argument("train", type=Path)
+            task.add_argument("valid", type=Path)
+        task.add_argument("out", type=Path)
+        task.add_argument("--size", default="tiny")
+        task.add_argument("--vocabulary", type=int, default=4096)
+        task.add_argument("--budget", default="90s")
+        task.add_argument("--rates", type=float, nargs="+", default=[1e-3, 2e-3, 4e-3, 8e-3, 16e-3])
+        task.add_argument("--lengths", type=float, nargs="+", default=[1.0, 1.5, 2.0, 3.0, 4.0])
+        task.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+        task.add_argument("--cap", type=float, default=10.0)
+        task.add_argument("--peers", nargs="+", default=["tuned", "defaults"], choices=["tuned", "defaults"])
+    arguments = parser.parse_args()
+    arguments.function(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""What a budget chooses: rows an update, learning rate, warm-up and decay, mask schedule, dropout.
+
+`train.budget` says how long to train. What fits into that time depends on the machine, so a few updates are timed
+first; the rest is a rule, fitted on small runs (`benchmarks.defaults`; the figures are in docs/pretraining.md). It
+speaks where pretraining starts from fresh weights and the time was given on the command line; a key that was given
+there too is never touched, and a recipe that says `budget` itself has said the rest as well.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sslnlp import distributed
+from sslnlp.architectures import SIZES
+from sslnlp.budget import parse_duration
+from sslnlp.recipe.build import Parts, build_objective
+from sslnlp.recipe.load import read_biography
+from sslnlp.recipe.schema import Recipe, override
+from sslnlp.train import Trainer
+from sslnlp.windows import Windows, iterate
+
+TOKENS_OF_ROOT = 2.0
+"""Tokens an update = this × √(tokens of the run): 1,024 at 0.26 M, 2,048 at 1 M, 8,192 at 17 M. The exponent is that of
+critical batch sizes (Bergsma et al., 2025: 0.46 to 0.5)."""
+EVALUATING = 0.1
+"""Of the budget, given to held-out passes at most: a short run has fewer than ten."""
+PASSES_WITHOUT_DROPOUT = 4
+DROPOUT = 0.1
+ADAMW_TO_MUON = 0.25
+"""AdamW's best rate beside Muon's (1e-3 to 4e-3)."""
+TIMED_SHARE = 0.02
+"""Of the budget, spent on timing updates of the smallest and of larger batches."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """Seconds of an update with one process: what every update costs, and what a row adds to it."""
+
+    fixed: float
+    per_row: float
+
+    def rows(self, seconds: float, tokens_a_row: float, processes: int = 1) -> float:
+        """Rows an update, over all processes, for which its tokens are the rule's share of all tokens of the run.
+
+        With B tokens an update, t(B) = a + p·B seconds each, B = c·√(S·B / t(B)) has one positive solution.
+        """
+        a, p = self.fixed, self.per_row / tokens_a_row / processes
+        share = TOKENS_OF_ROOT**2 * seconds
+        tokens = (math.sqrt(a * a + 4 * p * share) - a) / (2 * p) if p > 0 else share / a
+        return tokens / tokens_a_row
+
+
+def chooses(recipe: Recipe) -> bool:
+    """Whether the budget of a resolved recipe has anything to choose."""
+    fresh_text = recipe.model.pretrained is None and recipe.collator_class.reads == "tokens"
+    return recipe.train.budget is not None and "train.budget" in recipe.given and fresh_text
+
+
+def choose(parts: Parts) -> Parts:
+    """The parts of a run with what its budget chooses: `parts.chosen`, empty where there is nothing to choose."""
+    recipe = parts.recipe
+    if not chooses(recipe):
+        return parts
+    assert recipe.train.budget is not None
+    seconds = parse_duration(recipe.train.budget)
+    found = rule(
+        recipe,
+        speed=timed(parts, TIMED_SHARE * seconds),
+        seconds=seconds,
+        rows_of_data=len(parts.stream),
+        rows_held_out=len(parts.valid) if parts.valid is not None else 0,
+        tokens_a_row=parts.max_length,
+        processes=distributed.world_size(),
+    )
+    chosen = {key: value for key, value in found.items() if key not in recipe.given}
+    return parts.under(apply(recipe, chosen), chosen)
+
+
+def chosen_before(recipe: Recipe, out: Path) -> dict[str, Any]:
+    """What was chosen when the run in `out` began: it goes on with that, whatever the machine does today."""
+    path = out / "recipe.json"
+    before: dict[str, Any] = read_biography(path).get("chosen", {}) if path.is_file() else {}
+    return {key: value for key, value in before.items() if key not in recipe.given}
+
+
+def rule(
+    recipe: Recipe,
+    *,
+    speed: Speed,
+    seconds: float,
+    rows_of_data: int,
+    rows_held_out: int,
+    tokens_a_row: int,
+    processes: int,
+) -> dict[str, Any]:
+    """The rule itself: a pure function of the recipe, the speed, the time and the size of the data."""
+    rows = 2 ** max(0, round(math.log2(speed.rows(seconds, tokens_a_row, processes) / processes)))
+    # The recipe's own batch is what is known to fit into memory; more rows than that are accumulated.
+    batch = min(rows, recipe.train.batch_size)
+    accumulate = max(1, rows // batch)
+    updates = seconds / (speed.fixed + speed.per_row * batch * accumulate)
+    passes = updates * batch * accumulate * processes / rows_of_data
+    # A held-out pass has no backward one, so a row of it costs a third.
+    evaluations = EVALUATING * seconds / max(speed.per_row * rows_held_out / 3, 1e-9)
+    return {
+        "train.batch_size": batch,
+        "train.accumulate": accumulate,
+        "train.lr": _learning_rate(recipe, rows * processes * tokens_a_row),
+        "train.eval_every": math.ceil(updates / min(10, max(1, evaluations))),
+        "model.dropout": DROPOUT if passes > PASSES_WITHOUT_DROPOUT else recipe.model.dropout,
+    }
+
+
+def _learning_rate(recipe: Recipe, tokens: float) -> float:
+    """The peak for updates of `tokens` tokens: by the root of the batch, and by the width against the narrow models it
+    was measured on; never above what was measured, or what the recipe says where that is more."""
+    width = int(recipe.model.config.get("hidden_size", SIZES[recipe.model.size].width))
+    wished = recipe.train.lr * 2 * (256 / width) * math.sqrt(tokens / 8192)
+    most = recipe.train.lr if width > 256 else max(recipe.train.lr, 1e-2)
+    share = 1.0 if recipe.train.optimizer == "muon" else ADAMW_TO_MUON
+    return float(f"{share * min(most, wished):.2g}")
+
+
+def apply(recipe: Recipe, chosen: Mapping[str, Any]) -> Recipe:
+    """The recipe with what was chosen."""
+    return override(recipe, chosen) if chosen else recipe
+
+
+def timed(parts: Parts, seconds: float) -> Speed:
+    """The speed of updates of this recipe here, from batches that grow from 4 rows until about `seconds` are gone."""
+    train = parts.recipe.train
+    config = replace(train, budget=None, steps=1, trackers=[], workers=0, compile=False)
+    times: dict[int, float] = {}
+    with tempfile.TemporaryDirectory() as aside:
+        trainer = Trainer(build_objective(parts), parts.collator, parts.stream, config, out=Path(aside))
+        trainer.module.train()
+        began, rows = time.perf_counter(), min(4, train.batch_size)
+        while True:
+            times[rows] = _update(trainer, rows)
+            enough = rows == train.batch_size or (len(times) > 1 and time.perf_counter() - began > seconds)
+            if distributed.broadcast_number(float(enough)):
+                break
+            rows = min(4 * rows, train.batch_size)
+    (small, least), (large, most) = min(times.items()), max(times.items())
+    per_row = max(0.0, (most - least) / (large - small)) if large > small else least / small
+    fixed = max(0.0, least - per_row * small)
+    return Speed(fixed=distributed.broadcast_number(fixed), per_row=distributed.broadcast_number(per_row))
+
+
+def _update(trainer: Trainer, rows: int) -> float:
+    """Seconds of the faster of two updates of `rows` rows a process, after one to warm up."""
+    windows = Windows(batch_size=rows, accumulate=1, world=distributed.world_size(), rank=distributed.rank())
+    found, mark = [], time.perf_counter()
+    for step, window in iterate(trainer.stream, trainer.collator, windows, start=0, stop=3, workers=0):
+        float(trainer.train_step(window, step, 10_000)["tokens"])  # waits for the device
+        found.append(time.perf_counter() - mark)
+        mark = time.perf_counter()
+    return min(found[1:])

@@ -1,0 +1,131 @@
+"""What a budget chooses: the rule by hand, what is never touched, and that a run keeps its choice."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from sslnlp.recipe import Recipe, load_recipe, override, resolve, run
+from sslnlp.recipe.build import build_parts
+from sslnlp.recipe.choose import TOKENS_OF_ROOT, Speed, apply, choose, chooses, rule
+from tests.contract import corpus
+
+TINY = ["model.size=nano", "tokenizer.vocab_size=520", "data.seq_length=32"]
+
+
+@pytest.fixture(scope="module")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
+    path.write_text("\n\n".join(corpus()), encoding="utf-8")
+    return path
+
+
+def recipe(*pairs: str, name: str = "pretrain_bert") -> Recipe:
+    return load_recipe(name, ["data.train=corpus.txt", "train.budget=10m", *pairs])
+
+
+def ruled(asked: Recipe, **facts: Any) -> dict[str, Any]:
+    known = {"speed": Speed(fixed=0.0, per_row=0.01), "seconds": 600.0, "rows_of_data": 10**6, "rows_held_out": 0}
+    return rule(asked, **(known | {"tokens_a_row": 128, "processes": 1} | facts))
+
+
+# --- the rule --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fixed", [0.0, 0.01, 1.0])
+@pytest.mark.parametrize("processes", [1, 8])
+def test_the_rows_of_an_update_are_the_root_of_the_run_they_lead_to(fixed: float, processes: int) -> None:
+    speed = Speed(fixed=fixed, per_row=0.002)
+    rows = speed.rows(3600, 128, processes)
+    update = fixed + 0.002 * rows / processes
+    tokens = 3600 / update * rows * 128
+    assert rows * 128 == pytest.approx(TOKENS_OF_ROOT * math.sqrt(tokens))
+
+
+def test_where_only_updates_cost_the_rows_grow_with_their_number() -> None:
+    rows = Speed(fixed=0.1, per_row=0.0).rows(100, 64)
+    assert rows * 64 == pytest.approx(TOKENS_OF_ROOT**2 * 100 / 0.1)
+
+
+def test_more_time_means_more_rows_and_what_memory_does_not_hold_is_accumulated() -> None:
+    short, long = ruled(recipe(), seconds=60.0), ruled(recipe(), seconds=3600.0 * 24)
+    assert short["train.accumulate"] == 1
+    assert short["train.batch_size"] < long["train.batch_size"] * long["train.accumulate"]
+    assert long["train.batch_size"] == recipe().train.batch_size
+
+
+def test_processes_share_the_rows() -> None:
+    alone, together = ruled(recipe()), ruled(recipe(), processes=4)
+    one = alone["train.batch_size"] * alone["train.accumulate"]
+    each = together["train.batch_size"] * together["train.accumulate"]
+    assert one / 4 <= each < one  # four are faster too, so all together have more
+
+
+def test_text_read_again_and_again_gets_dropout() -> None:
+    assert ruled(recipe())["model.dropout"] == 0.0
+    assert ruled(recipe(), rows_of_data=200)["model.dropout"] > 0
+
+
+def test_held_out_passes_take_a_tenth_of_the_time_at_most() -> None:
+    few, many = ruled(recipe(), rows_held_out=9000), ruled(recipe(), rows_held_out=9)
+    updates = 600 / (0.01 * few["train.batch_size"] * few["train.accumulate"])
+    assert math.ceil(updates / few["train.eval_every"]) == 2  # a pass takes 30 of 600 seconds
+    assert math.ceil(updates / many["train.eval_every"]) == 10
+
+
+def test_the_learning_rate_follows_the_root_of_the_batch_and_knows_its_bounds() -> None:
+    tiny = [ruled(recipe("model.size=tiny"), seconds=seconds)["train.lr"] for seconds in (0.4, 6.4)]
+    assert tiny[1] == pytest.approx(2 * tiny[0], rel=0.05)  # 16 times the time, 4 times the rows
+    assert ruled(recipe("model.size=tiny"), seconds=1e7)["train.lr"] == 1e-2
+    assert ruled(recipe("model.size=base"), seconds=1e7)["train.lr"] == recipe().train.lr
+    adamw = ruled(recipe("model.size=base", "train.optimizer=adamw"), seconds=1e7)
+    assert adamw["train.lr"] == recipe().train.lr / 4
+
+
+# --- whose word counts -----------------------------------------------------------------------------------------------
+
+
+def test_a_budget_chooses_only_for_fresh_models_of_text_and_when_it_was_given() -> None:
+    assert chooses(recipe())
+    assert not chooses(load_recipe("pretrain_bert", ["data.train=corpus.txt"]))
+    pairs = {"train.budget": "10m", "data.train": "pairs.csv"}
+    assert not chooses(override(load_recipe("finetune_classification"), pairs))
+    written = load_recipe("pretrain_bert", ["data.train=corpus.txt"])
+    written.train.steps, written.train.budget = None, "10m"
+    assert not chooses(written)
+    assert not chooses(recipe("model.pretrained=somewhere"))
+
+
+def test_what_was_given_is_never_touched(text_file: Path) -> None:
+    given = [*TINY, "train.batch_size=3", "train.lr=0.5", "model.dropout=0.25", f"data.train={text_file}"]
+    asked, _ = resolve(load_recipe("pretrain_gpt", [*given, "train.budget=2s"]))
+    parts = choose(build_parts(asked))
+    assert not {"train.batch_size", "train.lr", "model.dropout"} & parts.chosen.keys()
+    assert (parts.recipe.train.batch_size, parts.recipe.train.lr, parts.recipe.model.dropout) == (3, 0.5, 0.25)
+    assert parts.chosen  # the rest was still to be chosen
+    assert apply(asked, parts.chosen) == parts.recipe
+
+
+# --- a run -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_says_and_records_what_was_chosen_and_resumes_with_it(
+    text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = [*TINY, f"data.train={text_file}", f"out={tmp_path / 'run'}", "train.budget=2s"]
+    out = run(load_recipe("pretrain_gpt", keys), console=Console(stderr=True, width=200))
+    story = json.loads((out / "recipe.json").read_text())
+    chosen = story["chosen"]
+    assert story["recipe"]["train"]["batch_size"] == chosen["train.batch_size"]
+    assert story["recipe"]["train"]["lr"] == chosen["train.lr"]
+    told = capsys.readouterr().err
+    assert "chosen for 2s" in told
+    assert f"train.batch_size {chosen['train.batch_size']}" in told
+
+    run(load_recipe("pretrain_gpt", keys), resume=True, console=Console(quiet=True))
+    assert json.loads((out / "recipe.json").read_text())["chosen"] == chosen
