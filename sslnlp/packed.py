@@ -5,7 +5,7 @@ Shape suffixes: B rows, S tokens, T target tokens, H width, N scored positions, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,6 +121,62 @@ def hidden_states(model: PreTrainedModel, encoding: Encoding) -> Tensor:
     """The last hidden states [B, S, H] of the backbone, documents isolated."""
     output: Tensor = _backbone_output(model, encoding).last_hidden_state
     return output
+
+
+def packed_hidden_states(model: PreTrainedModel, encodings: Sequence[Encoding], place_RT: Tensor) -> list[Tensor]:
+    """The last hidden states [B, S, H] of padded encodings, by one run over rows without padding.
+
+    `place_RT` int64 [R, T] says where the real tokens stand (see `collators.ragged.pack_texts`): places in the
+    concatenation of the flattened encodings, -1 = nothing. At the padding of an encoding the states are 0. The model
+    must be one that `isolates`.
+    """
+    shapes = [encoding["input_ids"].shape for encoding in encodings]
+    rows = [shape[0] for shape in shapes]
+    numbers = torch.split(torch.arange(sum(rows), device=place_RT.device), rows)
+    text_P = torch.cat([n.repeat_interleave(width) for n, (_, width) in zip(numbers, shapes, strict=True)])
+    ids_P = torch.cat([encoding["input_ids"].flatten() for encoding in encodings])
+    position_P = torch.cat([(encoding["attention_mask"].long().cumsum(1) - 1).flatten() for encoding in encodings])
+    empty_RT = place_RT < 0
+    at_RT = place_RT.clamp(min=0)
+    packed = {
+        "input_ids": ids_P[at_RT],
+        "document_ids": text_P[at_RT].masked_fill(empty_RT, -1),
+        "position_ids": position_P[at_RT].masked_fill(empty_RT, 0),
+    }
+    states_NH = hidden_states(model, packed).flatten(0, 1)
+    # One place more than there are, for what stands at the end of rows that are not full.
+    back_PH = states_NH.new_zeros(len(ids_P) + 1, states_NH.shape[1])
+    back_PH = back_PH.index_copy(0, place_RT.masked_fill(empty_RT, len(ids_P)).flatten(), states_NH)[:-1]
+    parts = torch.split(back_PH, [rows * width for rows, width in shapes])
+    return [part.view(*shape, -1) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def isolates(model: PreTrainedModel) -> bool:
+    """Whether the texts of a packed row have the hidden states in this model that each has in a row of its own.
+
+    Tried on a probe: some architectures take no mask of pairs (DeBERTa), or take it for scores to add (MPNet), or place
+    tokens by where they stand in the row.
+    """
+    training, device = model.training, next(model.parameters()).device
+    # From the middle of the vocabulary: RoBERTa counts its positions by the padding id, which is at one of the ends.
+    ids = ((torch.arange(10, device=device) + model.config.vocab_size // 2) % model.config.vocab_size).view(2, 5)
+    real = torch.tensor([[True] * 5, [True] * 3 + [False] * 2], device=device)
+    probe = {"input_ids": ids, "attention_mask": real.long()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            (together,) = packed_hidden_states(model, [probe], torch.arange(8, device=device)[None])
+            return torch.allclose(together[real], hidden_states(model, probe)[real], atol=1e-4, rtol=1e-4)
+    except Exception:  # stock models raise all kinds for inputs they do not know, and without packing they still work
+        return False
+    finally:
+        model.train(training)
+
+
+def drops_out(model: PreTrainedModel) -> bool:
+    """Whether some part of the model drops out in training: modules say so in `p`, others in `...dropout...`."""
+    rates = (value for part in model.modules() for name, value in vars(part).items() if name == "p" or "drop" in name)
+    return any(isinstance(rate, float) and rate > 0 for rate in rates)
 
 
 def all_hidden_states(model: PreTrainedModel, encoding: Encoding) -> list[Tensor]:

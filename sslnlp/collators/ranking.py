@@ -13,9 +13,13 @@ import torch
 from torch import Tensor
 
 from sslnlp.collators.base import Collator
+from sslnlp.collators.ragged import pack_texts
 from sslnlp.errors import UserError
 from sslnlp.rng import uniform
 from sslnlp.types import Batch, Encoding, Row
+
+SIDES = ("query", "positive", "negative")
+"""The encodings of a batch, in the order in which `places` counts their tokens."""
 
 
 @dataclass(kw_only=True)
@@ -24,11 +28,14 @@ class RankingCollator(Collator):
 
     Batch: `query`, `positive` encodings of [B, S]; `negative` encoding of [B * n, S] (row-major: the n negatives of
     row 0 first) when the rows have a `negative` or `negatives` (a text or a list of texts); `query_hash`,
-    `positive_hash` int64 [B], `negative_hash` int64 [B * n]; `position` int64 [B] when the rows carry it.
+    `positive_hash` int64 [B], `negative_hash` int64 [B * n]; `position` int64 [B] when the rows carry it; `places`
+    int64 [R, T], how the texts of `query`, `positive` and `negative` fill rows without padding (`ragged.pack_texts`).
     """
 
     name: ClassVar[str] = "ranking"
-    makes: ClassVar[frozenset[str]] = frozenset({"query", "positive", "query_hash", "positive_hash", "position"})
+    makes: ClassVar[frozenset[str]] = frozenset(
+        {"query", "positive", "query_hash", "positive_hash", "places", "position"}
+    )
     reads: ClassVar[str] = "rows"
     columns: ClassVar[tuple[str, ...]] = ("query", "positive")
     requires: ClassVar[frozenset[str]] = frozenset({"pad"})
@@ -72,6 +79,7 @@ class RankingCollator(Collator):
         if negatives := [text for texts in by_row for text in texts]:
             batch["negative"] = self.encode_documents(negatives)
             batch["negative_hash"] = _hashes(negatives)
+        batch["places"] = pack_texts([batch[name]["attention_mask"] for name in SIDES if name in batch])
         if all("position" in row for row in rows):
             batch["position"] = torch.tensor([row["position"] for row in rows], dtype=torch.int64)
         return batch

@@ -14,7 +14,7 @@ from sslnlp.errors import UserError
 from sslnlp.nn import Pooling
 from sslnlp.objectives import functional
 from sslnlp.objectives.base import Objective
-from sslnlp.packed import hidden_states
+from sslnlp.packed import drops_out, hidden_states, isolates, packed_hidden_states
 from sslnlp.types import Batch, Encoding, StepOutput
 
 
@@ -25,6 +25,9 @@ class Ranking(Objective):
     processes, is a negative of a query, except texts that a pair of the batch says are relevant to it: those are left
     out of its sum. The loss compares rows, so a batch split for accumulation has fewer negatives: raise the batch
     size, not the accumulation.
+
+    All texts of the batch go through the encoder together, in rows without padding, where a model keeps them apart
+    (`packed.isolates`) and drops nothing out: which elements of a text are dropped is keyed by its row of the batch.
 
     Options:
         temperature: divides the cosine; above 0.
@@ -51,21 +54,34 @@ class Ranking(Objective):
         self.symmetric = symmetric
         self.pooling = pooling
         self.pool = Pooling(pooling)
+        self._isolates, self._drops_out = isolates(model), drops_out(model)
 
     def embed(self, encoding: Encoding) -> Tensor:
         """Vectors of length 1 [B, H], in float32 or wider, of an encoding [B, S]."""
-        hidden_BSH = hidden_states(self.model, encoding)
+        return self._vectors(hidden_states(self.model, encoding), encoding)
+
+    def _vectors(self, hidden_BSH: Tensor, encoding: Encoding) -> Tensor:
         pooled_BH = self.pool(hidden_BSH, encoding["attention_mask"])
         return F.normalize(pooled_BH.to(torch.promote_types(pooled_BH.dtype, torch.float32)), dim=-1)
+
+    def _embed_all(self, batch: Batch) -> dict[str, Tensor]:
+        """The vectors of each side of the batch that is there."""
+        sides = {name: batch[name] for name in ("query", "positive", "negative") if name in batch}
+        # Not by how full this batch is: with cut weights all processes must run the model equally often.
+        if "places" not in batch or not self._isolates or (self.training and self._drops_out):
+            return {name: self.embed(encoding) for name, encoding in sides.items()}
+        hidden = packed_hidden_states(self.model, list(sides.values()), batch["places"])
+        return {name: self._vectors(states, sides[name]) for name, states in zip(sides, hidden, strict=True)}
 
     def forward(self, batch: Batch) -> StepOutput:
         """Mean loss over this process's queries, `accuracy` (own positive first among all candidates) and
         `positive_similarity` (mean cosine of a query and its positive)."""
-        query_BH, positive_BH = self.embed(batch["query"]), self.embed(batch["positive"])
+        vectors = self._embed_all(batch)
+        query_BH, positive_BH = vectors["query"], vectors["positive"]
         asked, texts = gather(batch["query_hash"]), gather(batch["positive_hash"])
         documents, document_hash = [gather(positive_BH)], [texts]
         if "negative" in batch:
-            documents.append(gather(self.embed(batch["negative"])))
+            documents.append(gather(vectors["negative"]))
             document_hash.append(gather(batch["negative_hash"]))
         rows = query_BH.size(0)
         # Gathered rows stand in the order of ranks, so this process's own start at rank x rows.

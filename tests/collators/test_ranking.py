@@ -1,11 +1,13 @@
 """Pairs into batches: prefixes, lengths, hashes of equal texts, and the drawing of negatives."""
 
+import itertools
 from typing import Any
 
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from sslnlp.collators.ragged import NARROWEST, pack_texts
 from sslnlp.collators.ranking import RankingCollator
 from sslnlp.errors import UserError
 from sslnlp.tokenizer import set_framing, train_tokenizer
@@ -110,3 +112,33 @@ def test_uneven_negatives_are_refused(tokenizer: PreTrainedTokenizerFast) -> Non
 def test_bad_options(tokenizer: PreTrainedTokenizerFast, options: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"collator\."):
         RankingCollator(tokenizer=tokenizer, **options)
+
+
+def test_every_token_has_one_place_and_texts_stay_whole(tokenizer: PreTrainedTokenizerFast) -> None:
+    batch = RankingCollator(tokenizer=tokenizer)([{**row, "negatives": [TEXTS[2], "a"]} for row in rows(9)])
+    sides = [batch[name]["attention_mask"] for name in ("query", "positive", "negative")]
+    real = torch.cat([mask.flatten() for mask in sides]).bool()
+    text_of = torch.cat([torch.arange(len(m)).repeat_interleave(m.shape[1]) + 100 * i for i, m in enumerate(sides)])
+    places = batch["places"]
+    assert places[places >= 0].sort().values.tolist() == real.nonzero()[:, 0].tolist()
+    homes: dict[int, int] = {}
+    for number, row in enumerate(places.tolist()):
+        filled = [place for place in row if place >= 0]
+        assert row == filled + [-1] * (len(row) - len(filled))
+        changes = [b for a, b in itertools.pairwise([-2, *filled]) if text_of[a] != text_of[b] or a == -2]
+        for place in changes:  # a text begins here: never elsewhere as well
+            assert homes.setdefault(int(text_of[place]), number) == number
+        assert len({int(text_of[place]) for place in filled}) == len(changes)
+        assert all(b - a == 1 for a, b in itertools.pairwise(filled) if text_of[a] == text_of[b])
+    assert len(homes) == sum(len(mask) for mask in sides)
+
+
+def test_rows_are_as_wide_as_the_longest_text_and_full() -> None:
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(3, 101, (200,), generator=generator)
+    mask = (torch.arange(100) < lengths[:, None]).long()
+    places = pack_texts([mask[:80], mask[80:]])
+    assert places.shape[1] == 104  # 100, in eights
+    assert mask.sum() / places.numel() > 0.95
+    short = pack_texts([mask[:, :5]])
+    assert short.shape[1] == NARROWEST

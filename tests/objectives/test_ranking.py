@@ -5,9 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel
+from transformers import AutoConfig, AutoModel, BertConfig, BertModel
 
+from sslnlp.adapt import adapt
+from sslnlp.collators.ragged import pack_texts
 from sslnlp.errors import UserError
+from sslnlp.nn import row_keyed_dropout
 from sslnlp.objectives.ranking import Ranking
 
 
@@ -130,3 +133,116 @@ def test_every_parameter_learns_and_one_batch_is_learnt() -> None:
 def test_options_are_checked(options: dict[str, Any]) -> None:
     with pytest.raises(UserError):
         objective(**options)
+
+
+# --- rows without padding ---------------------------------------------------------------------------------------------
+
+SMALL = {
+    "bert": {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24},
+    # Layers 0 and 3 are global; the local ones see two tokens to each side, less than a text has.
+    "modernbert": {"num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 24, "local_attention": 4},
+    "roberta": {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24},
+    "gpt2": {"n_layer": 2, "n_head": 2},
+    # Adds the mask of pairs to the scores as it is, so texts of a row would see each other.
+    "mpnet": {
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+        "relative_attention": True,
+    },
+}
+POOLED = ("bert", "roberta")
+RATES = (
+    *("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout", "embedding_dropout", "mlp_dropout"),
+    *("resid_pdrop", "embd_pdrop", "attn_pdrop"),
+)
+
+
+def ranker(architecture: str, rate: float = 0.0, **options: Any) -> Ranking:
+    torch.manual_seed(0)
+    default = AutoConfig.for_model(architecture)
+    rates = {name: rate for name in RATES if hasattr(default, name)}
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
+    config = AutoConfig.for_model(architecture, vocab_size=60, hidden_size=16, **SMALL[architecture], **rates, **ids)
+    model = AutoModel.from_config(config, **({"add_pooling_layer": False} if architecture in POOLED else {}))
+    adapt(model)
+    # A spread of the first weights at which attention is far from even: a token seen too much would show.
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.ndim > 1:
+                p.mul_(10)
+    return Ranking(model, **options).train()
+
+
+def ragged_batch(negatives: int = 2, longest: int = 30) -> dict[str, Any]:
+    """Texts of 2 to `longest` tokens, padded side by side, and where they stand packed."""
+    generator = torch.Generator().manual_seed(2)
+
+    def side(n: int, most: int) -> dict[str, torch.Tensor]:
+        lengths = torch.randint(2, most + 1, (n,), generator=generator)
+        lengths[0] = most
+        ids = torch.randint(3, 60, (n, most), generator=generator)
+        mask = (torch.arange(most) < lengths[:, None]).long()
+        return {"input_ids": ids * mask, "attention_mask": mask}
+
+    given = batch(6, negatives=negatives) | {"query": side(6, longest // 2), "positive": side(6, longest)}
+    if negatives:
+        given["negative"] = side(6 * negatives, longest)
+    masks = [given[name]["attention_mask"] for name in ("query", "positive", "negative") if name in given]
+    return given | {"places": pack_texts(masks)}
+
+
+def runs(model: Ranking) -> list[tuple[int, ...]]:
+    """The shapes of ids that the encoder is given from here on."""
+    seen: list[tuple[int, ...]] = []
+    model.model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    return seen
+
+
+def loss_and_gradients(model: Ranking, given: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    model.zero_grad()
+    loss = model(given).loss
+    loss.backward()
+    return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
+@pytest.mark.parametrize("architecture", ["bert", "modernbert", "roberta", "gpt2"])
+def test_packed_rows_are_the_padded_computation(architecture: str, pooling: str) -> None:
+    model, given = ranker(architecture, pooling=pooling), ragged_batch()
+    padded = {name: value for name, value in given.items() if name != "places"}
+    seen = runs(model)
+    loss, gradients = loss_and_gradients(model, given)
+    assert seen == [tuple(given["places"].shape)]
+    other, expected = loss_and_gradients(model, padded)
+    assert len(seen) == 4
+    assert loss.item() == pytest.approx(other.item(), abs=1e-5)
+    assert loss.item() > 0.1
+    assert gradients.keys() == expected.keys()
+    scale = max(float(gradient.abs().max()) for gradient in expected.values())
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[name], atol=1e-5 * scale, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "modernbert"])
+def test_what_drops_out_keeps_its_own_rows(architecture: str) -> None:
+    """Dropped elements are keyed by row of the batch, so there the texts are padded; held out, nothing drops."""
+    model, given = ranker(architecture, rate=0.1), ragged_batch()
+    seen = runs(model)
+    losses = []
+    for one in (given, {name: value for name, value in given.items() if name != "places"}):
+        with row_keyed_dropout(7, given["position"]):
+            losses.append(model(one).loss)
+    assert torch.equal(*losses)
+    assert len(seen) == 6
+    model.eval()(given)
+    assert seen[6:] == [tuple(given["places"].shape)]
+
+
+def test_a_model_that_cannot_be_packed_is_padded() -> None:
+    model, given = ranker("mpnet"), ragged_batch(negatives=0)
+    seen = runs(model)
+    assert torch.isfinite(model(given).loss)
+    assert seen == [(6, 15), (6, 30)]
