@@ -12,7 +12,7 @@ from rich.console import Console
 
 from sslnlp.recipe import Recipe, load_recipe, override, resolve, run
 from sslnlp.recipe.build import build_parts
-from sslnlp.recipe.choose import TOKENS_OF_ROOT, Speed, apply, choose, chooses, rule
+from sslnlp.recipe.choose import Speed, apply, choose, chooses, rule
 from tests.contract import corpus
 
 TINY = ["model.size=nano", "tokenizer.vocab_size=520", "data.seq_length=32"]
@@ -41,15 +41,15 @@ def ruled(asked: Recipe, **facts: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("processes", [1, 8])
 def test_the_rows_of_an_update_are_the_root_of_the_run_they_lead_to(fixed: float, processes: int) -> None:
     speed = Speed(fixed=fixed, per_row=0.002)
-    rows = speed.rows(3600, 128, processes)
+    rows = speed.rows(3600, 128, of_root=2.0, processes=processes)
     update = fixed + 0.002 * rows / processes
     tokens = 3600 / update * rows * 128
-    assert rows * 128 == pytest.approx(TOKENS_OF_ROOT * math.sqrt(tokens))
+    assert rows * 128 == pytest.approx(2 * math.sqrt(tokens))
 
 
 def test_where_only_updates_cost_the_rows_grow_with_their_number() -> None:
-    rows = Speed(fixed=0.1, per_row=0.0).rows(100, 64)
-    assert rows * 64 == pytest.approx(TOKENS_OF_ROOT**2 * 100 / 0.1)
+    rows = Speed(fixed=0.1, per_row=0.0).rows(100, 64, of_root=1.0)
+    assert rows * 64 == pytest.approx(100 / 0.1)
 
 
 def test_more_time_means_more_rows_and_what_memory_does_not_hold_is_accumulated() -> None:
@@ -57,6 +57,10 @@ def test_more_time_means_more_rows_and_what_memory_does_not_hold_is_accumulated(
     assert short["train.accumulate"] == 1
     assert short["train.batch_size"] < long["train.batch_size"] * long["train.accumulate"]
     assert long["train.batch_size"] == recipe().train.batch_size
+
+
+def test_models_of_the_next_token_take_twice_the_rows() -> None:
+    assert ruled(recipe(name="pretrain_gpt"))["train.batch_size"] == 2 * ruled(recipe())["train.batch_size"]
 
 
 def test_processes_share_the_rows() -> None:
@@ -79,7 +83,8 @@ def test_held_out_passes_take_a_tenth_of_the_time_at_most() -> None:
 
 
 def test_the_learning_rate_follows_the_root_of_the_batch_and_knows_its_bounds() -> None:
-    tiny = [ruled(recipe("model.size=tiny"), seconds=seconds)["train.lr"] for seconds in (0.4, 6.4)]
+    gpt = recipe("model.size=tiny", name="pretrain_gpt")
+    tiny = [ruled(gpt, seconds=seconds)["train.lr"] for seconds in (0.4, 6.4)]
     assert tiny[1] == pytest.approx(2 * tiny[0], rel=0.05)  # 16 times the time, 4 times the rows
     assert ruled(recipe("model.size=tiny"), seconds=1e7)["train.lr"] == 1e-2
     assert ruled(recipe("model.size=base"), seconds=1e7)["train.lr"] == recipe().train.lr

@@ -25,9 +25,10 @@ from sslnlp.recipe.schema import Recipe, override
 from sslnlp.train import Trainer
 from sslnlp.windows import Windows, iterate
 
-TOKENS_OF_ROOT = 2.0
-"""Tokens an update = this × √(tokens of the run): 1,024 at 0.26 M, 2,048 at 1 M, 8,192 at 17 M. The exponent is that of
-critical batch sizes (Bergsma et al., 2025: 0.46 to 0.5)."""
+NEXT_TOKEN, OTHERS = 2.0, 1.0
+"""Tokens an update = this × √(tokens of the run). Models of the next token: 1,024 at 0.26 M tokens, 2,048 at 1 M.
+Others stand on a plateau first, which takes a number of updates to leave: half of it. The root is about the exponent
+that was found for critical batch sizes (Bergsma et al., 2025: 0.46)."""
 EVALUATING = 0.1
 """Of the budget, given to held-out passes at most: a short run has fewer than ten."""
 PASSES_WITHOUT_DROPOUT = 4
@@ -45,13 +46,13 @@ class Speed:
     fixed: float
     per_row: float
 
-    def rows(self, seconds: float, tokens_a_row: float, processes: int = 1) -> float:
-        """Rows an update, over all processes, for which its tokens are the rule's share of all tokens of the run.
+    def rows(self, seconds: float, tokens_a_row: float, *, of_root: float, processes: int = 1) -> float:
+        """Rows an update, over all processes, whose tokens are `of_root` times the root of all tokens of the run.
 
         With B tokens an update, t(B) = a + p·B seconds each, B = c·√(S·B / t(B)) has one positive solution.
         """
         a, p = self.fixed, self.per_row / tokens_a_row / processes
-        share = TOKENS_OF_ROOT**2 * seconds
+        share = of_root**2 * seconds
         tokens = (math.sqrt(a * a + 4 * p * share) - a) / (2 * p) if p > 0 else share / a
         return tokens / tokens_a_row
 
@@ -100,7 +101,9 @@ def rule(
     processes: int,
 ) -> dict[str, Any]:
     """The rule itself: a pure function of the recipe, the speed, the time and the size of the data."""
-    rows = 2 ** max(0, round(math.log2(speed.rows(seconds, tokens_a_row, processes) / processes)))
+    of_root = NEXT_TOKEN if recipe.objective_class.shifted else OTHERS
+    wished = speed.rows(seconds, tokens_a_row, of_root=of_root, processes=processes) / processes
+    rows = 2 ** max(0, round(math.log2(wished)))
     # The recipe's own batch is what is known to fit into memory; more rows than that are accumulated.
     batch = min(rows, recipe.train.batch_size)
     accumulate = max(1, rows // batch)
