@@ -1,6 +1,6 @@
 """Where matrix products beat the fused attention kernel on a CPU, which `sslnlp.attention.LONGEST` was read from.
 
-    python -m benchmarks.attention [--threads 1]
+    python -m benchmarks.attention [--threads 1] [--float32]
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def attention(arguments: argparse.Namespace) -> None:
     """CPU seconds of one forward and backward, fused kernel against matrix products, by type, length and width."""
     torch.set_num_threads(arguments.threads)
     table = Table("type", "S", "D", "mask", "fused ms", "products ms", "ratio", "rule", title="attention, 4,096 tokens")
-    for dtype in (torch.bfloat16, torch.float32):
+    for dtype in (torch.float32,) if arguments.float32 else (torch.bfloat16, torch.float32):
         for length in (32, 64, 128, 256, 512, 1024, 2048):
             for width in (32, 64):
                 for kind in ("none", "documents", "causal"):
@@ -66,4 +66,5 @@ def _attention_seconds(
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--float32", action="store_true", help="not bf16, which this CPU may have no units for")
     attention(parser.parse_args())

@@ -32,7 +32,8 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.common import Comparison, ContenderFailed, Contest, machine, median_interval
-from benchmarks.step import hf_trainer, same_work, save_work, short_loop, sslnlp_
+from benchmarks.contenders import hf_trainer, save_work, short_loop, sslnlp_
+from benchmarks.step import same_work
 
 ROWS: dict[str, dict[str, Any]] = {
     "gpt2": {"kind": "causal", "layers": 12, "width": 768, "vocabulary": 50304, "length": 1024, "batch": 16},

@@ -58,7 +58,7 @@ class Turns:
 
 @pytest.mark.usefixtures("contenders_in_this_process")
 def test_every_contender_does_the_same_work(gpu: Any, tmp_path: Path) -> None:
-    from benchmarks.step import save_work
+    from benchmarks.contenders import save_work
 
     for kind in ("masked", "causal"):
         sizes = gpu.MINIATURE | {"batches": 8}
@@ -99,8 +99,8 @@ def test_a_row_survives_a_contender_that_fails_and_gives_no_ratio_to_other_work(
     gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = {
-        gpu.OURS: (stub, {"seconds": 0.01, "loss": 5.0, "compiled": True}),
-        "same": (stub, {"seconds": 0.03, "loss": 5.001}),
+        gpu.OURS: (stub, {"seconds": 0.02, "loss": 5.0, "compiled": True}),
+        "same": (stub, {"seconds": 0.4, "loss": 5.001}),
         "other": (stub, {"seconds": 0.01, "loss": 6.0}),
         "broken": (stub, {"seconds": 0.01, "loss": -1.0}),
     }
