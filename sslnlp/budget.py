@@ -1,11 +1,20 @@
-"""From wall clock to a number of steps: measured first, then fixed, so a run under a budget resumes exactly."""
+"""From wall clock to a number of steps and back: the parts of a run are timed first, and added up.
+
+Under a budget the number is then fixed and recorded, so a run resumes exactly.
+"""
 
 from __future__ import annotations
 
 import copy
+import os
 import re
 import statistics
+import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sslnlp import distributed
@@ -14,8 +23,20 @@ from sslnlp.windows import iterate
 
 if TYPE_CHECKING:
     from sslnlp.train import Trainer
+    from sslnlp.train_config import TrainConfig
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+clock = time.perf_counter
+"""Seconds. `benchmarks.plan` puts the process's CPU seconds in its place, which a neighbour does not disturb."""
+
+LEAST = 5
+"""Updates that are timed at least, beside the first one."""
+
+UNKNOWN = 10_000
+"""Updates of a run whose number is not known yet: parts of it are looked at all along, wherever it will end."""
+
+_GOLDEN = 0.6180339887498949
 
 
 def parse_duration(text: str) -> float:
@@ -29,40 +50,150 @@ def parse_duration(text: str) -> float:
     return seconds
 
 
-def calibrate(trainer: Trainer, seconds: float, *, least: int = 3) -> int:
-    """The number of steps that fit in `seconds`.
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """Seconds that the parts of a run take."""
 
-    Runs the first updates for about 3 % of the budget (at least `least` after one to warm up), takes the median time of
-    a step, and puts weights and optimiser back: training itself then starts at step 0 with its schedule known. One
-    evaluation is timed too; what the run's evaluations will take is set aside.
+    update: float
+    """One update, its batches included."""
+    first: float = 0.0
+    """What the first update takes beyond that: kernels are set up, torch.compile compiles."""
+    tokens: float = 0.0
+    """Real tokens of an update, of this process."""
+    evaluation: float = 0.0
+    """One pass over the held-out rows; 0 where there are none."""
+    checkpoint: float = 0.0
+
+    def seconds(self, steps: int, config: TrainConfig) -> float:
+        """What a run of `steps` updates takes."""
+        evaluations, checkpoints = occasions(steps, config, evaluates=self.evaluation > 0)
+        once_in_a_while = evaluations * self.evaluation + checkpoints * self.checkpoint
+        return self.first + steps * self.update + once_in_a_while
+
+    def steps(self, seconds: float, config: TrainConfig) -> int:
+        """The updates that fit into `seconds`, with their evaluations and checkpoints; at least a fifth of the time
+        goes to updates, and there is at least one."""
+        least = max(1, int(0.2 * seconds / self.update))
+        steps = max(least, int(seconds / self.update))
+        while steps > least and (over := self.seconds(steps, config) - seconds) > 0:
+            # Half of what is too much: fewer steps have fewer evaluations too, where their distance is given.
+            steps = max(least, steps - max(1, int(over / self.update / 2)))
+        return steps
+
+
+def occasions(steps: int, config: TrainConfig, *, evaluates: bool = True) -> tuple[int, int]:
+    """How many evaluations and checkpoints a run of `steps` updates has. Each evaluation is taken to be the best so
+    far, which saves the weights: so it is while a model learns."""
+    every = max(1, steps // 10)
+    evaluations = {*range(0, steps + 1, config.eval_every or every), steps} - {0} if evaluates else set()
+    checkpoints = {*range(0, steps + 1, config.save_every or every), steps} - {0} | evaluations
+    at_the_start = config.budget is not None or config.on_nonfinite == "rollback"
+    return len(evaluations), len(checkpoints) + at_the_start
+
+
+def calibrate(trainer: Trainer, seconds: float) -> int:
+    """The number of steps that fit in `seconds`, the time it takes to find out included.
+
+    About 3 % of the budget goes to timing; weights and optimiser are put back: training itself then starts at step 0
+    with its schedule known. What the run's evaluations and checkpoints will take is set aside.
     """
-    began = time.perf_counter()
+    began = clock()
     before = copy.deepcopy(trainer.objective.state_dict())
-    trainer.module.train()
-    times: list[float] = []
-    batches = iterate(trainer.stream, trainer.collator, trainer.windows(), start=0, stop=10_000, workers=0)
-    mark = time.perf_counter()
-    for step, window in batches:
-        trainer.train_step(window, step, 10_000)
-        now = time.perf_counter()
-        times.append(now - mark)
-        mark = now
-        # Every rank must leave at the same step: rank 0's clock decides.
-        enough = len(times) > least and now - began > 0.03 * seconds
-        if distributed.broadcast_number(float(enough)):
-            break
-    evaluation = 0.0
-    if trainer.evaluate is not None:
-        trainer.objective.eval()
-        with distributed.alone():
-            trainer.evaluate(trainer.objective)
-        evaluation = time.perf_counter() - mark
+    pace = measure(trainer, **limits(seconds))
     trainer.objective.load_state_dict(before)
     trainer.optimizer = trainer._new_optimizer()
-    cost, every = statistics.median(times[1:]), trainer.config.eval_every
-    left = seconds - (time.perf_counter() - began)
-    if every is None:
-        left -= 10 * evaluation  # a tenth of the run between evaluations, however long it is
-    else:
-        cost += evaluation / every
-    return int(distributed.broadcast_number(float(max(1, int(max(left, 0.2 * seconds) / cost)))))
+    left = seconds - (clock() - began)
+    return int(distributed.broadcast_number(float(replace(pace, first=0.0).steps(left, trainer.config))))
+
+
+def limits(budget: float) -> dict[str, float]:
+    """How long updates are timed under a budget, in seconds: 3 % of it, up to 15 % where updates are slow."""
+    return {"at_least": min(0.03 * budget, 60.0), "at_most": 0.15 * budget}
+
+
+def measure(trainer: Trainer, *, at_least: float = 3.0, at_most: float = 30.0) -> Pace:
+    """Time the parts of a run: a first update, then updates for `at_least` seconds and `LEAST` of them, but not much
+    beyond `at_most`, one evaluation and one checkpoint (written aside, and removed).
+
+    The updates are real ones, of rows from all over the run, as costs may change in it (a falling rate of masks, rows
+    of unlike length). Leaves other weights, optimiser state and buffers behind than it found.
+    """
+    windows, config = trainer.windows(), trainer.config
+    steps = config.steps or UNKNOWN
+    trainer.collator.horizon = steps * windows.rows
+    # Steps come in no order, so a rate that matters would have no warm-up and could break the weights.
+    trainer.config = replace(config, lr=1e-9)
+    trainer.module.train()
+    loads: list[float] = []
+    works: list[float] = []
+    tokens = 0.0
+    began = clock()
+    for k in count():
+        step = int(k * _GOLDEN % 1 * steps)  # even all over the run, wherever the count stops
+        trainer.stream.index(windows.positions(step, 0))  # a block of rows is put in order once, not for each update
+        mark = clock()
+        ((_, window),) = iterate(
+            trainer.stream, trainer.collator, windows, start=step, stop=step + 1, workers=0
+        )  # fmt: skip
+        loaded = clock()
+        tokens += float(trainer.train_step(window, step, steps)["tokens"])  # also waits for the device
+        now = clock()
+        loads.append(loaded - mark)
+        works.append(now - loaded)
+        if k == 0:  # torch.compile may take longer than all that is timed
+            began = now
+        enough = (k >= LEAST and now - began > at_least) or (k > 0 and now - began > at_most)
+        # Every rank must leave at the same update: rank 0's clock decides.
+        if distributed.broadcast_number(float(enough)):
+            break
+    trainer.config = config
+    load, work = _middle(loads[1:]), _middle(works[1:])
+    hands = min(config.workers, _cores() - 1)  # a worker without a core of its own hides nothing
+    update = max(work, load / hands) if hands > 0 else work + load
+    return Pace(
+        update=update,
+        first=max(0.0, loads[0] + works[0] - load - work),
+        tokens=tokens / len(works),
+        evaluation=_evaluation(trainer),
+        checkpoint=_checkpoint(trainer),
+    )
+
+
+def _middle(values: Sequence[float]) -> float:
+    """The mean of the middle half: deaf to a stolen core as the median is, but not to rows of unlike length."""
+    drop = len(values) // 4
+    return statistics.fmean(sorted(values)[drop : len(values) - drop])
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _evaluation(trainer: Trainer) -> float:
+    if trainer.evaluate is None:
+        return 0.0
+    began = clock()
+    trainer.objective.eval()
+    with distributed.alone():
+        trainer.evaluate(trainer.objective)
+    trainer.module.train()
+    return clock() - began
+
+
+def _checkpoint(trainer: Trainer) -> float:
+    from sslnlp.train import _Progress
+
+    out = trainer.out
+    with tempfile.TemporaryDirectory(dir=nearest_folder(out), prefix=".measured-") as aside:
+        began = clock()
+        trainer.out = Path(aside)
+        try:
+            trainer._save(_Progress(steps=1, rows=1, together=1))
+        finally:
+            trainer.out = out
+        return clock() - began
+
+
+def nearest_folder(path: Path) -> Path:
+    """`path` or the nearest folder above it that is there: on the disk that `path` will be on."""
+    return next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())

@@ -18,8 +18,7 @@ from sslnlp import __version__, cli
 from sslnlp.cli import run_command
 from sslnlp.errors import UserError
 from sslnlp.recipe import load_recipe, resolve
-from sslnlp.recipe.build import build_objective, build_parts
-from sslnlp.recipe.plan import flops_per_token, plan
+from sslnlp.recipe.build import build_parts
 from sslnlp.recipe.preview import preview
 from tests.contract import corpus
 
@@ -152,34 +151,6 @@ def test_preview_shows_pairs_and_labels(tmp_path: Path) -> None:
     table = tmp_path / "table.csv"
     table.write_text("text,label\n" + "".join(f"some words {n},{'sad' if n % 2 else 'glad'}\n" for n in range(40)))
     assert "glad" in (page := shown("finetune_classification", f"data.train={table}")) or "sad" in page
-
-
-def test_plan_counts_what_can_be_counted(text_file: Path, tmp_path: Path) -> None:
-    keys = [*TINY, f"data.train={text_file}", "train.accumulate=2", f"out={tmp_path / 'o'}"]
-    recipe = load_recipe("pretrain_bert", keys)
-    with open(os.devnull, "w") as nowhere:
-        figures = plan(recipe, console=Console(file=nowhere))
-    assert figures["updates"] == 3
-    assert figures["tokens_seen"] == 3 * figures["tokens_an_update"]
-    assert figures["tokens_an_update"] <= 2 * 2 * 32
-    assert 0.2 < figures["scored"] < 0.35  # a rate of 0.3, of the tokens that are not framing
-    assert figures["tokens_a_second"] > 0
-    assert not (tmp_path / "o").exists()
-
-
-def test_flops_follow_the_formula(text_file: Path) -> None:
-    """One layer of BERT, width 8, inner width 16, vocabulary V, one document a row (so a token attends to its row)."""
-    small = ["model.architecture=bert", "model.config.num_hidden_layers=1", "model.config.hidden_size=8"]
-    small += ["model.config.intermediate_size=16", "data.packing=bucket", "train.batch_size=1"]
-    recipe, _ = resolve(load_recipe("pretrain_bert", [*TINY, *small, f"data.train={text_file}"]))
-    parts = build_parts(recipe)
-    batch = parts.collator(parts.stream.rows([0]))
-    length = int(batch["attention_mask"].sum())
-    scored = int((batch["labels"] != -100).sum()) / length
-    matrices = 4 * 8 * 8 + 2 * 8 * 16  # query, key, value, output; in, out
-    head = 8 * 8 + len(parts.tokenizer) * 8
-    expected = 3 * (2 * matrices + 4 * 1 * 8 * length + 2 * scored * head)
-    assert flops_per_token(build_objective(parts).model, batch, [batch]) == pytest.approx(expected)
 
 
 def test_debug_stands_anywhere(capsys: pytest.CaptureFixture[str]) -> None:

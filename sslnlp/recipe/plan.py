@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-import statistics
-import sys
+import os
 import tempfile
-import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,150 +14,218 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import nn
-from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
-from sslnlp.budget import parse_duration
+from sslnlp import budget, distributed
+from sslnlp.budget import Pace, nearest_folder, occasions, parse_duration
+from sslnlp.data.stream import Stream
+from sslnlp.evaluation import evaluate_held_out
 from sslnlp.models import count_parameters
 from sslnlp.objectives.base import Objective
-from sslnlp.recipe.build import Parts, build_objective, build_parts, resolve
+from sslnlp.recipe.build import Parts, build_objective, build_parts, cache_folder, processes, resolve
+from sslnlp.recipe.choose import choose
+from sslnlp.recipe.costs import count, memory
 from sslnlp.recipe.schema import Recipe
+from sslnlp.sharding import sharding_asked
+from sslnlp.sums import count_tokens
 from sslnlp.train import Trainer
-from sslnlp.types import Batch, Encoding
-from sslnlp.windows import Windows, iterate
+from sslnlp.train_config import TrainConfig
+from sslnlp.types import Batch, Row
 
-TIMED_STEPS = 4
+HELD_OUT_BATCHES = 12
+"""Held-out batches that are timed, from all over the held-out rows; the pass over all of them is that many times as
+long as they are more."""
 
 
-def plan(recipe: Recipe, *, console: Console | None = None) -> dict[str, float]:
+def plan(recipe: Recipe, *, world: int | None = None, console: Console | None = None) -> dict[str, float]:
     """Print and return the plan of a recipe: parameters, tokens, FLOPs a token, memory, speed, time.
 
-    The speed is that of a few real updates on this machine, after one to warm up. Nothing is written to `out`.
+    FLOPs and the memory of activations are counted on a micro-batch from the middle of the run, speed is that of real
+    updates on this machine, one evaluation (a part of it) and one checkpoint are timed, and the rest is arithmetic.
+    Makes the tokenizer and the token store that the run will find; nothing is written to `out`.
+
+    Args:
+        world: processes of the run. Default: those launched together with this one, or the environment's WORLD_SIZE.
+            Where they are not there, each is taken to be as fast as this one alone: what they send is not counted.
+
+    Returns:
+        Name -> figure: bytes (`memory`, `peak_memory`, of one process), seconds, shares, or plain numbers. The
+        `expected_time` is that of finding the data and of `training`; Python's start and the export come on top.
     """
-    console = console or Console()
-    recipe, _ = resolve(recipe)
-    parts = build_parts(recipe)
-    objective = build_objective(parts)
-    figures = _count(parts, objective) | _measure(parts, objective)
-    figures |= _expect(recipe, figures)
-    table = Table("", "", title=f"plan of {recipe.name}", show_header=False)
-    for name, value in figures.items():
-        table.add_row(name.replace("_", " "), _UNITS[name](value))
-    console.print(table)
+    recipe, inherited = resolve(recipe)
+    with _processes(world) as world:
+        main = processes().is_main_process
+        figures, parts, objective = _built(recipe)
+        figures |= {"processes": world} | _count(parts, objective, world)
+        pace, spent = _measure(parts, objective)
+        figures |= {
+            "seconds_an_update": pace.update,
+            "tokens_a_second": pace.tokens * world / pace.update,
+            "seconds_an_evaluation": pace.evaluation,
+            "seconds_a_checkpoint": pace.checkpoint,
+            "peak_memory": _peak_memory(),
+        }
+        figures |= _expect(parts.recipe.train, pace, spent, figures, world)
+    figures["expected_time"] = figures["finding_the_data"] + figures["training"]
+    if main:
+        (console or Console()).print(_table(f"plan of {recipe.name}", inherited | parts.chosen, figures))
     return figures
 
 
-def _count(parts: Parts, objective: Objective) -> dict[str, float]:
-    """What follows from shapes alone, on the first micro-batch of the run."""
-    train = parts.recipe.train
-    batch = parts.collator(parts.stream.rows(range(train.batch_size)))
+@contextlib.contextmanager
+def _processes(world: int | None) -> Iterator[int]:
+    """The number of processes of the run. A WORLD_SIZE that no launcher set is hidden: it would wait for the others."""
+    by_hand = None if "LOCAL_RANK" in os.environ else os.environ.pop("WORLD_SIZE", None)
+    try:
+        processes()
+        yield world or int(by_hand or distributed.world_size())
+    finally:
+        if by_hand is not None:
+            os.environ["WORLD_SIZE"] = by_hand
+
+
+def _built(recipe: Recipe) -> tuple[dict[str, float], Parts, Objective]:
+    """The parts of the run with what its budget chooses, and how long they took to make, and to find when there."""
+    cache = cache_folder(recipe)
+    before = set(cache.glob("*/*"))
+    began = budget.clock()
+    parts = build_parts(recipe)
+    made = budget.clock() - began
+    if distributed.broadcast_number(float(set(cache.glob("*/*")) != before)):  # the run will find it instead
+        began = budget.clock()
+        parts = build_parts(recipe)
+    resident = _resident("VmRSS")
+    parts = choose(parts)
+    objective = build_objective(parts)
+    found = budget.clock() - began
+    figures = {
+        "parameters": float(count_parameters(objective)),
+        "rows": float(len(parts.stream)),
+        "tokens_of_the_data": float(parts.facts.get("tokens", math.nan)),
+        "before_the_model": resident,
+        "preparation": made,
+        "finding_the_data": found,
+    }
+    return figures, parts, objective
+
+
+def _count(parts: Parts, objective: Objective, world: int) -> dict[str, float]:
+    """What follows from a micro-batch in the middle of the run."""
+    train, device = parts.recipe.train, processes().device
+    steps = train.steps or budget.UNKNOWN
+    rows = train.batch_size * train.accumulate * world
+    parts.collator.horizon = steps * rows
+    middle = steps // 2 * rows
+    batch = parts.collator(parts.stream.rows(range(middle, middle + train.batch_size)))
     encodings = [part for part in (batch, *batch.values()) if isinstance(part, dict) and "input_ids" in part]
-    tokens = sum(int(encoding["attention_mask"].sum()) for encoding in encodings)
-    slots = sum(encoding["input_ids"].numel() for encoding in encodings)
+    tokens = float(count_tokens(batch))
+    counted = count(objective.to(device), batch, train)
     return {
-        "parameters": count_parameters(objective),
-        "rows": len(parts.stream),
-        "tokens_of_the_data": parts.facts.get("tokens", math.nan),
-        "tokens_an_update": tokens * train.accumulate,
-        "padding": 1 - tokens / slots,
+        "padding": 1 - tokens / sum(encoding["input_ids"].numel() for encoding in encodings),
         "scored": _scored(batch, tokens),
-        "flops_a_token": flops_per_token(objective.model, batch, encodings),
-        "memory": memory_estimate(objective, slots, _scored(batch, tokens) * tokens),
+        "flops_a_token": counted.flops / tokens,
+        "memory": memory(objective, train, counted.live, world=world, sharded=sharding_asked() is not None),
     }
 
 
-def _scored(batch: Batch, tokens: int) -> float:
-    """The share of tokens whose prediction is scored; 0 when the targets are not tokens."""
+def _scored(batch: Batch, tokens: float) -> float:
+    """Predictions that are scored, for each token that is read; 0 when the targets are not tokens."""
     labels = batch.get("labels")
     return int((labels != -100).sum()) / tokens if labels is not None and labels.ndim == 2 else 0.0
 
 
-def flops_per_token(model: PreTrainedModel, batch: Batch, encodings: list[Encoding]) -> float:
-    """Training FLOPs a token: 3 × (2·P + 4·layers·width·attended + 2·p·(width² + V·width)).
+class _Some:
+    """Every n-th of the held-out rows."""
 
-    P counts the matrices of the backbone without embeddings, `attended` is the mean number of tokens a token looks at
-    (its document's, all heads), and p the share of positions whose vocabulary head is computed. The backward pass
-    costs two forward ones, hence 3.
-    """
-    config = model.config
-    width, layers = int(config.hidden_size), int(config.num_hidden_layers)
-    matrices = sum(m.weight.numel() for m in model.base_model.modules() if isinstance(m, nn.Linear | Conv1D))
-    lengths = torch.cat([_document_lengths(encoding) for encoding in encodings]).double()
-    attended = float((lengths**2).sum() / lengths.sum())
-    tokens = int(lengths.sum())
-    head = width**2 + int(config.vocab_size) * width if model.get_output_embeddings() is not None else 0
-    return 3 * (2 * matrices + 4 * layers * width * attended + 2 * _scored(batch, tokens) * head)
+    def __init__(self, valid: Stream, rows: int) -> None:
+        self.valid, self.every = valid, math.ceil(len(valid) / rows)
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.valid) / self.every)
+
+    def rows(self, positions: Sequence[int]) -> list[Row]:
+        return self.valid.rows([position * self.every for position in positions])
 
 
-def _document_lengths(encoding: Encoding) -> torch.Tensor:
-    """Tokens of each document (or row) of an encoding: int64 [documents]."""
-    documents = encoding.get("document_ids")
-    if documents is None:
-        lengths: torch.Tensor = encoding["attention_mask"].sum(1)
-        return lengths
-    rows = torch.arange(len(documents))[:, None] * (documents.max() + 1)
-    counts: torch.Tensor = torch.unique((rows + documents)[documents >= 0], return_counts=True)[1]
-    return counts
+def _measure(parts: Parts, objective: Objective) -> tuple[Pace, float]:
+    """The pace of the run on this machine, timed aside on the disk of `out`; and the seconds that a run under a budget
+    spends on the same."""
+    train, valid = parts.recipe.train, parts.valid
+    some = None if valid is None else _Some(valid, HELD_OUT_BATCHES * train.batch_size)
+
+    def evaluate(objective: Objective) -> dict[str, float]:
+        assert some is not None
+        device = next(objective.parameters()).device
+        return evaluate_held_out(objective, parts.collator, some, batch_size=train.batch_size, device=device)
+
+    out = nearest_folder(Path(parts.recipe.out).expanduser())
+    with tempfile.TemporaryDirectory(dir=out, prefix=".plan-") as aside:
+        config = replace(train, trackers=[])
+        trainer = Trainer(
+            objective, parts.collator, parts.stream, config,
+            out=Path(aside), evaluate=None if some is None else evaluate, facts=parts.facts,
+        )  # fmt: skip
+        _forget_peak()
+        limits = {} if train.budget is None else budget.limits(parse_duration(train.budget))
+        began = budget.clock()
+        pace = budget.measure(trainer, **limits)
+        spent = budget.clock() - began
+    if valid is None or some is None:
+        return pace, spent
+    whole = pace.evaluation * len(valid) / len(some)
+    return replace(pace, evaluation=whole), spent + whole - pace.evaluation
 
 
-def memory_estimate(objective: Objective, slots: int, scored: float) -> float:
-    """Bytes of training, roughly: weights, gradients and two AdamW moments (16 a parameter); about 18 activations of
-    the model's width a token and layer; logits, their softmax and gradient in float32 where a token is scored."""
-    config = objective.model.config
-    activations = 4 * 18 * slots * int(config.hidden_size) * int(config.num_hidden_layers)
-    return 16 * count_parameters(objective) + activations + 12 * scored * int(config.vocab_size)
-
-
-def _measure(parts: Parts, objective: Objective) -> dict[str, float]:
-    """Updates a second and tokens a second of a few real updates."""
-    config = replace(parts.recipe.train, trackers=[], workers=0, compile=False)
-    with tempfile.TemporaryDirectory() as aside:
-        trainer = Trainer(objective, parts.collator, parts.stream, config, out=Path(aside))
-        trainer.module.train()
-        windows = Windows(batch_size=config.batch_size, accumulate=config.accumulate)
-        seconds, tokens = [], 0.0
-        mark = time.perf_counter()
-        stop = TIMED_STEPS + 1
-        for step, window in iterate(parts.stream, parts.collator, windows, start=0, stop=stop, workers=0):
-            sums = trainer.train_step(window, step, stop)
-            tokens += float(sums["tokens"]) if step else 0.0  # also waits for the device
-            seconds.append(time.perf_counter() - mark)
-            mark = time.perf_counter()
-    update = statistics.median(seconds[1:])
-    return {
-        "seconds_an_update": update,
-        "tokens_a_second": tokens / sum(seconds[1:]),
-        "peak_memory": _peak_memory(),
-    }
+def _forget_peak() -> None:
+    """From here on, `_peak_memory` is that of the updates: making the data may have needed more."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):  # Linux alone
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _peak_memory() -> float:
-    """Bytes: the device's peak, or this process's on a CPU (everything it loaded included)."""
-    if torch.cuda.is_available():
-        return float(torch.cuda.max_memory_allocated())
-    try:
-        import resource
-    except ImportError:  # Windows
-        return math.nan
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1.0 if sys.platform == "darwin" else 1024.0)
+    """Bytes: the device's peak, or this process's on a CPU (Python, libraries and data included)."""
+    return float(torch.cuda.max_memory_allocated()) if torch.cuda.is_available() else _resident("VmHWM")
 
 
-def _expect(recipe: Recipe, figures: dict[str, float]) -> dict[str, float]:
-    """How long the run is in updates, tokens and time; held-out passes and checkpoints come on top."""
-    train = recipe.train
-    rows = train.batch_size * train.accumulate
-    if train.budget is not None:
-        time_left = parse_duration(train.budget)
-        steps = time_left / figures["seconds_an_update"]
+def _resident(kind: str) -> float:
+    """Bytes of this process in memory: now (`VmRSS`) or at most (`VmHWM`); NaN where there is no /proc."""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith(kind))
+    return math.nan
+
+
+def _expect(train: TrainConfig, pace: Pace, spent: float, figures: Mapping[str, float], world: int) -> dict[str, float]:
+    """How long the run is in updates, tokens and seconds."""
+    rows = train.batch_size * train.accumulate * world
+    if train.budget is None:
+        steps = train.steps or max(1, math.ceil((train.epochs or 0) * figures["rows"] / rows))
+        seconds = pace.seconds(steps, train)
     else:
-        steps = float(train.steps or math.ceil((train.epochs or 0) * figures["rows"] / rows))
+        seconds = parse_duration(train.budget)
+        steps = replace(pace, first=0.0).steps(seconds - spent, train)
+    evaluations, checkpoints = occasions(steps, train, evaluates=pace.evaluation > 0)
     return {
-        "updates": float(int(steps)),
+        "tokens_an_update": pace.tokens * world,
+        "updates": float(steps),
         "passes_over_the_data": steps * rows / figures["rows"],
-        "tokens_seen": steps * figures["tokens_an_update"],
-        "expected_time": steps * figures["seconds_an_update"],
+        "tokens_seen": steps * pace.tokens * world,
+        "evaluations": float(evaluations),
+        "checkpoints": float(checkpoints),
+        "training": seconds,
     }
+
+
+def _table(title: str, chosen: Mapping[str, Any], figures: Mapping[str, float]) -> Table:
+    """What was settled for the recipe, then its figures in the order and with the units of `_UNITS`."""
+    table = Table("", "", title=title, show_header=False)
+    for name, value in chosen.items():
+        table.add_row(name, str(value))
+    table.add_section()
+    for name, shown in _UNITS.items():
+        table.add_row(name.replace("_", " "), shown(figures[name]))
+    return table
 
 
 def _number(value: float) -> str:
@@ -178,16 +246,25 @@ _UNITS: dict[str, Any] = {
     "parameters": _number,
     "rows": _number,
     "tokens_of_the_data": _number,
+    "processes": _number,
     "tokens_an_update": _number,
     "padding": lambda share: f"{100 * share:.1f} %",
     "scored": lambda share: f"{100 * share:.1f} % of the tokens",
     "flops_a_token": lambda flops: f"{flops / 1e6:,.2f} MFLOP",
-    "memory": lambda size: f"{_bytes(size)} (estimate)",
+    "before_the_model": lambda size: f"{_bytes(size)} of memory (measured)",
+    "memory": lambda size: f"{_bytes(size)} (counted, on top of that)",
+    "peak_memory": lambda size: f"{_bytes(size)} in all (measured, of one process)",
+    "preparation": lambda seconds: f"{_time(seconds)} (done)",
+    "finding_the_data": lambda seconds: f"{seconds:.1f} s (measured)",
     "seconds_an_update": lambda seconds: f"{seconds:.3f} (measured)",
     "tokens_a_second": lambda speed: f"{speed:,.0f} (measured)",
-    "peak_memory": lambda size: f"{_bytes(size)} (measured)",
+    "seconds_an_evaluation": lambda seconds: f"{seconds:.1f} (measured)",
+    "seconds_a_checkpoint": lambda seconds: f"{seconds:.1f} (measured)",
     "updates": _number,
     "passes_over_the_data": lambda passes: f"{passes:,.2f}",
     "tokens_seen": _number,
+    "evaluations": _number,
+    "checkpoints": _number,
+    "training": _time,
     "expected_time": _time,
 }
