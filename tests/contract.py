@@ -29,6 +29,10 @@ from sslnlp.objectives import get_objective
 from sslnlp.objectives.base import Objective
 from sslnlp.tokenizer import framing, set_framing, train_tokenizer
 from sslnlp.train import TrainConfig, Trainer
+from tests import slow_paths
+
+if slow_paths.ASKED:
+    slow_paths.take()
 
 LENGTH = 32
 ROWS = 96
