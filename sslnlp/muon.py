@@ -42,16 +42,37 @@ def orthogonalise(matrix_Nmn: Tensor, dtype: torch.dtype = torch.bfloat16) -> Te
     x = matrix_Nmn.to(dtype)
     x = x / x.float().norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7).to(dtype)
     a, b, c = COEFFICIENTS
-    for _ in range(STEPS):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    if dtype == torch.float32 and x.shape[-1] >= 2 * x.shape[-2]:
+        x = _product_of_factors(x @ x.mT) @ x
+    else:
+        for _ in range(STEPS):
+            gram = x @ x.mT
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.to(matrix_Nmn.dtype)
 
 
-def momentum_at(update: int) -> float:
+def _product_of_factors(gram_Nmm: Tensor) -> Tensor:
+    """[N, m, m]: what all steps together multiply a matrix with, from its products with itself.
+
+    Every step multiplies with a polynomial of the gram, and they commute: where n = 4 m that takes half the work of
+    going through the m × n matrix five times. In bf16 the powers of small singular values would be lost.
+    """
+    a, b, c = COEFFICIENTS
+    total = None
+    for step in range(STEPS):
+        factor = torch.baddbmm(gram_Nmm, gram_Nmm, gram_Nmm, beta=b, alpha=c)
+        factor.diagonal(dim1=-2, dim2=-1).add_(a)
+        total = factor if total is None else factor @ total
+        if step < STEPS - 1:
+            gram_Nmm = factor @ (factor @ gram_Nmm)
+    assert total is not None
+    return total
+
+
+def momentum_at(update: Tensor) -> Tensor:
     """The momentum of update `update` (0-based): rises linearly over the first `MOMENTUM_WARMUP` updates."""
     low, high = MOMENTUM
-    return low + (high - low) * min(update / MOMENTUM_WARMUP, 1.0)
+    return low + (high - low) * (update / MOMENTUM_WARMUP).clamp(max=1.0)
 
 
 def hidden_matrices(module: nn.Module) -> dict[Tensor, tuple[int, bool]]:
@@ -85,7 +106,8 @@ class Muon(torch.optim.Optimizer):
 
     Matrices of one shape are stacked, so that a network of many small layers costs a few batched products. An update
     of a matrix m × n has root mean square 0.2, as AdamW's has, so one learning rate and one decay serve both kinds.
-    Under FSDP2 every rank puts the updates together and orthogonalises them all, then keeps its part.
+    Under FSDP2 every rank puts the updates together and orthogonalises them all, then keeps its part. Where the
+    attribute `found_inf` is a tensor that holds 1, weights and state stay as they are, as in torch's fused optimisers.
 
     Args:
         module: whose trainable parameters are updated.
@@ -114,7 +136,9 @@ class Muon(torch.optim.Optimizer):
             {"params": [p for p in others if p.ndim >= 2], "kind": "adamw", "weight_decay": weight_decay},
             {"params": [p for p in others if p.ndim < 2], "kind": "adamw", "weight_decay": 0.0},
         ]
-        super().__init__([g for g in groups if g["params"]], {"lr": lr, "betas": betas, "eps": eps})
+        # `fused` makes torch load the counts of updates to where the parameters are.
+        super().__init__([g for g in groups if g["params"]], {"lr": lr, "betas": betas, "eps": eps, "fused": True})
+        self.found_inf: Tensor | None = None
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -137,14 +161,7 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def _adamw(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        for p in params:
-            if not self.state[p]:
-                self.state[p] = {
-                    "step": torch.zeros((), dtype=torch.float32, device=p.device),
-                    "exp_avg": torch.zeros_like(p),
-                    "exp_avg_sq": torch.zeros_like(p),
-                }
-        state = [self.state[p] for p in params]
+        state = [self._state_of(p, "exp_avg", "exp_avg_sq") for p in params]
         beta1, beta2 = group["betas"]
         adamw_(
             params,
@@ -154,23 +171,24 @@ class Muon(torch.optim.Optimizer):
             [],
             [s["step"] for s in state],
             fused=True, amsgrad=False, maximize=False, beta1=beta1, beta2=beta2, lr=group["lr"],
-            weight_decay=group["weight_decay"], eps=group["eps"],
+            weight_decay=group["weight_decay"], eps=group["eps"], found_inf=self.found_inf,
         )  # fmt: skip
 
     def _muon(self, params: list[Tensor], group: dict[str, Any]) -> None:
         stacks: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = defaultdict(list)
         cut: list[tuple[Tensor, Tensor]] = []  # under FSDP2: a parameter of which we hold a part, and its whole update
-        for p in params:
-            state = self.state[p]
-            if not state:
-                state["step"] = torch.zeros((), dtype=torch.float32)
-                state["momentum"] = torch.zeros_like(p)
+        states = [self._state_of(p, "momentum") for p in params]
+        # Counted on the device: with `found_inf` only the device knows what counts, and nobody waits for it.
+        momenta = momentum_at(torch.stack([state["step"] for state in states])).unbind() if states else ()
+        moves: Tensor | float = 1.0 if self.found_inf is None else 1.0 - self.found_inf
+        for p, state, momentum in zip(params, states, momenta, strict=True):
             assert p.grad is not None
-            momentum = momentum_at(int(state["step"]))
-            state["step"] += 1
-            state["momentum"].lerp_(p.grad, 1 - momentum)
+            if self.found_inf is not None:
+                p.grad.masked_fill_(self.found_inf.bool(), 0.0)  # 0 × NaN would be NaN
+            state["step"] += moves
+            state["momentum"].lerp_(p.grad, (1 - momentum) * moves)
             ahead = p.grad.lerp(state["momentum"], momentum)  # Nesterov's look ahead
-            p.mul_(1 - group["lr"] * group["weight_decay"])
+            p.mul_(1 - group["lr"] * group["weight_decay"] * moves)
             update, target = whole(ahead), p.detach()
             if update is not ahead:
                 target = torch.zeros_like(update)
@@ -181,10 +199,19 @@ class Muon(torch.optim.Optimizer):
                 stacks[(step.shape[0], step.shape[1])].append((weight, step))
         for (_, n), pairs in stacks.items():
             updates = orthogonalise(torch.stack([step for _, step in pairs]), self._dtype)
+            updates *= -group["lr"] * 0.2 * n**0.5 * moves
             for (weight, _), update in zip(pairs, updates, strict=True):
-                weight.add_(update, alpha=-group["lr"] * 0.2 * n**0.5)
+                weight.add_(update)
         for p, target in cut:
             p.add_(cut_like(target, p))
+
+    def _state_of(self, p: Tensor, *moments: str) -> dict[str, Tensor]:
+        """The state of a parameter: how many updates it had, and running means, which begin at 0."""
+        if not self.state[p]:
+            self.state[p] = {"step": torch.zeros((), dtype=torch.float32, device=p.device)}
+            self.state[p] |= {name: torch.zeros_like(p) for name in moments}
+        state: dict[str, Tensor] = self.state[p]
+        return state
 
     def _pieces(self, p: Tensor, tensor: Tensor) -> Iterator[Tensor]:
         """Views of the matrices that lie side by side in a parameter, outputs first."""

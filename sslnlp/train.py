@@ -28,6 +28,7 @@ from sslnlp.checkpoint import keep_last, load_checkpoint, newest_valid, save_che
 from sslnlp.collators.base import Collator
 from sslnlp.data.stream import Stream
 from sslnlp.errors import UserError
+from sslnlp.finite import Finite, NonFiniteError
 from sslnlp.metrics import MetricsLog
 from sslnlp.nn import row_keyed_dropout
 from sslnlp.objectives.base import Objective
@@ -52,10 +53,6 @@ class Interrupted(Exception):
     def __init__(self, step: int, signum: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name} and saved at step {step}; go on with --resume")
         self.step, self.signum = step, signum
-
-
-class NonFiniteError(UserError):
-    """The gradient of an update is NaN or Inf; the weights are still those before it."""
 
 
 @dataclass
@@ -115,6 +112,8 @@ class Trainer:
         module: Any = torch.compile(self.objective) if config.compile else self.objective
         self.module = module if self._sharded else self.accelerator.prepare(module)
         warn_if_slower(config.precision, self.device)
+        # Under FSDP2 the optimiser's flag would have to be a tensor of all ranks, so there it is read at once.
+        self._finite = Finite(late=self.device.type == "cuda" and not self._sharded)
         self._signals = Signals()
 
     # --- the page ----------------------------------------------------------------------------------------------------
@@ -129,8 +128,8 @@ class Trainer:
             while progress.step < progress.steps:
                 try:
                     self._run(progress)
-                except NonFiniteError:
-                    progress = self._roll_back(progress)
+                except NonFiniteError as error:
+                    progress = self._roll_back(progress, error.step)
         self._finish(progress)
         return self.objective
 
@@ -162,12 +161,13 @@ class Trainer:
                 self._save(progress)
             if stop:
                 raise Interrupted(progress.step, stop)
+        self._finite.settle()
 
     def train_step(self, window: Sequence[Batch], step: int, steps: int) -> dict[str, Tensor]:
         """One update from this rank's micro-batches: the loss is a mean over the targets of the window, all ranks.
 
         Returns sums over this rank (see `sums.add_sums`) with `targets` and `tokens`, on the device.
-        Raises `NonFiniteError` before the weights are touched.
+        Raises `NonFiniteError`, with the weights before the update it names: this one, or on a GPU the last one.
         """
         batches = [send_to_device(batch, self.device, non_blocking=True) for batch in window]
         counts = torch.stack([self.objective.num_targets(batch).to(self.device).reshape(-1) for batch in batches])
@@ -190,9 +190,7 @@ class Trainer:
                 self.accelerator.backward((terms * weight).sum())
             add_sums(sums, output, count)
         norm = distributed.clip_gradients(self.objective, self.config.clip)
-        if not torch.isfinite(norm):
-            self.optimizer.zero_grad(set_to_none=True)
-            raise NonFiniteError(f"the gradient of step {step} is not finite")
+        self.optimizer.found_inf = self._finite.look(norm, step)  # type: ignore[attr-defined]
         self._set_lr(step, steps)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -227,7 +225,9 @@ class Trainer:
             return max(1, math.ceil(config.epochs * len(self.stream) / rows))
         if config.budget is None:
             raise UserError("say how long to train: train.steps=1000, train.epochs=3 or train.budget=10m")
-        return calibrate(self, parse_duration(config.budget))
+        steps = calibrate(self, parse_duration(config.budget))
+        self._finite.settle()
+        return steps
 
     @property
     def _sharded(self) -> bool:
@@ -286,6 +286,7 @@ class Trainer:
     # --- once in a while ---------------------------------------------------------------------------------------------
 
     def _log(self, progress: _Progress, running: Running, seconds: float) -> None:
+        self._finite.settle()
         values = running.means()
         tokens = int(values.pop("tokens"))
         progress.tokens += tokens
@@ -306,6 +307,7 @@ class Trainer:
     def _evaluate(self, progress: _Progress) -> bool:
         """Held-out figures; True when they are the best so far. Every rank scores all of it: none waits or differs."""
         assert self.evaluate is not None
+        self._finite.settle()
         self.objective.eval()
         with distributed.alone(), torch.no_grad():
             figures = {name: float(value) for name, value in self.evaluate(self.objective).items()}
@@ -321,6 +323,7 @@ class Trainer:
         return True
 
     def _save(self, progress: _Progress) -> None:
+        self._finite.settle()
         state = self.out / "state"
         main = self.accelerator.is_main_process
         parts = {"objective": self.objective.state_dict(), "optimizer": self.optimizer.state_dict()}
@@ -341,24 +344,24 @@ class Trainer:
         load_whole(self.objective, self.optimizer, parts)
         return _Progress(**meta["progress"])
 
-    def _roll_back(self, failed: _Progress) -> _Progress:
-        """After a NaN or Inf: stop, or go back to the last good checkpoint and never see the offending rows again."""
-        step = failed.step
+    def _roll_back(self, failed: _Progress, step: int) -> _Progress:
+        """After a NaN or Inf in `step`: stop, or go back to the last good checkpoint and never see its rows again."""
+        self.optimizer.zero_grad(set_to_none=True)
         what = (
             f"the gradient of step {step} (rows {step * failed.rows} to {(step + 1) * failed.rows - 1}) is not finite"
         )
         self._write(step, {"event": "nonfinite_gradient", "policy": self.config.on_nonfinite})
         if self.config.on_nonfinite == "stop":
             raise NonFiniteError(
-                f"{what}; lower train.lr, check the data, or set train.on_nonfinite=rollback to skip such rows"
+                step, f"{what}; lower train.lr, check the data, or set train.on_nonfinite=rollback to skip such rows"
             )
         if len(failed.skipped) >= 10:
             raise NonFiniteError(
-                f"{what}, after ten windows were skipped already; lower train.lr or use train.precision=no"
+                step, f"{what}, after ten windows were skipped already; lower train.lr or use train.precision=no"
             )
         path = newest_valid(self.out / "state")
         if path is None:
-            raise NonFiniteError(f"{what}, and no valid checkpoint is left to roll back to")
+            raise NonFiniteError(step, f"{what}, and no valid checkpoint is left to roll back to")
         progress = self._restore(path)
         progress.skipped = [*failed.skipped, step]
         log.warning("%s: back to step %d, skipping these rows", what, progress.step)

@@ -103,7 +103,7 @@ LEVELS = [
     "architectures models modes packed generation",
     "data",
     "collators objectives",
-    "optim muon checkpoint metrics windows train_config sums signals budget precision sharding",
+    "optim muon checkpoint metrics windows train_config sums signals finite budget precision sharding",
     "train evaluation search export card hub",
     "recipe report",
     "quickstart cli __main__",

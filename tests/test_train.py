@@ -17,7 +17,7 @@ from sslnlp.errors import UserError
 from sslnlp.metrics import MetricsLog, read_metrics
 from sslnlp.train import Interrupted, NonFiniteError, TrainConfig, Trainer
 from sslnlp.windows import Windows
-from tests.contract import difference, digest, make_trainer
+from tests.contract import difference, digest, make_trainer, one_batch
 
 
 def poisoned(out: Path, bad_step: int, **options: Any) -> Trainer:
@@ -213,6 +213,27 @@ def test_trackers_receive_the_figures(tmp_path: Path) -> None:
     events = EventAccumulator(str(found[0].parent))
     events.Reload()
     assert [event.step for event in events.Scalars("train/loss")] == [1, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize(
+    ("objective", "architecture"), [("masked_lm", "bert"), ("masked_lm", "modernbert"), ("causal_lm", "gpt2")]
+)
+def test_compiled_the_losses_of_packed_rows_are_the_same(
+    objective: str, architecture: str, dropout: float, tmp_path: Path
+) -> None:
+    assert one_batch(objective)["document_ids"].max() > 0, "rows of several documents, kept apart by a mask of pairs"
+    curves = []
+    for compiled in (False, True):
+        out = tmp_path / str(compiled)
+        torch._dynamo.reset()
+        make_trainer(
+            objective, out, architecture=architecture, dropout=dropout, steps=6, compile=compiled, lr=1e-2
+        ).fit()
+        curves.append([line["train/loss"] for line in read_metrics(out / "metrics.jsonl") if "train/loss" in line])
+    assert curves[0][0] - curves[0][-1] > 0.1
+    assert curves[1] == pytest.approx(curves[0], abs=1e-3)
 
 
 def test_emulated_half_precision_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
