@@ -14,13 +14,16 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sslnlp.objectives.functional import IGNORED
 
 CHUNK = {"cpu": 2**21, "cuda": 2**29}
 """Logits made at a time: on a CPU 8 MiB in float32, which the last-level cache holds; on a GPU enough to fill it."""
+
+LEAST = 256
+"""Positions of a chunk at least in float32 on a CPU, where fewer would read the matrix of a large vocabulary too often:
+1.4 times faster than 64 positions at V 32,768 (AVX2, 152 targets, width 768)."""
 
 PANEL = {"cpu": 2**25, "cuda": 2**29}
 """Gradients of logits kept until they are multiplied into the gradient of the matrix, 64 MiB in bf16 on a CPU: that sum
@@ -114,24 +117,34 @@ def _compute(
     total = torch.zeros((), dtype=sums, device=features_NH.device)
     hits = torch.zeros((), dtype=torch.float32, device=features_NH.device)
     d_features_NH, d_weight_VH, d_bias_V = _buffers(features_NH, weight_VH, bias_V, differentiate)
+    positions = len(target_N)
     chunk, panel = (_rows(limit, features_NH, vocabulary) for limit in (CHUNK, PANEL))
-    for start in range(0, len(target_N), panel):
-        part = slice(start, min(start + panel, len(target_N)))
-        d_logits_PV = features_NH.new_empty(part.stop - start, vocabulary) if differentiate and panel > chunk else None
+    if dtype == sums:
+        chunk = max(chunk, LEAST) if features_NH.device.type == "cpu" else chunk
+        panel = chunk  # the product adds to the gradient of the matrix by itself
+    chunk, panel = min(chunk, positions), min(panel, positions)
+    # One place for what all chunks make, because the first touch of new memory costs as much as the sums in it.
+    logits_RV = features_NH.new_empty(chunk, vocabulary)
+    chance_RV = None if fused else features_NH.new_empty(chunk, vocabulary, dtype=sums)
+    panel_RV = features_NH.new_empty(panel, vocabulary) if differentiate and panel > chunk else None
+    for start in range(0, positions, max(panel, 1)):
+        part = slice(start, min(start + panel, positions))
         for place in range(start, part.stop, chunk):
             own = slice(place, min(place + chunk, part.stop))
-            logits_CV = F.linear(features_NH[own], w_VH, b_V)
-            gradient_CV, losses_C, hits_C = score(logits_CV, target_N[own].clamp(min=0)[:, None], smoothing)
+            count = own.stop - own.start
+            logits_CV = _product(features_NH[own], w_VH, b_V, out=logits_RV[:count])
+            room_CV = None if chance_RV is None else chance_RV[:count]
+            gradient_CV, losses_C, hits_C = score(logits_CV, target_N[own].clamp(min=0)[:, None], smoothing, room_CV)
             total += (losses_C * scored_N1[own, 0]).sum()
             hits += (hits_C & scored_N1[own, 0]).sum()
             if differentiate:
-                if d_logits_PV is None:  # the panel is this chunk
+                if panel_RV is None:  # the panel is this chunk
                     d_logits_CV = gradient_CV.to(dtype)
                 else:
-                    d_logits_CV = d_logits_PV[own.start - start : own.stop - start].copy_(gradient_CV)
+                    d_logits_CV = panel_RV[own.start - start : own.stop - start].copy_(gradient_CV)
                 torch.mm(d_logits_CV, w_VH, out=d_features_NH[own])
         if differentiate:
-            panel_PV = d_logits_CV if d_logits_PV is None else d_logits_PV
+            panel_PV = d_logits_CV if panel_RV is None else panel_RV[: part.stop - start]
             # What is not scored is left out here, on H numbers a position, not on V.
             seen_PH = features_NH[part] * scored_N1[part]
             if dtype == sums:
@@ -143,6 +156,13 @@ def _compute(
     if differentiate:
         d_features_NH *= scored_N1
     return total, hits, d_features_NH, d_weight_VH, d_bias_V
+
+
+def _product(features_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, *, out: Tensor) -> Tensor:
+    """`F.linear`, into memory that is there."""
+    if bias_V is None:
+        return torch.mm(features_CH, weight_VH.T, out=out)
+    return torch.addmm(bias_V, features_CH, weight_VH.T, out=out)
 
 
 def _buffers(
@@ -186,10 +206,15 @@ def _shapes(
     return total, hits, *_buffers(features_NH, weight_VH, bias_V, differentiate)
 
 
-def _score(logits_CV: Tensor, target_C1: Tensor, smoothing: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradient of the summed losses by the logits [C, V], the losses [C] and whether the target is highest [C]."""
+def _score(
+    logits_CV: Tensor, target_C1: Tensor, smoothing: float, room_CV: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradient of the summed losses by the logits [C, V], the losses [C] and whether the target is highest [C].
+
+    The gradient is made in `room_CV`, float32 at least, where that is given.
+    """
     exact = torch.promote_types(logits_CV.dtype, torch.float32)
-    chance_CV = logits_CV.softmax(-1, dtype=exact)
+    chance_CV = torch.softmax(logits_CV, -1, exact, out=room_CV)
     # The largest probability is at least 1 / V, so its logarithm is exact where that of a target's could be -inf.
     top_C1, best_C1 = chance_CV.max(-1, keepdim=True)
     log_sum_C1 = logits_CV.gather(1, best_C1).to(exact) - top_C1.log()
@@ -201,7 +226,9 @@ def _score(logits_CV: Tensor, target_C1: Tensor, smoothing: float) -> tuple[Tens
     return chance_CV, losses_C1[:, 0], (best_C1 == target_C1)[:, 0]
 
 
-def _score_by_element(logits_CV: Tensor, target_C1: Tensor, smoothing: float) -> tuple[Tensor, Tensor, Tensor]:
+def _score_by_element(
+    logits_CV: Tensor, target_C1: Tensor, smoothing: float, room_CV: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """The same as `_score`, written so that the compiler makes one kernel of it, with the gradient in the logits' type.
 
     Nothing of float32 [C, V] is then written to memory: the logits are read and their gradient is written.
@@ -215,5 +242,5 @@ def _score_by_element(logits_CV: Tensor, target_C1: Tensor, smoothing: float) ->
 
 
 @functools.cache
-def _fused_score() -> Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor, Tensor]]:
+def _fused_score() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
     return torch.compile(_score_by_element)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -58,6 +59,13 @@ def same(inputs: tuple[Any, ...], tolerance: float = 2e-6, **options: Any) -> No
         assert mine.shape == expected.shape
         scale = max(1.0, float(expected.abs().max()))
         assert float((mine - expected).abs().max()) <= tolerance * scale
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _chunks_as_small_as_asked() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module_under_test, "LEAST", 1)
+        yield
 
 
 @pytest.fixture
@@ -211,6 +219,21 @@ def test_a_second_derivative_is_refused_and_not_wrong() -> None:
     loss, _ = linear_cross_entropy(features.requires_grad_(), weight, bias, target)
     with pytest.raises(RuntimeError, match="differentiated once"):
         torch.autograd.grad(loss, features, create_graph=True)
+
+
+def test_in_float32_on_a_cpu_a_chunk_has_no_fewer_positions_than_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module_under_test, "LEAST", 8)
+    monkeypatch.setitem(module_under_test.CHUNK, "cpu", 60)
+    shapes: list[int] = []
+    score = module_under_test._score
+    monkeypatch.setattr(
+        module_under_test, "_score", lambda logits, *rest: shapes.append(len(logits)) or score(logits, *rest)
+    )
+    same(problem(23, 6, 20))
+    assert shapes == [8, 8, 7]
+    with torch.autocast("cpu", torch.bfloat16):
+        differentiated(linear_cross_entropy, problem(7, 6, 20))
+    assert shapes[3:] == [3, 3, 1]
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
