@@ -62,7 +62,9 @@ def plan_once(recipe: str, keys: list[str]) -> dict[str, Any]:
     nowhere = Console(file=open(os.devnull, "w"))  # noqa: SIM115
     wall = plan(load_recipe(recipe, keys), console=nowhere)
     budget.clock = time.process_time
-    return {"wall": wall, "cpu": plan(load_recipe(recipe, keys), console=nowhere)}
+    cpu = plan(load_recipe(recipe, keys), console=nowhere)
+    budget.clock = time.perf_counter  # the run that follows keeps to its budget by wall clock
+    return {"wall": wall, "cpu": cpu}
 
 
 def run_once(recipe: str, keys: list[str]) -> dict[str, Any]:
