@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sslnlp import distributed
+from sslnlp.checkpoint import save_checkpoint
 from sslnlp.errors import UserError
+from sslnlp.sharding import gathered
 from sslnlp.windows import iterate
 
 if TYPE_CHECKING:
@@ -101,7 +103,7 @@ def calibrate(trainer: Trainer, seconds: float) -> int:
     before = copy.deepcopy(trainer.objective.state_dict())
     pace = measure(trainer, **limits(seconds))
     trainer.objective.load_state_dict(before)
-    trainer.optimizer = trainer._new_optimizer()
+    trainer.optimizer, trainer.average = trainer._new_optimizer(), trainer._new_average()
     left = seconds - (clock() - began)
     return int(distributed.broadcast_number(float(replace(pace, first=0.0).steps(left, trainer.config))))
 
@@ -181,17 +183,15 @@ def _evaluation(trainer: Trainer) -> float:
 
 
 def _checkpoint(trainer: Trainer) -> float:
-    from sslnlp.train import _Progress
-
-    out = trainer.out
-    with tempfile.TemporaryDirectory(dir=nearest_folder(out), prefix=".measured-") as aside:
-        began = clock()
-        trainer.out = Path(aside)
-        try:
-            trainer._save(_Progress(steps=1, rows=1, together=1))
-        finally:
-            trainer.out = out
-        return clock() - began
+    began = clock()
+    main = trainer.accelerator.is_main_process
+    parts = {"objective": trainer.objective.state_dict(), "optimizer": trainer.optimizer.state_dict()}
+    if trainer._sharded:
+        parts = gathered(parts, keep=main)
+    if main:
+        with tempfile.TemporaryDirectory(dir=nearest_folder(trainer.out), prefix=".measured-") as aside:
+            save_checkpoint(Path(aside), 0, parts, {"facts": trainer.facts})
+    return clock() - began
 
 
 def nearest_folder(path: Path) -> Path:

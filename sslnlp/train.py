@@ -23,6 +23,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor
 
 from sslnlp import distributed
+from sslnlp.averaging import Average
 from sslnlp.budget import calibrate, parse_duration
 from sslnlp.checkpoint import keep_last, load_checkpoint, newest_valid, save_checkpoint
 from sslnlp.collators.base import Collator
@@ -107,8 +108,11 @@ class Trainer:
         self.device = self.accelerator.device
         self._whole = objective
         if sharding is not None and distributed.world_size() > 1:
+            if config.ema:
+                raise UserError("train.ema keeps whole weights, which FSDP2 cuts up: use DDP, or leave train.ema out")
             self.objective = shard(objective, sharding, self.device)
         self.optimizer = self._new_optimizer()
+        self.average = self._new_average()
         module: Any = torch.compile(self.objective) if config.compile else self.objective
         self.module = module if self._sharded else self.accelerator.prepare(module)
         warn_if_slower(config.precision, self.device)
@@ -195,6 +199,8 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.objective.after_step((step + 1) / steps)
+        if self.average is not None:
+            self.average.update(step)
         return sums | {"gradient_norm": norm.double() * counts[:, 0].sum()}
 
     # --- beginning and end -------------------------------------------------------------------------------------------
@@ -242,6 +248,10 @@ class Trainer:
         if self.config.keep_best and best is not None and best != progress.step:
             parts, _ = load_checkpoint(self._checkpoint(best))
             self.objective.load_state_dict(parts["objective"])
+            if self.average is not None:
+                self.average.load(parts["average"])
+        if self.average is not None:
+            self.average.settle()
         self.objective.eval()
         self.progress = progress
         if self.config.trackers:
@@ -276,6 +286,9 @@ class Trainer:
             dtype=torch.bfloat16 if config.precision == "bf16" else torch.float32,
         )  # fmt: skip
 
+    def _new_average(self) -> Average | None:
+        return Average(self.objective, self.config.ema) if self.config.ema else None
+
     def _set_lr(self, step: int, steps: int) -> None:
         config = self.config
         warmup = round(config.warmup * steps) if config.warmup < 1 else int(config.warmup)
@@ -309,7 +322,8 @@ class Trainer:
         assert self.evaluate is not None
         self._finite.settle()
         self.objective.eval()
-        with distributed.alone(), torch.no_grad():
+        shown = contextlib.nullcontext() if self.average is None else self.average.shown()
+        with distributed.alone(), torch.no_grad(), shown:
             figures = {name: float(value) for name, value in self.evaluate(self.objective).items()}
         self.module.train()
         progress.valid = figures
@@ -329,6 +343,8 @@ class Trainer:
         parts = {"objective": self.objective.state_dict(), "optimizer": self.optimizer.state_dict()}
         if self._sharded:
             parts = gathered(parts, keep=main)
+        if self.average is not None:
+            parts["average"] = self.average.values
         if main:
             save_checkpoint(state, progress.step, parts, {"progress": asdict(progress), "facts": self.facts})
             keep_last(
@@ -342,6 +358,8 @@ class Trainer:
     def _restore(self, path: Path) -> _Progress:
         parts, meta = load_checkpoint(path)
         load_whole(self.objective, self.optimizer, parts)
+        if self.average is not None:
+            self.average.load(parts["average"])
         return _Progress(**meta["progress"])
 
     def _roll_back(self, failed: _Progress, step: int) -> _Progress:

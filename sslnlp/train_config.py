@@ -40,6 +40,9 @@ class TrainConfig:
     eps: float = 1e-8
     clip: float = 1.0
     """Largest norm of the gradient of an update."""
+    ema: float = 0.0
+    """Share of the old average that stays at each update, of an average of the weights that is evaluated and exported
+    in the place of the last ones; 0: no average. Pays where the text is read several times."""
     precision: str = "no"
     """no (float32) or bf16 (autocast; weights and optimiser stay float32)."""
     compile: bool = False
@@ -88,6 +91,8 @@ class TrainConfig:
                 raise UserError(
                     f"unknown train.{name} {getattr(self, name)!r}.{suggest(getattr(self, name), accepted)}"
                 )
+        if not 0 <= self.ema < 1:
+            raise UserError(f"train.ema is a share from 0 to below 1, got {self.ema}")
         if self.warmup < 0 or not 0 <= self.decay <= 1 or self.workers < 0:
             raise UserError("train.warmup and train.workers cannot be negative, and train.decay lies in [0, 1]")
         check_trackers(self.trackers)

@@ -70,9 +70,12 @@ def test_processes_share_the_rows() -> None:
     assert one / 4 <= each < one  # four are faster too, so all together have more
 
 
-def test_text_read_again_and_again_gets_dropout() -> None:
-    assert ruled(recipe())["model.dropout"] == 0.0
-    assert ruled(recipe(), rows_of_data=200)["model.dropout"] > 0
+def test_text_read_again_and_again_gets_dropout_and_an_average() -> None:
+    once, often = ruled(recipe()), ruled(recipe(), rows_of_data=200)
+    assert (once["model.dropout"], once["train.ema"]) == (0.0, 0.0)
+    assert often["model.dropout"] > 0
+    updates = 600 / (0.01 * often["train.batch_size"] * often["train.accumulate"])
+    assert often["train.ema"] == pytest.approx(1 - 2.5 / updates, abs=1e-5)
 
 
 def test_held_out_passes_take_a_tenth_of_the_time_at_most() -> None:

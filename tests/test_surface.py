@@ -44,9 +44,10 @@ data.valid_tokens
 model.architecture model.config model.dropout model.pretrained model.size
 name objective.name out
 tokenizer.algorithm tokenizer.lowercase tokenizer.memory_mb tokenizer.path tokenizer.vocab_size
-train.accumulate train.batch_size train.betas train.budget train.clip train.compile train.decay train.epochs train.eps
-train.eval_every train.keep train.keep_best train.log_every train.lr train.on_nonfinite train.optimizer train.precision
-train.save_every train.schedule train.seed train.steps train.trackers train.warmup train.weight_decay train.workers
+train.accumulate train.batch_size train.betas train.budget train.clip train.compile train.decay train.ema train.epochs
+train.eps train.eval_every train.keep train.keep_best train.log_every train.lr train.on_nonfinite train.optimizer
+train.precision train.save_every train.schedule train.seed train.steps train.trackers train.warmup train.weight_decay
+train.workers
 """
 
 COLLATOR_OPTIONS = {
@@ -103,7 +104,7 @@ LEVELS = [
     "architectures models modes packed generation",
     "data",
     "collators objectives",
-    "optim muon checkpoint metrics windows train_config sums signals finite budget precision sharding",
+    "optim muon checkpoint metrics windows train_config sums signals finite averaging budget precision sharding",
     "train evaluation search export card hub",
     "recipe report",
     "quickstart cli __main__",

@@ -1,4 +1,4 @@
-"""What a budget chooses: rows an update, learning rate, warm-up and decay, mask schedule, dropout.
+"""What a budget chooses: rows an update, learning rate, held-out passes, dropout and an average of the weights.
 
 `train.budget` says how long to train. What fits into that time depends on the machine, so a few updates are timed
 first; the rest is a rule, fitted on small runs (`benchmarks.defaults`; the figures are in docs/pretraining.md). It
@@ -22,6 +22,7 @@ from sslnlp.budget import parse_duration
 from sslnlp.recipe.build import Parts, build_objective
 from sslnlp.recipe.load import read_biography
 from sslnlp.recipe.schema import Recipe, override
+from sslnlp.sharding import sharding_asked
 from sslnlp.train import Trainer
 from sslnlp.windows import Windows, iterate
 
@@ -31,8 +32,11 @@ Others stand on a plateau first, which takes a number of updates to leave: half 
 that was found for critical batch sizes (Bergsma et al., 2025: 0.46)."""
 EVALUATING = 0.1
 """Of the budget, given to held-out passes at most: a short run has fewer than ten."""
-PASSES_WITHOUT_DROPOUT = 4
+FRESH_PASSES = 4
+"""Text read up to this often teaches nearly as much as new text (Muennighoff et al., 2023)."""
 DROPOUT = 0.1
+AVERAGED = 0.4
+"""The share of the run that the average of the weights looks back on, where the text is read more often."""
 ADAMW_TO_MUON = 0.25
 """AdamW's best rate beside Muon's (1e-3 to 4e-3)."""
 TIMED_SHARE = 0.02
@@ -79,6 +83,8 @@ def choose(parts: Parts) -> Parts:
         tokens_a_row=parts.max_length,
         processes=distributed.world_size(),
     )
+    if sharding_asked() is not None:  # cut weights have no average
+        del found["train.ema"]
     chosen = {key: value for key, value in found.items() if key not in recipe.given}
     return parts.under(apply(recipe, chosen), chosen)
 
@@ -111,12 +117,14 @@ def rule(
     passes = updates * batch * accumulate * processes / rows_of_data
     # A held-out pass has no backward one, so a row of it costs a third.
     evaluations = EVALUATING * seconds / max(speed.per_row * rows_held_out / 3, 1e-9)
+    again = passes > FRESH_PASSES
     return {
         "train.batch_size": batch,
         "train.accumulate": accumulate,
         "train.lr": _learning_rate(recipe, rows * processes * tokens_a_row),
         "train.eval_every": math.ceil(updates / min(10, max(1, evaluations))),
-        "model.dropout": DROPOUT if passes > PASSES_WITHOUT_DROPOUT else recipe.model.dropout,
+        "train.ema": round(max(0.0, 1 - 1 / (AVERAGED * updates)), 5) if again else recipe.train.ema,
+        "model.dropout": DROPOUT if again else recipe.model.dropout,
     }
 
 
