@@ -16,10 +16,6 @@ Ints = npt.NDArray[np.int64]
 MULTIPLE = 8
 """Widths are rounded up to it: few distinct shapes, and the tiles of matrix units are filled."""
 
-NARROWEST = 64
-"""Rows that texts are packed into are at least this wide: where all are short, little fits beside the longest in a row
-of its own width."""
-
 
 def blocks(row_N: Ints, rows: int, *columns: tuple[Ints, int]) -> list[Ints]:
     """Blocks [rows, T] of flat tokens in row order, short rows filled up on the right.
@@ -54,12 +50,12 @@ def pack_texts(masks: Sequence[Tensor]) -> Tensor:
     """Where the real tokens of padded encodings stand when all their texts share rows: int64 [R, T].
 
     `masks`: the attention masks [B, S] of the encodings, each of its own shape. The values are places in the
-    concatenation of the flattened encodings, -1 where a row is not full. No text is parted. T is the longest text or
-    `NARROWEST`, rounded up to a multiple of 8; rows are filled by best-fit decreasing.
+    concatenation of the flattened encodings, -1 where a row is not full. No text is parted. T is the longest text,
+    rounded up to a multiple of 8 (wider rows are not fuller); they are filled by best-fit decreasing.
     """
     token_N = np.flatnonzero(np.concatenate([mask.numpy().ravel() for mask in masks]))
     lengths_X = np.concatenate([mask.sum(1).numpy() for mask in masks]).astype(np.int64)
-    row_X, rows = best_fit(lengths_X, max(int(lengths_X.max()), NARROWEST))
+    row_X, rows = best_fit(lengths_X, -(-int(lengths_X.max()) // MULTIPLE) * MULTIPLE)
     row_N = np.repeat(row_X, lengths_X)
     order = np.argsort(row_N, kind="stable")
     (place_RT,) = blocks(row_N[order], rows, (token_N[order], -1))
