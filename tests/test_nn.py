@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import BertConfig, BertModel
 
+from sslnlp import nn as module_under_test
+from sslnlp import rng
 from sslnlp.adapt import adapt
 from sslnlp.errors import UserError
 from sslnlp.nn import (
@@ -143,3 +145,26 @@ def test_keyed_draws_are_uniform_and_belong_to_the_row() -> None:
     assert not torch.equal(keyed_uniform(torch.arange(64), 50, 20, purpose="other"), drawn)
     with row_keyed_dropout(5, torch.arange(64)):
         assert not torch.equal(keyed_uniform(torch.arange(64), 50, 20, purpose="tests"), drawn)
+
+
+def mixed(x: int) -> int:
+    """SplitMix64's finaliser on Python's integers."""
+    word = (1 << 64) - 1
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & word
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & word
+    return x ^ (x >> 31)
+
+
+@pytest.mark.parametrize("at_a_time", [1, 60, 2**16])
+def test_what_is_dropped_is_a_hash_of_row_and_indices(at_a_time: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many draws are made at a time: the same as one by one, so that runs go on with the masks they had."""
+    monkeypatch.setattr(module_under_test, "IN_CACHE", at_a_time)
+    golden, axes = 0x9E3779B97F4A7C15, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9)
+    with row_keyed_dropout(5, torch.tensor([3, 8, 1000])):
+        found = dropout(torch.ones(3, 4, 6), 0.4)
+    for r, position in enumerate((3, 8, 1000)):
+        row = mixed((position * golden + rng.key(5, "dropout", 1)) % 2**64)
+        for i in range(4):
+            for j in range(6):
+                kept = mixed((row + i * axes[0] + j * axes[1]) % 2**64) >> 11 >= int(0.4 * 2**53)
+                assert (found[r, i, j] > 0) == kept
