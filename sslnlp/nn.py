@@ -205,7 +205,7 @@ def _kept(row_R: Tensor, shape: torch.Size, p: float) -> Tensor:
     if row_R.device.type != "cpu" or torch.compiler.is_compiling() or row_R.numel() == 0:
         return above(row)
     # A dozen passes over int64: within the cache they take a third to a fifth of the time.
-    return torch.cat([above(some) for some in row.split(max(1, IN_CACHE // max(1, place.numel())))])
+    return torch.cat([above(some) for some in torch.split(row, max(1, IN_CACHE // max(1, place.numel())))])
 
 
 class _FunctionalDropout(TorchFunctionMode):
