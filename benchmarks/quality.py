@@ -272,11 +272,13 @@ def race(arguments: argparse.Namespace) -> None:
 
 
 def plain(arguments: argparse.Namespace, mine: dict[str, Any], seed: int) -> None:
-    """The peer at its defaults, for as many updates as fit: a short run tells the speed."""
+    """The peer at its defaults, for as many updates as fit: the run before, or a short one, tells the speed."""
     job = base(arguments) | {"seed": seed, "tuned": False, "batch": 8, "block": 1024}
-    trial = run_side("peer", job | {"steps": 10})
+    done = (line for line in lines(arguments.out) if line["side"] == "peer" and not line["job"]["tuned"])
+    trial = next(done, None) or run_side("peer", job | {"steps": 10})
     left = arguments.cap * mine["cpu"] - trial["prepared"]["cpu"]
-    one = (trial["curve"][-1]["cpu"] - trial["curve"][0]["cpu"]) / 9
+    first, last = trial["curve"][0], trial["curve"][-1]
+    one = (last["cpu"] - first["cpu"]) / (last["step"] - first["step"])
     found = run_side("peer", job | {"steps": max(10, int(left / one))})
     note(arguments.out, {"name": "Trainer, defaults", "seed": seed, **found})
 
