@@ -72,12 +72,12 @@ class Pace:
         once_in_a_while = evaluations * self.evaluation + checkpoints * self.checkpoint
         return self.first + steps * self.update + once_in_a_while
 
-    def steps(self, seconds: float, config: TrainConfig) -> int:
-        """The updates that fit into `seconds`, with their evaluations and checkpoints; at least a fifth of the time
-        goes to updates, and there is at least one."""
+    def steps(self, seconds: float, config: TrainConfig, *, spent: float = 0.0) -> int:
+        """The updates that fit into `seconds` of which `spent` are gone, with their evaluations and checkpoints. A
+        fifth of the time goes to updates in any case, and there is at least one."""
         least = max(1, int(0.2 * seconds / self.update))
-        steps = max(least, int(seconds / self.update))
-        while steps > least and (over := self.seconds(steps, config) - seconds) > 0:
+        steps = max(least, int((seconds - spent) / self.update))
+        while steps > least and (over := self.seconds(steps, config) - (seconds - spent)) > 0:
             # Half of what is too much: fewer steps have fewer evaluations too, where their distance is given.
             steps = max(least, steps - max(1, int(over / self.update / 2)))
         return steps
@@ -104,8 +104,8 @@ def calibrate(trainer: Trainer, seconds: float) -> int:
     pace = measure(trainer, **limits(seconds))
     trainer.objective.load_state_dict(before)
     trainer.optimizer, trainer.average = trainer._new_optimizer(), trainer._new_average()
-    left = seconds - (clock() - began)
-    return int(distributed.broadcast_number(float(replace(pace, first=0.0).steps(left, trainer.config))))
+    steps = replace(pace, first=0.0).steps(seconds, trainer.config, spent=clock() - began)
+    return int(distributed.broadcast_number(float(steps)))
 
 
 def limits(budget: float) -> dict[str, float]:
@@ -188,6 +188,8 @@ def _checkpoint(trainer: Trainer) -> float:
     parts = {"objective": trainer.objective.state_dict(), "optimizer": trainer.optimizer.state_dict()}
     if trainer._sharded:
         parts = gathered(parts, keep=main)
+    if trainer.average is not None:
+        parts["average"] = trainer.average.values
     if main:
         with tempfile.TemporaryDirectory(dir=nearest_folder(trainer.out), prefix=".measured-") as aside:
             save_checkpoint(Path(aside), 0, parts, {"facts": trainer.facts})

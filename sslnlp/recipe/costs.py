@@ -142,16 +142,17 @@ def executed_pairs(queries: int, keys: int, device: str) -> int:
 def memory(objective: nn.Module, train: TrainConfig, live: float, *, world: int = 1, sharded: bool = False) -> float:
     """Bytes a process needs for its updates, from `live` (see `Counted`): weights, optimiser state and what passes by.
 
-    Weights, gradients and moments are float32; AdamW has two moments, Muon one for the matrices inside the network.
-    DDP (`world` > 1) keeps gradients once more, in its buckets. FSDP2 (`sharded`) cuts weights, gradients and moments
-    over the processes; whole are the unit outside the layers and two layers, with their gradients. What the optimiser
-    needs for a moment comes when activations are gone: the larger of the two counts. Python, its libraries (half a GB
-    on a CPU) and what the allocator does not give back come on top.
+    Weights, their average (`train.ema`), gradients and moments are float32; AdamW has two moments, Muon one for the
+    matrices inside the network. DDP (`world` > 1) keeps gradients once more, in its buckets. FSDP2 (`sharded`) cuts
+    weights, gradients and moments over the processes; whole are the unit outside the layers and two layers, with their
+    gradients. What the optimiser needs for a moment comes when activations are gone: the larger of the two counts.
+    Python, its libraries (half a GB on a CPU) and what the allocator does not give back come on top.
     """
     every = 4 * sum(p.numel() for p in objective.parameters())
     gradients = 4 * sum(p.numel() for p in objective.parameters() if p.requires_grad)
     matrices = hidden_matrices(objective) if train.optimizer == "muon" else {}
     moments = 2 * gradients - 4 * sum(p.numel() for p in matrices)
+    moments += gradients if train.ema else 0
     buffers = sum(b.numel() * b.element_size() for b in objective.buffers())
     whole = _muon_temporaries(matrices, 2 if train.precision == "bf16" else 4, cut=sharded and world > 1)
     if not sharded or world == 1:

@@ -204,7 +204,7 @@ def _expect(train: TrainConfig, pace: Pace, spent: float, figures: Mapping[str, 
         seconds = pace.seconds(steps, train)
     else:
         seconds = parse_duration(train.budget)
-        steps = replace(pace, first=0.0).steps(seconds - spent, train)
+        steps = replace(pace, first=0.0).steps(seconds, train, spent=spent)
     evaluations, checkpoints = occasions(steps, train, evaluates=pace.evaluation > 0)
     return {
         "tokens_an_update": pace.tokens * world,
