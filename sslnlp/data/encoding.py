@@ -22,6 +22,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from sslnlp.data.chunks import ChunkTable, Ints, Symbols
+from sslnlp.data.texts import Texts
 from sslnlp.errors import UserError
 from sslnlp.tokenizer.cuts import SEPARATOR, Cutter
 from sslnlp.tokenizer.junctions import merges_bytes
@@ -74,17 +75,22 @@ def _plain(facts: str) -> Tokenizer:
 
 
 def _essence(tokenizer: PreTrainedTokenizerBase) -> str:
+    return _facts(tokenizer)[0]
+
+
+def _facts(tokenizer: PreTrainedTokenizerBase) -> tuple[str, dict[str, Any]]:
+    """What decides the ids, as text and parsed (not to be changed)."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise UserError(f"{type(tokenizer).__name__} is not a fast tokenizer; give one that has a tokenizer.json")
     return _stripped(backend.to_str())
 
 
-@lru_cache(maxsize=4)
-def _stripped(text: str) -> str:
+@lru_cache(maxsize=2)
+def _stripped(text: str) -> tuple[str, dict[str, Any]]:
     facts = json.loads(text)
     facts.update(truncation=None, padding=None, post_processor=None)
-    return json.dumps(facts, sort_keys=True, ensure_ascii=False)
+    return json.dumps(facts, sort_keys=True, ensure_ascii=False), facts
 
 
 def split_long(text: str, limit: int = PIECE_CHARS) -> Iterator[str]:
@@ -127,10 +133,9 @@ class Encoder:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        essence = _essence(tokenizer)
+        essence, facts = _facts(tokenizer)
         self.backend = _plain(essence)
         self.vocab_size: int = self.backend.get_vocab_size(with_added_tokens=True)
-        facts = json.loads(essence)
         self._added = [token["content"].encode() for token in facts["added_tokens"] if not token["special"]]
         self._cutter, why = self._cutter_of(facts)
         if self._cutter is None:
@@ -168,13 +173,14 @@ class Encoder:
                 return sample
         return ""
 
-    def encode(self, texts: Sequence[str]) -> Encoded:
+    def encode(self, texts: Sequence[str] | Texts) -> Encoded:
         """The ids of the texts. Raises `UserError` for a text that is not Unicode (it holds half a surrogate pair)."""
-        raw = [_utf8(text) for text in texts]
-        num_bytes = np.array([len(text) for text in raw], np.int64)
-        if self._cutter is None or not texts:
-            ids, counts = _encode_whole(self.backend, texts)
+        texts = texts if isinstance(texts, Texts) else Texts.of(texts)
+        num_bytes = texts.num_bytes
+        if self._cutter is None or not len(texts):
+            ids, counts = _encode_whole(self.backend, texts.strings())
             return Encoded(ids, counts, num_bytes)
+        raw = texts.raw()
         joined = _MARK.join([b"", *raw, b"", bytes(16)])
         buffer = np.frombuffer(joined, np.uint8)
         marks = np.cumsum(num_bytes + 1) - num_bytes - 1
@@ -183,11 +189,7 @@ class Encoder:
         parts: list[Symbols] = []
         offsets = np.zeros(len(texts) + 1, np.int64)
         for group in _groups(self._blocks(buffer, len(joined) - 17, whole), GROUP_BLOCKS):
-            self._table.begin()
-            found = [(at, self._table.find(buffer, at, sizes)) for at, sizes in group]
-            self._table.fill()
-            for at, slots in found:
-                ids, ends = self._table.ids(slots)
+            for (at, _), (ids, ends) in zip(group, self._table(buffer, group), strict=True):
                 here = slice(*np.searchsorted(marks, [at[0], at[-1] + 1]).tolist())
                 before = np.searchsorted(at, marks[here])
                 offsets[:-1][here] = offsets[-1] + np.concatenate([[0], ends])[before]
@@ -221,36 +223,36 @@ class Encoder:
             yield at[:-1], np.diff(at)
             start, size = int(at[-1]), BLOCK_BYTES
 
-    def _whole(self, joined: bytes, raw: list[bytes], marks: Ints) -> list[tuple[int, int]]:
+    def _whole(self, joined: bytes, raw: list[memoryview], marks: Ints) -> list[tuple[int, int]]:
         """First and last byte of the texts that hold an added token, which may reach across any cut."""
         if not any(token in joined for token in self._added):
             return []
-        held = (n for n, text in enumerate(raw) if any(token in text for token in self._added))
+        held = (n for n, text in enumerate(raw) if any(token in text.tobytes() for token in self._added))
         return [(int(marks[n]) + 1, int(marks[n]) + 1 + len(raw[n])) for n in held]
 
-    def _encode_chunks(self, chunks: list[bytes]) -> tuple[Symbols, Ints]:
-        """The ids of chunks never seen before, by the quickest of three ways."""
+    def _encode_chunks(self, block: npt.NDArray[np.uint8], lengths: Ints) -> tuple[Symbols, Ints]:
+        """The ids of chunks never seen before, by the quickest of three ways. `block`: as `ChunkTable` gives it."""
         assert self._cutter is not None
-        counts = np.zeros(len(chunks), np.int64)
-        joined = _MARK.join([b"", *chunks, b""])
-        block = np.frombuffer(joined, np.uint8)
-        lengths = np.fromiter(map(len, chunks), np.int64, len(chunks))
+        counts = np.zeros(len(lengths), np.int64)
         starts = np.cumsum(lengths + 1) - lengths  # of a chunk, behind its mark
-        first = block[starts] == SEPARATOR if self._cutter.glued else np.zeros(len(chunks), np.bool_)
-        merged = np.zeros(len(chunks), np.bool_)
+        joined, ends = block.tobytes(), starts + lengths
+        first = block[starts] == SEPARATOR if self._cutter.glued else np.zeros(len(lengths), np.bool_)
+        merged = np.zeros(len(lengths), np.bool_)
         parts: list[tuple[npt.NDArray[np.bool_], Symbols]] = []
-        if self._merger is not None and len(chunks) >= self._few:
+        if self._merger is not None and len(lengths) >= self._few:
             # One pre-token for certain, and no added token in it: nothing but merging is left to do.
             merged = self._cutter.single(block, starts) & (lengths <= PIECE_CHARS)
             if any(token in joined for token in self._added):
-                merged &= ~np.array([any(token in chunk for token in self._added) for chunk in chunks])
+                held = (any(token in joined[a:b] for token in self._added) for a, b in zip(starts, ends, strict=True))
+                merged &= ~np.fromiter(held, np.bool_, len(lengths))
             inside = np.repeat(merged, lengths + 1)
             inside[starts[merged] - 1] = False
             ids, counts[merged] = self._merger(block[:-1][inside], lengths[merged])
             parts.append((merged, ids))
         for chosen, backend in ((first, self.backend), (~first & ~merged, self._inner)):
             if chosen.any():
-                texts = [chunks[n].strip(_MARK).decode() for n in np.flatnonzero(chosen).tolist()]
+                spans = zip(starts[chosen].tolist(), ends[chosen].tolist(), strict=True)
+                texts = [joined[start:end].strip(_MARK).decode() for start, end in spans]
                 ids, counts[chosen] = _encode_words(backend, texts)
                 parts.append((chosen, ids))
         ids = np.zeros(int(counts.sum()), np.int32)
@@ -300,21 +302,6 @@ def encode(backend: Tokenizer, texts: Sequence[str]) -> Iterator[tuple[int, Symb
         encodings = backend.encode_batch_fast([piece for _, piece in batch], add_special_tokens=False)
         for (number, _), encoding in zip(batch, encodings, strict=True):
             yield number, np.asarray(encoding.ids, np.int32)
-
-
-def _utf8(text: str) -> bytes:
-    try:
-        return text.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"a text holds half a surrogate pair ({text[error.start]!r} at character {error.start}), which is no "
-            "Unicode; remove it, e.g. with text.encode('utf-8', 'ignore').decode()"
-        ) from None
-
-
-def count_tokens(backend: Tokenizer, text: str) -> int:
-    """Tokens of one text."""
-    return sum(len(ids) for _, ids in encode(backend, [text]))
 
 
 def by_size(

@@ -8,21 +8,24 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from sslnlp.data import split
 from sslnlp.data.config import DataConfig
-from sslnlp.data.encoding import count_tokens, plain_tokenizer, split_long, tokenizer_fingerprint
+from sslnlp.data.encoding import split_long, tokenizer_fingerprint
 from sslnlp.data.hashes import HashSet, hash_texts
+from sslnlp.data.joining import NOTE, Parts, noted
 from sslnlp.data.sources import Source, open_source
-from sslnlp.data.store import TokenStore
+from sslnlp.data.store import TokenStore, open_array
+from sslnlp.data.texts import Texts
 from sslnlp.data.tokens import build_store
 from sslnlp.errors import UserError
 
@@ -30,6 +33,8 @@ log = logging.getLogger(__name__)
 
 _VERSION = 1
 """Of the layout and of what is done to the text: a change makes old caches be built anew."""
+
+Bar = Callable[[str, int | None], Callable[[int], None]]
 
 
 @dataclass
@@ -116,6 +121,11 @@ def open_part(config: DataConfig, name: str, cache: str | Path | None) -> Source
     return open_source(spec, streaming=config.streaming, split=where, cache=str(config.cache or cache or "") or None)
 
 
+def runs_of(source: Source, config: DataConfig) -> Iterator[Texts]:
+    """The training documents, up to `data.limit`, many at a time."""
+    return source.runs(config.text, config.split_text, config.limit)
+
+
 def texts_of(source: Source, config: DataConfig) -> Iterator[str]:
     """The training documents, up to `data.limit`."""
     return islice(source.documents(config.text, config.split_text), config.limit)
@@ -136,68 +146,73 @@ def _build(
     valid: Source | None,
     aside: Path,
     key: str,
-    bar: Callable[[str, int | None], Callable[[int], None]],
+    bar: Bar,
 ) -> None:
-    if not (aside / "scan.json").exists():
-        backend = plain_tokenizer(tokenizer)
-        documents = split.describe(texts_of(train, config), lambda text: count_tokens(backend, text))
-        decide(config, documents, valid, aside, bar("reading", None))
-    scanned = decided(train, aside)
-
-    def store(name: str, texts: Iterable[str], total: int | None) -> TokenStore:
-        if (aside / name / "store.json").exists():
-            return TokenStore(aside / name)
-        advance = bar(f"tokenising {name}", total)
-        return build_store(texts, tokenizer, aside / name, fingerprint=f"{key}-{name}", advance=advance)
-
-    stores = {}
-    if valid is not None:
-        stores["valid"] = store("valid", valid_texts(config, valid), None)
-    elif scanned.valid:
-        stores["valid"] = store("valid", split.chosen(texts_of(train, config), aside, split.VALID), scanned.valid)
-    stores["train"] = store("train", split.chosen(texts_of(train, config), aside, split.TRAIN), scanned.train)
-
-    write_facts(aside, train, valid, tokenizer, key)
+    read = aside / "read"
+    read.mkdir(exist_ok=True)
+    if not (read / "pieces.npy").exists():
+        seen = HashSet() if config.deduplicate else None
+        with (read / "notes.npy").open("wb") as notes:
+            texts = noted(runs_of(train, config), notes, seen)
+            build_store(texts, tokenizer, read / "store", fingerprint=key, advance=bar("tokenising", None))
+            count = notes.tell() // NOTE.itemsize
+        np.save(read / "pieces.new.npy", np.array([[0, count]]))
+        os.replace(read / "pieces.new.npy", read / "pieces.npy")
+    join(config, tokenizer, train, valid, Parts([read]), aside, key, bar)
+    shutil.rmtree(read)
 
 
-def valid_texts(config: DataConfig, valid: Source) -> Iterator[str]:
-    """The documents of `data.valid` that hold text. Raises `UserError`, at the end, when there were none."""
-    empty = True
-    for text in valid.documents(config.text, config.split_text):
-        if text.strip():
-            empty = False
-            yield text
-    if empty:
-        raise UserError(f"{valid.spec} (data.valid) holds no text")
-
-
-def decide(
+def join(
     config: DataConfig,
-    documents: Iterable[split.Documents],
+    tokenizer: PreTrainedTokenizerBase,
+    train: Source,
     valid: Source | None,
+    parts: Parts,
     aside: Path,
-    advance: Callable[[int], None],
+    key: str,
+    bar: Bar,
 ) -> None:
-    """Decide about every document of the training text, into the folder `aside`."""
+    """Decide about all documents, and write into the folder `aside` the stores, and then what was learnt.
+
+    Raises `UserError`, and removes the folder, when no text is left.
+    """
     known = _hash_all(valid, config) if valid is not None else None
     held_out = split.HeldOut(config.valid_fraction, config.valid_tokens) if valid is None else None
-    split.scan(documents, aside, held_out=held_out, valid=known, deduplicate=config.deduplicate, advance=advance)
-
-
-def decided(train: Source, aside: Path) -> split.Scan:
-    """What `decide` found. Raises `UserError`, and removes the folder, when no text is left."""
-    scanned = split.Scan(**json.loads((aside / "scan.json").read_text()))
+    scanned = split.scan(
+        parts.documents(), aside, held_out=held_out, valid=known, deduplicate=config.deduplicate,
+        advance=bar("deciding", None),
+    )  # fmt: skip
     if not scanned.train:
         empty = f"its {scanned.read} documents are empty" if scanned.read else "it holds no documents"
         why = "all of it is in data.valid too" if scanned.overlap else empty
         shutil.rmtree(aside)
         raise UserError(f"{train.spec} leaves no text to train on: {why}")
-    return scanned
+    decisions = open_array(aside / "decisions.bin", np.uint8)
+    if valid is not None and not (aside / "valid" / "store.json").exists():
+        texts = _valid_runs(config, valid)
+        advance = bar("tokenising valid", None)
+        build_store(texts, tokenizer, aside / "valid", fingerprint=f"{key}-valid", advance=advance)
+    elif scanned.valid:
+        parts.copy(decisions, split.VALID, aside / "valid", tokenizer, f"{key}-valid", bar("valid", scanned.valid))
+    parts.copy(decisions, split.TRAIN, aside / "train", tokenizer, f"{key}-train", bar("train", scanned.train))
+    _write_facts(aside, scanned, train, valid, tokenizer, key)
 
 
-def write_facts(aside: Path, train: Source, valid: Source | None, tokenizer: PreTrainedTokenizerBase, key: str) -> None:
+def _valid_runs(config: DataConfig, valid: Source) -> Iterator[Texts]:
+    """The documents of `data.valid` that hold text. Raises `UserError`, at the end, when there were none."""
+    empty = True
+    for run in valid.runs(config.text, config.split_text):
+        kept = run.characters() >= 0
+        empty &= not kept.any()
+        yield run.select(kept)
+    if empty:
+        raise UserError(f"{valid.spec} (data.valid) holds no text")
+
+
+def _write_facts(
+    aside: Path, scanned: split.Scan, train: Source, valid: Source | None, tokenizer: PreTrainedTokenizerBase, key: str
+) -> None:
     """The last file of a preparation: what was learnt, beside the finished stores."""
-    scanned = split.Scan(**json.loads((aside / "scan.json").read_text()))
     stores = {name: TokenStore(aside / name) for name in ("train", "valid") if (aside / name / "store.json").exists()}
     (aside / "decisions.bin").unlink()
     facts = {
@@ -221,8 +236,8 @@ def _sizes(store: TokenStore) -> dict[str, int]:
 
 def _hash_all(source: Source, config: DataConfig) -> HashSet:
     found = HashSet()
-    for batch in split.batches(source.documents(config.text, config.split_text)):
-        found.add(hash_texts(batch))
+    for run in source.runs(config.text, config.split_text):
+        found.add(run.hashes())
     return found
 
 
@@ -245,7 +260,7 @@ def lock(root: Path, name: str) -> Iterator[None]:
 
 
 @contextmanager
-def bars(show: bool) -> Iterator[Callable[[str, int | None], Callable[[int], None]]]:
+def bars(show: bool) -> Iterator[Bar]:
     """A maker of progress bars: `bar("reading", total)` gives the function that advances it."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn

@@ -56,9 +56,9 @@ def parquet_rows(files: list[Path]) -> Iterator[dict[str, Any]]:
 
 
 def parquet_column(files: list[Path], column: str) -> Iterator[Any]:
-    """The values of one column of `.parquet` files; the others are not read. Raises `UserError` where it is missing."""
+    """One column of `.parquet` files, as Arrow arrays; no other is read. Raises `UserError` where it is missing."""
     for batch in _parquet_batches(files, column):
-        yield from batch.column(0).to_pylist()
+        yield batch.column(0)
 
 
 def _parquet_batches(files: list[Path], column: str | None) -> Iterator[Any]:
@@ -70,7 +70,10 @@ def _parquet_batches(files: list[Path], column: str | None) -> Iterator[Any]:
             with plain.open_bytes(file) as handle, pyarrow.parquet.ParquetFile(handle, pre_buffer=False) as table:
                 if column is not None and column not in table.schema_arrow.names:
                     raise UserError(f"{file} has no column {column!r}; it has {', '.join(table.schema_arrow.names)}")
-                yield from table.iter_batches(256, columns=None if column is None else [column], use_threads=False)
+                columns = None if column is None else [column]
+                for batch in table.iter_batches(256, columns=columns, use_threads=False):
+                    batch.validate(full=True)  # that text is UTF-8
+                    yield batch
         except UserError:
             raise
         except Exception as error:  # damaged, cut short, not parquet at all

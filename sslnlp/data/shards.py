@@ -14,46 +14,27 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
-from sslnlp.data import split
+from sslnlp.data import joining
 from sslnlp.data import text as plain
 from sslnlp.data.config import DataConfig
-from sslnlp.data.hashes import HashSet, hash_texts
-from sslnlp.data.prepare import (
-    Prepared,
-    bars,
-    decide,
-    decided,
-    fingerprint,
-    lock,
-    open_part,
-    prepared,
-    texts_of,
-    valid_texts,
-    write_facts,
-)
+from sslnlp.data.hashes import HashSet
+from sslnlp.data.joining import NOTE, Parts, noted
+from sslnlp.data.prepare import Prepared, bars, fingerprint, join, lock, open_part, prepared, runs_of
 from sslnlp.data.sources import Source, text_column
-from sslnlp.data.store import TokenStore, open_array
-from sslnlp.data.tokens import TokenWriter, build_store
+from sslnlp.data.texts import Texts, regrouped
+from sslnlp.data.tokens import build_store
 from sslnlp.errors import UserError
 
-NOTE = np.dtype([("hash", "<u8"), ("chars", "<i8"), ("stored", "?")])
-"""Of a document: its hash, its characters (-1: only white space), whether its tokens are in the shard's store."""
-BLOCK = 1024
-"""Documents dealt to a shard at a time where files cannot be."""
 UNEVEN = 1.25
 """Files are dealt out whole unless a shard would get this many times its share of the bytes."""
-COPIED_TOKENS = 1 << 22
-"""Tokens read at a time when shards are joined."""
 _SPELLING = re.compile(r"(\d+)/(\d+)")
 
 
@@ -121,21 +102,12 @@ def merge_shards(
     final = root / f"text-{key}"
     with lock(root, final.name):
         if not (final / "facts.json").exists():
-            parts = _Parts(_complete(root, key))
+            parts = Parts(_complete(root, key))
             aside = root / f".{final.name}.joining"
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
             with bars(progress) as bar:
-                decide(config, parts.documents(), valid, aside, bar("deciding", None))
-                decided(train, aside)
-                if valid is not None:
-                    build_store(valid_texts(config, valid), tokenizer, aside / "valid", fingerprint=f"{key}-valid")
-                for name, decision in (("valid", split.VALID), ("train", split.TRAIN)):
-                    decisions = open_array(aside / "decisions.bin", np.uint8)
-                    if name == "train" or (decisions == decision).any():
-                        advance = bar(f"joining {name}", None)
-                        parts.copy(decisions, decision, aside / name, tokenizer, f"{key}-{name}", advance)
-            write_facts(aside, train, valid, tokenizer, key)
+                join(config, tokenizer, train, valid, parts, aside, key, bar)
             shutil.rmtree(final, ignore_errors=True)
             os.replace(aside, final)
     return prepared(final)
@@ -160,25 +132,16 @@ class _Dealt:
         self.pieces: list[tuple[int, int]] = []
         """(number of the piece in the whole corpus, documents in it); known when `texts` has been walked through."""
 
-    def texts(self, notes: Path) -> Iterator[str]:
+    def texts(self, notes: Path) -> Iterator[Texts]:
         """The documents to tokenise, while `notes` is written about all. A repeat inside the shard is left out."""
-        seen = HashSet()
+        seen = HashSet() if self.config.deduplicate else None
         with notes.open("wb") as file:
-            for piece, texts in self._pieces():
-                count = 0
-                for batch in split.batches(texts):
-                    note = np.zeros(len(batch), NOTE)
-                    note["hash"], note["chars"] = hash_texts(batch), split.characters(batch)
-                    stored = note["chars"] >= 0
-                    if self.config.deduplicate:
-                        stored[stored] = seen.add(note["hash"][stored])
-                    note["stored"] = stored
-                    file.write(note.tobytes())
-                    count += len(batch)
-                    yield from (text for text, wanted in zip(batch, stored.tolist(), strict=True) if wanted)
-                self.pieces.append((piece, count))
+            for piece, runs in self._pieces():
+                before = file.tell()
+                yield from noted(runs, file, seen)
+                self.pieces.append((piece, (file.tell() - before) // NOTE.itemsize))
 
-    def _pieces(self) -> Iterator[tuple[int, Iterable[str]]]:
+    def _pieces(self) -> Iterator[tuple[int, Iterable[Texts]]]:
         owners = self._owners()
         if owners is None:
             yield from self._blocks()
@@ -188,7 +151,7 @@ class _Dealt:
         for piece, (kind, file) in enumerate(files):
             if owners[piece] == self.shard.number:
                 alone = replace(self.source, files={kind: [file]}, hub=[])
-                yield piece, alone.documents(None if kind == ".txt" else column, how)
+                yield piece, alone.runs(None if kind == ".txt" else column, how)
 
     def _owners(self) -> list[int] | None:
         """Which shard reads which file: the largest first, each to the shard with the least; None where uneven."""
@@ -211,12 +174,10 @@ class _Dealt:
         row = next(self.source.rows(), None)
         return (text_column(row, config.text, self.source.spec) if row is not None else config.text), how
 
-    def _blocks(self) -> Iterator[tuple[int, Iterable[str]]]:
-        texts, piece = texts_of(self.source, self.config), 0
-        while block := list(islice(texts, BLOCK)):
+    def _blocks(self) -> Iterator[tuple[int, Iterable[Texts]]]:
+        for piece, block in enumerate(regrouped(runs_of(self.source, self.config), joining.BLOCK, sys.maxsize)):
             if piece % self.shard.of == self.shard.number - 1:
-                yield piece, block
-            piece += 1
+                yield piece, [block]
 
 
 # --- all shards ------------------------------------------------------------------------------------------------------
@@ -243,88 +204,3 @@ def _complete(root: Path, key: str) -> list[Path]:
     of, found = max(sets.items(), key=lambda one: len(one[1]) / one[0])
     missing = [str(number) for number in range(1, of + 1) if number not in found]
     raise UserError(f"of {of} shards {', '.join(missing)} are missing in {place}: make each with --shard i/{of}")
-
-
-@dataclass
-class _Piece:
-    """A run of documents that lie together in one shard."""
-
-    folder: Path
-    notes: slice
-    first: int
-    """Number, in the shard's store, of its first stored document."""
-
-
-class _Parts:
-    """The documents of all shards in the order of the corpus."""
-
-    def __init__(self, folders: list[Path]) -> None:
-        self._notes = {folder: open_array(folder / "notes.npy", NOTE) for folder in folders}
-        self._stores = {folder: TokenStore(folder / "store") for folder in folders}
-        pieces: dict[int, _Piece] = {}
-        for folder, notes in self._notes.items():
-            at = first = 0
-            for number, documents in np.load(folder / "pieces.npy").tolist():
-                span = slice(at, at + documents)
-                pieces[number] = _Piece(folder, span, first)
-                at += documents
-                first += int(notes["stored"][span].sum())
-            if at != len(notes) or first != len(self._stores[folder]):
-                raise UserError(f"the shard {folder} is damaged: remove it and make it again")
-        if sorted(pieces) != list(range(len(pieces))):
-            raise UserError(f"the shards in {folders[0].parent} overlap or leave gaps: remove them and make them again")
-        self._pieces = [pieces[number] for number in range(len(pieces))]
-
-    def documents(self) -> Iterator[split.Documents]:
-        """What `split.scan` decides on."""
-        for piece in self._pieces:
-            notes, offsets = self._notes[piece.folder][piece.notes], self._stores[piece.folder].offsets
-            index = piece.first + np.cumsum(notes["stored"]) - 1  # in the store, where stored
-            for start in range(0, len(notes), BLOCK):
-                block, own = notes[start : start + BLOCK], index[start : start + BLOCK]
-
-                def count(i: int, own: npt.NDArray[Any] = own, offsets: npt.NDArray[Any] = offsets) -> int:
-                    return int(offsets[own[i] + 1] - offsets[own[i]])
-
-                yield split.Documents(block["hash"], block["chars"], count)
-
-    def copy(
-        self,
-        decisions: npt.NDArray[np.uint8],
-        wanted: int,
-        directory: Path,
-        tokenizer: PreTrainedTokenizerBase,
-        name: str,
-        advance: Callable[[int], None],
-    ) -> None:
-        """Write the store of all documents about which `wanted` was decided."""
-        writer = TokenWriter(directory, tokenizer.backend_tokenizer.get_vocab_size(with_added_tokens=True))
-        at = 0
-        try:
-            for piece in self._pieces:
-                stored = self._notes[piece.folder][piece.notes]["stored"]
-                mine = decisions[at : at + len(stored)][stored] == wanted
-                at += len(stored)
-                for ids, lengths, num_bytes in _chosen(self._stores[piece.folder], piece.first, mine):
-                    writer.add(ids, lengths, num_bytes)
-                    advance(len(lengths))
-            writer.finish(name)
-        finally:
-            writer.close()
-
-
-def _chosen(
-    store: TokenStore, first: int, mine: npt.NDArray[np.bool_]
-) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
-    """Of the documents of `store` from `first` on, those that are `mine`, in batches: ids, and of each its number of
-    ids and of bytes."""
-    start, end = first, first + len(mine)
-    while start < end:
-        # As many documents as fit the batch, at least one.
-        limit = int(np.searchsorted(store.offsets, store.offsets[start] + COPIED_TOKENS, "right")) - 1
-        stop = min(max(start + 1, limit), end)
-        offsets, wanted = store.offsets[start : stop + 1], mine[start - first : stop - first]
-        lengths = np.diff(offsets)
-        ids = store.run(int(offsets[0]), int(offsets[-1]))[np.repeat(wanted, lengths)]
-        yield ids, lengths[wanted], store.byte_counts[start:stop][wanted]
-        start = stop

@@ -7,6 +7,7 @@ line; nothing is loaded before `documents()` or `table()` is called.
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -30,7 +31,12 @@ from sslnlp.data.readers import (
     quiet,
     stream_files,
 )
+from sslnlp.data.texts import Texts
 from sslnlp.errors import UserError, suggest
+
+RUN_DOCUMENTS = 256
+RUN_CHARS = 1 << 20
+"""Of documents that do not come in runs, so many are put together."""
 
 
 @dataclass
@@ -82,6 +88,33 @@ class Source:
             text: the column; None for the one obvious column.
             split_text: how `.txt` files become documents (see `DataConfig.split_text`).
         """
+        for value in self._values(text, split_text):
+            if isinstance(value, str):
+                yield value
+            else:
+                yield from value.strings()
+
+    def runs(self, text: str | None = None, split_text: str = "auto", limit: int | None = None) -> Iterator[Texts]:
+        """The same, at most `limit` of them, many at a time. Raises `UserError` also for text that is not Unicode."""
+        left = sys.maxsize if limit is None else limit
+        held: list[str] = []
+        size = 0
+        for value in self._values(text, split_text):
+            if isinstance(value, str):
+                held.append(value)
+                size, left = size + len(value), left - 1
+            if held and (not isinstance(value, str) or size >= RUN_CHARS or len(held) >= RUN_DOCUMENTS or not left):
+                yield Texts.of(held)
+                held, size = [], 0
+            if isinstance(value, Texts):
+                yield (run := value.part(0, left))
+                left -= len(run)
+            if not left:
+                return
+        if held:
+            yield Texts.of(held)
+
+    def _values(self, text: str | None, split_text: str) -> Iterator[str | Texts]:
         if ".txt" in self.files:
             if text not in (None, "text"):
                 raise UserError(f"data.text={text!r}: a .txt file has no columns; leave data.text out")
@@ -94,8 +127,11 @@ class Source:
                 if column is None:
                     column = text_column(row, text, self.spec)
                 if name == ".parquet":  # a format of columns: from here on the others are not read
-                    for value in parquet_column(self.files[name], column):
-                        yield self._text(value, column)
+                    for array in parquet_column(self.files[name], column):
+                        if str(array.type) in ("string", "large_string"):
+                            yield Texts(array)
+                        else:
+                            yield from (self._text(value, column) for value in array.to_pylist())
                     break
                 yield self._text(row.get(column), column)
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import heapq
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from sslnlp.data.hashes import Hashes, HashSet, hash_texts
+from sslnlp.data.hashes import Hashes, HashSet
 from sslnlp.data.store import open_array
 
 DROPPED, TRAIN, VALID = 0, 1, 2
@@ -44,21 +43,6 @@ class Documents(NamedTuple):
     """Characters of each, -1 where there is nothing but white space."""
     count: Callable[[int], int]
     """Tokens of document i of the batch; asked of few."""
-
-
-def describe(texts: Iterable[str], count: Callable[[str], int]) -> Iterator[Documents]:
-    """Texts as `scan` takes them, in batches."""
-    for batch in batches(texts):
-
-        def tokens(i: int, batch: list[str] = batch) -> int:
-            return count(batch[i])
-
-        yield Documents(hash_texts(batch), characters(batch), tokens)
-
-
-def characters(batch: Sequence[str]) -> npt.NDArray[np.int64]:
-    """Characters of each text, -1 where there is nothing but white space: int64 [n]."""
-    return np.array([-1 if text == "" or text.isspace() else len(text) for text in batch], np.int64)
 
 
 class HeldOut:
@@ -177,15 +161,3 @@ def _decide(directory: Path, bound: int) -> int:
     (directory / "hashes.bin").unlink()
     (directory / "kept.bin").unlink()
     return out
-
-
-def chosen(texts: Iterable[str], directory: Path, decision: int, after: int = 0) -> Iterator[str]:
-    """The texts about which `decision` was made, without the first `after` of them."""
-    decisions = open_array(directory / "decisions.bin", np.uint8)
-    picked = (text for text, made in zip(texts, _one_by_one(decisions), strict=False) if made == decision)
-    return islice(picked, after, None)
-
-
-def _one_by_one(decisions: npt.NDArray[np.uint8]) -> Iterator[int]:
-    for start in range(0, len(decisions), _CHUNK):
-        yield from decisions[start : start + _CHUNK].tolist()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +15,11 @@ from transformers import PreTrainedTokenizerBase
 
 from sslnlp.data.encoding import Encoder, by_size
 from sslnlp.data.store import TokenStore
+from sslnlp.data.texts import Texts, regrouped
 
 __all__ = ["TokenStore", "TokenWriter", "build_store"]
 
-BATCH_CHARS = 1 << 23
+BATCH_BYTES = 1 << 23
 BATCH_DOCUMENTS = 1 << 15
 SHARD_TOKENS = 1 << 22
 """Tokens between two commits of a build: what a killed build does again, at most."""
@@ -92,7 +93,7 @@ class TokenWriter:
 
 
 def build_store(
-    documents: Iterable[str],
+    documents: Iterable[str] | Iterable[Texts],
     tokenizer: PreTrainedTokenizerBase,
     directory: str | Path,
     *,
@@ -102,7 +103,7 @@ def build_store(
     """Tokenise `documents` into a store in `directory`, or go on with one that was interrupted there.
 
     Args:
-        documents: the texts, in an order that is the same when it is iterated again.
+        documents: the texts, or runs of them, in an order that is the same when it is iterated again.
         tokenizer: a fast tokenizer.
         directory: filled in place; the caller renames it when it is whole.
         fingerprint: of the content, kept with the store.
@@ -113,9 +114,8 @@ def build_store(
     try:
         done = writer.documents
         advance(done)
-        rest = islice(documents, done, None)
         committed = writer.tokens
-        for batch in by_size(rest, len, BATCH_CHARS, BATCH_DOCUMENTS):
+        for batch in regrouped(_runs(documents), BATCH_DOCUMENTS, BATCH_BYTES, done):
             writer.add(*encoder.encode(batch))
             advance(len(batch))
             if writer.tokens - committed >= SHARD_TOKENS:
@@ -125,3 +125,13 @@ def build_store(
     finally:
         writer.close()
     return TokenStore(directory)
+
+
+def _runs(documents: Iterable[str] | Iterable[Texts]) -> Iterator[Texts]:
+    rest = iter(documents)
+    for first in rest:
+        if isinstance(first, Texts):
+            yield first
+        else:
+            texts = cast(Iterable[str], chain([first], rest))
+            yield from map(Texts.of, by_size(texts, len, BATCH_BYTES, BATCH_DOCUMENTS))

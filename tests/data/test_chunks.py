@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from sslnlp.data import chunks
 from sslnlp.data.chunks import ChunkTable
+from sslnlp.tokenizer.cuts import SEPARATOR
 
 
 class Counting:
@@ -22,29 +23,35 @@ class Counting:
     def ids_of(self, chunk):
         return list(chunk) * (1 + (len(chunk) % 2 == 0))
 
-    def __call__(self, asked):
+    def __call__(self, joined, lengths):
+        assert joined[0] == joined[-1] == SEPARATOR
+        ends = np.cumsum(lengths + 1)
+        asked = [joined[end - length : end].tobytes() for end, length in zip(ends, lengths, strict=True)]
         self.asked += asked
         ids = [self.ids_of(chunk) for chunk in asked]
         return np.array(list(chain(*ids)), np.int32), np.array([len(one) for one in ids], np.int64)
 
 
-def look_up(table, wanted, before=b""):
+def look_up(table, wanted, before=b"", blocks=1):
+    """The ids of each chunk of `wanted`, asked for in one call, as so many blocks."""
     lengths = np.array([len(chunk) for chunk in wanted], np.int64)
-    block = np.frombuffer(before + b"".join(wanted) + bytes(16), np.uint8)
+    buffer = np.frombuffer(before + b"".join(wanted) + bytes(16), np.uint8)
     at = len(before) + np.cumsum(lengths) - lengths
-    table.begin()
-    slots = table.find(block, at, lengths)
-    table.fill()
-    ids, ends = table.ids(slots)
-    return [part.tolist() for part in np.split(ids, ends[:-1])]
+    cuts = zip(np.array_split(at, blocks), np.array_split(lengths, blocks), strict=True)
+    found = table(buffer, [block for block in cuts if len(block[0])])
+    return [part.tolist() for ids, ends in found for part in np.split(ids, ends[:-1])]
 
 
 CHUNKS = st.lists(st.binary(min_size=1, max_size=20) | st.text("ab", min_size=1, max_size=18).map(str.encode))
 
 
 @settings(max_examples=150, deadline=None)
-@given(calls=st.lists(CHUNKS.filter(bool), min_size=1, max_size=6), most=st.sampled_from([0, 3, 1000]))
-def test_every_chunk_gets_its_own_ids(calls, most):
+@given(
+    calls=st.lists(CHUNKS.filter(bool), min_size=1, max_size=6),
+    most=st.sampled_from([0, 3, 1000]),
+    blocks=st.integers(1, 4),
+)
+def test_every_chunk_gets_its_own_ids(calls, most, blocks):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chunks, "FRONT_BITS", (2, 1))
         patch.setattr(chunks, "MAX_CHUNKS", most)
@@ -52,7 +59,7 @@ def test_every_chunk_gets_its_own_ids(calls, most):
         encode = Counting()
         table = ChunkTable(encode)
         for wanted in calls:
-            assert look_up(table, wanted, b"before") == [encode.ids_of(chunk) for chunk in wanted]
+            assert look_up(table, wanted, b"before", blocks) == [encode.ids_of(chunk) for chunk in wanted]
 
 
 def test_a_chunk_is_encoded_once_until_the_table_begins_anew(monkeypatch):
@@ -81,26 +88,31 @@ def test_memory_is_bounded_by_the_number_of_chunks(monkeypatch):
     table = ChunkTable(Counting())
     for start in range(0, 10_000, 50):
         look_up(table, [b"%d" % n for n in range(start, start + 50)])
-        assert len(table._slots) <= 150
+        assert table._slots.used <= 150
+        assert len(table._where) <= 1 << 10
 
 
 def test_one_chunk_of_very_many_ids():
     many = (1 << 24) + 5
-    table = ChunkTable(lambda asked: (np.arange(2 * many, dtype=np.int32), np.array([many, many])))
-    block = np.frombuffer(b"ab" + bytes(16), np.uint8)
-    slots = table.find(block, np.array([0, 1]), np.array([1, 1]))
-    table.fill()
-    ids, ends = table.ids(slots[1:])
-    assert ends.tolist() == [many]
-    assert ids[0] == many
-    assert ids[-1] == 2 * many - 1
+    table = ChunkTable(lambda joined, lengths: (np.arange(2 * many, dtype=np.int32), np.array([many, many])))
+    buffer = np.frombuffer(b"ab" + bytes(16), np.uint8)
+    ((ids, ends),) = table(buffer, [(np.array([0, 1]), np.array([1, 1]))])
+    assert ends.tolist() == [many, 2 * many]
+    assert np.array_equal(ids, np.arange(2 * many))
+
+
+def test_chunks_without_ids():
+    table = ChunkTable(
+        lambda joined, lengths: (np.full((lengths > 1).sum(), 7, np.int32), (lengths > 1).astype(np.int64))
+    )
+    assert look_up(table, [b" ", b"ab", b" ", b" ", b"ab", b" "]) == [[], [7], [], [], [7], []]
+    assert look_up(table, [b" "]) == [[]]
 
 
 def test_a_block_that_lies_far_behind_two_gibibytes():
     far = 1 << 31
-    block = np.zeros(far + 64, np.uint8)  # untouched pages take no memory
-    block[far : far + 40] = np.frombuffer(b"seventeen letters and then some more too", np.uint8)
+    buffer = np.zeros(far + 64, np.uint8)  # untouched pages take no memory
+    buffer[far : far + 40] = np.frombuffer(b"seventeen letters and then some more too", np.uint8)
     encode = Counting()
-    table = ChunkTable(encode)
-    table.find(block, np.array([far, far + 18]), np.array([18, 22]))
-    assert table._pending == [b"seventeen letters ", b"and then some more too"]
+    list(ChunkTable(encode)(buffer, [(np.array([far, far + 18]), np.array([18, 22]))]))
+    assert encode.asked == [b"seventeen letters ", b"and then some more too"]

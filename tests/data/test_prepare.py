@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sslnlp.data import DataConfig, prepare, prepare_text, sample_texts
+from sslnlp.data import DataConfig, encoding, joining, prepare, prepare_text, sample_texts, tokens
 from sslnlp.data.hashes import HashSet, hash_texts
+from sslnlp.data.texts import Texts
 from sslnlp.errors import UserError
 
 TEXTS = [f"document number {i} says {i * i}" for i in range(400)]
@@ -92,24 +93,44 @@ def test_the_second_run_reads_nothing_and_a_changed_file_is_read_again(tiny, tmp
     assert built == []
 
 
-def test_an_interrupted_preparation_goes_on_and_leaves_nothing_half_written(tiny, tmp_path, monkeypatch):
-    config = DataConfig(train=write(tmp_path / "a.jsonl", TEXTS))
+@pytest.mark.parametrize("killed", [1, 4, 6, "held out", "train"])
+def test_an_interrupted_preparation_goes_on_and_leaves_nothing_half_written(tiny, tmp_path, monkeypatch, killed):
+    """Killed while text is tokenised, and while the stores are made of it: nothing is tokenised twice."""
+    config = DataConfig(train=write(tmp_path / "a.jsonl", [*TEXTS, *TEXTS[:9]]), valid_fraction=0.1)
     whole = prepare_text(config, tiny, cache_dir=tmp_path / "whole")
-    real, calls = prepare.build_store, []
+    monkeypatch.setattr(tokens, "SHARD_TOKENS", 300)
+    monkeypatch.setattr(tokens, "BATCH_DOCUMENTS", 60)
+    real, encoded, copied = encoding.Encoder.encode, [], []
 
-    def dies(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == 2:
+    def encode(self, texts):
+        if isinstance(texts, Texts):  # the corpus, not the sample that an encoder is tried with
+            encoded.append(len(texts))
+            if len(encoded) == killed:
+                raise KeyboardInterrupt
+        return real(self, texts)
+
+    def copy(self, decisions, wanted, directory, *rest):
+        copied.append(directory.name)
+        done(self, decisions, wanted, directory, *rest)
+        if copied == ["valid"] if killed == "held out" else copied == ["valid", "train"] and killed == "train":
             raise KeyboardInterrupt
-        return real(*args, **kwargs)
 
-    monkeypatch.setattr(prepare, "build_store", dies)
+    done = joining.Parts.copy
+    monkeypatch.setattr(encoding.Encoder, "encode", encode)
+    monkeypatch.setattr(joining.Parts, "copy", copy)
     with pytest.raises(KeyboardInterrupt):
         prepare_text(config, tiny, cache_dir=tmp_path / "cut")
     assert not list((tmp_path / "cut").glob("text-*"))
+    first = len(encoded)
     resumed = prepare_text(config, tiny, cache_dir=tmp_path / "cut")
-    assert len(calls) == 3  # the held-out store was not built twice
-    assert (resumed.train.path / "tokens.bin").read_bytes() == (whole.train.path / "tokens.bin").read_bytes()
+    batches = -(-len(TEXTS) // 60)
+    # A batch is done again that was encoded or written, but not committed: two, where commits are a batch apart.
+    assert batches <= len(encoded) <= batches + 2
+    assert isinstance(killed, int) or len(encoded) == first == batches
+    folder, expected = resumed.train.path.parent, whole.train.path.parent
+    for path in expected.rglob("*"):
+        if path.is_file():
+            assert (folder / path.relative_to(expected)).read_bytes() == path.read_bytes()
     assert not list((tmp_path / "cut").glob(".*building"))
 
 

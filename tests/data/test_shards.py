@@ -12,7 +12,7 @@ import datasets
 import pytest
 
 from sslnlp.cli import run_command
-from sslnlp.data import DataConfig, prepare_text, readers, shards, sources, tokens
+from sslnlp.data import DataConfig, joining, prepare_text, readers, shards, sources, tokens
 from sslnlp.data.shards import Shard, merge_shards, prepare_shard
 from sslnlp.errors import UserError
 from sslnlp.recipe import load_recipe
@@ -52,8 +52,8 @@ def several(folder: Path, texts: list[str], files: int) -> str:
     ],
 )
 def test_joined_shards_are_the_single_run(tiny, tmp_path, monkeypatch, files, of, options):
-    monkeypatch.setattr(shards, "BLOCK", 100)
-    monkeypatch.setattr(shards, "COPIED_TOKENS", 500)
+    monkeypatch.setattr(joining, "BLOCK", 100)
+    monkeypatch.setattr(joining, "COPIED_TOKENS", 500)
     if "valid" in options:
         options = options | {"valid": write(tmp_path / "valid.jsonl", [*TEXTS[5:9], "", "new text"])}
     config = DataConfig(train=several(tmp_path / "texts", MANY, files), **{"valid_fraction": 0.1} | options)
