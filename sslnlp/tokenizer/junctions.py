@@ -46,7 +46,10 @@ class Junctions:
         if not merges_bytes(facts["model"]):
             return None
         inverse = {ord(character): byte for byte, character in byte_characters().items()}
-        spelt = filter({chr(point) for point in inverse}.issuperset, facts["model"]["vocab"])
+        # Most are a space (spelt as one of the inverse) and ASCII, which has no junctions.
+        space = byte_characters()[0x20]
+        foreign = (token for token in facts["model"]["vocab"] if not token.replace(space, "").isascii())
+        spelt = filter({chr(point) for point in inverse}.issuperset, foreign)
         return cls([token.translate(inverse).encode("latin-1") for token in spelt])
 
     def harmless(self, left: Points, right: Points) -> npt.NDArray[np.bool_]:

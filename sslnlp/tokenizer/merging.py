@@ -7,6 +7,8 @@ first and the leftmost of equals (Sennrich et al., 2016, as `tokenizers` does it
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from operator import add
 from typing import Any
 
 import numpy as np
@@ -28,24 +30,34 @@ class Merger:
         vocabulary: dict[str, int] = model["vocab"]
         spelling = byte_characters()
         self.byte_ids = np.array([vocabulary[spelling[byte]] for byte in range(256)], np.int32)
-        pairs = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
-        self._merged = np.array([vocabulary[a + b] for a, b in pairs], np.int32)
-        ranks = {vocabulary[a] << 32 | vocabulary[b]: rank for rank, (a, b) in enumerate(pairs)}
-        self._bits = max(8, (4 * len(ranks)).bit_length())
-        self._build(np.array(list(ranks), np.uint64), np.array(list(ranks.values()), np.int32))
+        # No tuples: thousands of objects make Python's collector walk through everything that is loaded.
+        sides = [part for merge in model["merges"] for part in (merge.split(" ") if isinstance(merge, str) else merge)]
+        left, right = sides[0::2], sides[1::2]
+        self._merged = _looked_up(vocabulary, map(add, left, right))
+        keys = _looked_up(vocabulary, left).astype(np.uint64) << np.uint64(32) | _looked_up(vocabulary, right).view(
+            np.uint32
+        )
+        self._bits = max(8, (4 * len(keys)).bit_length())
+        self._build(keys)
+        both = np.arange(1 << 16)
+        self._byte_ranks = self._rank(self.byte_ids[both >> 8], self.byte_ids[both & 0xFF]).astype(np.int32)
 
-    def _build(self, keys: npt.NDArray[np.uint64], ranks: Symbols) -> None:
+    def _build(self, keys: npt.NDArray[np.uint64]) -> None:
         """An open hash table: a pair stands at its place or at one of the `_probes` places after it."""
         size = 1 << self._bits
         self._keys = np.full(size + 256, 2**64 - 1, np.uint64)
         self._ranks = np.full(size + 256, _NONE, np.int32)
-        self._probes = 1
-        for at, key, rank in zip(self._place(keys).tolist(), keys, ranks, strict=True):
-            probe = at
-            while self._ranks[probe] != _NONE:
-                probe += 1
-            self._keys[probe], self._ranks[probe] = key, rank
-            self._probes = max(self._probes, probe - at + 1)
+        self._probes = 0
+        last = len(keys) - 1 - np.unique(keys[::-1], return_index=True)[1]  # of a merge that is listed twice, the last
+        place = self._place(keys[last])
+        while len(last):
+            assert self._probes < 256
+            free = self._ranks[place] == _NONE
+            self._ranks[place[free]] = last[free]  # where several want one place, one of them stays there
+            won = self._ranks[place] == last
+            self._keys[place[won]] = keys[last[won]]
+            last, place = last[~won], place[~won] + 1
+            self._probes += 1
 
     def _place(self, keys: npt.NDArray[np.uint64]) -> Ints:
         with np.errstate(over="ignore"):
@@ -74,12 +86,14 @@ class Merger:
         each word has: int64 [W]."""
         symbols, sizes, word = self.byte_ids[text], lengths, np.arange(len(lengths))
         done: list[tuple[Ints, Ints, Symbols]] = []
+        ranks: npt.NDArray[np.integer[Any]] = self._byte_ranks[text[:-1].astype(np.int64) << 8 | text[1:]]
         while len(word):
-            alive, busy = self._rounds(symbols, sizes)
+            alive, busy = self._rounds(symbols, sizes, ranks)
             sizes = np.add.reduceat(alive, np.cumsum(sizes) - sizes, dtype=np.int64)
             symbols, of_busy = symbols[alive], np.repeat(busy, sizes)
             done.append((word[~busy], sizes[~busy], symbols[~of_busy]))
             word, sizes, symbols = word[busy], sizes[busy], symbols[of_busy]
+            ranks = self._rank(symbols[:-1], symbols[1:])
         counts = np.zeros(len(lengths), np.int64)
         for words, own, _ in done:
             counts[words] = own
@@ -89,9 +103,12 @@ class Merger:
             ids[np.arange(len(found)) + np.repeat(ends[words] - np.cumsum(own), own)] = found
         return ids, counts
 
-    def _rounds(self, symbols: Symbols, sizes: Ints) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    def _rounds(
+        self, symbols: Symbols, sizes: Ints, ranks: npt.NDArray[np.integer[Any]]
+    ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
         """Merges in place until half of the words are done. Which symbols are left, and which words are not done.
 
+        `ranks` [n - 1] are those of neighbours in the flat array; across words they do not count.
         A symbol knows its neighbours; those that are gone stay where they are until the words are packed again.
         """
         n = len(symbols)
@@ -102,7 +119,7 @@ class Merger:
         # The best pair of a word is the least key: its rank, then its place.
         keys = np.full(n + 1, _NONE << 32, np.int64)
         inner = np.flatnonzero(after[:n] != n)
-        keys[inner] = self._rank(symbols[inner], symbols[inner + 1]) << 32 | inner
+        keys[inner] = ranks[inner].astype(np.int64) << 32 | inner
         alive = np.ones(n, np.bool_)
         while True:
             best = np.minimum.reduceat(keys[:n], start)
@@ -125,3 +142,7 @@ class Merger:
         keys[left[~pair]] = _NONE << 32
         left, right = left[pair], right[pair]
         keys[left] = self._rank(symbols[left], symbols[right]) << 32 | left
+
+
+def _looked_up(vocabulary: dict[str, int], tokens: Iterable[str]) -> Symbols:
+    return np.fromiter(map(vocabulary.__getitem__, tokens), np.int32)

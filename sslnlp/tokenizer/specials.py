@@ -71,7 +71,11 @@ def special_mask(tokenizer: PreTrainedTokenizerBase) -> npt.NDArray[np.bool_]:
 
     Covers named special tokens, extra ones, and added tokens flagged special.
     """
-    mask = np.zeros(vocabulary_size(tokenizer), dtype=np.bool_)
+    return _special(tokenizer, vocabulary_size(tokenizer))
+
+
+def _special(tokenizer: PreTrainedTokenizerBase, size: int) -> npt.NDArray[np.bool_]:
+    mask = np.zeros(size, dtype=np.bool_)
     mask[[i for i in tokenizer.all_special_ids if i is not None]] = True
     mask[[i for i, token in tokenizer.added_tokens_decoder.items() if token.special]] = True
     return mask
@@ -79,16 +83,22 @@ def special_mask(tokenizer: PreTrainedTokenizerBase) -> npt.NDArray[np.bool_]:
 
 def drawable_ids(tokenizer: PreTrainedTokenizerBase) -> npt.NDArray[np.int64]:
     """int64 [K]: ids that may stand in as random replacements: of the vocabulary, neither special nor added."""
-    present = np.zeros(vocabulary_size(tokenizer), dtype=np.bool_)
-    present[list(tokenizer.get_vocab().values())] = True  # a vocabulary may have holes
+    ids = _ids(tokenizer)
+    present = np.zeros(max(len(tokenizer), int(ids.max(initial=-1)) + 1), dtype=np.bool_)
+    present[ids] = True  # a vocabulary may have holes
     present[list(tokenizer.added_tokens_decoder)] = False
-    drawable: npt.NDArray[np.int64] = np.flatnonzero(present & ~special_mask(tokenizer)).astype(np.int64)
+    drawable: npt.NDArray[np.int64] = np.flatnonzero(present & ~_special(tokenizer, len(present))).astype(np.int64)
     return drawable
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
     """One more than the largest id: the length of a table indexed by id."""
-    return int(max([len(tokenizer) - 1, *tokenizer.get_vocab().values()])) + 1
+    return max(len(tokenizer), int(_ids(tokenizer).max(initial=-1)) + 1)
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase) -> npt.NDArray[np.int64]:
+    vocabulary = tokenizer.get_vocab()
+    return np.fromiter(vocabulary.values(), np.int64, len(vocabulary))
 
 
 def special_id(tokenizer: PreTrainedTokenizerBase, role: str) -> int | None:
