@@ -1,6 +1,6 @@
 """Where matrix products beat the fused attention kernel on a CPU, which `sslnlp.attention.LONGEST` was read from.
 
-    python -m benchmarks.attention [--threads 1] [--float32]
+python -m benchmarks.attention [--threads 1] [--float32]
 """
 
 from __future__ import annotations

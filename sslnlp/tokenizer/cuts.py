@@ -237,9 +237,7 @@ class Cutter:
         found: Flags = np.logical_and.reduceat(fits, starts - 1)
         return found
 
-    def _read_foreign(
-        self, block: Bytes, classes: Bytes, lead: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.int64] | None:
+    def _read_foreign(self, block: Bytes, classes: Bytes, lead: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | None:
         """Fills in the classes of characters outside ASCII; the places of harmless cuts inside their runs."""
         if not self._foreign:
             return None
@@ -263,9 +261,7 @@ class Cutter:
         return inner
 
 
-def _code_points(
-    block: Bytes, lead: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
+def _code_points(block: Bytes, lead: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
     """The characters that begin at `lead` (valid UTF-8, not ASCII), and their lengths in bytes."""
     first = block[lead].astype(np.int64)
     lengths = (2 + (first >= 0xE0) + (first >= 0xF0)).astype(np.uint8)
