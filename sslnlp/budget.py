@@ -11,7 +11,7 @@ import re
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING
 from sslnlp import distributed
 from sslnlp.checkpoint import save_checkpoint
 from sslnlp.errors import UserError
-from sslnlp.sharding import gathered
-from sslnlp.windows import iterate
+from sslnlp.windows import Windows, iterate
 
 if TYPE_CHECKING:
     from sslnlp.train import Trainer
@@ -120,35 +119,16 @@ def measure(trainer: Trainer, *, at_least: float = 3.0, at_most: float = 30.0) -
     The updates are real ones, of rows from all over the run, as costs may change in it (a falling rate of masks, rows
     of unlike length). Leaves other weights, optimiser state and buffers behind than it found.
     """
-    windows, config = trainer.windows(), trainer.config
-    steps = config.steps or UNKNOWN
-    trainer.collator.horizon = steps * windows.rows
-    # Steps come in no order, so a rate that matters would have no warm-up and could break the weights.
-    trainer.config = replace(config, lr=1e-9)
-    trainer.module.train()
-    loads: list[float] = []
-    works: list[float] = []
-    tokens = 0.0
-    began = clock()
-    for k in count():
-        step = int(k * _GOLDEN % 1 * steps)  # even all over the run, wherever the count stops
-        trainer.stream.index(windows.positions(step, 0))  # a block of rows is put in order once, not for each update
-        mark = clock()
-        ((_, window),) = iterate(
-            trainer.stream, trainer.collator, windows, start=step, stop=step + 1, workers=0
-        )  # fmt: skip
-        loaded = clock()
-        tokens += float(trainer.train_step(window, step, steps)["tokens"])  # also waits for the device
+    config, began = trainer.config, clock()
+
+    def enough(updates: int) -> bool:
+        nonlocal began
         now = clock()
-        loads.append(loaded - mark)
-        works.append(now - loaded)
-        if k == 0:  # torch.compile may take longer than all that is timed
+        if updates == 1:  # torch.compile may take longer than all that is timed
             began = now
-        enough = (k >= LEAST and now - began > at_least) or (k > 0 and now - began > at_most)
-        # Every rank must leave at the same update: rank 0's clock decides.
-        if distributed.broadcast_number(float(enough)):
-            break
-    trainer.config = config
+        return (updates > LEAST and now - began > at_least) or (updates > 1 and now - began > at_most)
+
+    loads, works, tokens = time_updates(trainer, trainer.windows(), enough)
     load, work = _middle(loads[1:]), _middle(works[1:])
     hands = min(config.workers, _cores() - 1)  # a worker without a core of its own hides nothing
     update = max(work, load / hands) if hands > 0 else work + load
@@ -159,6 +139,40 @@ def measure(trainer: Trainer, *, at_least: float = 3.0, at_most: float = 30.0) -
         evaluation=_evaluation(trainer),
         checkpoint=_checkpoint(trainer),
     )
+
+
+def time_updates(
+    trainer: Trainer, windows: Windows, enough: Callable[[int], bool]
+) -> tuple[list[float], list[float], float]:
+    """Seconds that the batches and the work of each update took, and the tokens of all of them.
+
+    `enough` is told how many there were, after each; that of rank 0 counts.
+    """
+    config = trainer.config
+    steps = config.steps or UNKNOWN
+    trainer.collator.horizon = steps * windows.rows
+    # Steps come in no order, so a rate that matters would have no warm-up and could break the weights.
+    trainer.config = replace(config, lr=1e-9)
+    trainer.module.train()
+    loads: list[float] = []
+    works: list[float] = []
+    tokens = 0.0
+    for k in count():
+        step = int(k * _GOLDEN % 1 * steps)  # even all over the run, wherever the count stops
+        trainer.stream.index(windows.positions(step, 0))  # a block of rows is put in order once, not for each update
+        mark = clock()
+        ((_, window),) = iterate(
+            trainer.stream, trainer.collator, windows, start=step, stop=step + 1, workers=0
+        )  # fmt: skip
+        loaded = clock()
+        tokens += float(trainer.train_step(window, step, steps)["tokens"])  # also waits for the device
+        loads.append(loaded - mark)
+        works.append(clock() - loaded)
+        # Every rank must leave at the same update.
+        if distributed.broadcast_number(float(enough(k + 1))):
+            break
+    trainer.config = config
+    return loads, works, tokens
 
 
 def _middle(values: Sequence[float]) -> float:
@@ -184,13 +198,8 @@ def _evaluation(trainer: Trainer) -> float:
 
 def _checkpoint(trainer: Trainer) -> float:
     began = clock()
-    main = trainer.accelerator.is_main_process
-    parts = {"objective": trainer.objective.state_dict(), "optimizer": trainer.optimizer.state_dict()}
-    if trainer._sharded:
-        parts = gathered(parts, keep=main)
-    if trainer.average is not None:
-        parts["average"] = trainer.average.values
-    if main:
+    parts = trainer.parts()
+    if trainer.accelerator.is_main_process:
         with tempfile.TemporaryDirectory(dir=nearest_folder(trainer.out), prefix=".measured-") as aside:
             save_checkpoint(Path(aside), 0, parts, {"facts": trainer.facts})
     return clock() - began

@@ -339,18 +339,20 @@ class Trainer:
     def _save(self, progress: _Progress) -> None:
         self._finite.settle()
         state = self.out / "state"
-        main = self.accelerator.is_main_process
-        parts = {"objective": self.objective.state_dict(), "optimizer": self.optimizer.state_dict()}
-        if self._sharded:
-            parts = gathered(parts, keep=main)
-        if self.average is not None:
-            parts["average"] = self.average.values
-        if main:
+        parts = self.parts()
+        if self.accelerator.is_main_process:
             save_checkpoint(state, progress.step, parts, {"progress": asdict(progress), "facts": self.facts})
             keep_last(
                 state, self.config.keep, None if progress.best_step is None else self._checkpoint(progress.best_step)
             )
         self.accelerator.wait_for_everyone()
+
+    def parts(self) -> dict[str, Any]:
+        """What a checkpoint holds, whole on the main process; all processes call it together."""
+        parts: dict[str, Any] = {"objective": self.objective.state_dict(), "optimizer": self.optimizer.state_dict()}
+        if self._sharded:
+            parts = gathered(parts, keep=self.accelerator.is_main_process)
+        return parts if self.average is None else parts | {"average": self.average.values}
 
     def _checkpoint(self, step: int) -> Path:
         return self.out / "state" / f"step-{step:08d}"

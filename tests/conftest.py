@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -36,3 +37,11 @@ def texts() -> list[str]:
 def tokenizer() -> PreTrainedTokenizerBase:
     """A byte-level BPE of a few hundred tokens, framed like an encoder."""
     return small_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The corpus as a file, a blank line between documents."""
+    path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
+    path.write_text("\n\n".join(corpus()), encoding="utf-8")
+    return path

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks.common import ContenderFailed, Contest
+from tests.turns import Turns
 
 ROUNDS = 2
 
@@ -44,18 +45,6 @@ def contenders_in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-class Turns:
-    """Stands in for the gate: lets a contender get ready and have its rounds, in this process."""
-
-    def __init__(self) -> None:
-        self.said: list[dict[str, Any]] = []
-
-    def __call__(self, **facts: Any) -> None:
-        self.said.append(facts)
-        if len(self.said) > ROUNDS:
-            raise SystemExit(0)
-
-
 @pytest.mark.usefixtures("contenders_in_this_process")
 def test_every_contender_does_the_same_work(gpu: Any, tmp_path: Path) -> None:
     from benchmarks.contenders import save_work
@@ -68,7 +57,7 @@ def test_every_contender_does_the_same_work(gpu: Any, tmp_path: Path) -> None:
         made = gpu.contenders(kind, {"work": work, "warmup": 2, "steps": 3})
         made[gpu.OURS][1]["profile"] = str(tmp_path / f"{kind}.txt")
         for name, (function, options) in made.items():
-            turns = Turns()
+            turns = Turns(ROUNDS)
             with pytest.raises(SystemExit):
                 function(turns, **options)
             losses[name] = [loss for facts in turns.said for loss in facts["losses"]]

@@ -16,6 +16,7 @@ from accelerate.state import AcceleratorState
 
 from benchmarks import short
 from benchmarks.common import Comparison
+from tests.turns import Turns
 
 ROUNDS = 2
 SIZES = {"layers": 1, "width": 32, "vocabulary": 600, "length": 32, "batch": 8, "steps": 3, "rounds": ROUNDS}
@@ -45,18 +46,6 @@ def table(tmp_path: Path) -> Path:
     return path
 
 
-class Turns:
-    """Stands in for the gate: lets a contender get ready and have its rounds, in this process."""
-
-    def __init__(self) -> None:
-        self.said: list[dict[str, Any]] = []
-
-    def __call__(self, **facts: Any) -> None:
-        self.said.append(facts)
-        if len(self.said) > ROUNDS:
-            raise SystemExit(0)
-
-
 def compared(kind: str, table: Path, folder: Path) -> tuple[dict[str, dict[str, Any]], Comparison, set[str]]:
     """What contenders said when they were ready, their rounds, and which of them drop out."""
     folder.mkdir()
@@ -65,7 +54,7 @@ def compared(kind: str, table: Path, folder: Path) -> tuple[dict[str, dict[str, 
     ready, rounds = {}, {}
     for name, (function, options) in made.items():
         AcceleratorState._reset_state(reset_partial_state=True)
-        turns = Turns()
+        turns = Turns(ROUNDS)
         torch.manual_seed(0)
         with pytest.raises(SystemExit):
             function(turns, **options)

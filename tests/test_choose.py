@@ -13,16 +13,8 @@ from rich.console import Console
 from sslnlp.recipe import Recipe, load_recipe, override, resolve, run
 from sslnlp.recipe.build import build_parts
 from sslnlp.recipe.choose import Speed, apply, choose, chooses, rule
-from tests.contract import corpus
 
 TINY = ["model.size=nano", "tokenizer.vocab_size=520", "data.seq_length=32"]
-
-
-@pytest.fixture(scope="module")
-def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
-    path.write_text("\n\n".join(corpus()), encoding="utf-8")
-    return path
 
 
 def recipe(*pairs: str, name: str = "pretrain_bert") -> Recipe:

@@ -23,16 +23,9 @@ from sslnlp.recipe.costs import _Ledger, _muon_temporaries, count, executed_pair
 from sslnlp.recipe.plan import plan
 from sslnlp.train import TrainConfig
 from sslnlp.types import Batch
-from tests.contract import corpus, make_trainer
+from tests.contract import make_trainer
 
 TINY = ["model.size=nano", "train.steps=3", "train.batch_size=2", "tokenizer.vocab_size=520", "data.seq_length=32"]
-
-
-@pytest.fixture
-def text_file(tmp_path: Path) -> Path:
-    path = tmp_path / "corpus.txt"
-    path.write_text("\n\n".join(corpus()), encoding="utf-8")
-    return path
 
 
 def built(name: str, keys: list[str], data: Path) -> tuple[Objective, Batch, TrainConfig]:

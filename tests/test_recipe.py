@@ -21,13 +21,6 @@ TINY = ["model.size=nano", "train.steps=3", "train.batch_size=2", "tokenizer.voc
 
 
 @pytest.fixture(scope="module")
-def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
-    path.write_text("\n\n".join(corpus()), encoding="utf-8")
-    return path
-
-
-@pytest.fixture(scope="module")
 def bert(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of pretrain_bert."""
     out = tmp_path_factory.mktemp("runs") / "bert"

@@ -131,7 +131,8 @@ class Parts:
         try:
             for file in ("tokens.bin", "offsets.bin", "bytes.bin"):
                 os.link(folder / "store" / file, directory / file)
-        except OSError:  # a file system without links
+        except OSError:  # a file system without links; what is written next must not go into a file of the folder
+            shutil.rmtree(directory)
             return False
         (directory / "store.json").write_text(json.dumps(facts | {"fingerprint": name}, indent=1) + "\n")
         return True

@@ -18,13 +18,13 @@ from typing import Any
 
 from sslnlp import distributed
 from sslnlp.architectures import SIZES
-from sslnlp.budget import parse_duration
+from sslnlp.budget import parse_duration, time_updates
 from sslnlp.recipe.build import Parts, build_objective
 from sslnlp.recipe.load import read_biography
 from sslnlp.recipe.schema import Recipe, override
 from sslnlp.sharding import sharding_asked
 from sslnlp.train import Trainer
-from sslnlp.windows import Windows, iterate
+from sslnlp.windows import Windows
 
 NEXT_TOKEN, OTHERS = 2.0, 1.0
 """Tokens an update = this × √(tokens of the run). Models of the next token: 1,024 at 0.26 M tokens, 2,048 at 1 M.
@@ -89,11 +89,10 @@ def choose(parts: Parts) -> Parts:
     return parts.under(apply(recipe, chosen), chosen)
 
 
-def chosen_before(recipe: Recipe, out: Path) -> dict[str, Any]:
+def chosen_before(out: Path) -> dict[str, Any]:
     """What was chosen when the run in `out` began: it goes on with that, whatever the machine does today."""
     path = out / "recipe.json"
-    before: dict[str, Any] = read_biography(path).get("chosen", {}) if path.is_file() else {}
-    return {key: value for key, value in before.items() if key not in recipe.given}
+    return dict(read_biography(path).get("chosen", {})) if path.is_file() else {}
 
 
 def rule(
@@ -139,18 +138,17 @@ def _learning_rate(recipe: Recipe, tokens: float) -> float:
 
 
 def apply(recipe: Recipe, chosen: Mapping[str, Any]) -> Recipe:
-    """The recipe with what was chosen."""
-    return override(recipe, chosen) if chosen else recipe
+    """The recipe with what was chosen, but for what was given."""
+    return override(recipe, {key: value for key, value in chosen.items() if key not in recipe.given})
 
 
 def timed(parts: Parts, seconds: float) -> Speed:
     """The speed of updates of this recipe here, from batches that grow from 4 rows until about `seconds` are gone."""
     train = parts.recipe.train
-    config = replace(train, budget=None, steps=1, trackers=[], workers=0, compile=False)
+    config = replace(train, budget=None, trackers=[], compile=False)
     times: dict[int, float] = {}
     with tempfile.TemporaryDirectory() as aside:
         trainer = Trainer(build_objective(parts), parts.collator, parts.stream, config, out=Path(aside))
-        trainer.module.train()
         began, rows = time.perf_counter(), min(4, train.batch_size)
         while True:
             times[rows] = _update(trainer, rows)
@@ -167,9 +165,5 @@ def timed(parts: Parts, seconds: float) -> Speed:
 def _update(trainer: Trainer, rows: int) -> float:
     """Seconds of the faster of two updates of `rows` rows a process, after one to warm up."""
     windows = Windows(batch_size=rows, accumulate=1, world=distributed.world_size(), rank=distributed.rank())
-    found, mark = [], time.perf_counter()
-    for step, window in iterate(trainer.stream, trainer.collator, windows, start=0, stop=3, workers=0):
-        float(trainer.train_step(window, step, 10_000)["tokens"])  # waits for the device
-        found.append(time.perf_counter() - mark)
-        mark = time.perf_counter()
-    return min(found[1:])
+    loads, works, _ = time_updates(trainer, windows, lambda updates: updates == 3)
+    return min(load + work for load, work in zip(loads[1:], works[1:], strict=True))

@@ -49,7 +49,7 @@ def run(recipe: Recipe, *, resume: bool = False, console: Console | None = None)
     console = console or Console(stderr=True, quiet=not main)
     recipe, inherited = resolve(recipe)
     out = Path(recipe.out).expanduser()
-    before = chosen_before(recipe, out) if resume else {}
+    before = chosen_before(out) if resume else {}
     recipe = apply(recipe, before)
     check_out(recipe, resume=resume)
     _tell(console, "inherited from " + str(recipe.model.pretrained), inherited)
