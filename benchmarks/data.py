@@ -9,7 +9,7 @@
 ids are equal. `prepare`: a file to the first masked batch, everything on the way included, caches empty; the peer is
 `datasets.map` twice (tokenise, then concatenate and cut) and `DataCollatorForLanguageModeling`, as run_mlm.py has it,
 and without the masks that nobody reads. `mask`: rows to masked batches, 15 % of the tokens, 80/10/10. `scale`: time
-and memory of a preparation as the corpus grows, and the slope of the time in logarithms.
+and memory of a preparation as the corpus grows, of the next start on the same, and the slopes in logarithms.
 
 A corpus is a parquet file with a column `text`, or a text file with blank lines between documents.
 """
@@ -369,13 +369,17 @@ def write_corpus(texts: list[str], size: int, path: Path) -> int:
 
 
 def scaled(gate: Gate, *, corpus: Path, warm: Path, size: int, tokenizer: str, length: int, batch: int) -> None:
-    """One round. A little text goes first, so that what is loaded once does not flatter the slope."""
+    """Two rounds: text to the first batch, and again from the store that is there by then, as training starts.
+
+    A little text goes first, so that what is loaded once does not flatter the slope.
+    """
     own = load_tokenizer(tokenizer)
     with tempfile.TemporaryDirectory(dir=corpus.parent) as cache:
         first_batch(str(warm), own, cache, length=length, batch=batch)
         gate()
-        _, tokens = first_batch(str(corpus), own, cache, length=length, batch=batch)
-    gate(units=size, tokens=tokens)
+        while True:
+            _, tokens = first_batch(str(corpus), own, cache, length=length, batch=batch)
+            gate(units=size, tokens=tokens)
 
 
 def slope(sizes: list[float], times: list[float]) -> float:
@@ -387,6 +391,7 @@ def scale(arguments: argparse.Namespace, folder: str) -> Comparison:
     tokenizer, texts = make_tokenizer(arguments, folder), read_texts(arguments.corpus)
     rounds: dict[str, list[dict[str, Any]]] = {}
     setup: dict[str, Any] = {}
+    starts: dict[str, dict[str, Any]] = {}
     warm = Path(folder) / "warm.parquet"
     write_corpus(texts, MB, warm)
     for size in sorted(arguments.sizes):
@@ -394,14 +399,17 @@ def scale(arguments: argparse.Namespace, folder: str) -> Comparison:
         total = write_corpus(texts, size * MB, path)
         options = {"corpus": path, "size": total, "tokenizer": tokenizer, "length": arguments.length, "warm": warm}
         contender: dict[str, Any] = {f"{size} MB": (scaled, options | {"batch": arguments.batch})}
-        one = compare(contender, rounds=1, unit="bytes", threads=arguments.threads)
-        rounds |= one.rounds
+        one = compare(contender, rounds=2, unit="bytes", threads=arguments.threads)
+        ((name, (made, found)),) = one.rounds.items()
+        rounds[name], starts[name] = [made], found
         setup = one.setup
         path.unlink()
-        print(f"{size} MB: {one.rounds[f'{size} MB'][0]}", flush=True)
+        print(f"{name}: {made}, again {found['wall']:.2f} s, {found['cpu']:.2f} CPU s", flush=True)
     sizes = [facts[0]["units"] for facts in rounds.values()]
     for clock in ("wall", "cpu"):
         setup[f"slope_{clock}"] = slope(sizes, [facts[0][clock] for facts in rounds.values()])
+        setup[f"slope_of_a_start_{clock}"] = slope(sizes, [facts[clock] for facts in starts.values()])
+    setup["starts"] = starts
     peaks = [facts[0]["peak_rss"] for facts in rounds.values()]
     setup["peak_rss_growth"] = peaks[-1] / peaks[0]
     print({name: round(value, 3) for name, value in setup.items() if name.startswith(("slope", "peak"))})
