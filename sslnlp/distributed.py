@@ -93,6 +93,16 @@ def gather(x: Tensor) -> Tensor:
     return gathered
 
 
+def gather_ragged(x: Tensor) -> tuple[Tensor, int]:
+    """`gather` for ranks with unlike numbers of rows [N, ...]: [sum of all N, ...], and where this rank's begin."""
+    if world_size() == 1:
+        return x, 0
+    counts = gather(torch.tensor([len(x)], device=x.device)).tolist()
+    padded = torch.cat([x, x.new_zeros(max(counts) - len(x), *x.shape[1:])])
+    parts = gather(padded).split(max(counts)) if max(counts) else [x] * len(counts)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)]), sum(counts[: rank()])
+
+
 # --- tensors cut over processes (FSDP2) ------------------------------------------------------------------------------
 
 

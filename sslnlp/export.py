@@ -27,7 +27,13 @@ __all__ = ["ExportError", "export_model", "self_check"]
 
 _COMPILED = "_orig_mod."
 # Our pooling names in the words of sentence-transformers.
-_POOLINGS = {"mean": "mean_tokens", "cls": "cls_token", "last": "lasttoken", "max": "max_tokens"}
+_POOLINGS = {
+    "mean": "mean_tokens",
+    "cls": "cls_token",
+    "last": "lasttoken",
+    "weighted": "weightedmean_tokens",
+    "max": "max_tokens",
+}
 _PROBE_TOKENS = 16
 
 
@@ -55,8 +61,8 @@ def export_model(
     replaced in that moment. `recipe` is written with paths of this machine cut to their last part: the folder is
     public, the run's own recipe.json keeps them. `max_length` (tokens) becomes the tokenizer's limit.
 
-    With `pooling` (`mean`, `cls`, `last`, `max`) the folder is also a sentence-transformers model: `normalize` scales
-    vectors to length one, `prompts` maps `query` and `document` to the text put before each.
+    With `pooling` (`mean`, `cls`, `last`, `weighted`, `max`) the folder is also a sentence-transformers model:
+    `normalize` scales vectors to length one, `prompts` maps `query` and `document` to the text put before each.
 
     With `modes` (name -> fields of the configuration) the model is meant to be used in several ways: the logits of each
     are stored in `self_check.safetensors`, the card tells how to choose one, and `self_check(folder)` compares.

@@ -1,4 +1,4 @@
-"""Small parts: pooling, a teacher, and draws that belong to the row, not to the batch it happens to be in.
+"""Small parts: pooling, a projector, a teacher, a queue, and draws that belong to the row, not to its batch.
 
 Shape suffixes: B rows, S tokens, H width, D documents of a row.
 """
@@ -18,11 +18,12 @@ from torch.overrides import TorchFunctionMode
 from sslnlp import rng
 from sslnlp.errors import UserError
 
-POOLINGS = ("mean", "cls", "last")
+POOLINGS = ("mean", "cls", "last", "weighted")
 
 
 class Pooling(nn.Module):
-    """One vector a row from its hidden states: `mean` over real tokens, the first (`cls`), or the `last` real token."""
+    """One vector a row from its hidden states: `mean` over real tokens, the first (`cls`), the `last` real token, or
+    the mean `weighted` by place, 1, 2, 3, ..., for left-to-right models (Muennighoff, 2022, arXiv:2202.08904)."""
 
     def __init__(self, mode: str = "mean") -> None:
         super().__init__()
@@ -31,14 +32,22 @@ class Pooling(nn.Module):
         self.mode = mode
 
     def forward(self, hidden_BSH: Tensor, attention_mask_BS: Tensor) -> Tensor:
-        """[B, S, H] and [B, S] -> [B, H]. A row without a real token gives zeros under `mean`."""
+        """[B, S, H] and [B, S] -> [B, H]. A row without a real token gives zeros under both means."""
         if self.mode == "cls":
             return hidden_BSH[:, 0]
         mask_BS = attention_mask_BS.to(hidden_BSH.dtype)
         if self.mode == "last":
             last_B = (mask_BS * torch.arange(mask_BS.shape[1], device=mask_BS.device)).argmax(dim=1)
             return hidden_BSH[torch.arange(len(last_B), device=last_B.device), last_B]
+        if self.mode == "weighted":
+            return (hidden_BSH * _by_place(attention_mask_BS > 0).to(hidden_BSH.dtype)[..., None]).sum(1)
         return (hidden_BSH * mask_BS[..., None]).sum(1) / mask_BS.sum(1, keepdim=True).clamp(min=1)
+
+
+def _by_place(own: Tensor) -> Tensor:
+    """float32 [..., S]: the places 1, 2, ... of the tokens marked in a bool [..., S], as shares of their sum."""
+    place = own * own.cumsum(-1)
+    return place / place.sum(-1, keepdim=True).clamp(min=1)
 
 
 def document_count(document_ids_BS: Tensor) -> int:
@@ -56,6 +65,8 @@ def document_pool(hidden_BSH: Tensor, document_ids_BS: Tensor, mode: str = "mean
         raise UserError(f"unknown pooling {mode!r}; accepted: {', '.join(POOLINGS)}")
     index_D = torch.arange(document_count(document_ids_BS), device=document_ids_BS.device)
     own_BDS = document_ids_BS[:, None, :] == index_D[:, None]
+    if mode == "weighted":
+        return _by_place(own_BDS).to(hidden_BSH.dtype) @ hidden_BSH
     if mode != "mean":
         seen_BDS = own_BDS.int()
         rank_BDS = (seen_BDS if mode == "cls" else seen_BDS.flip(-1)).cumsum(-1)
@@ -97,6 +108,44 @@ class Teacher(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         with torch.no_grad():
             return self.module(*args, **kwargs)
+
+
+class Queue(nn.Module):
+    """The last `size` rows that were pushed, oldest first to go (He et al., 2020, MoCo, arXiv:1911.05722).
+
+    It is part of the objective's state, so checkpoints carry it. `vectors` float32 [K, H] and `tags` int64 [K, T] (what
+    a row is known by) hold them in no particular order; `filled` tells which places have been written.
+    """
+
+    vectors: Tensor
+    tags: Tensor
+    pushed: Tensor
+
+    def __init__(self, size: int, width: int, tags: int) -> None:
+        super().__init__()
+        self.register_buffer("vectors", torch.zeros(size, width))
+        self.register_buffer("tags", torch.zeros(size, tags, dtype=torch.int64))
+        self.register_buffer("pushed", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def filled(self) -> Tensor:
+        """bool [K]."""
+        return torch.arange(len(self.vectors), device=self.pushed.device) < self.pushed
+
+    @torch.no_grad()
+    def push(self, vectors_NH: Tensor, tags_NT: Tensor) -> None:
+        """Write N rows over the oldest; of more than `size` the last ones stay."""
+        rows, size = len(vectors_NH), len(self.vectors)
+        place_N = (self.pushed + torch.arange(rows, device=self.pushed.device))[max(0, rows - size) :] % max(1, size)
+        self.vectors[place_N] = vectors_NH[max(0, rows - size) :].to(self.vectors.dtype)
+        self.tags[place_N] = tags_NT[max(0, rows - size) :]
+        self.pushed += rows
+
+
+def projector(width: int, hidden: int, out: int) -> nn.Sequential:
+    """[..., width] -> [..., out] by one hidden layer, normalised within each vector: no row's result depends on others,
+    as it would with the batch norm of the vision papers."""
+    return nn.Sequential(nn.Linear(width, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, out))
 
 
 # --- dropout keyed on (seed, position) -------------------------------------------------------------------------------

@@ -13,13 +13,16 @@ from sslnlp import rng
 from sslnlp.adapt import adapt
 from sslnlp.errors import UserError
 from sslnlp.nn import (
+    POOLINGS,
     Pooling,
+    Queue,
     RowDropout,
     Teacher,
     document_count,
     document_pool,
     dropout,
     keyed_uniform,
+    projector,
     row_keyed_dropout,
 )
 
@@ -30,7 +33,10 @@ def test_pooling_by_hand() -> None:
     assert Pooling("mean")(hidden, mask).tolist() == [[2.0], [4.0]]
     assert Pooling("cls")(hidden, mask).tolist() == [[1.0], [2.0]]
     assert Pooling("last")(hidden, mask).tolist() == [[3.0], [6.0]]
+    # (1·1 + 2·3) / 3 and (1·2 + 2·4 + 3·6) / 6
+    assert Pooling("weighted")(hidden, mask).flatten().tolist() == pytest.approx([7 / 3, 28 / 6])
     assert Pooling("mean")(hidden, torch.zeros_like(mask)).tolist() == [[0.0], [0.0]]
+    assert Pooling("weighted")(hidden, torch.zeros_like(mask)).tolist() == [[0.0], [0.0]]
     with pytest.raises(UserError, match="unknown pooling"):
         Pooling("max")
 
@@ -42,12 +48,14 @@ def test_pooling_of_packed_documents_by_hand() -> None:
     assert document_pool(hidden, documents, "mean").squeeze(-1).tolist() == [[2.0, 100.0], [5.0, 0.0]]
     assert document_pool(hidden, documents, "cls").squeeze(-1).tolist() == [[1.0, 100.0], [2.0, 0.0]]
     assert document_pool(hidden, documents, "last").squeeze(-1).tolist() == [[3.0, 100.0], [8.0, 0.0]]
+    weighted = document_pool(hidden, documents, "weighted").flatten().tolist()
+    assert weighted == pytest.approx([7 / 3, 100.0, 6.0, 0.0])  # the last row: (2 + 2·4 + 3·6 + 4·8) / 10
     assert document_pool(hidden, torch.full_like(documents, -1)).tolist() == [[[0.0]], [[0.0]]]
     with pytest.raises(UserError, match="unknown pooling"):
         document_pool(hidden, documents, "max")
 
 
-@pytest.mark.parametrize("mode", ["mean", "cls", "last"])
+@pytest.mark.parametrize("mode", POOLINGS)
 def test_a_row_of_one_document_is_pooled_as_ever(mode: str) -> None:
     hidden, mask = torch.randn(3, 7, 4), torch.arange(7) < torch.tensor([[7], [4], [1]])
     found = document_pool(hidden, mask.long() - 1, mode)
@@ -131,6 +139,49 @@ def test_a_teacher_is_the_average_of_its_students() -> None:
     assert set(teacher.state_dict()) == {"module.weight", "module.bias"}
     with pytest.raises(UserError, match="momentum"):
         Teacher(student, momentum=1.5)
+
+
+def test_a_queue_keeps_the_last_rows_and_wraps_around() -> None:
+    queue = Queue(5, 1, tags=1)
+
+    def push(*values: int) -> None:
+        rows = torch.tensor(values, dtype=torch.int64)[:, None]
+        queue.push(rows.double(), 10 * rows)
+
+    def held() -> list[int]:
+        return sorted(queue.vectors[queue.filled].flatten().int().tolist())
+
+    assert held() == []
+    push(1, 2, 3)
+    assert held() == [1, 2, 3]
+    assert queue.filled.tolist() == [True] * 3 + [False] * 2
+    push(4, 5, 6)
+    assert held() == [2, 3, 4, 5, 6]  # 6 took the place of 1
+    assert queue.vectors.flatten().tolist() == [6, 2, 3, 4, 5]
+    push()
+    assert held() == [2, 3, 4, 5, 6]
+    push(*range(7, 20))  # more than it holds
+    assert held() == [15, 16, 17, 18, 19]
+    assert torch.equal(queue.tags, 10 * queue.vectors.long())
+    push(20, 21)
+    assert held() == [17, 18, 19, 20, 21]
+    assert set(queue.state_dict()) == {"vectors", "tags", "pushed"}
+    again = Queue(5, 1, tags=1)
+    again.load_state_dict(queue.state_dict())
+    again.push(torch.tensor([[22.0]]), torch.tensor([[220]]))
+    push(22)
+    assert torch.equal(again.vectors, queue.vectors)
+    assert not list(queue.parameters())
+    none = Queue(0, 1, tags=1)
+    none.push(torch.ones(3, 1), torch.ones(3, 1, dtype=torch.int64))
+    assert none.vectors.shape == (0, 1)
+    assert none.filled.shape == (0,)
+
+
+def test_a_projector_looks_at_one_row_at_a_time() -> None:
+    made, x = projector(3, 8, 5), torch.randn(4, 3)
+    assert made(x).shape == (4, 5)
+    assert torch.allclose(made(x)[1:2], made(x[1:2]), atol=1e-6)
 
 
 def test_keyed_draws_are_uniform_and_belong_to_the_row() -> None:

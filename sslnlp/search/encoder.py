@@ -29,11 +29,12 @@ from sslnlp.types import Encoding
 
 Kind = Literal["query", "document"]
 # sentence-transformers' names, the newer value and the older flag, for what `sslnlp.nn.Pooling` does.
-_POOLINGS = {"mean": "mean", "cls": "cls", "lasttoken": "last"}
+_POOLINGS = {"mean": "mean", "cls": "cls", "lasttoken": "last", "weightedmean": "weighted"}
 _POOLING_FLAGS = {
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_cls_token": "cls",
     "pooling_mode_lasttoken": "lasttoken",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
 }
 _WEIGHTS_AND_WORDS = ("*.safetensors", "*.json", "*.model", "*.txt", "pytorch_model*.bin")
 _LONGEST = 512
