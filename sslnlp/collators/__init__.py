@@ -18,6 +18,7 @@ COLLATORS: dict[str, str] = {
     "joint": "sslnlp.collators.joint:JointCollator",
     "masked_diffusion": "sslnlp.collators.masked_diffusion:MaskedDiffusionCollator",
     "masked_lm": "sslnlp.collators.masked_lm:MaskedLMCollator",
+    "pair_views": "sslnlp.collators.views:PairViewsCollator",
     "prefix_lm": "sslnlp.collators.prefix_lm:PrefixLMCollator",
     "ranking": "sslnlp.collators.ranking:RankingCollator",
     "retromae": "sslnlp.collators.retromae:RetroMAECollator",
@@ -27,6 +28,7 @@ COLLATORS: dict[str, str] = {
     "tsdae": "sslnlp.collators.tsdae:TSDAECollator",
     "ul2": "sslnlp.collators.ul2:UL2Collator",
     "ul2_decoder": "sslnlp.collators.ul2_decoder:UL2DecoderCollator",
+    "views": "sslnlp.collators.views:ViewsCollator",
 }
 
 
