@@ -66,11 +66,12 @@ class Running:
 
 
 def count_tokens(batch: Batch) -> Tensor:
-    """Real tokens of a batch, over all its encodings."""
-    count = torch.zeros((), dtype=torch.int64)
+    """Real tokens of a batch, over all its encodings, at any depth."""
+    count = torch.zeros((), dtype=torch.float64)
     for name, value in batch.items():
         if isinstance(value, dict):
-            count = count.to(value["attention_mask"].device) + value["attention_mask"].sum()
+            inner = count_tokens(value)
+            count = count.to(inner.device) + inner
         elif name == "attention_mask":
             count = count.to(value.device) + value.sum()
     return count.double()

@@ -61,6 +61,10 @@ COLLATOR_OPTIONS = {
     "joint": "parts",
     "masked_diffusion": "",
     "masked_lm": "eval_rate rate rate_end replace unit",
+    "pair_views": (
+        "crop_max crop_min distance document_length document_prefix gap min_tokens num_negatives query_length "
+        "query_prefix rate views"
+    ),
     "prefix_lm": "prefix_max prefix_min",
     "ranking": "document_length document_prefix num_negatives query_length query_prefix",
     "retromae": "eval_rate rate rate_end replace unit",
@@ -70,9 +74,12 @@ COLLATOR_OPTIONS = {
     "tsdae": "rate unit",
     "ul2": "modes r s x",
     "ul2_decoder": "modes r s x",
+    "views": "crop_max crop_min distance gap min_tokens rate views",
 }
 
 OBJECTIVE_OPTIONS = {
+    "barlow_twins": "dimensions off_diagonal pooling projector train_layers",
+    "byol": "dimensions hidden momentum momentum_end pooling train_layers",
     "causal_lm": "",
     "classification": "class_weights label_smoothing",
     "data2vec": "beta layers momentum momentum_end",
@@ -80,9 +87,11 @@ OBJECTIVE_OPTIONS = {
     "electra": "corrective corrective_weight discriminator_weight generator_size temperature",
     "fim": "",
     "hybrid": "masked_weight",
+    "info_nce": "dimensions learn_temperature pooling symmetric temperature train_layers",
     "joint": "options weights",
     "masked_diffusion": "",
     "masked_lm": "label_smoothing",
+    "moco": "dimensions momentum momentum_end pooling queue symmetric temperature train_layers",
     "prefix_lm": "",
     "ranking": "pooling symmetric temperature",
     "retromae": "decoder_rate",
@@ -93,6 +102,7 @@ OBJECTIVE_OPTIONS = {
     "ul2": "",
     "ul2_decoder": "",
     "vae": "beta cycles free_bits latent layers ramp word_dropout",
+    "vicreg": "covariance dimensions invariance pooling projector train_layers variance",
 }
 
 # Who may import whom: a module imports from its own level and the levels above it in this list.

@@ -62,6 +62,18 @@ CASES = {
         "embed_tsdae model.architecture=bart",
         "choose model.architecture",
     ),
+    "views of masked rows": (
+        "embed_simcse collator.name=masked_lm",
+        "collator.name=views",
+    ),
+    "a search measure without queries": (
+        "embed_moco data.beir=folder",
+        "sslnlp search evaluate",
+    ),
+    "views with an encoder-decoder": (
+        "embed_byol model.architecture=t5",
+        "choose model.architecture",
+    ),
     "causal LM on masked rows": (
         "pretrain_gpt collator.name=masked_lm",
         "collator.name=causal_lm",

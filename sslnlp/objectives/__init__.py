@@ -8,6 +8,8 @@ from sslnlp.registry import find_class
 __all__ = ["OBJECTIVES", "Objective", "get_objective"]
 
 OBJECTIVES: dict[str, str] = {
+    "barlow_twins": "sslnlp.objectives.barlow_twins:BarlowTwins",
+    "byol": "sslnlp.objectives.byol:BYOL",
     "causal_lm": "sslnlp.objectives.causal_lm:CausalLM",
     "classification": "sslnlp.objectives.classification:Classification",
     "data2vec": "sslnlp.objectives.data2vec:Data2Vec",
@@ -15,9 +17,11 @@ OBJECTIVES: dict[str, str] = {
     "electra": "sslnlp.objectives.electra:Electra",
     "fim": "sslnlp.objectives.fim:Fim",
     "hybrid": "sslnlp.objectives.hybrid:Hybrid",
+    "info_nce": "sslnlp.objectives.info_nce:InfoNCE",
     "joint": "sslnlp.objectives.joint:Joint",
     "masked_diffusion": "sslnlp.objectives.masked_diffusion:MaskedDiffusion",
     "masked_lm": "sslnlp.objectives.masked_lm:MaskedLM",
+    "moco": "sslnlp.objectives.moco:MoCo",
     "prefix_lm": "sslnlp.objectives.prefix_lm:PrefixLM",
     "ranking": "sslnlp.objectives.ranking:Ranking",
     "retromae": "sslnlp.objectives.retromae:RetroMAE",
@@ -28,6 +32,7 @@ OBJECTIVES: dict[str, str] = {
     "ul2": "sslnlp.objectives.seq2seq_lm:UL2",
     "ul2_decoder": "sslnlp.objectives.prefix_lm:UL2Decoder",
     "vae": "sslnlp.objectives.vae:VAE",
+    "vicreg": "sslnlp.objectives.vicreg:VICReg",
 }
 
 

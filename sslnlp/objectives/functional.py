@@ -1,6 +1,7 @@
 """The maths of the objectives: functions of tensors, with no model, tokenizer or process rank in them.
 
-Shapes of the contrastive losses: Q = queries, D = documents, P = pairs, H = width of a vector.
+Shapes of the contrastive losses: Q = queries, D = documents, P = pairs, H = width of a vector, T = hashes of a text;
+of the others: N = texts, each seen in two views.
 """
 
 from __future__ import annotations
@@ -13,12 +14,17 @@ from torch import Tensor
 
 
 def info_nce(
-    query_QH: Tensor, document_DH: Tensor, target_Q: Tensor, *, temperature: float, excluded_QD: Tensor | None = None
+    query_QH: Tensor,
+    document_DH: Tensor,
+    target_Q: Tensor,
+    *,
+    temperature: float | Tensor,
+    excluded_QD: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """InfoNCE (van den Oord et al., 2018, arXiv:1807.03748): cross-entropy of naming the relevant document.
 
     `-log(exp(s_qt / temperature) / sum_d exp(s_qd / temperature))`, s the dot product (the cosine, for normalised
-    vectors), averaged over the queries.
+    vectors), averaged over the queries; 0 (with a gradient path) when there are none.
 
     Args:
         query_QH: one vector a query, [Q, H].
@@ -35,7 +41,8 @@ def info_nce(
     if excluded_QD is not None:
         own_QD = torch.zeros_like(excluded_QD).scatter_(1, target_Q[:, None], True)
         similarity_QD = similarity_QD.masked_fill(excluded_QD & ~own_QD, float("-inf"))
-    return F.cross_entropy(similarity_QD / temperature, target_Q), similarity_QD.detach()
+    total = F.cross_entropy(similarity_QD / temperature, target_Q, reduction="sum")
+    return total / max(1, len(target_Q)), similarity_QD.detach()
 
 
 def relevant_pairs(query_Q: Tensor, document_D: Tensor, pair_query_P: Tensor, pair_document_P: Tensor) -> Tensor:
@@ -48,6 +55,95 @@ def relevant_pairs(query_Q: Tensor, document_D: Tensor, pair_query_P: Tensor, pa
     asked_QP = query_Q[:, None] == pair_query_P[None, :]
     text_PD = pair_document_P[:, None] == document_D[None, :]
     return (asked_QP.float() @ text_PD.float()) > 0
+
+
+def false_negatives(query_QT: Tensor, document_DT: Tensor, pair_query_PT: Tensor, pair_document_PT: Tensor) -> Tensor:
+    """Which candidates are no negatives of a query: bool [Q, D].
+
+    All arguments are int64 hashes, T kinds a text (of what it was made of, of what is read). By any kind: the
+    candidate is the query's own text, or `relevant_pairs` joins the two.
+    """
+    found = torch.zeros(len(query_QT), len(document_DT), dtype=torch.bool, device=query_QT.device)
+    for kind in range(query_QT.shape[1]):
+        query_Q, document_D = query_QT[:, kind], document_DT[:, kind]
+        found |= query_Q[:, None] == document_D
+        found |= relevant_pairs(query_Q, document_D, pair_query_PT[:, kind], pair_document_PT[:, kind])
+    return found
+
+
+def cosine_distance(a_NH: Tensor, b_NH: Tensor) -> Tensor:
+    """`2 - 2 cos`, averaged over the rows: the squared distance of the vectors at length 1 (Grill et al., 2020, BYOL,
+    arXiv:2006.07733). 0 for equal directions, 4 for opposite ones; 0 (with a gradient path) without rows."""
+    cosine_N = (F.normalize(a_NH, dim=-1) * F.normalize(b_NH, dim=-1)).sum(-1)
+    return (2 - 2 * cosine_N).sum() / max(1, len(cosine_N))
+
+
+def barlow_twins(a_NH: Tensor, b_NH: Tensor, *, off_diagonal: float) -> Tensor:
+    """Barlow Twins (Zbontar et al., 2021, arXiv:2103.03230): the cross-correlation of the views should be the identity.
+
+    `sum_i (1 - C_ii)² + off_diagonal × sum_{i != j} C_ij²`, C [H, H] the correlation over the rows of feature i of
+    one view with feature j of the other. A feature that does not vary correlates with nothing: a single row gives H.
+    """
+    correlation_HH = _standardised(a_NH).T @ _standardised(b_NH) / max(1, len(a_NH))
+    diagonal_H = correlation_HH.diagonal()
+    rest = correlation_HH.square().sum() - diagonal_H.square().sum()
+    return (1 - diagonal_H).square().sum() + off_diagonal * rest
+
+
+def _standardised(x_NH: Tensor) -> Tensor:
+    """Mean 0 and variance 1 over the rows; 0 where a feature does not vary."""
+    centred_NH = x_NH - x_NH.sum(0) / max(1, len(x_NH))
+    variance_H = centred_NH.square().sum(0) / max(1, len(x_NH))
+    return centred_NH * (variance_H + 1e-12).rsqrt()
+
+
+def vicreg(a_NH: Tensor, b_NH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The three terms of VICReg (Bardes et al., 2022, arXiv:2105.04906), before their weights.
+
+    Invariance, the mean squared difference of the views; variance, the mean over features and views of `max(0, 1 -
+    standard deviation)`; covariance, the sum over both views of the squared covariances of different features, over H.
+    A single row has no variance (term 0.99: its deviation counts as sqrt(1e-4)) and no covariance.
+    """
+    invariance = (a_NH - b_NH).square().sum() / max(1, a_NH.numel())
+    variance, covariance = invariance.new_zeros(()), invariance.new_zeros(())
+    for x_NH in (a_NH, b_NH):
+        centred_NH = x_NH - x_NH.sum(0) / max(1, len(x_NH))
+        covariance_HH = centred_NH.T @ centred_NH / max(1, len(x_NH) - 1)
+        variance_H = covariance_HH.diagonal()
+        # As published, a little is added inside the root: its slope at 0 is infinite.
+        variance = variance + F.relu(1 - (variance_H + 1e-4).sqrt()).mean() / 2
+        covariance = covariance + (covariance_HH.square().sum() - variance_H.square().sum()) / x_NH.shape[1]
+    return invariance, variance, covariance
+
+
+def effective_rank(x_NH: Tensor) -> Tensor:
+    """How many directions the rows use: exp of the entropy of the singular values as shares of their sum (Roy and
+    Vetterli, 2007). 1 when all rows point the same way, at most min(N, H); 0 for nothing but zeros."""
+    # In float64: singular values are roots, so the rounding of a float32 product would look like further directions.
+    x = x_NH.double()
+    gram = x @ x.T if len(x) <= x.shape[1] else x.T @ x
+    singular = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
+    share = singular / singular.sum().clamp(min=1e-30)
+    rank = torch.special.entr(share).sum().exp()
+    return (rank * (singular.sum() > 0)).to(x_NH.dtype)
+
+
+def spread(x_NH: Tensor) -> Tensor:
+    """The standard deviation of a feature over the rows, averaged over the features."""
+    return x_NH.std(0, correction=0).mean()
+
+
+def alignment(a_NH: Tensor, b_NH: Tensor) -> Tensor:
+    """Mean squared distance of the two views of a text, vectors of length 1 (Wang and Isola, 2020, arXiv:2005.10242).
+    0 when they agree; lower is better."""
+    return (a_NH - b_NH).square().sum(-1).mean()
+
+
+def uniformity(x_NH: Tensor) -> Tensor:
+    """`log mean exp(-2 |x - y|²)` over pairs of different rows, vectors of length 1 (Wang and Isola, 2020): 0 when all
+    are one, about -4 when they are spread evenly; lower is better."""
+    squared = torch.pdist(x_NH).square()
+    return (-2 * squared).logsumexp(0) - math.log(max(1, len(squared)))
 
 
 IGNORED = -100

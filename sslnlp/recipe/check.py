@@ -79,8 +79,16 @@ def check_recipe(recipe: Recipe) -> None:
         raise UserError("no training data: give data.train=FILE, a glob, a folder or a hub name")
     if all(value is None for value in (recipe.train.steps, recipe.train.epochs, recipe.train.budget)):
         raise UserError("say how long to train: train.steps=1000, train.epochs=3 or train.budget=10m")
-    if recipe.data.beir is not None and objective.pooling is None:
-        raise UserError(f"data.beir measures models that embed text; objective {objective.name!r} does not make one")
+    if recipe.data.beir is not None:
+        if objective.pooling is None:
+            raise UserError(
+                f"data.beir measures models that embed text; objective {objective.name!r} does not make one"
+            )
+        if not hasattr(recipe.collator_class, "encode_queries"):
+            raise UserError(
+                f"data.beir measures during training what tells queries from documents, which collator "
+                f"{recipe.collator_class.name!r} does not; measure the export: sslnlp search evaluate"
+            )
 
 
 def check_tokenizer(recipe: Recipe) -> None:

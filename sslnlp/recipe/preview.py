@@ -64,7 +64,8 @@ def _columns(batch: Mapping[str, Any], rows: int, parts: Parts, title: str = "")
         documents = batch["decoder_document_ids"]
         yield f"{title}what it must write", [_target(labels[b], documents[b], tokenizer) for b in range(rows)]
     for name, value in batch.items():
-        if isinstance(value, Mapping) and "labels" in value:  # the batch of one of several objectives
+        # The batch of one of several objectives; what holds no tokens itself holds views.
+        if isinstance(value, Mapping) and ("labels" in value or "input_ids" not in value):
             yield from _columns(value, rows, parts, f"{name}: ")
         elif isinstance(value, Mapping) and "input_ids" in value:
             yield title + name, [_group(value, b, rows, tokenizer) for b in range(rows)]
