@@ -99,7 +99,7 @@ def gather_ragged(x: Tensor) -> tuple[Tensor, int]:
         return x, 0
     counts = gather(torch.tensor([len(x)], device=x.device)).tolist()
     padded = torch.cat([x, x.new_zeros(max(counts) - len(x), *x.shape[1:])])
-    parts = gather(padded).split(max(counts)) if max(counts) else [x] * len(counts)
+    parts = gather(padded).view(len(counts), max(counts), *x.shape[1:]) if max(counts) else [x] * len(counts)
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)]), sum(counts[: rank()])
 
 

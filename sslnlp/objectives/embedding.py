@@ -87,10 +87,11 @@ class Embedding(Objective):
 
     def nested(self, loss: Callable[[Cut], Tensor]) -> Tensor:
         """The mean of a loss over the widths. Features beyond a width are zero: for any cosine, left out."""
-        losses = []
-        for dimension in self.dimensions:
-            losses.append(loss(lambda x, d=dimension: torch.cat([x[..., :d], torch.zeros_like(x[..., d:])], -1)))
-        return torch.stack(losses).mean()
+
+        def cut_at(width: int) -> Cut:
+            return lambda x: torch.cat([x[..., :width], torch.zeros_like(x[..., width:])], -1)
+
+        return torch.stack([loss(cut_at(width)) for width in self.dimensions]).mean()
 
     def num_targets(self, batch: Batch) -> Tensor:
         """The documents of the batch."""

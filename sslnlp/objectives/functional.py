@@ -125,7 +125,8 @@ def effective_rank(x_NH: Tensor) -> Tensor:
     singular = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
     share = singular / singular.sum().clamp(min=1e-30)
     rank = torch.special.entr(share).sum().exp()
-    return (rank * (singular.sum() > 0)).to(x_NH.dtype)
+    rank = torch.where(singular.sum() > 0, rank, 0.0)
+    return rank.to(x_NH.dtype)
 
 
 def spread(x_NH: Tensor) -> Tensor:

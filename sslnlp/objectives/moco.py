@@ -63,7 +63,7 @@ class MoCo(Embedding):
         self.queue = Queue(queue, model.config.hidden_size, tags=2)
         self._fresh: list[tuple[Tensor, Tensor, Tensor]] = []
         # What an update that was given up has staged is not of the run that goes on from a checkpoint.
-        self.register_load_state_dict_post_hook(lambda module, _: module._fresh.clear())
+        self.register_load_state_dict_post_hook(lambda module, _: module._fresh.clear())  # type: ignore[no-untyped-call]
 
     def forward(self, batch: Batch) -> StepOutput:
         present, sides = batch["present"], list(views(batch))
