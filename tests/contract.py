@@ -157,7 +157,7 @@ def one_batch(name: str, rows: int = 6, start: int = 0) -> Any:
 def difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     """The largest absolute difference of two state dicts."""
     assert a.keys() == b.keys()
-    return max(float((a[name].double() - b[name].double()).abs().max()) for name in a)
+    return max(float((a[name].double() - b[name].double()).abs().max()) for name in a if a[name].numel())
 
 
 def digest(state: dict[str, Tensor]) -> str:

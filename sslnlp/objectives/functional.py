@@ -38,11 +38,15 @@ def info_nce(
         The loss (scalar) and the similarities s [Q, D] with -inf where excluded (detached, before the temperature).
     """
     similarity_QD = query_QH @ document_DH.T
+    # The mask comes after the temperature: the slope of -inf in a temperature that learns would be NaN.
+    logits_QD = similarity_QD / temperature
+    similarity_QD = similarity_QD.detach()
     if excluded_QD is not None:
         own_QD = torch.zeros_like(excluded_QD).scatter_(1, target_Q[:, None], True)
-        similarity_QD = similarity_QD.masked_fill(excluded_QD & ~own_QD, float("-inf"))
-    total = F.cross_entropy(similarity_QD / temperature, target_Q, reduction="sum")
-    return total / max(1, len(target_Q)), similarity_QD.detach()
+        out_QD = excluded_QD & ~own_QD
+        logits_QD, similarity_QD = (x.masked_fill(out_QD, float("-inf")) for x in (logits_QD, similarity_QD))
+    total = F.cross_entropy(logits_QD, target_Q, reduction="sum")
+    return total / max(1, len(target_Q)), similarity_QD
 
 
 def relevant_pairs(query_Q: Tensor, document_D: Tensor, pair_query_P: Tensor, pair_document_P: Tensor) -> Tensor:

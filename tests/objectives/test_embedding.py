@@ -21,14 +21,14 @@ from sslnlp.models import ModelConfig, build_model
 from sslnlp.objectives import get_objective
 from sslnlp.objectives.barlow_twins import BarlowTwins
 from sslnlp.objectives.byol import BYOL
-from sslnlp.objectives.embedding import Embedding
+from sslnlp.objectives.embedding import Embedding, views
 from sslnlp.objectives.functional import info_nce
 from sslnlp.objectives.info_nce import COLDEST, InfoNCE
 from sslnlp.objectives.joint import Joint
 from sslnlp.objectives.moco import MoCo
 from sslnlp.objectives.vicreg import VICReg
 from sslnlp.train import TrainConfig, Trainer
-from tests.contract import LENGTH, difference, make_collator, make_stream, small_tokenizer
+from tests.contract import LENGTH, corpus, difference, make_collator, make_stream, small_tokenizer
 
 NAMES = ("barlow_twins", "byol", "info_nce", "moco", "vicreg")
 
@@ -48,16 +48,22 @@ def collator(**options: Any) -> ViewsCollator:
 
 
 def rows(n: int = 6, start: int = 0) -> Any:
-    return make_stream("info_nce").rows(range(start, start + n))
+    """Rows of one or two documents of the corpus, each another one."""
+    return [framed(corpus()[5 * i + 1], i, *[corpus()[5 * i]][: i % 2]) for i in range(start, start + n)]
 
 
 def batch_of(n: int = 6, start: int = 0, **options: Any) -> Any:
-    return collator(**options)(rows(n, start))
+    """A batch in which every document is a negative of every other."""
+    batch = collator(**options)(rows(n, start))
+    read = torch.cat([view["hashes"][batch["present"]] for view in views(batch)], dim=1)
+    assert all(len(texts.unique()) == len(read) > n for texts in read.T)
+    return batch
 
 
-def framed(text: str, position: int) -> dict[str, Any]:
-    ids = np.array(make_collator("info_nce").tokenizer(text)["input_ids"])
-    return {"input_ids": ids, "document_ids": np.zeros(len(ids), np.int32), "position": position}
+def framed(text: str, position: int, *others: str) -> dict[str, Any]:
+    ids = [make_collator("info_nce").tokenizer(one)["input_ids"] for one in (text, *others)]
+    document_ids = np.repeat(np.arange(len(ids), dtype=np.int32), [len(one) for one in ids])
+    return {"input_ids": np.concatenate(ids), "document_ids": document_ids, "position": position}
 
 
 def unit(objective: Embedding, batch: Any, view: int, width: int | None = None) -> torch.Tensor:
@@ -90,10 +96,10 @@ def test_duplicates_are_not_negatives() -> None:
     alone, doubled = collator(**twins)(once), collator(**twins)([*once, {**once[0], "position": 2}])
     # A third row that repeats the first is no candidate for it, and finds the one negative that the first finds.
     a, b = unit(objective, alone, 0)
-    one = math.log(1 + math.exp(float(a @ b - 1) / 0.05))
+    one = math.log(1 + math.exp((a @ b).item() / 0.05 - 1 / 0.05))
     assert objective(alone).loss.item() == pytest.approx(one, rel=1e-3)
     # The other's sum has both copies.
-    two = math.log(1 + 2 * math.exp(float(a @ b - 1) / 0.05))
+    two = math.log(1 + 2 * math.exp((a @ b).item() / 0.05 - 1 / 0.05))
     assert objective(doubled).loss.item() == pytest.approx((2 * one + two) / 3, rel=1e-3)
 
 

@@ -39,6 +39,13 @@ def test_a_temperature_may_be_a_tensor_and_learns() -> None:
     assert loss.item() == pytest.approx(math.log(1 + math.exp(-2)), rel=1e-5)
     (slope,) = gradients(loss, scale)
     assert slope.item() == pytest.approx(-1 / (1 + math.exp(2)), rel=1e-5)
+    # What is left out has no say in the slope: a third document, which the first query is not to be compared with.
+    excluded = torch.tensor([[False, False, True], [False, False, False]])
+    loss, _ = info_nce(torch.eye(2), torch.eye(3)[:, :2], torch.arange(2), temperature=1 / scale, excluded_QD=excluded)
+    one, two = math.log(1 + math.exp(-2)), math.log(1 + 2 * math.exp(-2))
+    assert loss.item() == pytest.approx((one + two) / 2, rel=1e-5)
+    (slope,) = gradients(loss, scale)
+    assert slope.item() == pytest.approx((-1 / (1 + math.exp(2)) - 2 / (2 + math.exp(2))) / 2, rel=1e-5)
 
 
 @pytest.mark.parametrize("documents", [0, 3])
