@@ -6,8 +6,8 @@ Shape suffixes: B rows, S tokens, H width, D documents of a row.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -185,6 +185,30 @@ def row_keyed_dropout(seed: int, positions: Tensor) -> Iterator[None]:
             yield
     finally:
         _Key.positions = None
+
+
+def dropout_from_here() -> Callable[[slice], AbstractContextManager[None]]:
+    """Makes contexts that draw for a part of the batch, a slice of its rows, what would now be drawn for the whole.
+
+    For code that runs a batch in parts, and runs a part again in the backward pass, wherever and in whatever thread
+    that is. Outside `row_keyed_dropout` they do nothing. Behind them as many dropouts have come as behind the whole.
+    """
+    seed, positions, calls = _Key.seed, _Key.positions, _Key.calls
+
+    @contextmanager
+    def rows(part: slice) -> Iterator[None]:
+        if positions is None:
+            yield
+            return
+        before = _Key.seed, _Key.positions, _Key.calls
+        _Key.seed, _Key.positions, _Key.calls = seed, positions[part], calls
+        try:
+            with _FunctionalDropout() if _Key.functional else nullcontext():
+                yield
+        finally:
+            _Key.seed, _Key.positions, _Key.calls = *before[:2], max(before[2], _Key.calls)
+
+    return rows
 
 
 def keys_dropout_by_row() -> bool:

@@ -27,8 +27,15 @@ class Projected(Embedding):
         pooling: str,
         dimensions: list[int] | None,
         train_layers: int | None,
+        mini_batch_size: int | None,
     ) -> None:
-        super().__init__(model, pooling=pooling, dimensions=dimensions, train_layers=train_layers)
+        super().__init__(
+            model,
+            pooling=pooling,
+            dimensions=dimensions,
+            train_layers=train_layers,
+            mini_batch_size=mini_batch_size,
+        )
         width = 4 * model.config.hidden_size if projector_width is None else projector_width
         if width < 1:
             raise UserError(f"objective.projector must be at least 1, got {width}")
@@ -79,9 +86,15 @@ class BarlowTwins(Projected):
         pooling: str = "mean",
         dimensions: list[int] | None = None,
         train_layers: int | None = None,
+        mini_batch_size: int | None = None,
     ) -> None:
         super().__init__(
-            model, projector_width=projector, pooling=pooling, dimensions=dimensions, train_layers=train_layers
+            model,
+            projector_width=projector,
+            pooling=pooling,
+            dimensions=dimensions,
+            train_layers=train_layers,
+            mini_batch_size=mini_batch_size,
         )
         if off_diagonal < 0:
             raise UserError(f"objective.off_diagonal={off_diagonal} must not be negative")

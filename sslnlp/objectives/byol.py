@@ -48,8 +48,15 @@ class BYOL(Embedding):
         pooling: str = "mean",
         dimensions: list[int] | None = None,
         train_layers: int | None = None,
+        mini_batch_size: int | None = None,
     ) -> None:
-        super().__init__(model, pooling=pooling, dimensions=dimensions, train_layers=train_layers)
+        super().__init__(
+            model,
+            pooling=pooling,
+            dimensions=dimensions,
+            train_layers=train_layers,
+            mini_batch_size=mini_batch_size,
+        )
         width = model.config.hidden_size
         hidden = 2 * width if hidden is None else hidden
         if hidden < 1:

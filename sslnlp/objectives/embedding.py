@@ -17,6 +17,7 @@ from sslnlp.errors import UserError
 from sslnlp.nn import POOLINGS, Pooling, document_pool
 from sslnlp.objectives import functional
 from sslnlp.objectives.base import Objective
+from sslnlp.objectives.grad_cache import check_mini_batch_size, encode_in_parts
 from sslnlp.packed import hidden_states
 from sslnlp.types import Batch, Encoding
 
@@ -41,6 +42,8 @@ class Embedding(Objective):
         dimensions: widths at which the vector is to be of use when it is cut; the loss is the mean of the losses at
             these widths and at the full one (Matryoshka; Kusupati et al., 2022, arXiv:2205.13147).
         train_layers: only the last so many layers of the model train, what comes before them is frozen; None: all.
+        mini_batch_size: rows of a view that are encoded at a time, so that a large batch fits the memory of a small one
+            (GradCache, `grad_cache`): equal gradients for a third more work. None: all at once.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"view_0", "view_1", "present"})
@@ -51,7 +54,13 @@ class Embedding(Objective):
     measures: ClassVar[tuple[str, ...]] = ("ranking",)
 
     def __init__(
-        self, model: PreTrainedModel, *, pooling: str, dimensions: list[int] | None, train_layers: int | None
+        self,
+        model: PreTrainedModel,
+        *,
+        pooling: str,
+        dimensions: list[int] | None,
+        train_layers: int | None,
+        mini_batch_size: int | None,
     ) -> None:
         super().__init__(model)
         if pooling not in POOLINGS:
@@ -60,7 +69,8 @@ class Embedding(Objective):
         for dimension in dimensions or []:
             if not 1 <= dimension <= width:
                 raise UserError(f"objective.dimensions={dimensions} of vectors of {width}; choose from 1 to {width}")
-        self.pooling = pooling
+        check_mini_batch_size(mini_batch_size)
+        self.pooling, self.mini_batch_size = pooling, mini_batch_size
         self.dimensions = sorted({*(dimensions or []), width})
         if train_layers is not None:
             freeze_below(model, train_layers)
@@ -71,13 +81,24 @@ class Embedding(Objective):
             return reason
         return "an encoder and a decoder do not make one vector" if config.is_encoder_decoder else None
 
-    def vectors(self, encoding: Encoding, present_BC: Tensor, model: nn.Module | None = None) -> Tensor:
-        """float32 [M, H]: the pooled vectors of the documents of an encoding that are present, by row."""
-        assert self.pooling is not None
+    def vectors(
+        self, encoding: Encoding, present_BC: Tensor, model: nn.Module | None = None, *, copies: int = 1
+    ) -> Tensor:
+        """float32 [M, H]: the pooled vectors of the documents of an encoding that are present, by row.
+
+        copies: rows of the encoding for each row of the batch.
+        """
+        pooling = self.pooling
+        assert pooling is not None
         backbone: Any = self.model if model is None else model
-        pooled_BCH = document_pool(hidden_states(backbone, encoding), encoding["document_ids"], self.pooling)
-        vectors_MH = pooled_BCH[present_BC]
-        return vectors_MH.to(torch.promote_types(vectors_MH.dtype, torch.float32))
+
+        def encode(part: Encoding) -> Tensor:
+            pooled_BCH = document_pool(hidden_states(backbone, part), part["document_ids"], pooling)
+            vectors_MH = pooled_BCH[part["present"][:, : pooled_BCH.shape[1]]]
+            return vectors_MH.to(torch.promote_types(vectors_MH.dtype, torch.float32))
+
+        inputs = {**encoding, "present": present_BC}
+        return encode_in_parts(encode, inputs, self.mini_batch_size, copies=copies)
 
     def embed(self, encoding: Encoding) -> Tensor:
         """Vectors of length 1 [B, H], in float32 or wider, of an encoding [B, S] of one text a row."""

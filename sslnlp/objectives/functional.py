@@ -56,9 +56,20 @@ def relevant_pairs(query_Q: Tensor, document_D: Tensor, pair_query_P: Tensor, pa
     query of the same text with a document of the same text. Besides a query's own document such a candidate would be
     a false negative.
     """
-    asked_QP = query_Q[:, None] == pair_query_P[None, :]
-    text_PD = pair_document_P[:, None] == document_D[None, :]
-    return (asked_QP.float() @ text_PD.float()) > 0
+    # Texts are numbered by where they stand among the sorted ones of the pairs: no product over all pairs.
+    asked_P, text_P = pair_query_P.sort().values, pair_document_P.sort().values
+    joined_PP = torch.zeros(len(asked_P) + 1, len(text_P) + 1, dtype=torch.bool, device=query_Q.device)
+    joined_PP[torch.searchsorted(asked_P, pair_query_P), torch.searchsorted(text_P, pair_document_P)] = True
+    return joined_PP[_place(asked_P, query_Q)][:, _place(text_P, document_D)]
+
+
+def _place(sorted_P: Tensor, value_N: Tensor) -> Tensor:
+    """The first place of each value among the sorted ones; P of a value that is not there."""
+    place_N = torch.searchsorted(sorted_P, value_N)
+    if len(sorted_P) == 0:
+        return place_N
+    there_N = sorted_P[place_N.clamp(max=len(sorted_P) - 1)] == value_N
+    return torch.where(there_N, place_N, len(sorted_P))
 
 
 def false_negatives(query_QT: Tensor, document_DT: Tensor, pair_query_PT: Tensor, pair_document_PT: Tensor) -> Tensor:
@@ -68,10 +79,10 @@ def false_negatives(query_QT: Tensor, document_DT: Tensor, pair_query_PT: Tensor
     candidate is the query's own text, or `relevant_pairs` joins the two.
     """
     found = torch.zeros(len(query_QT), len(document_DT), dtype=torch.bool, device=query_QT.device)
-    for kind in range(query_QT.shape[1]):
-        query_Q, document_D = query_QT[:, kind], document_DT[:, kind]
+    kinds = (x.T.contiguous() for x in (query_QT, document_DT, pair_query_PT, pair_document_PT))
+    for query_Q, document_D, pair_query_P, pair_document_P in zip(*kinds, strict=True):
         found |= query_Q[:, None] == document_D
-        found |= relevant_pairs(query_Q, document_D, pair_query_PT[:, kind], pair_document_PT[:, kind])
+        found |= relevant_pairs(query_Q, document_D, pair_query_P, pair_document_P)
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from sslnlp.distributed import gather_ragged
 from sslnlp.errors import UserError
 from sslnlp.objectives import functional
 from sslnlp.objectives.embedding import Cut, Embedding, live, ordered_pairs, views
+from sslnlp.objectives.grad_cache import in_parts
 from sslnlp.types import Batch, StepOutput
 
 COLDEST = 0.01
@@ -53,8 +54,15 @@ class InfoNCE(Embedding):
         pooling: str = "mean",
         dimensions: list[int] | None = None,
         train_layers: int | None = None,
+        mini_batch_size: int | None = None,
     ) -> None:
-        super().__init__(model, pooling=pooling, dimensions=dimensions, train_layers=train_layers)
+        super().__init__(
+            model,
+            pooling=pooling,
+            dimensions=dimensions,
+            train_layers=train_layers,
+            mini_batch_size=mini_batch_size,
+        )
         check_temperature(temperature)
         self.symmetric = symmetric
         # A vector of one number: a lone number could not be cut over processes.
@@ -88,23 +96,20 @@ class InfoNCE(Embedding):
                 if hard is not None and i == 0:
                     candidates.append(hard[0])
                     candidate_texts.append(hard[1])
-                excluded = functional.false_negatives(hashes[i], torch.cat(candidate_texts), texts[i], texts[j])
-                one, similarity = functional.info_nce(
+                one, figures[f"{i}{j}"] = contrast(
                     F.normalize(cut(own[i]), dim=-1),
                     F.normalize(cut(torch.cat(candidates)), dim=-1),
                     target_M,
+                    Texts(hashes[i], torch.cat(candidate_texts), texts[i], texts[j]),
                     temperature=temperature,
-                    excluded_QD=excluded,
+                    size=self.mini_batch_size,
                 )
                 losses.append(one)
-                if (i, j) == (0, 1):
-                    nearest = similarity >= similarity.gather(1, target_M[:, None])
-                    figures["accuracy"] = (nearest.sum(1) == 1).float().sum() / max(1, len(target_M))  # no ties
             return torch.stack(losses).mean()
 
-        total = self.nested(loss)
-        figures["temperature"] = temperature.detach().sum()
-        return StepOutput(total, figures | live(own[0], own[1]))
+        total = self.nested(loss)  # the full width comes last, so the accuracies are of that
+        shown = {"accuracy": figures["01"], "temperature": temperature.detach().sum()}
+        return StepOutput(total, shown | live(own[0], own[1]))
 
     def _negatives(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
         """The vectors [n, H] and hashes [n, T] of the hard negatives of all processes."""
@@ -112,7 +117,8 @@ class InfoNCE(Embedding):
             return None
         encoding = batch["negative"]
         present = torch.ones_like(encoding["hashes"][..., 0], dtype=torch.bool)
-        vectors, _ = gather_ragged(self.vectors(encoding, present))
+        copies = len(present) // max(1, len(batch["present"]))
+        vectors, _ = gather_ragged(self.vectors(encoding, present, copies=copies))
         texts, _ = gather_ragged(encoding["hashes"][present])
         return vectors, texts
 
@@ -120,6 +126,52 @@ class InfoNCE(Embedding):
     def after_step(self, progress: float) -> None:
         if self.log_scale.requires_grad:
             self.log_scale.clamp_(max=-math.log(COLDEST))
+
+
+class Texts(NamedTuple):
+    """The hashes that tell which candidates are no negatives: arguments of `functional.false_negatives`."""
+
+    query: Tensor
+    """int64 [Q, T]."""
+    document: Tensor
+    """int64 [D, T]."""
+    pair_query: Tensor
+    pair_document: Tensor
+    """int64 [P, T], both."""
+    empty: Tensor | None = None
+    """bool [D]: candidates that are none."""
+
+    def left_out(self, part: slice) -> Tensor:
+        """bool, a row for each query of a part [part, D]."""
+        out_QD = functional.false_negatives(self.query[part], self.document, self.pair_query, self.pair_document)
+        return out_QD if self.empty is None else out_QD | self.empty
+
+
+def contrast(
+    query_QH: Tensor,
+    document_DH: Tensor,
+    target_Q: Tensor,
+    texts: Texts,
+    *,
+    temperature: float | Tensor,
+    size: int | None,
+) -> tuple[Tensor, Tensor]:
+    """`functional.info_nce` of vectors of length 1, and the share of the queries whose own document is the nearest.
+
+    size: queries that are compared at a time, so that no matrix of all with all is kept.
+    """
+
+    def some(part: slice) -> tuple[Tensor, Tensor]:
+        loss, similarity_QD = functional.info_nce(
+            query_QH[part], document_DH, target_Q[part], temperature=temperature, excluded_QD=texts.left_out(part)
+        )
+        nearest_QD = similarity_QD >= similarity_QD.gather(1, target_Q[part, None])
+        hits = (nearest_QD.sum(1) == 1).float().sum()  # a tie is not found: collapsed vectors score 0
+        return loss * len(similarity_QD), hits
+
+    losses, hits = zip(*in_parts(some, len(query_QH), size), strict=True)
+    number = max(1, len(query_QH))
+    return torch.stack(losses).sum() / number, torch.stack(hits).sum() / number
 
 
 def check_temperature(temperature: float) -> None:

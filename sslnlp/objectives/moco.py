@@ -12,9 +12,8 @@ from transformers import PreTrainedModel
 from sslnlp.distributed import gather_ragged
 from sslnlp.errors import UserError
 from sslnlp.nn import Queue, Teacher
-from sslnlp.objectives import functional
 from sslnlp.objectives.embedding import Cut, Embedding, live, ordered_pairs, views
-from sslnlp.objectives.info_nce import check_temperature
+from sslnlp.objectives.info_nce import Texts, check_temperature, contrast
 from sslnlp.types import Batch, StepOutput
 
 
@@ -53,8 +52,15 @@ class MoCo(Embedding):
         pooling: str = "mean",
         dimensions: list[int] | None = None,
         train_layers: int | None = None,
+        mini_batch_size: int | None = None,
     ) -> None:
-        super().__init__(model, pooling=pooling, dimensions=dimensions, train_layers=train_layers)
+        super().__init__(
+            model,
+            pooling=pooling,
+            dimensions=dimensions,
+            train_layers=train_layers,
+            mini_batch_size=mini_batch_size,
+        )
         check_temperature(temperature)
         if queue < 0:
             raise UserError(f"objective.queue={queue} must be 0 or more")
@@ -83,29 +89,26 @@ class MoCo(Embedding):
         # Held out, the batch's own keys alone: a queue that fills up would make the loss of later weights the higher.
         queued = len(self.queue.vectors) if self.training else 0
         past, past_texts, empty = self.queue.vectors[:queued], self.queue.tags[:queued], ~self.queue.filled[:queued]
+        none = {j: torch.cat([empty.new_zeros(len(key)), empty]) for j, key in keys.items()}
         figures: dict[str, Tensor] = {}
 
         def loss(cut: Cut) -> Tensor:
             losses = []
             for i, j in pairs:
-                excluded = functional.false_negatives(hashes[i], torch.cat([texts[j], past_texts]), texts[i], texts[j])
-                excluded[:, len(texts[j]) :] |= empty
-                one, similarity = functional.info_nce(
+                one, figures[f"{i}{j}"] = contrast(
                     F.normalize(cut(own[i]), dim=-1),
                     F.normalize(cut(torch.cat([keys[j], past])), dim=-1),
                     target_M,
+                    Texts(hashes[i], torch.cat([texts[j], past_texts]), texts[i], texts[j], none[j]),
                     temperature=self.temperature,
-                    excluded_QD=excluded,
+                    size=self.mini_batch_size,
                 )
                 losses.append(one)
-                if (i, j) == (0, 1):
-                    nearest = similarity >= similarity.gather(1, target_M[:, None])
-                    figures["accuracy"] = (nearest.sum(1) == 1).float().sum() / max(1, len(target_M))  # no ties
             return torch.stack(losses).mean()
 
-        total = self.nested(loss)
+        total = self.nested(loss)  # the full width comes last, so the accuracies are of that
         second = keys[1][start : start + len(own[0])]
-        return StepOutput(total, figures | live(own[0], second))
+        return StepOutput(total, {"accuracy": figures["01"]} | live(own[0], second))
 
     def after_step(self, progress: float) -> None:
         if self._fresh:

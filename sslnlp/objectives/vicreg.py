@@ -39,9 +39,15 @@ class VICReg(Projected):
         pooling: str = "mean",
         dimensions: list[int] | None = None,
         train_layers: int | None = None,
+        mini_batch_size: int | None = None,
     ) -> None:
         super().__init__(
-            model, projector_width=projector, pooling=pooling, dimensions=dimensions, train_layers=train_layers
+            model,
+            projector_width=projector,
+            pooling=pooling,
+            dimensions=dimensions,
+            train_layers=train_layers,
+            mini_batch_size=mini_batch_size,
         )
         self.weights = {"invariance": invariance, "variance": variance, "covariance": covariance}
         for name, weight in self.weights.items():
