@@ -78,8 +78,8 @@ COLLATOR_OPTIONS = {
 }
 
 OBJECTIVE_OPTIONS = {
-    "barlow_twins": "dimensions off_diagonal pooling projector train_layers",
-    "byol": "dimensions hidden momentum momentum_end pooling train_layers",
+    "barlow_twins": "dimensions mini_batch_size off_diagonal pooling projector train_layers",
+    "byol": "dimensions hidden mini_batch_size momentum momentum_end pooling train_layers",
     "causal_lm": "",
     "classification": "class_weights label_smoothing",
     "data2vec": "beta layers momentum momentum_end",
@@ -87,13 +87,13 @@ OBJECTIVE_OPTIONS = {
     "electra": "corrective corrective_weight discriminator_weight generator_size temperature",
     "fim": "",
     "hybrid": "masked_weight",
-    "info_nce": "dimensions learn_temperature pooling symmetric temperature train_layers",
+    "info_nce": "dimensions learn_temperature mini_batch_size pooling symmetric temperature train_layers",
     "joint": "options weights",
     "masked_diffusion": "",
     "masked_lm": "label_smoothing",
-    "moco": "dimensions momentum momentum_end pooling queue symmetric temperature train_layers",
+    "moco": "dimensions mini_batch_size momentum momentum_end pooling queue symmetric temperature train_layers",
     "prefix_lm": "",
-    "ranking": "pooling symmetric temperature",
+    "ranking": "mini_batch_size pooling symmetric temperature",
     "retromae": "decoder_rate",
     "segment_order": "masked_weight order_weight segments",
     "sentence_order": "masked_weight order_weight",
@@ -102,7 +102,7 @@ OBJECTIVE_OPTIONS = {
     "ul2": "",
     "ul2_decoder": "",
     "vae": "beta cycles free_bits latent layers ramp word_dropout",
-    "vicreg": "covariance dimensions invariance pooling projector train_layers variance",
+    "vicreg": "covariance dimensions invariance mini_batch_size pooling projector train_layers variance",
 }
 
 # Who may import whom: a module imports from its own level and the levels above it in this list.
