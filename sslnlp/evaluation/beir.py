@@ -108,10 +108,11 @@ def _qrels(path: Path) -> dict[str, dict[str, int]]:
     return qrels
 
 
-def evaluate_embedder(
+def evaluate_queries(
     encode: Encoder, beir: Beir, *, encode_queries: Encoder | None = None, depth: int = 1000
-) -> dict[str, float]:
-    """`ndcg@10`, `mrr@10`, `recall@100`, `map` of ranking the corpus by the dot product of vectors, `depth` deep.
+) -> list[dict[str, float]]:
+    """`query_measures` of each query: `ndcg@10`, `mrr@10`, `recall@100`, `map` of ranking the corpus by the dot product
+    of vectors, `depth` deep. Queries without a relevant document are left out.
 
     `encode` maps texts to vectors [N, H]; queries go through `encode_queries` where they are encoded otherwise.
     Exact search: all document vectors are held in memory at 4 x H bytes each.
@@ -119,9 +120,15 @@ def evaluate_embedder(
     document_DH = encode(list(beir.corpus.values()))
     query_QH = (encode_queries or encode)(list(beir.queries.values()))
     found = nearest(query_QH, document_DH, list(beir.corpus), depth)
-    return mean_measures(
-        query_measures(beir.qrels[query], scores) for query, scores in zip(beir.queries, found, strict=True)
-    )
+    measured = (query_measures(beir.qrels[query], scores) for query, scores in zip(beir.queries, found, strict=True))
+    return [figures for figures in measured if figures]
+
+
+def evaluate_embedder(
+    encode: Encoder, beir: Beir, *, encode_queries: Encoder | None = None, depth: int = 1000
+) -> dict[str, float]:
+    """The means of `evaluate_queries`. Raises `UserError` when no query has a relevant document."""
+    return mean_measures(evaluate_queries(encode, beir, encode_queries=encode_queries, depth=depth))
 
 
 def encode_sorted(
