@@ -7,10 +7,10 @@ code spans or is escaped, metadata goes through a YAML writer, and paths of the 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from huggingface_hub import ModelCardData
 
@@ -35,6 +35,18 @@ _TASKS = (
 )
 
 
+class ReportRow(NamedTuple):
+    """A measure of the report card (`sslnlp report`)."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    chance: float | None
+    number: int
+    meaning: str
+
+
 @dataclass(kw_only=True)
 class CardFacts:
     """What the card is written from. All optional but the title: a fact that is not known is left out, never guessed.
@@ -55,6 +67,8 @@ class CardFacts:
     """Of the loop: steps, batch size, learning rate, precision, seed, ..."""
     measures: Mapping[str, float] = field(default_factory=dict)
     """Held-out figures by name."""
+    report: Sequence[ReportRow] = ()
+    """The report card's short form."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Library name to version."""
     sources: Iterable[str] = ()
@@ -136,10 +150,37 @@ def model_card(facts: CardFacts | Mapping[str, Any]) -> str:
         _table("Training data", _data_rows(facts)),
         _table("Training", _training_rows(facts)),
         _table("Held-out measures", [(k, _figure(v)) for k, v in facts.measures.items()]),
+        report_section(facts.report),
         "## Intended use and limits\n\n" + _use(facts),
         _table("Versions", list(facts.versions.items())),
     ]
     return f"---\n{_metadata(facts)}\n---\n\n" + "\n\n".join(s for s in sections if s) + "\n"
+
+
+_REPORT = "## Report card"
+
+
+def report_section(rows: Sequence[ReportRow]) -> str:
+    """The section of a card with the figures of the report card; an empty string without any."""
+    if not rows:
+        return ""
+    lines = ["| measure | value | 95 % interval | chance | of | |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        interval = "–" if row.low != row.low else f"{row.low:.4g} to {row.high:.4g}"
+        chance = "–" if row.chance is None else f"{row.chance:.3g}"
+        lines.append(
+            f"| {_plain(row.name)} | {row.value:.4g} | {interval} | {chance} | {row.number:,} | {_plain(row.meaning)} |"
+        )
+    return "\n".join([_REPORT, "", *lines])
+
+
+def with_report(card: str, rows: Sequence[ReportRow]) -> str:
+    """A card that was written before, with this report card in place of the one it has, or at its end."""
+    before, found, rest = card.partition(f"\n{_REPORT}\n")
+    if not found:
+        return f"{card.rstrip()}\n\n{report_section(rows)}\n"
+    _, heading, after = rest.partition("\n## ")
+    return f"{before}\n{report_section(rows)}\n{heading}{after}"
 
 
 def _task(facts: CardFacts) -> tuple[str | None, str]:
@@ -197,6 +238,7 @@ def _snippet(facts: CardFacts) -> str:
             'model = SentenceTransformer("PATH_OR_NAME")',
             'vectors = model.encode(["first text", "second text"])',
         ]
+        return f"{_python(lines)}\n\nWithout sentence-transformers, the same vectors:\n\n{_python(_vectors(facts))}"
     elif task in ("fill-mask", "text-generation", "text-classification", "token-classification"):
         text = 'f"One {pipe.tokenizer.mask_token} word."' if task == "fill-mask" else '"One text"'
         lines = [
@@ -212,7 +254,38 @@ def _snippet(facts: CardFacts) -> str:
             'tokenizer = AutoTokenizer.from_pretrained("PATH_OR_NAME")',
             f'model = {auto}.from_pretrained("PATH_OR_NAME")',
         ]
+    return _python(lines)
+
+
+def _python(lines: Sequence[str]) -> str:
     return "```python\n" + "\n".join(lines) + "\n```"
+
+
+_POOLED = {
+    "mean": "(hidden * mask).sum(1) / mask.sum(1)",
+    "cls": "hidden[:, 0]",
+    "last": "hidden[torch.arange(len(hidden)), batch.attention_mask.sum(1) - 1]",
+    "weighted": "(hidden * (place := mask.cumsum(1) * mask)).sum(1) / place.sum(1)",
+    "max": "hidden.masked_fill(mask == 0, -torch.inf).amax(1)",
+}
+"""What sentence-transformers does with hidden [B, S, H] and mask [B, S, 1], padding on the right."""
+
+
+def _vectors(facts: CardFacts) -> list[str]:
+    pooled = _POOLED[facts.pooling or "mean"]
+    if facts.normalize:
+        pooled = f"torch.nn.functional.normalize({pooled}, dim=-1)"
+    return [
+        "import torch",
+        "from transformers import AutoModel, AutoTokenizer",
+        "",
+        'tokenizer, model = (auto.from_pretrained("PATH_OR_NAME") for auto in (AutoTokenizer, AutoModel))',
+        'batch = tokenizer(["first text", "second text"], padding=True, padding_side="right", truncation=True, '
+        'return_token_type_ids=False, return_tensors="pt")',
+        "with torch.no_grad():",
+        "    hidden, mask = model(**batch).last_hidden_state, batch.attention_mask[..., None]",
+        f"vectors = {pooled}",
+    ]
 
 
 def _modes(facts: CardFacts) -> str:

@@ -140,16 +140,32 @@ def plan(recipe: RecipeArgument, overrides: Overrides = None) -> None:
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
-    overrides: Overrides = None,
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN... [KEY=VALUE...]", help="Folders of runs, and what to measure with.")
+    ],
 ) -> None:
-    """Write the report card of a run: report.json, report.html and its figures."""
-    from sslnlp.recipe.overrides import keywords
-    from sslnlp.report import make_report
+    """Measure what runs left behind: report.json, report.html, figures/, and a short form in the model card.
 
-    if not run.is_dir():
-        raise UserError(f"run folder {str(run)!r} does not exist")
-    typer.echo(f"report: {make_report(run, **keywords(make_report, overrides or []))}")
+    No labels are needed. More is measured with files: pairs=FILE (minimal pairs), sts=FILE (scored sentence pairs),
+    probe_train=FILE probe_test=FILE (labelled texts), beir=FOLDER, texts=FILE (other held-out text). Several runs stand
+    side by side; documents=N bounds the work, measures=false leaves it out, out=FOLDER writes elsewhere.
+    """
+    from rich.console import Console
+
+    from sslnlp.recipe.overrides import keywords
+    from sslnlp.report.command import report_runs
+
+    folders = [Path(argument) for argument in runs if "=" not in argument or Path(argument).is_dir()]
+    overrides = [argument for argument in runs if Path(argument) not in folders]
+    if not folders:
+        raise UserError("say which run: sslnlp report RUN [RUN ...] [key=value ...]")
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"run folder {str(folder)!r} does not exist")
+    given = keywords(report_runs, overrides)
+    with Console(stderr=True).status("reading") as status:
+        page = report_runs(folders, lambda line: status.update(f"measuring {line}"), **given)
+    typer.echo(f"report: {page}")
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 from pathlib import Path
 from typing import Any
@@ -259,6 +260,8 @@ def test_what_cannot_be_published_is_one_clear_line(tokenizer: PreTrainedTokeniz
         ("BertModel", "cls", False),
         ("ModernBertModel", "mean", True),
         ("Qwen3Model", "last", True),
+        ("Qwen3Model", "weighted", True),
+        ("BertModel", "max", False),
     ],
 )
 def test_sentence_transformers_gives_our_vectors(
@@ -278,7 +281,10 @@ def test_sentence_transformers_gives_our_vectors(
         )
         with torch.no_grad():
             hidden = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
-            ours = Pooling(pooling)(hidden, batch["attention_mask"])
+            if pooling == "max":  # only exported: what others trained
+                ours = hidden.masked_fill(batch["attention_mask"][..., None] == 0, -torch.inf).amax(1)
+            else:
+                ours = Pooling(pooling)(hidden, batch["attention_mask"])
         if normalize:
             ours = torch.nn.functional.normalize(ours, dim=-1)
         assert torch.allclose(torch.from_numpy(encode(TEXTS)), ours, atol=1e-5)
@@ -287,6 +293,15 @@ def test_sentence_transformers_gives_our_vectors(
     card = ModelCard.load(path / "README.md")
     assert card.data.library_name == "sentence-transformers"
     assert card.data.pipeline_tag == "sentence-similarity"
+    # What the card tells a person to type, with and without sentence-transformers.
+    with_it, without = (
+        block.replace("PATH_OR_NAME", str(path)) for block in re.findall(r"```python\n(.*?)```", card.content, re.S)
+    )
+    typed: dict[str, Any] = {}
+    exec(with_it, typed)
+    plain: dict[str, Any] = {}
+    exec(without, plain)
+    assert torch.allclose(torch.from_numpy(typed["vectors"]), plain["vectors"], atol=1e-5)
 
 
 def test_a_backbone_taken_from_a_head_loads_as_auto_model(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:

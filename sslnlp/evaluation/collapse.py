@@ -10,7 +10,10 @@ from dataclasses import dataclass, field
 log = logging.getLogger(__name__)
 
 FIGURES = ("spread", "compared_spread", "effective_rank")
-"""What falls in a collapse (`objectives.embedding.live`); 0 is the floor of the first two, 1 that of the third."""
+"""What falls in a collapse (`objectives.embedding.live`)."""
+
+FLOOR = {"effective_rank": 1.0}
+"""Where a figure is when all vectors are one; 0 for the others."""
 
 FALLEN = 0.2
 """A figure has fallen when no more than this share of its best is left above the floor."""
@@ -39,17 +42,17 @@ class CollapseWatch:
             figure = name.rpartition("/")[2]
             if figure not in FIGURES or self.said:
                 continue
-            above = value - (figure == "effective_rank")
+            above = value - FLOOR.get(figure, 0.0)
             loss = values.get(name.removesuffix(figure) + "loss", values.get("loss", 0.0))
             if above >= self.best.get(name, (above, loss))[0]:
                 self.best[name] = above, loss
             best, before = self.best[name]
-            self.down[name] = self.down[name] + 1 if above <= FALLEN * best else 0
+            self.down[name] = self.down[name] + 1 if above <= FALLEN * best and above < best else 0
             if self.down[name] >= PATIENCE:
                 self.said = True
                 line = (
                     f"step {step}: the vectors are collapsing: {name} is down to {value:.3g} from "
-                    f"{best + (figure == 'effective_rank'):.3g}; {_reason(figure, loss, before)}"
+                    f"{best + FLOOR.get(figure, 0.0):.3g}; {_reason(figure, loss, before)}"
                 )
                 log.warning(line)
                 return line

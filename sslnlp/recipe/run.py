@@ -29,7 +29,10 @@ from sslnlp.objectives.base import Objective
 from sslnlp.recipe.build import Parts, build_objective, build_parts, processes, resolve
 from sslnlp.recipe.check import check_out
 from sslnlp.recipe.choose import apply, choose, chosen_before
+from sslnlp.recipe.reporting import RunReport, run_report
 from sslnlp.recipe.schema import Recipe, to_dict
+from sslnlp.report import make_report
+from sslnlp.report.sections import short_form
 from sslnlp.train import Trainer
 
 log = logging.getLogger(__name__)
@@ -59,6 +62,7 @@ def run(recipe: Recipe, *, resume: bool = False, console: Console | None = None)
     _tell(console, "rows of each class", parts.facts.get("classes", {}))
     parts = replace(parts, chosen=before) if resume else choose(parts)
     _tell(console, f"chosen for {recipe.train.budget} (give a key to choose otherwise)", parts.chosen)
+    report = run_report(parts)
     objective = build_objective(parts)
     console.print(f"{type(objective.model).__name__}: {count_parameters(objective.model):,} parameters")
     story = biography(parts, objective)
@@ -68,12 +72,12 @@ def run(recipe: Recipe, *, resume: bool = False, console: Console | None = None)
             _begin(out, parts, story)
         processes().wait_for_everyone()
     try:
-        trainer = _train(parts, objective, out, story, console, resume)
+        trainer = _train(parts, objective, out, story, console, resume, report)
     except UserError:
         if main and not resume and not _trained(out):
             shutil.rmtree(out, ignore_errors=True)
         raise
-    _finish(parts, objective, trainer, out, story, console)
+    _finish(parts, objective, trainer, out, story, console, report)
     return out
 
 
@@ -145,12 +149,19 @@ def held_out(parts: Parts) -> Callable[[Objective], dict[str, float]] | None:
 
 
 def _train(
-    parts: Parts, objective: Objective, out: Path, story: Mapping[str, Any], console: Console, resume: bool
+    parts: Parts,
+    objective: Objective,
+    out: Path,
+    story: Mapping[str, Any],
+    console: Console,
+    resume: bool,
+    report: RunReport | None,
 ) -> Trainer:
+    evaluate = held_out(parts) if report is None else report.beside(held_out(parts))
     with _progress(console) as on_progress:
         trainer = Trainer(
             objective, parts.collator, parts.stream, parts.recipe.train,
-            out=out, evaluate=held_out(parts), facts=story, on_progress=on_progress,
+            out=out, evaluate=evaluate, facts=story, on_progress=on_progress,
         )  # fmt: skip
         trainer.fit(resume)
     return trainer
@@ -171,7 +182,13 @@ def _progress(console: Console) -> Iterator[Callable[[int, int, Mapping[str, flo
 
 
 def _finish(
-    parts: Parts, objective: Objective, trainer: Trainer, out: Path, story: dict[str, Any], console: Console
+    parts: Parts,
+    objective: Objective,
+    trainer: Trainer,
+    out: Path,
+    story: dict[str, Any],
+    console: Console,
+    report: RunReport | None,
 ) -> None:
     """Final figures, on the weights that are left behind, and the export. The main process alone."""
     state = processes()
@@ -182,14 +199,19 @@ def _finish(
         result = {"steps": trainer.progress.steps, "tokens_seen": seen, "measures": measures, "samples": samples}
         story |= {"result": result}
         write_json(out / "recipe.json", story)
+        card = report.card(objective) if report is not None else None
+        facts = replace(_card(parts, story), report=short_form(card) if card is not None else ())
         export_model(
             objective.exported, parts.tokenizer, out / "export",
-            card=_card(parts, story), recipe=story, pooling=objective.pooling,
+            card=facts, recipe=story, pooling=objective.pooling,
             prompts=parts.collator.prompts, modes=objective.modes, max_length=parts.max_length,
         )  # fmt: skip
         _tell(console, "held-out", measures)
         for title, lines in samples.items():
             console.print(f"{title}:", *(f"  {line}" for line in lines), sep="\n", highlight=False, markup=False)
+        if card is not None:
+            _tell(console, "report card", {name: figure.value for name, figure in card.figures.items()})
+            console.print(f"report: {make_report(out, cards={out.name: card})}", highlight=False, markup=False)
         console.print(f"done: {out / 'export'}", highlight=False, markup=False)
     state.wait_for_everyone()
 

@@ -18,6 +18,7 @@ from sslnlp.models import ModelConfig
 from sslnlp.objectives import get_objective
 from sslnlp.objectives.base import Objective
 from sslnlp.recipe.overrides import coerce, fields_of, keywords_of
+from sslnlp.report.config import ReportConfig
 from sslnlp.train import TrainConfig
 
 Algorithm = Literal["bpe", "wordpiece", "unigram", "bytes"]
@@ -68,6 +69,7 @@ class Recipe:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
     out: str = "out/run"
     name: str = "recipe"
     given: set[str] = field(default_factory=set, init=False, repr=False, compare=False)

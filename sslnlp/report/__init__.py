@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from sslnlp.report.config import ReportConfig
 from sslnlp.report.page import Chart, Report, Section, Table
 from sslnlp.report.runs import RunFacts, make_report, read_run
 
-__all__ = ["Chart", "Report", "RunFacts", "Section", "Table", "make_report", "read_run"]
+__all__ = ["Chart", "Report", "ReportConfig", "RunFacts", "Section", "Table", "make_report", "read_run"]

@@ -128,6 +128,61 @@ MEASURES: Mapping[tuple[str, str], Measure] = {
 }
 """(objective, figure) -> explanation. A figure that is not here is shown without one."""
 
+_HELD = "held-out text"
+CARD: Mapping[str, Measure] = {
+    "bits_per_byte": Measure(
+        "bits per byte of UTF-8",
+        f"code length of {_HELD}, cut to what the model reads; compares across tokenizers",
+        "lower",
+    ),
+    "mask_loss": Measure(
+        "nats per masked token",
+        f"mean cross-entropy of 15 % masked tokens of {_HELD}, the same for all models of one tokenizer",
+        "lower",
+    ),
+    "mask_accuracy": Measure("share", "of these tokens, those whose most probable prediction is right", "higher"),
+    "pseudo_loss": Measure(
+        "nats per token",
+        f"pseudo-log-likelihood of {_HELD}: each token is predicted with itself and the rest of its word masked",
+        "lower",
+    ),
+    "pseudo_perplexity": Measure(
+        "tokens", "exp of pseudo_loss; not comparable across tokenizers, nor with a causal perplexity", "lower"
+    ),
+    "pseudo_bits_per_byte": Measure(
+        "bits per byte of UTF-8", "pseudo_loss over bytes; no code length: each token sees what follows", "lower"
+    ),
+    "minimal_pairs": Measure(
+        "share", "pairs whose acceptable sentence has the higher (pseudo-)likelihood; ties count half", "higher"
+    ),
+    "known_item_recall@1": Measure(
+        "share", "texts whose first half is nearest to its own second half, among those of all texts", "higher"
+    ),
+    "known_item_mrr": Measure("mean over texts", "reciprocal rank of the own second half", "higher"),
+    "effective_rank": Measure(
+        "directions", "how many directions the vectors of texts use (exp of the entropy of singular values)", "higher"
+    ),
+    "anisotropy": Measure("cosine", "mean cosine of two different texts; 1 when all are one", "lower"),
+    "uniformity": Measure(
+        "log",
+        "how evenly vectors are spread: log of the mean Gaussian kernel of two texts; 0 when all are one",
+        "lower",
+    ),
+    "alignment": Measure(
+        "squared distance", "mean squared distance of the two halves of a text; read it beside uniformity", "lower"
+    ),
+    "sts_spearman": Measure(
+        "rank correlation", "of the cosine of two sentences with how similar people find them", "higher"
+    ),
+    "knn": Measure("accuracy", "label by the ten nearest training texts, nothing trained", "higher"),
+    "linear_probe": Measure("accuracy", "logistic regression on the frozen vectors", "higher"),
+    "repetition@4": Measure(
+        "share", "4-grams of sampled text that came before in it; read it beside that of people", "near people's"
+    ),
+}
+"""Figure of the report card -> explanation."""
+
+
 _RANKED = {
     "ndcg": "discounted gain of the relevant documents among the first {k}, over the best possible",
     "mrr": "reciprocal rank of the first relevant document, 0 beyond rank {k}",
@@ -143,6 +198,11 @@ def measure(objective: str, figure: str) -> Measure | None:
         chance = functools.partial(_chance_at, name, depth)
         return Measure("mean over queries", _RANKED[name].format(k=depth), "higher", chance)
     return MEASURES.get((objective, figure))
+
+
+def card_measure(figure: str) -> Measure | None:
+    """The explanation of a figure of the report card; None when there is none."""
+    return CARD.get(figure) or CARD.get(figure.partition("/")[0]) or measure("", figure)
 
 
 def _chance_at(name: str, depth: str, facts: Facts) -> float | None:

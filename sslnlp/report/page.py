@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from sslnlp.report.svg import line_chart
+from sslnlp.report.svg import line_chart, point_chart
 
 Cell = str | int | float | bool | None
 
@@ -29,22 +29,29 @@ class Table:
 
 @dataclass
 class Chart:
-    """Named lines over one axis: series -> [(x, y), ...]."""
+    """Named series [(x, y), ...]: lines over one axis, or points of a plane."""
 
     title: str
     x: str
     y: str
     series: Mapping[str, Sequence[tuple[float, float]]]
+    points: bool = False
+
+    @property
+    def svg(self) -> str:
+        return (point_chart if self.points else line_chart)(self.title, self.x, self.y, self.series)
 
 
 @dataclass
 class Section:
-    """One heading of the report. A later measure adds a section; nothing else changes."""
+    """One heading of the report."""
 
     title: str
     text: str = ""
     tables: list[Table] = field(default_factory=list)
     charts: list[Chart] = field(default_factory=list)
+    lists: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Title -> texts that stand below each other, as they are."""
 
 
 @dataclass
@@ -54,6 +61,8 @@ class Report:
     title: str
     subtitle: str = ""
     sections: list[Section] = field(default_factory=list)
+    cards: Mapping[str, Any] = field(default_factory=dict)
+    """Run -> its report card (`card.Card`) as plain data, for programs; the page shows it in the sections."""
 
     def write(self, folder: Path) -> Path:
         """Write `report.json` and `report.html` into `folder`, each whole or not at all; returns the page's path."""
@@ -67,7 +76,7 @@ class Report:
             loader=PackageLoader("sslnlp", "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
         )
         environment.filters["cell"] = format_cell
-        environment.globals["chart"] = lambda c: Markup(line_chart(c.title, c.x, c.y, c.series))  # svg.py escapes
+        environment.globals["chart"] = lambda c: Markup(c.svg)  # svg.py escapes
         return environment.get_template("report.html.jinja").render(report=self, is_number=is_number)
 
 

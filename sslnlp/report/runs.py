@@ -11,11 +11,15 @@ from typing import Any
 
 from sslnlp.errors import UserError
 from sslnlp.metrics import read_metrics
-from sslnlp.report.measures import measure
+from sslnlp.report.card import Card
+from sslnlp.report.measures import Measure, card_measure, measure
 from sslnlp.report.page import Cell, Chart, Report, Section, Table
+from sslnlp.report.sections import card_sections, write_figures
 
 TRAINING, HELD_OUT = "train/", "valid/"
 """Prefixes of the numbers in metrics.jsonl: means since the last log, and figures of held-out data."""
+MEASURED = HELD_OUT + "report/"
+"""The latter's that belong to the report card (`report.every`)."""
 
 
 @dataclass
@@ -72,16 +76,22 @@ def make_report(
     out: str | None = None,
     title: str | None = None,
     sections: Sequence[Section] = (),
+    cards: Mapping[str, Card] | None = None,
 ) -> Path:
-    """Write report.json and report.html for one run, or for several side by side; returns the page's path.
+    """Write report.json, report.html and figures/ for one run, or for several side by side; returns the page's path.
 
     against: folders of further runs to compare with. out: where to write (default: the run's folder). sections: put
-    before the run's own, for a caller that has more to tell.
+    before the run's own, for a caller that has more to tell. cards: what was measured of each run, by its name.
     """
     runs = [read_run(path) for path in (run, *map(Path, against))]
     names = ", ".join(r.name for r in runs)
-    report = Report(title or f"Report: {names}", subtitle=_subtitle(runs[0]), sections=[*sections, *run_sections(runs)])
-    return report.write(Path(out) if out else Path(run))
+    shown = [*sections, *card_sections(cards or {}), *run_sections(runs)]
+    plain = {name: card.to_dict() for name, card in (cards or {}).items()}
+    report = Report(title or f"Report: {names}", subtitle=_subtitle(runs[0]), sections=shown, cards=plain)
+    folder = Path(out) if out else Path(run)
+    page = report.write(folder)
+    write_figures([chart for section in shown for chart in section.charts], folder / "figures")
+    return page
 
 
 def run_sections(runs: Sequence[RunFacts]) -> list[Section]:
@@ -95,7 +105,7 @@ def _held_out(runs: Sequence[RunFacts]) -> Section:
     for run in runs:
         chance_facts = _chance_facts(run)
         for figure, value in sorted(run.held_out().items()):
-            told = measure(run.objective, figure)
+            told = _told(run.objective, figure)
             chance = told.chance(chance_facts) if told else None
             explained: list[Cell] = [told.unit, told.better, told.meaning] if told else ["", "", ""]
             rows.append([*([run.name] if len(runs) > 1 else []), figure, value, chance, *explained])
@@ -109,7 +119,15 @@ def _curves(runs: Sequence[RunFacts]) -> Section:
     charts = []
     for objective in dict.fromkeys(run.objective for run in runs):
         group = [run for run in runs if run.objective == objective]
-        figures = sorted({f for run in group for f in run.held_out()}, key=lambda f: (f != "loss", f))
+        known = {f for run in group for f in run.held_out()}
+        known |= {
+            key.removeprefix(HELD_OUT)
+            for run in group
+            for line in run.history
+            for key in line
+            if key.startswith(MEASURED)
+        }
+        figures = sorted(known, key=lambda f: (f.startswith("report/"), f != "loss", f))
         for figure in dict.fromkeys(["loss", *figures]):
             series = {}
             for run in group:
@@ -117,13 +135,18 @@ def _curves(runs: Sequence[RunFacts]) -> Section:
                 for label, key in (("training", TRAINING + figure), ("held out", HELD_OUT + figure)):
                     if points := run.series(key):
                         series[f"{prefix}{label}"] = points
-            told = measure(objective, figure)
+            told = _told(objective, figure)
             if any(len(points) > 1 for points in series.values()):
                 charts.append(Chart(f"{figure} ({objective})", "step", told.unit if told else figure, series))
         rates = {run.name: run.series(TRAINING + "lr") for run in group}
         if any(len(points) > 1 for points in rates.values()):
             charts.append(Chart(f"learning rate ({objective})", "step", "learning rate", rates))
     return Section("How it got there", charts=charts)
+
+
+def _told(objective: str, figure: str) -> Measure | None:
+    bare = figure.removeprefix("report/")
+    return measure(objective, figure) if bare == figure else card_measure(bare)
 
 
 def _facts(runs: Sequence[RunFacts]) -> Section:

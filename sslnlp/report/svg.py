@@ -1,9 +1,9 @@
-"""Line charts as inline SVG: no plotting library, text that scales, colours that follow the page's theme."""
+"""Charts as inline SVG: no plotting library, text that scales, colours that follow the page's theme."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 WIDTH, HEIGHT = 640, 300
@@ -12,10 +12,34 @@ COLOURS = 6
 """Line classes c0 .. c5 in the template's style; more series start again."""
 
 Points = Sequence[tuple[float, float]]
+Place = Callable[[float, float], tuple[float, float]]
+"""Where a point (x, y) of the data is drawn."""
 
 
 def line_chart(title: str, x: str, y: str, series: Mapping[str, Points]) -> str:
     """An `<svg>` of the series with at least one finite point; a one-line note when there is none."""
+
+    def draw(place: Place, i: int, points: Points) -> str:
+        placed = [place(a, b) for a, b in thinned(points)]
+        if len(placed) == 1:
+            return f"<circle class='c{i % COLOURS}' cx='{placed[0][0]:.1f}' cy='{placed[0][1]:.1f}' r='3'/>"
+        path = " ".join(f"{a:.1f},{b:.1f}" for a, b in placed)
+        return f"<polyline class='c{i % COLOURS}' points='{path}'/>"
+
+    return _chart(title, x, y, series, draw)
+
+
+def point_chart(title: str, x: str, y: str, series: Mapping[str, Points]) -> str:
+    """The same with every point as a dot."""
+
+    def draw(place: Place, i: int, points: Points) -> str:
+        dots = (place(a, b) for a, b in points)
+        return "".join(f"<circle class='c{i % COLOURS}' cx='{a:.1f}' cy='{b:.1f}' r='3'/>" for a, b in dots)
+
+    return _chart(title, x, y, series, draw)
+
+
+def _chart(title: str, x: str, y: str, series: Mapping[str, Points], draw: Callable[[Place, int, Points], str]) -> str:
     finite = {name: [p for p in points if all(map(math.isfinite, p))] for name, points in series.items()}
     lines = {name: points for name, points in finite.items() if points}
     if not lines:
@@ -41,14 +65,8 @@ def line_chart(title: str, x: str, y: str, series: Mapping[str, Points]) -> str:
     parts.append(f"<text x='{(LEFT + WIDTH - RIGHT) / 2}' y='{HEIGHT - 8}' text-anchor='middle'>{escape(x)}</text>")
     middle = (TOP + HEIGHT - BOTTOM) / 2
     parts.append(f"<text transform='translate(12 {middle}) rotate(-90)' text-anchor='middle'>{escape(y)}</text>")
-    for i, (_, points) in enumerate(lines.items()):
-        placed = [place(a, b) for a, b in thinned(points)]
-        if len(placed) == 1:
-            parts.append(f"<circle class='c{i % COLOURS}' cx='{placed[0][0]:.1f}' cy='{placed[0][1]:.1f}' r='3'/>")
-        else:
-            path = " ".join(f"{a:.1f},{b:.1f}" for a, b in placed)
-            parts.append(f"<polyline class='c{i % COLOURS}' points='{path}'/>")
-    keys = "".join(f"<span class='key c{i % COLOURS}'>{escape(name)}</span>" for i, name in enumerate(lines))
+    parts += [draw(place, i, points) for i, points in enumerate(lines.values())]
+    keys = "".join(f"<span class='key c{i % COLOURS}'>{escape(name)}</span>" for i, name in enumerate(lines) if name)
     drawing = "".join(parts) + "</svg>"
     return f"<figure><figcaption>{escape(title)}</figcaption>{drawing}<div class='keys'>{keys}</div></figure>"
 

@@ -70,7 +70,7 @@ class Encoder:
         folder = resolve(name)
         settings = read_settings(folder)
         try:
-            with _quiet_loading():
+            with quiet_loading():
                 model, report = AutoModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
             tokenizer = AutoTokenizer.from_pretrained(folder)
         except Exception as error:  # the loaders raise anything from OSError to safetensors' own type
@@ -192,7 +192,7 @@ def _read_json(path: Path) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet_loading() -> Iterator[None]:
+def quiet_loading() -> Iterator[None]:
     """A search prints its results, not how it read the weights; what the loader reports is judged by the caller."""
     from transformers.utils import logging
 

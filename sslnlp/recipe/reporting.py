@@ -1,0 +1,91 @@
+"""The report card of a run that asks for it (`report.*`): while it trains, and of what it leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from sslnlp.evaluation.held_out import evaluating
+from sslnlp.objectives.base import Objective
+from sslnlp.objectives.functional import IGNORED
+from sslnlp.recipe.build import Parts, cache_folder
+from sslnlp.recipe.schema import Recipe
+from sslnlp.report.card import Card, measure
+from sslnlp.report.material import Corrupt, Material, held_out_texts
+from sslnlp.report.subject import Subject, in_memory
+from sslnlp.search.encoder import EncoderSettings
+from sslnlp.tokenizer import framing
+
+Evaluate = Callable[[Objective], dict[str, float]]
+
+PREFIX = "report/"
+"""Before the names of the card's figures in metrics.jsonl: the held-out pass has some of the same name."""
+
+
+class RunReport:
+    """Reads the files of `report.*` once, so that what is wrong with them is said before anything is trained."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts, self.every = parts, parts.recipe.report.every
+        fingerprint = str(parts.facts.get("fingerprint", ""))
+        held_out = held_out_texts(parts.recipe.data, fingerprint, cache_folder(parts.recipe), parts.tokenizer)
+        self.material = Material.read(parts.recipe.report, held_out, corrupter(parts.recipe, parts.tokenizer))
+        self._evaluations = 0
+
+    def card(self, objective: Objective) -> Card:
+        """Of the model as it stands."""
+        return measure(self._subject(objective), self.material)
+
+    def beside(self, evaluate: Evaluate | None) -> Evaluate | None:
+        """The held-out pass with the card's figures joined to every `report.every`-th one."""
+        if evaluate is None or self.every == 0:
+            return evaluate
+
+        def both(objective: Objective) -> dict[str, float]:
+            found = evaluate(objective)
+            self._evaluations += 1
+            if self._evaluations % self.every == 0:
+                with evaluating(objective):
+                    card = measure(self._subject(objective), self.material, written=False)
+                found |= {PREFIX + name: figure.value for name, figure in card.figures.items()}
+            return found
+
+        return both
+
+    def _subject(self, objective: Objective) -> Subject:
+        settings = EncoderSettings(
+            pooling=objective.pooling or "mean",
+            max_length=self.parts.max_length,
+            prompts=dict(self.parts.collator.prompts),
+        )
+        return in_memory(objective.exported, self.parts.tokenizer, settings=settings)
+
+
+def run_report(parts: Parts) -> RunReport | None:
+    """None where the recipe asks for no report card. Raises `UserError` for files that cannot be used."""
+    return RunReport(parts) if parts.recipe.report.asked else None
+
+
+def corrupter(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Corrupt | None:
+    """What the recipe's collator makes of held-out texts, the same each time; None where no text is to be rebuilt."""
+    style = recipe.objective_class.framing
+    if style != "seq2seq":
+        return None
+    collator = recipe.collator_class(tokenizer=tokenizer, **recipe.collator.options).for_evaluation(0)
+    frame = framing(tokenizer, style)
+    length = collator.source_length(recipe.data.seq_length) - len(frame.prefix) - len(frame.suffix)
+
+    def corrupt(texts: Sequence[str]) -> tuple[list[list[int]], list[list[int]]]:
+        rows: list[Any] = []
+        for position, text in enumerate(texts):
+            ids = tokenizer(text, add_special_tokens=False, truncation=True, max_length=length)["input_ids"]
+            rows.append({"input_ids": np.array([*frame.prefix, *ids, *frame.suffix]), "position": position})
+        batch = collator(rows)
+        kept, wanted = batch["attention_mask"] > 0, batch["labels"] != IGNORED
+        sources = [ids[own].tolist() for ids, own in zip(batch["input_ids"], kept, strict=True)]
+        return sources, [ids[own].tolist() for ids, own in zip(batch["labels"], wanted, strict=True)]
+
+    return corrupt

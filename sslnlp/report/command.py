@@ -1,0 +1,98 @@
+"""`sslnlp report`: measure the exports of runs and write what was found beside them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from sslnlp.card import with_report
+from sslnlp.errors import UserError
+from sslnlp.recipe.build import cache_folder
+from sslnlp.recipe.reporting import corrupter
+from sslnlp.recipe.schema import from_dict
+from sslnlp.report.card import Card, measure
+from sslnlp.report.config import ReportConfig
+from sslnlp.report.material import Material, held_out_texts
+from sslnlp.report.runs import RunFacts, make_report, read_run
+from sslnlp.report.sections import short_form
+from sslnlp.report.subject import subject_of
+
+log = logging.getLogger(__name__)
+
+Tell = Callable[[str], None]
+
+
+def report_runs(
+    runs: Sequence[Path],
+    tell: Tell = lambda line: None,
+    *,
+    against: list[str] | None = None,
+    out: str | None = None,
+    title: str | None = None,
+    measures: bool = True,
+    texts: str | None = None,
+    pairs: str | None = None,
+    sts: str | None = None,
+    probe_train: str | None = None,
+    probe_test: str | None = None,
+    beir: str | None = None,
+    documents: int | None = None,
+) -> Path:
+    """Measure the exports of runs and write report.json, report.html and figures/; returns the page's path.
+
+    What is not given is taken from `report.*` of the first run's recipe; all runs are measured on the same texts, the
+    ones that the first run held out unless `texts` names others. Each run's model card gets the short form of its own.
+
+    Args:
+        tell: called with the run and the name of each measure before it is made.
+        against: further runs, as if they stood among `runs`.
+        out: where to write; the first run's folder otherwise.
+        measures: False writes what the runs logged and measures nothing.
+        texts, pairs, sts, probe_train, probe_test, beir, documents: see `ReportConfig`.
+    """
+    facts = [read_run(path) for path in (*runs, *map(Path, against or []))]
+    given = {
+        "texts": texts, "pairs": pairs, "sts": sts, "probe_train": probe_train, "probe_test": probe_test, "beir": beir,
+        "documents": documents,
+    }  # fmt: skip
+    cards = _cards(facts, {name: value for name, value in given.items() if value is not None}, tell) if measures else {}
+    for run in facts:
+        if (card := cards.get(run.name)) is not None:
+            _into_model_card(run.path / "export" / "README.md", card)
+    return make_report(facts[0].path, against=[str(run.path) for run in facts[1:]], out=out, title=title, cards=cards)
+
+
+def _cards(facts: Sequence[RunFacts], given: Mapping[str, Any], tell: Tell) -> dict[str, Card]:
+    exported = [run for run in facts if (run.path / "export" / "config.json").is_file()]
+    for run in facts:
+        if run not in exported:
+            log.warning("%s has no export/ yet, so it is not measured", run.path)
+    if not exported:
+        return {}
+    first = facts[0]
+    kept = {f.name: first.recipe.get("report", {}).get(f.name, f.default) for f in fields(ReportConfig)}
+    config = replace(ReportConfig(**kept), **given)
+    material: Material | None = None
+    cards: dict[str, Card] = {}
+    for run in exported:
+        subject = subject_of(run.path / "export")
+        if material is None:
+            recipe = from_dict(first.recipe)
+            fingerprint = str(first.biography.get("data", {}).get("fingerprint", ""))
+            held_out = held_out_texts(recipe.data, fingerprint, cache_folder(recipe), subject.tokenizer)
+            material = Material.read(config, held_out, corrupter(recipe, subject.tokenizer))
+        cards[run.name] = measure(subject, material, tell=lambda name, run=run: tell(f"{run.name}: {name}"))  # type: ignore[misc]
+    return cards
+
+
+def _into_model_card(path: Path, card: Card) -> None:
+    try:
+        text = path.read_text(encoding="utf-8")
+        aside = path.with_name(path.name + ".part")
+        aside.write_text(with_report(text, short_form(card)), encoding="utf-8")
+        aside.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot add the report to the model card {str(path)!r}: {error.strerror}") from error

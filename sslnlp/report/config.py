@@ -1,0 +1,44 @@
+"""The keys `report.*` of a recipe, and of `sslnlp report`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sslnlp.errors import UserError
+
+
+@dataclass(kw_only=True)
+class ReportConfig:
+    """What the report card is made of besides the run's own held-out text. All of it is optional."""
+
+    texts: str | None = None
+    """Held-out text (file, glob, folder or hub name). None: `data.valid` of the run."""
+    pairs: str | None = None
+    """Minimal pairs: rows with `sentence_good` and `sentence_bad`, as BLiMP has them."""
+    sts: str | None = None
+    """Sentence pairs: rows with `sentence1`, `sentence2` and `score`."""
+    probe_train: str | None = None
+    """Labelled texts (`text`, `label`) that nearest neighbours and a linear probe learn from."""
+    probe_test: str | None = None
+    """Labelled texts that they are measured on."""
+    beir: str | None = None
+    """A folder in the BEIR layout: a search collection with judgements."""
+    documents: int = 500
+    """Texts, pairs of one kind, or sentences that a measure reads at most (pairs of `sts`, labelled texts and search
+    collections are read whole)."""
+    every: int = 0
+    """While training, also measured at every so many held-out evaluations (`train.eval_every`); 0: only at the end,
+    and only when one of the files above is given."""
+
+    def __post_init__(self) -> None:
+        if self.documents < 4:
+            raise UserError(f"report.documents={self.documents} is too few to measure anything; give 4 or more")
+        if self.every < 0:
+            raise UserError(f"report.every={self.every} must be 0 or more")
+        if (self.probe_train is None) != (self.probe_test is None):
+            raise UserError("a probe needs both report.probe_train and report.probe_test")
+
+    @property
+    def asked(self) -> bool:
+        """Whether a run measures itself without being told to by `sslnlp report`."""
+        return self.every > 0 or any((self.texts, self.pairs, self.sts, self.probe_train, self.beir))

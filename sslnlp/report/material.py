@@ -1,0 +1,115 @@
+"""What a report card measures with: held-out texts, and the files that somebody gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from sslnlp.data.config import DataConfig
+from sslnlp.data.prepare import open_part, texts_of
+from sslnlp.data.sources import open_source, text_column
+from sslnlp.data.store import TokenStore
+from sslnlp.errors import UserError
+from sslnlp.evaluation.beir import Beir, load_beir
+from sslnlp.evaluation.minimal_pairs import Pair, read_pairs
+from sslnlp.evaluation.similarity import Similar, read_similar
+from sslnlp.report.config import ReportConfig
+
+Corrupt = Callable[[Sequence[str]], tuple[list[list[int]], list[list[int]]]]
+"""Texts -> the ids of what an encoder-decoder reads of each, and of what it should write."""
+HeldOut = Callable[[int], list[str]]
+
+LABELS = ("label", "labels", "class", "category", "intent")
+
+
+@dataclass
+class Labelled:
+    """Texts and their labels."""
+
+    texts: list[str]
+    labels: list[str]
+
+
+@dataclass
+class Material:
+    """Everything that is read once, for however many models are measured with it."""
+
+    texts: list[str] = field(default_factory=list)
+    pairs: list[Pair] = field(default_factory=list)
+    similar: Similar | None = None
+    probe: tuple[Labelled, Labelled] | None = None
+    beir: Beir | None = None
+    corrupt: Corrupt | None = None
+    documents: int = 500
+
+    @classmethod
+    def read(cls, config: ReportConfig, held_out: HeldOut, corrupt: Corrupt | None = None) -> Material:
+        """Read all that `config` names. `held_out` gives the first n texts that the run held out, `corrupt` makes of
+        texts what the run's collator made of them.
+
+        Raises `UserError` for a file that is not what its key asks for.
+        """
+        number = config.documents
+        found = cls(documents=number, corrupt=corrupt)
+        found.texts = held_out(number) if config.texts is None else list(islice(_texts(config.texts), number))
+        if config.pairs is not None:
+            found.pairs = read_pairs(config.pairs)
+        if config.sts is not None:
+            found.similar = read_similar(open_source(config.sts).rows(), config.sts)
+        if config.probe_train is not None and config.probe_test is not None:
+            found.probe = _labelled(config.probe_train), _labelled(config.probe_test)
+        if config.beir is not None:
+            found.beir = load_beir(config.beir)
+        return found
+
+
+def held_out_texts(data: DataConfig, fingerprint: str, cache: Path, tokenizer: PreTrainedTokenizerBase) -> HeldOut:
+    """The first n held-out documents of a run: of `data.valid`, else those that the preparation of its text split off,
+    decoded; none where a table held out rows."""
+
+    def first(number: int) -> list[str]:
+        if data.valid is not None:
+            source = open_part(data, "valid", None)
+            try:
+                return list(islice(texts_of(source, data), number))
+            except UserError:
+                return []  # a table of pairs or labels has no single text
+        store = cache / f"text-{fingerprint}" / "valid"
+        if not store.is_dir():
+            return []
+        documents = TokenStore(store)
+        ids = (documents.tokens(i).tolist() for i in range(min(number, len(documents))))
+        return [str(tokenizer.decode(one, skip_special_tokens=True)) for one in ids]
+
+    return first
+
+
+def _texts(spec: str) -> Iterator[str]:
+    yield from (text for text in open_source(spec).documents() if text.strip())
+
+
+def _labelled(spec: str) -> Labelled:
+    """`UserError` where the columns are not to be found."""
+    texts, labels = [], []
+    names: tuple[str, str] | None = None
+    for row in open_source(spec).rows():
+        names = names or _columns(row, spec)
+        text, label = (row.get(name) for name in names)
+        if text is not None and label is not None:
+            texts.append(str(text))
+            labels.append(str(label))
+    if not texts:
+        raise UserError(f"{spec} holds no labelled text")
+    return Labelled(texts, labels)
+
+
+def _columns(row: dict[str, Any], spec: str) -> tuple[str, str]:
+    label = next((name for name in LABELS if name in row), None)
+    if label is None:
+        raise UserError(f"{spec} has no label column ({', '.join(LABELS)}); it has {', '.join(row)}")
+    return text_column({name: value for name, value in row.items() if name != label}, None, spec), label

@@ -1,0 +1,68 @@
+"""What is measured: a model with its tokenizer, and the ways it can be asked."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from sslnlp.errors import UserError
+from sslnlp.search.encoder import Encoder, EncoderSettings, quiet_loading, read_settings
+
+Kind = Literal["masked", "causal", "encoder-decoder", "encoder"]
+
+
+@dataclass
+class Subject:
+    """A stock model; `kind` is what its class can do besides making vectors."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    settings: EncoderSettings
+    max_length: int
+
+    @property
+    def kind(self) -> Kind:
+        name = type(self.model).__name__
+        if self.model.config.is_encoder_decoder:
+            return "encoder-decoder" if "ConditionalGeneration" in name else "encoder"
+        if name.endswith("ForMaskedLM"):
+            return "masked"
+        # A decoder reads from the left whatever its head is named (GPT2LMHeadModel, LlamaForCausalLM).
+        return "causal" if name.endswith(("ForCausalLM", "LMHeadModel")) else "encoder"
+
+    @property
+    def encoder(self) -> Encoder:
+        """Its vectors; the weights are the model's own, not a copy."""
+        backbone: Any = self.model.base_model
+        if self.model.config.is_encoder_decoder:
+            backbone = backbone.get_encoder()
+        return Encoder(backbone, self.tokenizer, self.settings, "", "")
+
+
+def subject_of(export: Path) -> Subject:
+    """The model in a Hugging Face folder, of the class its config names. `UserError` when it cannot be loaded."""
+    try:
+        (name,) = json.loads((export / "config.json").read_text(encoding="utf-8"))["architectures"]
+        cls: Any = getattr(transformers, name)
+        with quiet_loading():
+            model = cls.from_pretrained(export, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(export)
+    except Exception as error:  # the loaders raise anything from OSError to safetensors' own type
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"cannot measure the model in {str(export)!r}: {reason}") from error
+    model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    return in_memory(model, tokenizer, settings=read_settings(export))
+
+
+def in_memory(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, settings: EncoderSettings) -> Subject:
+    """The same for a model that is at hand."""
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token  # padding is masked out, so any token serves
+    longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 512) or 512, 512)
+    return Subject(model, tokenizer, settings, int(longest))
