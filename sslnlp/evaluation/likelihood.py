@@ -39,6 +39,7 @@ class Scored:
     """The sum of the natural logarithms of its tokens' probabilities, at most 0; 0 where nothing is scored."""
     tokens: int
     words: int
+    """Punctuation marks are words of their own."""
     bytes: int
     """UTF-8 bytes of the text that is scored, spaces included."""
     truncated: bool = False
@@ -100,7 +101,7 @@ def log_likelihoods(
     order = sorted((n for n in first.values() if len(rows[n].place)), key=lambda n: (len(rows[n].ids), n))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
     if device is not None:
-        model.to(device)  # type: ignore[arg-type]  # `transformers` says less than it takes
+        model.to(device)
     nats = np.zeros(len(rows))
     with evaluating(model), torch.no_grad():
         score = _scorer(model)
@@ -168,9 +169,7 @@ def _rows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], causal: bool
             first = end[kept[0]] if len(kept) else 0
             place, starts = place[1:], starts[1:]
         framed = np.concatenate([before, ids[kept], after])
-        # A lone surrogate is no UTF-8; it counts as the sign that stands in for it.
-        size = len(text[first:last].encode("utf-8", "replace"))
-        rows.append(_Row(framed, place, starts, size, len(kept) < len(own)))
+        rows.append(_Row(framed, place, starts, len(text[first:last].encode()), len(kept) < len(own)))
     return rows
 
 
@@ -213,7 +212,7 @@ def _scorer(model: PreTrainedModel) -> Callable[[Encoding, Tensor, Tensor], npt.
             options = attention_inputs(model.config, inputs)
             states = model(input_ids=inputs["input_ids"], **options).logits.flatten(0, 1)
         found = []
-        for index, target in zip(index_N.split(CHUNK), target_N.split(CHUNK), strict=True):
+        for index, target in zip(torch.split(index_N, CHUNK), torch.split(target_N, CHUNK), strict=True):
             chosen = states[index.to(model.device)]
             logits_NV = chosen if head is None else head(chosen)
             wide_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
