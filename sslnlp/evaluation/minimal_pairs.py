@@ -95,8 +95,7 @@ def minimal_pair_scores(
     scored = log_likelihoods(model, tokenizer, texts, batch_size=batch_size, word_aware=word_aware, device=device)
     if (long := next((n for n, one in enumerate(scored) if one.truncated), None)) is not None:
         raise UserError(
-            f"minimal pair {long // 2 + 1}: the model reads {scored[long].tokens} tokens of {texts[long][:60]!r}, which "
-            "has more"
+            f"minimal pair {long // 2 + 1}: the model reads only {scored[long].tokens} tokens of {texts[long][:60]!r}"
         )
     return np.array([one.nats for one in scored]).reshape(-1, 2)
 
