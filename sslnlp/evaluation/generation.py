@@ -1,112 +1,296 @@
-"""What a model writes: continuations and how much they repeat themselves; texts rebuilt from what was left of them.
-
-Shapes: B texts of a batch, S tokens.
-"""
+"""What a model writes: continuations of held-out text and how much they repeat, and corrupted text rebuilt."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from difflib import SequenceMatcher
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from sslnlp.collators import get_collator
+from sslnlp.collators.base import Collator
 from sslnlp.errors import UserError
 from sslnlp.evaluation.bootstrap import Figure, ratio_figure
 from sslnlp.evaluation.held_out import evaluating
-from sslnlp.tokenizer import framing
-from sslnlp.tokenizer.specials import special_id
+from sslnlp.evaluation.written import edit_similarity, repetition_figure
+from sslnlp.models import max_positions
+from sslnlp.rng import key
+from sslnlp.tokenizer import framing, special_mask
+from sslnlp.types import Batch
 
-GRAM = 4
-PROMPT, WRITTEN = 16, 64
-"""Tokens of a prompt and of what is written after it."""
-SHOWN = 3
-
-
-def repetition(tokens: Sequence[int], n: int = GRAM) -> tuple[int, int]:
-    """How many n-grams of a text came before in it, and how many it has (seq-rep-n; Welleck et al., 2020,
-    arXiv:1908.04319)."""
-    grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
-    return len(grams) - len(set(grams)), len(grams)
+SHOWN = 8
+"""Texts that are kept to be looked at."""
 
 
-@torch.no_grad()
+# --- continuations ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """The beginning of a text, and what follows it, as token ids without what frames a text."""
+
+    prompt: list[int]
+    people: list[int]
+    """How the text goes on."""
+    sampled: list[int]
+    greedy: list[int]
+    """At most as long as `people`; shorter where the model ended the text."""
+
+
+def continue_texts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    number: int = 64,
+    prompt_tokens: int = 32,
+    new_tokens: int = 64,
+    top_p: float = 0.95,
+    batch_size: int = 16,
+    seed: int = 0,
+) -> list[Continuation]:
+    """Lets a causal model go on from the beginnings of texts: sampled from its nucleus, and greedily.
+
+    The longest texts are taken (of those long enough, the first), and what is written is cut to the length of what
+    really follows, so that the two compare. A text that is too short gives half of itself as prompt.
+
+    Args:
+        number: texts, at most.
+        prompt_tokens, new_tokens: how long the prompt and what follows is; less where the model reads less.
+        top_p: the share of the distribution that is sampled from (Holtzman et al., 2020, arXiv:1904.09751).
+        seed: draws depend on it and on `batch_size`; the caller's random state is left as it is.
+
+    Raises `UserError` for a model that cannot continue text, values out of range, and where no text has 2 tokens.
+    """
+    if model.config.is_encoder_decoder or not model.can_generate():
+        raise UserError(f"{type(model).__name__} does not continue text; use a causal language model")
+    if min(number, prompt_tokens, new_tokens, batch_size) < 1 or not 0 < top_p <= 1:
+        raise UserError("number, prompt_tokens, new_tokens and batch_size must be at least 1, top_p above 0, at most 1")
+    prefix = list(framing(tokenizer, "decoder").prefix)
+    if (longest := max_positions(model.config)) is not None and len(prefix) + prompt_tokens + new_tokens > longest:
+        prompt_tokens = min(prompt_tokens, max(1, longest // 4))
+        new_tokens = min(new_tokens, longest - len(prefix) - prompt_tokens)
+    whole = prompt_tokens + new_tokens
+    encoded = [tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][:whole] for text in texts]
+    encoded = sorted((ids for ids in encoded if len(ids) > 1), key=len, reverse=True)[:number]
+    if not encoded or new_tokens < 1:
+        raise UserError("no text is long enough to be continued; give texts of at least 2 tokens")
+    halves = [(ids[:cut], ids[cut:]) for ids in encoded for cut in [min(prompt_tokens, (len(ids) + 1) // 2)]]
+    written: list[list[list[int]]] = [[], []]
+    with evaluating(model), _drawing(model, seed):
+        for start in range(0, len(halves), batch_size):
+            prompts = [prefix + prompt for prompt, _ in halves[start : start + batch_size]]
+            inputs = _left_padded(prompts, _pad(tokenizer))
+            width = inputs["input_ids"].shape[1]
+            for made, nucleus in zip(written, (top_p, None), strict=True):
+                ids_BS = _generate(model, tokenizer, inputs, new_tokens, nucleus)
+                made.extend(_until_end(ids, tokenizer) for ids in ids_BS[:, width:].tolist())
+    return [
+        Continuation(prompt, people, sampled[: len(people)], greedy[: len(people)])
+        for (prompt, people), sampled, greedy in zip(halves, *written, strict=True)
+    ]
+
+
 def continuations(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
     *,
-    number: int = 24,
-    seed: int = 0,
+    orders: Sequence[int] = (4,),
+    **options: Any,
 ) -> tuple[dict[str, list[str]], dict[str, Figure]]:
-    """Let a causal model go on from the first 16 tokens of held-out texts, sampling from its distribution and greedily.
+    """Samples to look at, by how they were written, and `repetition@n` for n in `orders`, of three kinds of text.
 
-    Returns some of the texts by title, and the figures `repetition@4` (sampled), `repetition@4/greedy` and
-    `repetition@4/people`: that of the texts themselves at the same length, the level to compare with.
-
-    Raises `UserError` when no text is long enough.
+    `repetition@n` is that of sampled text, `repetition@n/greedy` that of the most probable tokens,
+    `repetition@n/people` that of the held-out text itself, at the same places. `options` are those of `continue_texts`.
     """
-    prefix = list(framing(tokenizer, "decoder").prefix)
-    longest = min(PROMPT + WRITTEN, (getattr(model.config, "max_position_embeddings", None) or 512) - len(prefix))
-    real = []
-    for text in texts:
-        ids = tokenizer(text, add_special_tokens=False, truncation=True, max_length=longest)["input_ids"]
-        if len(ids) == longest:
-            real.append(ids)
-        if len(real) == number:
-            break
-    if not real or longest <= PROMPT:
-        raise UserError(f"no held-out text has {longest} tokens, so nothing was continued")
-    prompt = torch.tensor([prefix + ids[:PROMPT] for ids in real], device=model.device)
-    written: dict[str, list[list[int]]] = {"people": [ids[PROMPT:] for ids in real]}
-    plain = {"attention_mask": torch.ones_like(prompt), "max_new_tokens": longest - PROMPT}
-    plain |= {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
-    with evaluating(model), torch.random.fork_rng():
-        torch.manual_seed(seed)
-        for name, options in (("sampled", {"do_sample": True, "top_k": 0}), ("greedy", {"do_sample": False})):
-            out = model.generate(prompt, **plain, **options)[:, prompt.shape[1] :].tolist()
-            written[name] = [_until(ids, tokenizer.eos_token_id) for ids in out]
-    figures = {}
-    for name, title in (("sampled", ""), ("greedy", "/greedy"), ("people", "/people")):
-        repeated, all_of_them = np.array([repetition(ids) for ids in written[name]]).T
-        figures[f"repetition@{GRAM}{title}"] = ratio_figure(repeated, all_of_them)
-    samples = {
-        f"Written on from held-out text ({name})": [
-            f"{tokenizer.decode(ids[:PROMPT])} ▸ {tokenizer.decode(more)}"
-            for ids, more in zip(real[:SHOWN], written[name], strict=False)
+    found = continue_texts(model, tokenizer, texts, **options)
+    kinds = {"": [one.sampled for one in found], "/greedy": [one.greedy for one in found]}
+    kinds["/people"] = [one.people for one in found]
+    figures = {f"repetition@{n}{kind}": repetition_figure(ids, n) for n in orders for kind, ids in kinds.items()}
+
+    def shown(kind: str) -> list[str]:
+        return [
+            f"{_text(tokenizer, one.prompt)} ⟶ {_text(tokenizer, ids)}"
+            for one, ids in zip(found[:SHOWN], kinds[kind], strict=False)
         ]
-        for name in ("sampled", "greedy")
-    }
-    return samples, figures
+
+    return {"Held-out beginnings, sampled on": shown(""), "The same, most probable": shown("/greedy")}, figures
 
 
-def _until(ids: Sequence[int], end: int | None) -> list[int]:
-    return list(ids[: ids.index(end)]) if end is not None and end in ids else list(ids)
+# --- reconstruction ---------------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def reconstructions(
+@dataclass(frozen=True)
+class Reconstruction:
+    """A corrupted source, what should be written for it, and what was, as token ids without special tokens."""
+
+    source: list[int]
+    target: list[int]
+    written: list[int]
+    read: list[int] = field(default_factory=list)
+    """The source as the model reads it, special tokens included."""
+
+    @property
+    def exact(self) -> bool:
+        return self.written == self.target
+
+    @property
+    def similarity(self) -> float:
+        return edit_similarity(self.written, self.target)
+
+    @property
+    def copied(self) -> float:
+        """The similarity that copying the source would have: the level to be above."""
+        return edit_similarity(self.source, self.target)
+
+
+def reconstruct(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: Batch) -> list[Reconstruction]:
+    """Lets an encoder-decoder write, greedily, what each source of a collated batch is a corruption of.
+
+    `batch` is what a collator of encoder-decoders makes of rows with one document each: `input_ids` [B, S],
+    `attention_mask` [B, S] and `labels` [B, T] (-100 = padding). Special tokens (sentinels, masks) do not count.
+    Raises `UserError` for a model that is no encoder-decoder.
+    """
+    if not model.config.is_encoder_decoder or not model.can_generate():
+        raise UserError(f"{type(model).__name__} does not rebuild text; use an encoder-decoder with a vocabulary head")
+    special = special_mask(tokenizer)
+
+    def plain(ids: Sequence[int]) -> list[int]:
+        return [i for i in ids if i >= 0 and not (i < len(special) and special[i])]
+
+    most = batch["labels"].shape[1] + 1
+    if (longest := max_positions(model.config)) is not None:
+        most = max(1, min(most, longest - 1))
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    with evaluating(model):
+        written_BT = _generate(model, tokenizer, inputs, most)
+    read_BS = batch["input_ids"].where(batch["attention_mask"].bool(), -1)
+    return [
+        Reconstruction(
+            plain(read),
+            plain(target),
+            plain(_until_end(written[1:], tokenizer)),  # behind the start token
+            [i for i in read if i >= 0],
+        )
+        for read, target, written in zip(read_BS.tolist(), batch["labels"].tolist(), written_BT.tolist(), strict=True)
+    ]
+
+
+def rebuild(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    sources: Sequence[Sequence[int]],
-    targets: Sequence[Sequence[int]],
+    texts: Sequence[str],
+    *,
+    collator: Collator | None = None,
+    number: int = 64,
+    max_length: int = 64,
+    batch_size: int = 16,
+    seed: int = 0,
 ) -> tuple[dict[str, list[str]], dict[str, Figure]]:
-    """Let an encoder-decoder write, greedily, what `targets` say of corrupted `sources`: ids, framing included.
+    """Texts that are corrupted and rebuilt, to look at, and two figures over the first `number` texts.
 
-    Figures: `rebuilt_exactly`, the share of texts without a fault, and `rebuilt_similarity`: the tokens that agree in
-    order, twice, over the tokens of both (Ratcliff and Obershelp, 1988); 0 when nothing does, 1 when all do.
+    `reconstruction_exact`: the share that is written token for token; `reconstruction_similarity`: the mean of
+    `edit_similarity`. Chance is what copying the source would score. A text is cut to `max_length` tokens.
+
+    collator: what corrupts, as the model was trained. None: spans behind sentinels for a decoder that starts from
+    padding (T5), infilling otherwise (BART). Its draws depend on `seed` and on the text's number.
+    Raises `UserError` where no text has a token, and what `reconstruct` and the collator raise.
     """
-    roles = (special_id(tokenizer, role) for role in ("bos", "eos", "cls", "sep", "pad"))
-    frame = {i for i in (*roles, model.config.decoder_start_token_id) if i is not None}
-    exact, similar, shown = [], [], []
-    with evaluating(model):
-        for source, target in zip(sources, targets, strict=True):
-            ids = torch.tensor([list(source)], device=model.device)
-            out = model.generate(ids, do_sample=False, num_beams=1, max_new_tokens=len(target) + 8)[0].tolist()
-            wrote, wanted = ([i for i in row if i not in frame] for row in (out, target))
-            exact.append(float(wrote == wanted))
-            similar.append(SequenceMatcher(None, wrote, wanted, autojunk=False).ratio())
-            shown.append(f"{tokenizer.decode(source)} ▸ {tokenizer.decode(wrote)}")
-    samples = {"Rebuilt from held-out text": shown[:SHOWN]}
-    return samples, {"rebuilt_exactly": ratio_figure(exact), "rebuilt_similarity": ratio_figure(similar)}
+    if collator is None:
+        collator = _default_collator(model, tokenizer)
+    collator = collator.for_evaluation(seed)
+    frame = framing(tokenizer, "seq2seq")
+    room = max_length - len(frame.prefix) - len(frame.suffix)
+    encoded = [tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][:room] for text in texts[:number]]
+    rows = [
+        {"input_ids": np.array([*frame.prefix, *ids, *frame.suffix], dtype=np.int64), "position": number}
+        for number, ids in enumerate(encoded)
+        if ids
+    ]
+    if not rows:
+        raise UserError("no text has a token that could be corrupted and rebuilt")
+    found: list[Reconstruction] = []
+    for start in range(0, len(rows), batch_size):
+        found.extend(reconstruct(model, tokenizer, collator(rows[start : start + batch_size])))
+    lines = [
+        f"{_text(tokenizer, one.read)} ⟶ {_text(tokenizer, one.written)} (was: {_text(tokenizer, one.target)})"
+        for one in found[:SHOWN]
+    ]
+    copied = float(np.mean([one.copied for one in found]))
+    return {"Corrupted text, rebuilt": lines}, {
+        "reconstruction_exact": ratio_figure(
+            [one.exact for one in found], chance=float(np.mean([one.source == one.target for one in found]))
+        ),
+        "reconstruction_similarity": ratio_figure([one.similarity for one in found], chance=copied),
+    }
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def _generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    inputs: Batch,
+    new_tokens: int,
+    top_p: float | None = None,
+) -> Tensor:
+    """int64 [B, T]: what is written, behind the prompt of a decoder; sampled from the nucleus `top_p`, None = greedily.
+
+    Every option is said: a model's own may penalise repetition, which is what is measured.
+    """
+    way: dict[str, Any] = {"do_sample": False}
+    if top_p is not None:
+        way = {"do_sample": True, "top_p": top_p, "top_k": 0, "temperature": 1.0}
+    config = GenerationConfig(
+        max_new_tokens=new_tokens, num_beams=1, repetition_penalty=1.0, no_repeat_ngram_size=0,
+        pad_token_id=_pad(tokenizer), eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id,
+        decoder_start_token_id=getattr(model.config, "decoder_start_token_id", None), **way,
+    )  # fmt: skip
+    moved = {name: value.to(model.device) for name, value in inputs.items()}
+    with torch.no_grad():
+        made: Tensor = model.generate(**moved, generation_config=config)
+    return made.cpu()
+
+
+@contextmanager
+def _drawing(model: PreTrainedModel, seed: int) -> Iterator[None]:
+    """The draws of this seed inside, the caller's random state as it was after."""
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+        torch.manual_seed(key(seed, "continuations"))
+        yield
+
+
+def _left_padded(prompts: Sequence[list[int]], pad: int) -> Batch:
+    """`input_ids` and `attention_mask` int64 [B, S]: what is written goes on at the right end of each."""
+    width = max(map(len, prompts))
+    ids = [[pad] * (width - len(prompt)) + prompt for prompt in prompts]
+    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+
+
+def _pad(tokenizer: PreTrainedTokenizerBase) -> int:
+    return next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+
+
+def _until_end(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids before the first end of text."""
+    ids = list(ids)
+    return ids[: ids.index(tokenizer.eos_token_id)] if tokenizer.eos_token_id in ids else ids
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """On one line."""
+    return " ".join(str(tokenizer.decode(list(ids))).split())
+
+
+def _default_collator(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Collator:
+    start = getattr(model.config, "decoder_start_token_id", None)
+    name = "span_corruption" if start is not None and start == model.config.pad_token_id else "denoising"
+    return get_collator(name)(tokenizer=tokenizer)
