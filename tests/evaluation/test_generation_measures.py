@@ -95,11 +95,14 @@ def test_draws_are_those_of_the_seed_and_nobody_elses_change() -> None:
 
 
 def test_a_models_own_generation_options_do_not_count() -> None:
-    tokenizer, model = small_tokenizer(), tiny(AutoModelForCausalLM, "gpt2")
+    tokenizer, model = small_tokenizer(), tiny(AutoModelForCausalLM, "gpt2", sharpness=1)
     options: dict[str, Any] = {"number": 4, "prompt_tokens": 8, "new_tokens": 12}
     plain = continue_texts(model, tokenizer, TEXTS, **options)
-    model.generation_config.update(repetition_penalty=5.0, no_repeat_ngram_size=2, top_k=1, temperature=0.1)
-    assert continue_texts(model, tokenizer, TEXTS, **options) == plain
+    for name, value in {"repetition_penalty": 5.0, "no_repeat_ngram_size": 2, "top_k": 1, "temperature": 0.1}.items():
+        before = getattr(model.generation_config, name)
+        model.generation_config.update(**{name: value})
+        assert continue_texts(model, tokenizer, TEXTS, **options) == plain, name
+        model.generation_config.update(**{name: before})
 
 
 def test_repetition_figures_of_continuations() -> None:
