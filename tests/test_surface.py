@@ -29,7 +29,7 @@ COMMANDS = {
     "prepare": "recipe overrides --merge --shard",
     "preview": "recipe overrides --rows",
     "plan": "recipe overrides",
-    "report": "run overrides",
+    "report": "runs",
     "push": "run repo_id --private --revision",
     "search index": "data --batch-size --dtype --id-column --language --model --out --text-column --title-column",
     "search query": "index text --k --mode --model --no-verify --verify -k",
@@ -43,6 +43,7 @@ data.packing data.seq_length data.split_text data.streaming data.text data.train
 data.valid_tokens
 model.architecture model.config model.dropout model.pretrained model.size
 name objective.name out
+report.beir report.documents report.every report.pairs report.probe_test report.probe_train report.sts report.texts
 tokenizer.algorithm tokenizer.lowercase tokenizer.memory_mb tokenizer.path tokenizer.vocab_size
 train.accumulate train.batch_size train.betas train.budget train.clip train.compile train.decay train.ema train.epochs
 train.eps train.eval_every train.keep train.keep_best train.log_every train.lr train.on_nonfinite train.optimizer

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
-import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from sslnlp.collators.base import Collator
 from sslnlp.evaluation.held_out import evaluating
 from sslnlp.objectives.base import Objective
-from sslnlp.objectives.functional import IGNORED
 from sslnlp.recipe.build import Parts, cache_folder
 from sslnlp.recipe.schema import Recipe
 from sslnlp.report.card import Card, measure
-from sslnlp.report.material import Corrupt, Material, held_out_texts
+from sslnlp.report.material import Material, held_out_texts
 from sslnlp.report.subject import Subject, in_memory
 from sslnlp.search.encoder import EncoderSettings
-from sslnlp.tokenizer import framing
 
 Evaluate = Callable[[Objective], dict[str, float]]
 
@@ -32,7 +29,7 @@ class RunReport:
         self.parts, self.every = parts, parts.recipe.report.every
         fingerprint = str(parts.facts.get("fingerprint", ""))
         held_out = held_out_texts(parts.recipe.data, fingerprint, cache_folder(parts.recipe), parts.tokenizer)
-        self.material = Material.read(parts.recipe.report, held_out, corrupter(parts.recipe, parts.tokenizer))
+        self.material = Material.read(parts.recipe.report, held_out, corrupting(parts.recipe, parts.tokenizer))
         self._evaluations = 0
 
     def card(self, objective: Objective) -> Card:
@@ -69,23 +66,8 @@ def run_report(parts: Parts) -> RunReport | None:
     return RunReport(parts) if parts.recipe.report.asked else None
 
 
-def corrupter(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Corrupt | None:
-    """What the recipe's collator makes of held-out texts, the same each time; None where no text is to be rebuilt."""
-    style = recipe.objective_class.framing
-    if style != "seq2seq":
+def corrupting(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Collator | None:
+    """The recipe's collator, where it corrupts text that an encoder-decoder rebuilds."""
+    if recipe.objective_class.framing != "seq2seq":
         return None
-    collator = recipe.collator_class(tokenizer=tokenizer, **recipe.collator.options).for_evaluation(0)
-    frame = framing(tokenizer, style)
-    length = collator.source_length(recipe.data.seq_length) - len(frame.prefix) - len(frame.suffix)
-
-    def corrupt(texts: Sequence[str]) -> tuple[list[list[int]], list[list[int]]]:
-        rows: list[Any] = []
-        for position, text in enumerate(texts):
-            ids = tokenizer(text, add_special_tokens=False, truncation=True, max_length=length)["input_ids"]
-            rows.append({"input_ids": np.array([*frame.prefix, *ids, *frame.suffix]), "position": position})
-        batch = collator(rows)
-        kept, wanted = batch["attention_mask"] > 0, batch["labels"] != IGNORED
-        sources = [ids[own].tolist() for ids, own in zip(batch["input_ids"], kept, strict=True)]
-        return sources, [ids[own].tolist() for ids, own in zip(batch["labels"], wanted, strict=True)]
-
-    return corrupt
+    return recipe.collator_class(tokenizer=tokenizer, **recipe.collator.options)

@@ -14,7 +14,7 @@ from sslnlp.errors import UserError
 from sslnlp.evaluation.beir import evaluate_queries
 from sslnlp.evaluation.bootstrap import Figure, ratio_figure
 from sslnlp.evaluation.fixed_mask import fixed_mask_measures
-from sslnlp.evaluation.generation import continuations, reconstructions
+from sslnlp.evaluation.generation import continuations, rebuild
 from sslnlp.evaluation.geometry import geometry_measures
 from sslnlp.evaluation.held_out import evaluating
 from sslnlp.evaluation.known_item import halves, known_item_figures
@@ -108,7 +108,7 @@ def _bits_per_byte(card: Card, subject: Subject, material: Material) -> None:
 def bits_per_byte(subject: Subject, texts: list[str]) -> Figure:
     """Code length of the texts, cut to what the model reads, over the bytes of what was scored."""
     scored = log_likelihoods(subject.model, subject.tokenizer, texts, max_length=subject.max_length, batch_size=8)
-    bits = np.array([-one.log_likelihood for one in scored]) / np.log(2)
+    bits = np.array([-one.nats for one in scored]) / np.log(2)
     return ratio_figure(bits, [one.bytes for one in scored])
 
 
@@ -131,7 +131,7 @@ def _pseudo_likelihood(card: Card, subject: Subject, material: Material) -> None
         raise NotFitting
     texts = _held_out(material)[:PSEUDO_TEXTS]
     scored = log_likelihoods(subject.model, subject.tokenizer, texts, max_length=PSEUDO_TOKENS)
-    nats = np.array([-one.log_likelihood for one in scored])
+    nats = np.array([-one.nats for one in scored])
     card.figures["pseudo_loss"] = ratio_figure(nats, [one.tokens for one in scored])
     card.figures["pseudo_perplexity"] = ratio_figure(nats, [one.tokens for one in scored], transform=np.exp)
     card.figures["pseudo_bits_per_byte"] = ratio_figure(nats / np.log(2), [one.bytes for one in scored])
@@ -198,10 +198,9 @@ def _samples(card: Card, subject: Subject, material: Material) -> None:
 def _reconstruction(card: Card, subject: Subject, material: Material) -> None:
     if subject.kind != "encoder-decoder":
         raise NotFitting
-    if material.corrupt is None:
-        raise NotFitting("how its text was corrupted is not known")
-    sources, targets = material.corrupt(_held_out(material)[:REBUILT])
-    card.samples, figures = reconstructions(subject.model, subject.tokenizer, sources, targets)
+    card.samples, figures = rebuild(
+        subject.model, subject.tokenizer, _held_out(material), collator=material.collator, number=REBUILT
+    )
     card.figures |= figures
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from sslnlp.card import with_report
 from sslnlp.errors import UserError
 from sslnlp.recipe.build import cache_folder
-from sslnlp.recipe.reporting import corrupter
+from sslnlp.recipe.reporting import corrupting
 from sslnlp.recipe.schema import from_dict
 from sslnlp.report.card import Card, measure
 from sslnlp.report.config import ReportConfig
@@ -83,7 +83,7 @@ def _cards(facts: Sequence[RunFacts], given: Mapping[str, Any], tell: Tell) -> d
             recipe = from_dict(first.recipe)
             fingerprint = str(first.biography.get("data", {}).get("fingerprint", ""))
             held_out = held_out_texts(recipe.data, fingerprint, cache_folder(recipe), subject.tokenizer)
-            material = Material.read(config, held_out, corrupter(recipe, subject.tokenizer))
+            material = Material.read(config, held_out, corrupting(recipe, subject.tokenizer))
         cards[run.name] = measure(subject, material, tell=lambda name, run=run: tell(f"{run.name}: {name}"))  # type: ignore[misc]
     return cards
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from sslnlp.collators.base import Collator
 from sslnlp.data.config import DataConfig
 from sslnlp.data.prepare import open_part, texts_of
 from sslnlp.data.sources import open_source, text_column
@@ -20,8 +21,6 @@ from sslnlp.evaluation.minimal_pairs import Pair, read_pairs
 from sslnlp.evaluation.similarity import Similar, read_similar
 from sslnlp.report.config import ReportConfig
 
-Corrupt = Callable[[Sequence[str]], tuple[list[list[int]], list[list[int]]]]
-"""Texts -> the ids of what an encoder-decoder reads of each, and of what it should write."""
 HeldOut = Callable[[int], list[str]]
 
 LABELS = ("label", "labels", "class", "category", "intent")
@@ -44,18 +43,19 @@ class Material:
     similar: Similar | None = None
     probe: tuple[Labelled, Labelled] | None = None
     beir: Beir | None = None
-    corrupt: Corrupt | None = None
+    collator: Collator | None = None
+    """What corrupts the texts that an encoder-decoder rebuilds; None: the usual of its kind."""
     documents: int = 500
 
     @classmethod
-    def read(cls, config: ReportConfig, held_out: HeldOut, corrupt: Corrupt | None = None) -> Material:
-        """Read all that `config` names. `held_out` gives the first n texts that the run held out, `corrupt` makes of
-        texts what the run's collator made of them.
+    def read(cls, config: ReportConfig, held_out: HeldOut, collator: Collator | None = None) -> Material:
+        """Read all that `config` names. `held_out` gives the first n texts that the run held out; `collator` is the
+        run's, where it corrupts text to be rebuilt.
 
         Raises `UserError` for a file that is not what its key asks for.
         """
         number = config.documents
-        found = cls(documents=number, corrupt=corrupt)
+        found = cls(documents=number, collator=collator)
         found.texts = held_out(number) if config.texts is None else list(islice(_texts(config.texts), number))
         if config.pairs is not None:
             found.pairs = read_pairs(config.pairs)

@@ -176,6 +176,12 @@ CARD: Mapping[str, Measure] = {
     ),
     "knn": Measure("accuracy", "label by the ten nearest training texts, nothing trained", "higher"),
     "linear_probe": Measure("accuracy", "logistic regression on the frozen vectors", "higher"),
+    "reconstruction_exact": Measure("share", "corrupted texts that are rebuilt token for token", "higher"),
+    "reconstruction_similarity": Measure(
+        "share",
+        "1 - edit distance over length, of a rebuilt text and the original; chance copies what is left",
+        "higher",
+    ),
     "repetition@4": Measure(
         "share", "4-grams of sampled text that came before in it; read it beside that of people", "near people's"
     ),
