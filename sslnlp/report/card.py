@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -18,7 +18,7 @@ from sslnlp.evaluation.generation import continuations, rebuild
 from sslnlp.evaluation.geometry import geometry_measures
 from sslnlp.evaluation.held_out import evaluating
 from sslnlp.evaluation.known_item import halves, known_item_figures
-from sslnlp.evaluation.likelihood import log_likelihoods
+from sslnlp.evaluation.likelihood import Scored, log_likelihoods
 from sslnlp.evaluation.minimal_pairs import minimal_pair_measures
 from sslnlp.evaluation.probes import probe_measures
 from sslnlp.evaluation.similarity import similarity_measures
@@ -108,8 +108,14 @@ def _bits_per_byte(card: Card, subject: Subject, material: Material) -> None:
 def bits_per_byte(subject: Subject, texts: list[str]) -> Figure:
     """Code length of the texts, cut to what the model reads, over the bytes of what was scored."""
     scored = log_likelihoods(subject.model, subject.tokenizer, texts, max_length=subject.max_length, batch_size=8)
-    bits = np.array([-one.nats for one in scored]) / np.log(2)
-    return ratio_figure(bits, [one.bytes for one in scored])
+    return _code_length(subject, scored)
+
+
+def _code_length(subject: Subject, scored: Sequence[Scored]) -> Figure:
+    """Bits per byte; chance is a uniform guess among the tokens."""
+    num_bytes = [one.bytes for one in scored]
+    chance = sum(one.tokens for one in scored) * np.log2(subject.model.config.vocab_size) / max(1, sum(num_bytes))
+    return ratio_figure(np.array([-one.nats for one in scored]) / np.log(2), num_bytes, chance=float(chance))
 
 
 def _fixed_mask(card: Card, subject: Subject, material: Material) -> None:
@@ -131,10 +137,11 @@ def _pseudo_likelihood(card: Card, subject: Subject, material: Material) -> None
         raise NotFitting
     texts = _held_out(material)[:PSEUDO_TEXTS]
     scored = log_likelihoods(subject.model, subject.tokenizer, texts, max_length=PSEUDO_TOKENS)
-    nats = np.array([-one.nats for one in scored])
-    card.figures["pseudo_loss"] = ratio_figure(nats, [one.tokens for one in scored])
-    card.figures["pseudo_perplexity"] = ratio_figure(nats, [one.tokens for one in scored], transform=np.exp)
-    card.figures["pseudo_bits_per_byte"] = ratio_figure(nats / np.log(2), [one.bytes for one in scored])
+    nats, tokens = np.array([-one.nats for one in scored]), [one.tokens for one in scored]
+    size = subject.model.config.vocab_size
+    card.figures["pseudo_loss"] = ratio_figure(nats, tokens, chance=float(np.log(size)))
+    card.figures["pseudo_perplexity"] = ratio_figure(nats, tokens, transform=np.exp, chance=float(size))
+    card.figures["pseudo_bits_per_byte"] = _code_length(subject, scored)
 
 
 def _minimal_pairs(card: Card, subject: Subject, material: Material) -> None:
