@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ Floats = npt.NDArray[np.float64]
 
 GROUPS = ("UID", "linguistics_term", "field")
 """Columns that say what a pair is about, the finest first."""
+
+log = logging.getLogger(__name__)
 
 CHANCE = 0.5
 
@@ -50,8 +53,9 @@ def read_pairs(
         good, bad: the columns of the acceptable and the other sentence. The defaults are BLiMP's.
         group: the column of groups. None: the first of `UID`, `linguistics_term` and `field` that is there.
 
-    Raises `UserError`, in one line, for a column that is missing, no rows, and a pair with an empty sentence or with
-    two that are the same.
+    Pairs of a sentence with itself are left out, which is logged: BLiMP has some, and no model can be right on them.
+
+    Raises `UserError`, in one line, for a column that is missing, no pairs, and a pair with an empty sentence.
     """
     name = os.fspath(spec) if isinstance(spec, (str, os.PathLike)) else list(spec)
     source = open_source(name)
@@ -61,16 +65,22 @@ def read_pairs(
             raise UserError(
                 f"{source.spec} has no column {column!r} of minimal pairs.{suggest(column, source.columns)}"
             )
-    pairs = []
+    pairs: list[Pair] = []
+    same = 0
     for number, row in enumerate(source.rows(), 1):
         sides = [row.get(good), row.get(bad)]
         if not all(isinstance(side, str) and side.strip() for side in sides):
             raise UserError(f"{source.spec}, pair {number}: {good!r} and {bad!r} must both hold a sentence")
         if sides[0] == sides[1]:
-            raise UserError(f"{source.spec}, pair {number}: both sentences are {str(sides[0])[:80]!r}")
+            same += 1
+            continue
         kinds = GROUPS if group is None else (group,)
         kind = next((row[one] for one in kinds if row.get(one) is not None), "")
         pairs.append(Pair(str(sides[0]), str(sides[1]), str(kind)))
+    if not pairs:
+        raise UserError(f"{source.spec} holds no pair of two different sentences")
+    if same:
+        log.warning("%s: %d pairs of a sentence with itself are left out", source.spec, same)
     return pairs
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,6 +26,10 @@ class Table:
     rows: Sequence[Sequence[Cell]]
     title: str = ""
     note: str = ""
+    meanings: Sequence[str] = ()
+    """Of each row, what stands in small letters below it."""
+    folded: bool = False
+    """Shown when its title is clicked."""
 
 
 @dataclass
@@ -75,7 +80,9 @@ class Report:
         environment = Environment(
             loader=PackageLoader("sslnlp", "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
         )
-        environment.filters["cell"] = format_cell
+        environment.filters["cell"] = lambda value: re.sub(
+            r"([_/@])", "\\1\u200b", format_cell(value)
+        )  # may break there
         environment.globals["chart"] = lambda c: Markup(c.svg)  # svg.py escapes
         return environment.get_template("report.html.jinja").render(report=self, is_number=is_number)
 

@@ -102,16 +102,18 @@ def run_sections(runs: Sequence[RunFacts]) -> list[Section]:
 
 def _held_out(runs: Sequence[RunFacts]) -> Section:
     rows: list[list[Cell]] = []
+    meanings = []
     for run in runs:
         chance_facts = _chance_facts(run)
         for figure, value in sorted(run.held_out().items()):
             told = _told(run.objective, figure)
             chance = told.chance(chance_facts) if told else None
-            explained: list[Cell] = [told.unit, told.better, told.meaning] if told else ["", "", ""]
-            rows.append([*([run.name] if len(runs) > 1 else []), figure, value, chance, *explained])
-    columns = [*(["run"] if len(runs) > 1 else []), "figure", "held out", "chance", "unit", "better", "meaning"]
+            meanings.append(told.meaning if told else "")
+            explained: list[Cell] = [told.unit, told.better] if told else ["", ""]
+            rows.append([figure, *([run.name] if len(runs) > 1 else []), value, chance, *explained])
+    columns = ["figure", *(["run"] if len(runs) > 1 else []), "held out", "chance", "unit", "better"]
     note = "Chance is what a model scores that finds all answers equally likely; a dash where it is not known."
-    return Section("What it reached", tables=[Table(columns, rows, note=note)] if rows else [])
+    return Section("What it reached", tables=[Table(columns, rows, note=note, meanings=meanings)] if rows else [])
 
 
 def _curves(runs: Sequence[RunFacts]) -> Section:
@@ -155,18 +157,20 @@ def _facts(runs: Sequence[RunFacts]) -> Section:
 
 
 def _recipes(runs: Sequence[RunFacts]) -> Section:
-    return Section("Recipe", tables=_side_by_side(runs, [_flat(run.recipe) for run in runs], "key"))
+    return Section("Recipe", tables=_side_by_side(runs, [_flat(run.recipe) for run in runs], "key", "All keys"))
 
 
 def _contract(runs: Sequence[RunFacts]) -> Section:
-    tables = _side_by_side(runs, [_flat(run.biography.get("tokenizer") or {}) for run in runs], "fact or figure")
+    tables = _side_by_side(runs, [_flat(run.biography.get("tokenizer") or {}) for run in runs], "figure", "All figures")
     return Section("Tokenizer contract", tables=tables)
 
 
-def _side_by_side(runs: Sequence[RunFacts], columns: Sequence[Mapping[str, Cell]], head: str) -> list[Table]:
+def _side_by_side(
+    runs: Sequence[RunFacts], columns: Sequence[Mapping[str, Cell]], head: str, folded: str = ""
+) -> list[Table]:
     keys = list(dict.fromkeys(key for column in columns for key in column))
     rows: list[list[Cell]] = [[key, *(column.get(key) for column in columns)] for key in keys]
-    return [Table([head, *(run.name for run in runs)], rows)] if rows else []
+    return [Table([head, *(run.name for run in runs)], rows, title=folded, folded=bool(folded))] if rows else []
 
 
 def _subtitle(run: RunFacts) -> str:

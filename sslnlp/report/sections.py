@@ -12,13 +12,15 @@ from sslnlp.card import ReportRow
 from sslnlp.evaluation.bootstrap import Figure
 from sslnlp.report.card import Card
 from sslnlp.report.measures import card_measure
-from sslnlp.report.page import Cell, Chart, Section, Table, format_cell
+from sslnlp.report.page import Cell, Chart, Section, Table
+from sslnlp.report.svg import OTHER
 
 log = logging.getLogger(__name__)
 
 SHOWN_LABELS = 5
+GROUPED = "minimal_pairs/"
 NOTE = (
-    "In brackets the interval that 95 of 100 repetitions on other items of the kind would fall into (bootstrap). "
+    "Below each figure the interval that 95 of 100 repetitions on other items of the kind would fall into (bootstrap). "
     "Chance is what a model that knows nothing scores; a dash where it is not known."
 )
 
@@ -38,32 +40,52 @@ def card_sections(cards: Mapping[str, Card]) -> list[Section]:
         for title, lines in card.samples.items()
     }
     made = [
-        Section("Report card", tables=[_figures(cards), *_left_out(cards)]),
+        Section("Report card", tables=[*_figures(cards), *_left_out(cards)]),
         Section("Map of the vectors", charts=maps),
         Section("What it writes", lists=samples),
     ]
     return [section for section in made if section.tables or section.charts or section.lists]
 
 
-def _figures(cards: Mapping[str, Card]) -> Table:
+def _figures(cards: Mapping[str, Card]) -> list[Table]:
+    """The main figures, and those of groups (`minimal_pairs/GROUP`) folded up below them."""
     names = list(dict.fromkeys(name for card in cards.values() for name in card.figures))
+    groups = [name for name in names if name.startswith(GROUPED)]
+    tables = [_table(cards, [name for name in names if name not in groups], meanings=True)]
+    tables[0].note = NOTE
+    if groups:
+        tables.append(_table(cards, groups, meanings=False))
+        tables[1].title, tables[1].folded = "Minimal pairs by group", True
+    return tables
+
+
+def _table(cards: Mapping[str, Card], names: Sequence[str], *, meanings: bool) -> Table:
     rows: list[list[Cell]] = []
     for name in names:
         figures = [card.figures.get(name) for card in cards.values()]
-        told = card_measure(name)
         known = next(figure for figure in figures if figure is not None)
-        explained: list[Cell] = [told.unit, told.better, told.meaning] if told else ["", "", ""]
-        rows.append([name, *map(_with_interval, figures), known.chance, known.number, *explained])
+        rows.append([name.removeprefix(GROUPED), *map(_with_interval, figures), _short(known.chance, 2), known.number])
     runs = list(cards) if len(cards) > 1 else ["value"]
-    return Table(["measure", *runs, "chance", "items", "unit", "better", "meaning"], rows, note=NOTE)
+    explained = [_explained(name) for name in names] if meanings else []
+    return Table(["measure", *runs, "chance", "items"], rows, meanings=explained)
+
+
+def _explained(name: str) -> str:
+    told = card_measure(name)
+    return f"{told.meaning} ({told.unit}; better: {told.better})" if told else ""
 
 
 def _with_interval(figure: Figure | None) -> Cell:
     if figure is None:
         return None
     if not math.isfinite(figure.low):
-        return figure.value
-    return f"{format_cell(figure.value)} ({format_cell(figure.low)} to {format_cell(figure.high)})"
+        return _short(figure.value)
+    return f"{_short(figure.value)}\n{_short(figure.low)} to {_short(figure.high)}"
+
+
+def _short(value: float | None, digits: int = 3) -> Cell:
+    """Three significant digits: the intervals are wider than that."""
+    return value if value is None else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
 
 
 def _left_out(cards: Mapping[str, Card]) -> list[Table]:
@@ -73,7 +95,7 @@ def _left_out(cards: Mapping[str, Card]) -> list[Table]:
         for name, reason in card.left_out.items()
     ]
     columns = [*(["run"] if len(cards) > 1 else []), "measure", "why not"]
-    return [Table(columns, rows, title="Not measured")] if rows else []
+    return [Table(columns, rows, title="Not measured, and why", folded=True)] if rows else []
 
 
 def _by_label(card: Card) -> dict[str, list[tuple[float, float]]]:
@@ -81,7 +103,7 @@ def _by_label(card: Card) -> dict[str, list[tuple[float, float]]]:
     frequent = [label for label, _ in Counter(label for *_, label in card.embedding_map).most_common(SHOWN_LABELS)]
     series: dict[str, list[tuple[float, float]]] = {label: [] for label in frequent}
     for x, y, label in card.embedding_map:
-        series.setdefault(label if label in frequent else "other labels", []).append((x, y))
+        series.setdefault(label if label in frequent else OTHER, []).append((x, y))
     return series
 
 

@@ -11,6 +11,9 @@ LEFT, RIGHT, TOP, BOTTOM = 58, 14, 14, 44
 COLOURS = 6
 """Line classes c0 .. c5 in the template's style; more series start again."""
 
+OTHER = "other labels"
+"""The series that is drawn in grey."""
+
 Points = Sequence[tuple[float, float]]
 Place = Callable[[float, float], tuple[float, float]]
 """Where a point (x, y) of the data is drawn."""
@@ -34,12 +37,23 @@ def point_chart(title: str, x: str, y: str, series: Mapping[str, Points]) -> str
 
     def draw(place: Place, i: int, points: Points) -> str:
         dots = (place(a, b) for a, b in points)
-        return "".join(f"<circle class='c{i % COLOURS}' cx='{a:.1f}' cy='{b:.1f}' r='3'/>" for a, b in dots)
+        colour = "other" if names[i] == OTHER else f"c{i % COLOURS}"
+        return "".join(f"<circle class='{colour}' cx='{a:.1f}' cy='{b:.1f}' r='3'/>" for a, b in dots)
 
-    return _chart(title, x, y, series, draw)
+    # What stands for all the rest lies below the others.
+    series = dict(sorted(series.items(), key=lambda item: item[0] != OTHER))
+    names = [name for name, points in series.items() if points]
+    return _chart(title, x, y, series, draw, mark="dot")
 
 
-def _chart(title: str, x: str, y: str, series: Mapping[str, Points], draw: Callable[[Place, int, Points], str]) -> str:
+def _chart(
+    title: str,
+    x: str,
+    y: str,
+    series: Mapping[str, Points],
+    draw: Callable[[Place, int, Points], str],
+    mark: str = "line",
+) -> str:
     finite = {name: [p for p in points if all(map(math.isfinite, p))] for name, points in series.items()}
     lines = {name: points for name, points in finite.items() if points}
     if not lines:
@@ -66,7 +80,9 @@ def _chart(title: str, x: str, y: str, series: Mapping[str, Points], draw: Calla
     middle = (TOP + HEIGHT - BOTTOM) / 2
     parts.append(f"<text transform='translate(12 {middle}) rotate(-90)' text-anchor='middle'>{escape(y)}</text>")
     parts += [draw(place, i, points) for i, points in enumerate(lines.values())]
-    keys = "".join(f"<span class='key c{i % COLOURS}'>{escape(name)}</span>" for i, name in enumerate(lines) if name)
+    colours = ("other" if name == OTHER else f"c{i % COLOURS}" for i, name in enumerate(lines))
+    named = [(colour, escape(name)) for colour, name in zip(colours, lines, strict=True) if name]
+    keys = "".join(f"<span class='key {mark} {colour}'>{name}</span>" for colour, name in named)
     drawing = "".join(parts) + "</svg>"
     return f"<figure><figcaption>{escape(title)}</figcaption>{drawing}<div class='keys'>{keys}</div></figure>"
 

@@ -76,7 +76,7 @@ def test_a_folder_and_other_columns(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("a.jsonl", '{"sentence_good": "a", "bad": "b"}\n', "no column 'sentence_bad' of minimal pairs"),
-        ("a.jsonl", '{"sentence_good": "a", "sentence_bad": "a"}\n', "pair 1: both sentences are 'a'"),
+        ("a.jsonl", '{"sentence_good": "a", "sentence_bad": "a"}\n', "holds no pair of two different sentences"),
         ("a.jsonl", '{"sentence_good": "a", "sentence_bad": " "}\n', "pair 1: .* must both hold a sentence"),
         ("a.jsonl", '{"sentence_good": "a", "sentence_bad": "b"}\n{"sentence_good": "a"}\n', "pair 2: .* must both"),
         ("a.jsonl", '{"sentence_good": "a", "sentence_bad": 3}\n', "pair 1: .* must both hold a sentence"),
@@ -163,3 +163,11 @@ def test_credits_and_metric() -> None:
         "minimal_pair_accuracy/x": 1.0,
         "minimal_pair_accuracy/y": 0.25,
     }
+
+
+def test_a_pair_of_a_sentence_with_itself_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [("He is.", "He are."), ("They are.", "They are."), ("We are.", "We is.")]
+    lines = (json.dumps({"sentence_good": good, "sentence_bad": bad}) for good, bad in rows)
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
+    assert [pair.good for pair in read_pairs(tmp_path / "pairs.jsonl")] == ["He is.", "We are."]
+    assert "1 pairs of a sentence with itself are left out" in caplog.text
