@@ -8,7 +8,30 @@ from __future__ import annotations
 
 from sslnlp.evaluation.classification import Accuracy, MacroF1
 from sslnlp.evaluation.detection import AUC
+from sslnlp.evaluation.geometry import Geometry
 from sslnlp.evaluation.held_out import MEASURES, evaluate_held_out
+from sslnlp.evaluation.known_item import KnownItem
+from sslnlp.evaluation.likelihood import BitsPerByte, PseudoPerplexity
+from sslnlp.evaluation.minimal_pairs import MinimalPairAccuracy
+from sslnlp.evaluation.probes import Probes
 from sslnlp.evaluation.ranking import RankingMeasures
+from sslnlp.evaluation.similarity import Spearman
+from sslnlp.evaluation.written import ReconstructionMeasures, Repetition
 
-__all__ = ["AUC", "MEASURES", "Accuracy", "MacroF1", "RankingMeasures", "evaluate_held_out"]
+__all__ = [
+    "AUC",
+    "MEASURES",
+    "Accuracy",
+    "BitsPerByte",
+    "Geometry",
+    "KnownItem",
+    "MacroF1",
+    "MinimalPairAccuracy",
+    "Probes",
+    "PseudoPerplexity",
+    "RankingMeasures",
+    "ReconstructionMeasures",
+    "Repetition",
+    "Spearman",
+    "evaluate_held_out",
+]

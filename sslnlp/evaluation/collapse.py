@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -27,14 +27,17 @@ class CollapseWatch:
     """Called with the training figures of every log; the first time that a run is collapsing it logs one line.
 
     A run is judged by itself: a fresh model's vectors are all alike, and a healthy run pulls them apart from there. A
-    figure is down when it has lost four fifths of the best it was at; down for three logs in a row is a collapse.
-    Figures of the parts of a joint objective (`part/spread`) are watched like others; a run without them is not.
+    figure is down when it has lost four fifths of its best; down for three logs in a row is a collapse. Its best is
+    where it began, or what it has held for as many logs: MoCo from vectors that are all alike first throws them far
+    apart and back. Figures of the parts of a joint objective (`part/spread`) are watched like others; a run without
+    them is not.
     """
 
     said: bool = False
     best: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Figure -> its best above the floor, and the loss at that time."""
-    down: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    recent: dict[str, deque[float]] = field(default_factory=lambda: defaultdict(lambda: deque(maxlen=PATIENCE)))
+    """Figure -> its last values above the floor."""
 
     def __call__(self, step: int, values: Mapping[str, float]) -> str | None:
         """What is said at this step, after logging it; None otherwise."""
@@ -44,11 +47,14 @@ class CollapseWatch:
                 continue
             above = value - FLOOR.get(figure, 0.0)
             loss = values.get(name.removesuffix(figure) + "loss", values.get("loss", 0.0))
-            if above >= self.best.get(name, (above, loss))[0]:
-                self.best[name] = above, loss
-            best, before = self.best[name]
-            self.down[name] = self.down[name] + 1 if above <= FALLEN * best and above < best else 0
-            if self.down[name] >= PATIENCE:
+            best, before = self.best.setdefault(name, (above, loss))
+            recent = self.recent[name]
+            recent.append(above)
+            if len(recent) < PATIENCE:
+                continue
+            if min(recent) >= best:
+                self.best[name] = min(recent), loss
+            elif max(recent) <= FALLEN * best:
                 self.said = True
                 line = (
                     f"step {step}: the vectors are collapsing: {name} is down to {value:.3g} from "

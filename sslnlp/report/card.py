@@ -206,7 +206,12 @@ def _reconstruction(card: Card, subject: Subject, material: Material) -> None:
     if subject.kind != "encoder-decoder":
         raise NotFitting
     card.samples, figures = rebuild(
-        subject.model, subject.tokenizer, _held_out(material), collator=material.collator, number=REBUILT
+        subject.model,
+        subject.tokenizer,
+        _held_out(material),
+        collator=material.collator,
+        number=REBUILT,
+        max_length=min(64, subject.max_length),
     )
     card.figures |= figures
 

@@ -1,0 +1,198 @@
+"""The report card of whole runs: what is measured of which model, while it trains and after, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sslnlp.card import ReportRow, report_section, with_report
+from sslnlp.cli import run_command
+from sslnlp.recipe import load_recipe, run
+from sslnlp.report.card import Card, measure
+from sslnlp.report.command import report_runs
+from sslnlp.report.config import ReportConfig
+from sslnlp.report.material import Material
+from sslnlp.report.subject import subject_of
+from tests.contract import corpus
+
+TINY = ["model.size=nano", "train.steps=4", "train.batch_size=2", "tokenizer.vocab_size=520", "data.seq_length=32"]
+ALWAYS = {"known_item_recall@1", "known_item_mrr", "effective_rank", "anisotropy", "uniformity", "alignment"}
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A file for each key."""
+    folder = tmp_path_factory.mktemp("files")
+    texts = [text for text in corpus() if len(text) > 40][:24]
+    labelled = [{"text": text, "label": "long" if len(text) > 80 else "short"} for text in texts]
+    if len({row["label"] for row in labelled}) < 2:
+        labelled[0]["label"] = "other"
+    similar = [{"sentence1": a, "sentence2": b, "score": i % 5} for i, (a, b) in enumerate(pairwise(texts))]
+    pairs = [
+        {"sentence_good": text[:20], "sentence_bad": text[19::-1], "UID": f"u{i % 2}"}
+        for i, text in enumerate(texts[:8])
+    ]
+    return {
+        "texts": write(folder / "texts.jsonl", [{"text": text} for text in texts]),
+        "sts": write(folder / "sts.jsonl", similar),
+        "pairs": write(folder / "pairs.jsonl", pairs),
+        "probe_train": write(folder / "train.jsonl", labelled),
+        "probe_test": write(folder / "test.jsonl", labelled),
+    }
+
+
+@pytest.fixture(scope="module")
+def runs(text_file: Path, files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One finished run a kind; the masked one measures itself while it trains."""
+    folder = tmp_path_factory.mktemp("runs")
+    shared = [*TINY, f"data.train={text_file}", f"data.cache={folder / 'cache'}"]
+    own = ["train.eval_every=2", "report.every=1", *(f"report.{key}={path}" for key, path in files.items())]
+    for name, keys in {"bert": own, "gpt": [], "bart": []}.items():
+        run(load_recipe(f"pretrain_{name}", [*shared, *keys, f"out={folder / name}"]))
+    return {name: folder / name for name in ("bert", "gpt", "bart")}
+
+
+def card_of(folder: Path, run_name: str) -> Card:
+    return Card.from_dict(json.loads((folder / "report.json").read_text())["cards"][run_name])
+
+
+def test_a_run_measures_itself_while_it_trains_and_at_its_end(runs: dict[str, Path]) -> None:
+    out = runs["bert"]
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    measured = [line for line in lines if "valid/report/known_item_mrr" in line]
+    assert [line["step"] for line in measured] == [2, 4]
+    assert 0 <= measured[0]["valid/report/sts_spearman"] + 1 <= 2
+    card = card_of(out, "bert")
+    wanted = ALWAYS | {"mask_loss", "pseudo_loss", "minimal_pairs", "minimal_pairs/u1", "sts_spearman", "knn"}
+    assert wanted <= card.figures.keys()
+    assert measured[1]["valid/report/known_item_mrr"] == pytest.approx(card.figures["known_item_mrr"].value)
+    assert card.embedding_map
+    assert "## Report card" in (out / "export" / "README.md").read_text()
+    sections = {s["title"]: s for s in json.loads((out / "report.json").read_text())["sections"]}
+    charts = [chart["title"] for chart in sections["How it got there"]["charts"]]
+    assert any(title.startswith("report/known_item_mrr") for title in charts)
+
+
+def test_what_is_measured_fits_the_model(runs: dict[str, Path], files: dict[str, Path], tmp_path: Path) -> None:
+    report_runs([runs["gpt"], runs["bart"]], out=str(tmp_path), texts=str(files["texts"]), pairs=str(files["pairs"]))
+    gpt, bart = (card_of(tmp_path, name) for name in ("gpt", "bart"))
+    assert {"bits_per_byte", "repetition@4", "repetition@4/people", "minimal_pairs"} | ALWAYS <= gpt.figures.keys()
+    assert {"reconstruction_exact", "reconstruction_similarity"} | ALWAYS <= bart.figures.keys()
+    assert not {"mask_loss", "pseudo_loss"} & gpt.figures.keys()
+    assert not {"bits_per_byte", "minimal_pairs"} & bart.figures.keys()
+    assert gpt.samples
+    assert bart.samples
+    assert "no scored sentence pairs" in gpt.left_out["sentence similarity"]
+    for figure in (*gpt.figures.values(), *bart.figures.values()):
+        assert not figure.high < figure.low
+    assert {path.suffix for path in (tmp_path / "figures").iterdir()} == {".png", ".svg"}
+
+
+def test_bits_per_byte_of_the_card_are_those_of_the_held_out_pass(text_file: Path, tmp_path: Path) -> None:
+    """Short documents, each scored whole by both: the same code length but for the ends of texts."""
+    texts = [text for text in dict.fromkeys(corpus()) if text.strip()][:12]
+    valid = write(tmp_path / "valid.jsonl", [{"text": text} for text in texts])
+    keys = [*TINY, f"data.train={text_file}", f"data.valid={valid}", "data.seq_length=128", f"out={tmp_path / 'gpt'}"]
+    out = run(load_recipe("pretrain_gpt", [*keys, f"data.cache={tmp_path / 'cache'}", "data.deduplicate=false"]))
+    report_runs([out])
+    held_out = json.loads((out / "recipe.json").read_text())["result"]["measures"]["bits_per_byte"]
+    figure = card_of(out, "gpt").figures["bits_per_byte"]
+    assert figure.number == len(texts)
+    assert figure.value == pytest.approx(held_out, rel=0.1)
+
+
+def test_held_out_text_that_was_split_off_is_read_from_the_preparation(runs: dict[str, Path], tmp_path: Path) -> None:
+    again = shutil.copytree(runs["gpt"], tmp_path / "gpt")
+    report_runs([again])
+    assert "bits_per_byte" in card_of(again, "gpt").figures
+
+
+def test_a_card_is_the_same_every_time(runs: dict[str, Path], files: dict[str, Path]) -> None:
+    material = Material.read(ReportConfig(texts=str(files["texts"])), lambda n: [])
+    subject = subject_of(runs["gpt"] / "export")
+    first, second = (measure(subject, material).to_dict() for _ in range(2))
+    assert json.dumps(first, sort_keys=True) == json.dumps(second, sort_keys=True)
+
+
+def test_an_embedder_is_measured_by_its_own_pooling(runs: dict[str, Path], text_file: Path, tmp_path: Path) -> None:
+    keys = [
+        f"data.train={text_file}",
+        f"model.pretrained={runs['bert'] / 'export'}",
+        "train.steps=2",
+        "train.batch_size=4",
+    ]
+    out = run(load_recipe("embed_simcse", [*keys, f"out={tmp_path / 'simcse'}", f"data.cache={tmp_path / 'cache'}"]))
+    subject = subject_of(out / "export")
+    assert (subject.kind, subject.settings.pooling) == ("encoder", "cls")
+    vector = subject.encoder.encode(["one text"], "query")
+    assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "run folder 'nowhere' does not exist"),
+        (["sts=x.jsonl"], "say which run"),
+        (["{gpt}", "stss=x.jsonl"], "unknown key 'stss'. Did you mean 'sts'?"),
+        (["{gpt}", "probe_train={sts}"], "both report.probe_train and report.probe_test"),
+        (["{gpt}", "pairs={sts}"], "no column 'sentence_good'"),
+        (["{gpt}", "sts={pairs}"], "no 'sentence1'"),
+        (["{gpt}", "probe_train={sts}", "probe_test={sts}"], "no label column"),
+        (["{gpt}", "documents=2"], "report.documents=2 is too few"),
+        (["{gpt}", "texts=absent.txt"], "absent.txt"),
+        (["{gpt}", "beir=absent"], "no folder absent"),
+    ],
+)
+def test_one_clear_line(
+    arguments: list[str],
+    message: str,
+    runs: dict[str, Path],
+    files: dict[str, Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = (runs["gpt"] / "export" / "README.md").read_text()
+    filled = [argument.format(**runs, **files) for argument in arguments]
+    assert run_command(["report", *filled]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert message in said[-1]
+    assert (runs["gpt"] / "export" / "README.md").read_text() == before
+
+
+def test_wrong_files_are_told_before_anything_is_trained(
+    text_file: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
+    keys = [*TINY, f"data.train={text_file}", f"out={tmp_path / 'run'}", f"report.sts={files['pairs']}"]
+    with pytest.raises(Exception, match="no 'sentence1'"):
+        run(load_recipe("pretrain_bert", [*keys, f"data.cache={tmp_path / 'cache'}"]))
+    assert not (tmp_path / "run").exists()
+
+
+# --- the model card ---------------------------------------------------------------------------------------------------
+
+
+def test_the_short_form_replaces_the_one_before() -> None:
+    rows = [ReportRow("knn", 0.5, 0.4, 0.6, 0.1, 1000, "accuracy: of <neighbours>")]
+    card = with_report("---\nx: 1\n---\n\n# Title\n\n## Training\n\ntext\n", rows)
+    assert card.count("## Report card") == 1
+    assert "| knn | 0.5 | 0.4 to 0.6 | 0.1 | 1,000 | accuracy: of \\<neighbours\\> |" in card
+    changed = with_report(card, [rows[0]._replace(value=0.75)])
+    assert changed.count("## Report card") == 1
+    assert "0.75" in changed
+    assert "| 0.5 |" not in changed
+    middle = f"# Title\n\n{report_section(rows)}\n\n## Versions\n\nlast\n"
+    assert with_report(middle, [rows[0]._replace(value=0.75)]).endswith("## Versions\n\nlast\n")
+    assert report_section([]) == ""
