@@ -62,7 +62,8 @@ def main() -> None:
         columns = dict(zip(["query", "positive"], arguments.columns, strict=True))
         keys = {
             "data.train": str(arguments.train), "data.columns": columns,
-            "collator.name": "pair_views", "collator.document_length": arguments.length, "objective.pooling": arguments.pooling,
+            "collator.name": "pair_views", "collator.document_length": arguments.length,
+            "objective.pooling": arguments.pooling,
             "collator.query_length": 32, "model.pretrained": start, "train.steps": arguments.steps,
             "train.batch_size": arguments.batch_size, "train.lr": arguments.lr, "train.seed": seed, "out": str(out),
             "train.eval_every": 10**9, "data.valid_fraction": 0.002,
