@@ -46,12 +46,13 @@ ARCHITECTURES = {
     "AutoModelForPreTraining": ("electra",),
 }
 OPTIONS: dict[str, dict[str, Any]] = {
+    "info_nce": {"mini_batch_size": 3},  # the batch in parts; the other objectives between views take it at once
     "joint": {
         "weights": {"masked_lm": 1.0, "data2vec": 0.1, "masked_diffusion": 0.5},
         "options": {"data2vec": {"momentum": 0.9}},
     }
 }
-"""Options that an objective cannot do without."""
+"""Options that an objective cannot do without, or whose other value the contract should see."""
 LEARNS: dict[str, float] = {
     "vicreg": 0.85,  # a handful of documents cannot make 256 features vary and not covary: its terms work against it
 }
