@@ -50,7 +50,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "joint": {
         "weights": {"masked_lm": 1.0, "data2vec": 0.1, "masked_diffusion": 0.5},
         "options": {"data2vec": {"momentum": 0.9}},
-    }
+    },
 }
 """Options that an objective cannot do without, or whose other value the contract should see."""
 LEARNS: dict[str, float] = {

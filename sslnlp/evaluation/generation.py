@@ -1,33 +1,27 @@
-"""What a model writes: continuations of held-out text and how much they repeat, and corrupted text rebuilt."""
+"""What a causal model writes: continuations of held-out text and how much they repeat themselves."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from sslnlp.collators import get_collator
-from sslnlp.collators.base import Collator
 from sslnlp.errors import UserError
-from sslnlp.evaluation.bootstrap import Figure, ratio_figure
+from sslnlp.evaluation.bootstrap import Figure
 from sslnlp.evaluation.held_out import evaluating
-from sslnlp.evaluation.written import edit_similarity, repetition_figure
+from sslnlp.evaluation.written import repetition_figure
 from sslnlp.models import max_positions
 from sslnlp.rng import key
-from sslnlp.tokenizer import framing, special_mask
+from sslnlp.tokenizer import framing
 from sslnlp.types import Batch
 
 SHOWN = 8
 """Texts that are kept to be looked at."""
-
-
-# --- continuations ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -88,8 +82,8 @@ def continue_texts(
             inputs = _left_padded(prompts, _pad(tokenizer))
             width = inputs["input_ids"].shape[1]
             for made, nucleus in zip(written, (top_p, None), strict=True):
-                ids_BS = _generate(model, tokenizer, inputs, new_tokens, nucleus)
-                made.extend(_until_end(ids, tokenizer) for ids in ids_BS[:, width:].tolist())
+                ids_BS = generate(model, tokenizer, inputs, new_tokens, nucleus)
+                made.extend(until_end(ids, tokenizer) for ids in ids_BS[:, width:].tolist())
     return [
         Continuation(prompt, people, sampled[: len(people)], greedy[: len(people)])
         for (prompt, people), sampled, greedy in zip(halves, *written, strict=True)
@@ -116,125 +110,17 @@ def continuations(
 
     def shown(kind: str) -> list[str]:
         return [
-            f"{_text(tokenizer, one.prompt)} ⟶ {_text(tokenizer, ids)}"
+            f"{one_line(tokenizer, one.prompt)} ⟶ {one_line(tokenizer, ids)}"
             for one, ids in zip(found[:SHOWN], kinds[kind], strict=False)
         ]
 
     return {"Held-out beginnings, sampled on": shown(""), "The same, most probable": shown("/greedy")}, figures
 
 
-# --- reconstruction ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Reconstruction:
-    """A corrupted source, what should be written for it, and what was, as token ids without special tokens."""
-
-    source: list[int]
-    target: list[int]
-    written: list[int]
-    read: list[int] = field(default_factory=list)
-    """The source as the model reads it, special tokens included."""
-
-    @property
-    def exact(self) -> bool:
-        return self.written == self.target
-
-    @property
-    def similarity(self) -> float:
-        return edit_similarity(self.written, self.target)
-
-    @property
-    def copied(self) -> float:
-        """The similarity that copying the source would have: the level to be above."""
-        return edit_similarity(self.source, self.target)
-
-
-def reconstruct(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: Batch) -> list[Reconstruction]:
-    """Lets an encoder-decoder write, greedily, what each source of a collated batch is a corruption of.
-
-    `batch` is what a collator of encoder-decoders makes of rows with one document each: `input_ids` [B, S],
-    `attention_mask` [B, S] and `labels` [B, T] (-100 = padding). Special tokens (sentinels, masks) do not count.
-    Raises `UserError` for a model that is no encoder-decoder.
-    """
-    if not model.config.is_encoder_decoder or not model.can_generate():
-        raise UserError(f"{type(model).__name__} does not rebuild text; use an encoder-decoder with a vocabulary head")
-    special = special_mask(tokenizer)
-
-    def plain(ids: Sequence[int]) -> list[int]:
-        return [i for i in ids if i >= 0 and not (i < len(special) and special[i])]
-
-    most = batch["labels"].shape[1] + 1
-    if (longest := max_positions(model.config)) is not None:
-        most = max(1, min(most, longest - 1))
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    with evaluating(model):
-        written_BT = _generate(model, tokenizer, inputs, most)
-    read_BS = batch["input_ids"].where(batch["attention_mask"].bool(), -1)
-    return [
-        Reconstruction(
-            plain(read),
-            plain(target),
-            plain(_until_end(written[1:], tokenizer)),  # behind the start token
-            [i for i in read if i >= 0],
-        )
-        for read, target, written in zip(read_BS.tolist(), batch["labels"].tolist(), written_BT.tolist(), strict=True)
-    ]
-
-
-def rebuild(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
-    *,
-    collator: Collator | None = None,
-    number: int = 64,
-    max_length: int = 64,
-    batch_size: int = 16,
-    seed: int = 0,
-) -> tuple[dict[str, list[str]], dict[str, Figure]]:
-    """Texts that are corrupted and rebuilt, to look at, and two figures over the first `number` texts.
-
-    `reconstruction_exact`: the share that is written token for token; `reconstruction_similarity`: the mean of
-    `edit_similarity`. Chance is what copying the source would score. A text is cut to `max_length` tokens.
-
-    collator: what corrupts, as the model was trained. None: spans behind sentinels for a decoder that starts from
-    padding (T5), infilling otherwise (BART). Its draws depend on `seed` and on the text's number.
-    Raises `UserError` where no text has a token, and what `reconstruct` and the collator raise.
-    """
-    if collator is None:
-        collator = _default_collator(model, tokenizer)
-    collator = collator.for_evaluation(seed)
-    frame = framing(tokenizer, "seq2seq")
-    room = max_length - len(frame.prefix) - len(frame.suffix)
-    encoded = [tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][:room] for text in texts[:number]]
-    rows = [
-        {"input_ids": np.array([*frame.prefix, *ids, *frame.suffix], dtype=np.int64), "position": number}
-        for number, ids in enumerate(encoded)
-        if ids
-    ]
-    if not rows:
-        raise UserError("no text has a token that could be corrupted and rebuilt")
-    found: list[Reconstruction] = []
-    for start in range(0, len(rows), batch_size):
-        found.extend(reconstruct(model, tokenizer, collator(rows[start : start + batch_size])))
-    lines = [
-        f"{_text(tokenizer, one.read)} ⟶ {_text(tokenizer, one.written)} (was: {_text(tokenizer, one.target)})"
-        for one in found[:SHOWN]
-    ]
-    copied = float(np.mean([one.copied for one in found]))
-    return {"Corrupted text, rebuilt": lines}, {
-        "reconstruction_exact": ratio_figure(
-            [one.exact for one in found], chance=float(np.mean([one.source == one.target for one in found]))
-        ),
-        "reconstruction_similarity": ratio_figure([one.similarity for one in found], chance=copied),
-    }
-
-
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def _generate(
+def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     inputs: Batch,
@@ -279,18 +165,12 @@ def _pad(tokenizer: PreTrainedTokenizerBase) -> int:
     return next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
 
 
-def _until_end(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def until_end(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The ids before the first end of text."""
     ids = list(ids)
     return ids[: ids.index(tokenizer.eos_token_id)] if tokenizer.eos_token_id in ids else ids
 
 
-def _text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+def one_line(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     """On one line."""
     return " ".join(str(tokenizer.decode(list(ids))).split())
-
-
-def _default_collator(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Collator:
-    start = getattr(model.config, "decoder_start_token_id", None)
-    name = "span_corruption" if start is not None and start == model.config.pad_token_id else "denoising"
-    return get_collator(name)(tokenizer=tokenizer)

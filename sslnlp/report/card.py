@@ -14,13 +14,14 @@ from sslnlp.errors import UserError
 from sslnlp.evaluation.beir import evaluate_queries
 from sslnlp.evaluation.bootstrap import Figure, ratio_figure
 from sslnlp.evaluation.fixed_mask import fixed_mask_measures
-from sslnlp.evaluation.generation import continuations, rebuild
+from sslnlp.evaluation.generation import continuations
 from sslnlp.evaluation.geometry import geometry_measures
 from sslnlp.evaluation.held_out import evaluating
 from sslnlp.evaluation.known_item import halves, known_item_figures
 from sslnlp.evaluation.likelihood import Scored, log_likelihoods
 from sslnlp.evaluation.minimal_pairs import minimal_pair_measures
 from sslnlp.evaluation.probes import probe_measures
+from sslnlp.evaluation.reconstruction import rebuild
 from sslnlp.evaluation.similarity import similarity_measures
 from sslnlp.report.material import Material
 from sslnlp.report.subject import Subject

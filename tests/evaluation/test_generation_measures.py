@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelFo
 
 from sslnlp.collators import get_collator
 from sslnlp.errors import UserError
-from sslnlp.evaluation.generation import Reconstruction, continuations, continue_texts, rebuild, reconstruct
+from sslnlp.evaluation.generation import continuations, continue_texts
+from sslnlp.evaluation.reconstruction import Reconstruction, rebuild, reconstruct
 from sslnlp.evaluation.written import (
     ReconstructionMeasures,
     Repetition,
