@@ -118,6 +118,19 @@ def test_held_out_text_that_was_split_off_is_read_from_the_preparation(runs: dic
     assert "bits_per_byte" in card_of(again, "gpt").figures
 
 
+def test_a_run_without_its_data_is_still_reported(
+    runs: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    moved = shutil.copytree(runs["gpt"], tmp_path / "gpt")
+    story = json.loads((moved / "recipe.json").read_text())
+    story["recipe"]["data"]["valid"] = str(tmp_path / "elsewhere.txt")
+    (moved / "recipe.json").write_text(json.dumps(story))
+    report_runs([moved])
+    card = card_of(moved, "gpt")
+    assert card.left_out["bits per byte"] == "no held-out text: give texts=FILE"
+    assert "elsewhere.txt" in caplog.text
+
+
 def test_a_card_is_the_same_every_time(runs: dict[str, Path], files: dict[str, Path]) -> None:
     material = Material.read(ReportConfig(texts=str(files["texts"])), lambda n: [])
     subject = subject_of(runs["gpt"] / "export")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -20,6 +21,8 @@ from sslnlp.evaluation.beir import Beir, load_beir
 from sslnlp.evaluation.minimal_pairs import Pair, read_pairs
 from sslnlp.evaluation.similarity import Similar, read_similar
 from sslnlp.report.config import ReportConfig
+
+log = logging.getLogger(__name__)
 
 HeldOut = Callable[[int], list[str]]
 
@@ -74,11 +77,11 @@ def held_out_texts(data: DataConfig, fingerprint: str, cache: Path, tokenizer: P
 
     def first(number: int) -> list[str]:
         if data.valid is not None:
-            source = open_part(data, "valid", None)
             try:
-                return list(islice(texts_of(source, data), number))
-            except UserError:
-                return []  # a table of pairs or labels has no single text
+                return list(islice(texts_of(open_part(data, "valid", None), data), number))
+            except UserError as error:  # not on this machine, or a table of pairs, which has no single text
+                log.warning("the held-out text of the run cannot be read, so texts=FILE is needed: %s", error)
+                return []
         store = cache / f"text-{fingerprint}" / "valid"
         if not store.is_dir():
             return []
