@@ -1,9 +1,11 @@
-"""Names to classes, imported on first use: the mechanism behind the two registries."""
+"""Names to classes, imported on first use: the mechanism behind the two registries; and which options a class takes."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+import inspect
+import typing
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from sslnlp.errors import UserError, suggest
@@ -29,4 +31,17 @@ def find_class(kind: str, name: str, registry: Mapping[str, str], base: type[T])
         raise UserError(f"{kind} {name!r}: {module_name} has no class {class_name!r}.{suggest(class_name, classes)}")
     if not (isinstance(found, type) and issubclass(found, base)):
         raise UserError(f"{kind} {name!r}: {class_name} is not a subclass of sslnlp's {base.__name__}")
+    return found
+
+
+def keywords_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """The keyword-only parameters of a function and their resolved annotations, `**shared: Unpack[...]` included."""
+    hints = typing.get_type_hints(function)
+    found: dict[str, Any] = {}
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            found[parameter.name] = hints.get(parameter.name, Any)
+        elif parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            for options in typing.get_args(hints.get(parameter.name)):  # the TypedDict that is unpacked
+                found |= typing.get_type_hints(options)
     return found

@@ -7,12 +7,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from typing_extensions import Unpack
 
 from sslnlp.distributed import gather_ragged
 from sslnlp.errors import UserError
 from sslnlp.nn import projector
 from sslnlp.objectives import functional
-from sslnlp.objectives.embedding import Cut, Embedding, live, views
+from sslnlp.objectives.embedding import Cut, Embedding, SharedOptions, live, views
 from sslnlp.types import Batch, StepOutput
 
 
@@ -24,18 +25,9 @@ class Projected(Embedding):
         model: PreTrainedModel,
         *,
         projector_width: int | None,
-        pooling: str,
-        dimensions: list[int] | None,
-        train_layers: int | None,
-        mini_batch_size: int | None,
+        **shared: Unpack[SharedOptions],
     ) -> None:
-        super().__init__(
-            model,
-            pooling=pooling,
-            dimensions=dimensions,
-            train_layers=train_layers,
-            mini_batch_size=mini_batch_size,
-        )
+        super().__init__(model, **shared)
         width = 4 * model.config.hidden_size if projector_width is None else projector_width
         if width < 1:
             raise UserError(f"objective.projector must be at least 1, got {width}")
@@ -83,19 +75,9 @@ class BarlowTwins(Projected):
         *,
         projector: int | None = None,
         off_diagonal: float = 0.005,
-        pooling: str = "mean",
-        dimensions: list[int] | None = None,
-        train_layers: int | None = None,
-        mini_batch_size: int | None = None,
+        **shared: Unpack[SharedOptions],
     ) -> None:
-        super().__init__(
-            model,
-            projector_width=projector,
-            pooling=pooling,
-            dimensions=dimensions,
-            train_layers=train_layers,
-            mini_batch_size=mini_batch_size,
-        )
+        super().__init__(model, projector_width=projector, **shared)
         if off_diagonal < 0:
             raise UserError(f"objective.off_diagonal={off_diagonal} must not be negative")
         self.off_diagonal = off_diagonal

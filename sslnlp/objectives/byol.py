@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
+from typing_extensions import Unpack
 
 from sslnlp.errors import UserError
 from sslnlp.nn import Teacher, projector
 from sslnlp.objectives import functional
-from sslnlp.objectives.embedding import Cut, Embedding, live, ordered_pairs, views
+from sslnlp.objectives.embedding import Cut, Embedding, SharedOptions, live, ordered_pairs, views
 from sslnlp.types import Batch, StepOutput
 
 
@@ -45,18 +46,9 @@ class BYOL(Embedding):
         hidden: int | None = None,
         momentum: float = 0.99,
         momentum_end: float | None = 1.0,
-        pooling: str = "mean",
-        dimensions: list[int] | None = None,
-        train_layers: int | None = None,
-        mini_batch_size: int | None = None,
+        **shared: Unpack[SharedOptions],
     ) -> None:
-        super().__init__(
-            model,
-            pooling=pooling,
-            dimensions=dimensions,
-            train_layers=train_layers,
-            mini_batch_size=mini_batch_size,
-        )
+        super().__init__(model, **shared)
         width = model.config.hidden_size
         hidden = 2 * width if hidden is None else hidden
         if hidden < 1:

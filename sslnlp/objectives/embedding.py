@@ -6,7 +6,7 @@ Shapes: B rows, C documents of a row at most, M documents of the batch, H width,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,15 @@ MEASURED = 128
 
 Cut = Callable[[Tensor], Tensor]
 """Vectors [..., H] -> the same, of one of the nested widths."""
+
+
+class SharedOptions(TypedDict, total=False):
+    """The options of `Embedding`, which those built on it pass on: `**shared: Unpack[SharedOptions]`."""
+
+    pooling: str
+    dimensions: list[int] | None
+    train_layers: int | None
+    mini_batch_size: int | None
 
 
 class Embedding(Objective):
@@ -57,10 +66,10 @@ class Embedding(Objective):
         self,
         model: PreTrainedModel,
         *,
-        pooling: str,
-        dimensions: list[int] | None,
-        train_layers: int | None,
-        mini_batch_size: int | None,
+        pooling: str = "mean",
+        dimensions: list[int] | None = None,
+        train_layers: int | None = None,
+        mini_batch_size: int | None = None,
     ) -> None:
         super().__init__(model)
         if pooling not in POOLINGS:

@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from typing_extensions import Unpack
 
 from sslnlp.distributed import gather_ragged
 from sslnlp.errors import UserError
 from sslnlp.objectives import functional
-from sslnlp.objectives.embedding import Cut, Embedding, live, ordered_pairs, views
+from sslnlp.objectives.embedding import Cut, Embedding, SharedOptions, live, ordered_pairs, views
 from sslnlp.objectives.grad_cache import in_parts
 from sslnlp.types import Batch, StepOutput
 
@@ -51,18 +52,9 @@ class InfoNCE(Embedding):
         temperature: float = 0.05,
         learn_temperature: bool = False,
         symmetric: bool = True,
-        pooling: str = "mean",
-        dimensions: list[int] | None = None,
-        train_layers: int | None = None,
-        mini_batch_size: int | None = None,
+        **shared: Unpack[SharedOptions],
     ) -> None:
-        super().__init__(
-            model,
-            pooling=pooling,
-            dimensions=dimensions,
-            train_layers=train_layers,
-            mini_batch_size=mini_batch_size,
-        )
+        super().__init__(model, **shared)
         check_temperature(temperature)
         self.symmetric = symmetric
         # A vector of one number: a lone number could not be cut over processes.

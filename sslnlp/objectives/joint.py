@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -14,6 +13,7 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, PreTraine
 from sslnlp.errors import UserError, suggest
 from sslnlp.objectives import get_objective
 from sslnlp.objectives.base import Objective
+from sslnlp.registry import keywords_of
 from sslnlp.types import Batch, StepOutput
 
 
@@ -137,8 +137,7 @@ def _check_options(parts: Mapping[str, type[Objective]], options: Mapping[str, M
     for name, given in options.items():
         if name not in parts:
             raise UserError(f"objective.options names {name!r}, which is not in objective.weights")
-        parameters = inspect.signature(parts[name].__init__).parameters.values()
-        accepted = {p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+        accepted = keywords_of(parts[name].__init__)
         if unknown := sorted(given.keys() - accepted):
             raise UserError(
                 f"unknown option {unknown[0]!r} of {name} in objective.options.{suggest(unknown[0], accepted)}"

@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
+from typing_extensions import Unpack
 
 from sslnlp.distributed import gather_ragged
 from sslnlp.errors import UserError
 from sslnlp.nn import Queue, Teacher
-from sslnlp.objectives.embedding import Cut, Embedding, live, ordered_pairs, views
+from sslnlp.objectives.embedding import Cut, Embedding, SharedOptions, live, ordered_pairs, views
 from sslnlp.objectives.info_nce import Texts, check_temperature, contrast
 from sslnlp.types import Batch, StepOutput
 
@@ -49,18 +50,9 @@ class MoCo(Embedding):
         momentum_end: float | None = None,
         temperature: float = 0.05,
         symmetric: bool = False,
-        pooling: str = "mean",
-        dimensions: list[int] | None = None,
-        train_layers: int | None = None,
-        mini_batch_size: int | None = None,
+        **shared: Unpack[SharedOptions],
     ) -> None:
-        super().__init__(
-            model,
-            pooling=pooling,
-            dimensions=dimensions,
-            train_layers=train_layers,
-            mini_batch_size=mini_batch_size,
-        )
+        super().__init__(model, **shared)
         check_temperature(temperature)
         if queue < 0:
             raise UserError(f"objective.queue={queue} must be 0 or more")

@@ -6,10 +6,12 @@ from typing import ClassVar
 
 from torch import Tensor
 from transformers import PreTrainedModel
+from typing_extensions import Unpack
 
 from sslnlp.errors import UserError
 from sslnlp.objectives import functional
 from sslnlp.objectives.barlow_twins import Projected
+from sslnlp.objectives.embedding import SharedOptions
 
 
 class VICReg(Projected):
@@ -36,19 +38,9 @@ class VICReg(Projected):
         invariance: float = 25.0,
         variance: float = 25.0,
         covariance: float = 1.0,
-        pooling: str = "mean",
-        dimensions: list[int] | None = None,
-        train_layers: int | None = None,
-        mini_batch_size: int | None = None,
+        **shared: Unpack[SharedOptions],
     ) -> None:
-        super().__init__(
-            model,
-            projector_width=projector,
-            pooling=pooling,
-            dimensions=dimensions,
-            train_layers=train_layers,
-            mini_batch_size=mini_batch_size,
-        )
+        super().__init__(model, projector_width=projector, **shared)
         self.weights = {"invariance": invariance, "variance": variance, "covariance": covariance}
         for name, weight in self.weights.items():
             if weight < 0:

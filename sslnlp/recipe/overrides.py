@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import json
 import types
 import typing
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from sslnlp.errors import UserError, suggest
+from sslnlp.registry import keywords_of
 
 _TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 
@@ -41,13 +41,6 @@ def coerce(key: str, value: Any, annotation: Any) -> Any:
     except (ValueError, TypeError) as error:
         detail = f" ({error})" if isinstance(error, UserError) else ""
         raise UserError(f"{key} must be {_describe(annotation)}, got {value!r}{detail}") from None
-
-
-def keywords_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """The keyword-only parameters of a function and their resolved annotations."""
-    hints = typing.get_type_hints(function)
-    parameters = inspect.signature(function).parameters.values()
-    return {p.name: hints.get(p.name, Any) for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
 def keywords(function: Callable[..., Any], arguments: Sequence[str]) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from sslnlp.errors import UserError, suggest
 from sslnlp.models import ModelConfig
 from sslnlp.objectives import get_objective
 from sslnlp.objectives.base import Objective
-from sslnlp.recipe.overrides import coerce, fields_of, keywords_of
+from sslnlp.recipe.overrides import coerce, fields_of
+from sslnlp.registry import keywords_of
 from sslnlp.report.config import ReportConfig
 from sslnlp.train import TrainConfig
 
