@@ -6,8 +6,8 @@ Every objective between views with the recipes' views and schedule and the defau
 fresh and from a short masked LM; and the same with what keeps it from a collapse taken away. `caught` counts the runs
 in which the alarm was raised, `at` the median of the steps. The other columns are what is left of a figure when it is
 lowest: the lowest share of its best so far under which it stayed for `PATIENCE` logs in a row, from the lowest to the
-highest over the seeds. The alarm is raised at `FALLEN`: above the least share of collapsing runs, below those of healthy
-ones.
+highest over the seeds.
+The alarm is raised at `FALLEN`: above the least share of runs that collapse, and below those of healthy ones.
 """
 
 from __future__ import annotations

@@ -133,15 +133,17 @@ def vicreg(a_NH: Tensor, b_NH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def effective_rank(x_NH: Tensor) -> Tensor:
     """How many directions the rows use: exp of the entropy of the singular values as shares of their sum (Roy and
-    Vetterli, 2007). 1 when all rows point the same way, at most min(N, H); 0 for nothing but zeros."""
+    Vetterli, 2007). 1 when all rows point the same way, at most min(N, H); 0 for nothing but zeros; NaN for rows that
+    are not finite."""
     # In float64: singular values are roots, so the rounding of a float32 product would look like further directions.
     x = x_NH.double()
     gram = x @ x.T if len(x) <= x.shape[1] else x.T @ x
-    singular = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
+    finite = gram.isfinite().all()  # else the decomposition raises, before the loop can tell of the gradient
+    singular = torch.linalg.eigvalsh(torch.where(finite, gram, 0.0)).clamp(min=0).sqrt()
     share = singular / singular.sum().clamp(min=1e-30)
     rank = torch.special.entr(share).sum().exp()
     rank = torch.where(singular.sum() > 0, rank, 0.0)
-    return rank.to(x_NH.dtype)
+    return torch.where(finite, rank, math.nan).to(x_NH.dtype)
 
 
 def spread(x_NH: Tensor) -> Tensor:

@@ -22,12 +22,12 @@ from sslnlp.objectives import get_objective
 from sslnlp.objectives.barlow_twins import BarlowTwins
 from sslnlp.objectives.byol import BYOL
 from sslnlp.objectives.embedding import Embedding, views
-from sslnlp.objectives.functional import info_nce
+from sslnlp.objectives.functional import barlow_twins, info_nce, vicreg
 from sslnlp.objectives.info_nce import COLDEST, InfoNCE
 from sslnlp.objectives.joint import Joint
 from sslnlp.objectives.moco import MoCo
 from sslnlp.objectives.vicreg import VICReg
-from sslnlp.train import TrainConfig, Trainer
+from sslnlp.train import NonFiniteError, TrainConfig, Trainer
 from tests.contract import LENGTH, corpus, difference, make_collator, make_stream, small_tokenizer
 
 NAMES = ("barlow_twins", "byol", "info_nce", "moco", "vicreg")
@@ -265,6 +265,16 @@ def test_one_document_and_its_duplicates(name: str, repeated: int) -> None:
         assert total / count == pytest.approx(1, abs=0.01)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_that_is_not_finite_says_so(name: str, tmp_path: Path) -> None:
+    objective = make(name)
+    with torch.no_grad():
+        next(objective.model.parameters()).fill_(math.nan)
+    config = TrainConfig(steps=1, batch_size=8, seed=3)
+    with pytest.raises(NonFiniteError, match="not finite"):
+        Trainer(objective, make_collator(name), make_stream(name), config, out=tmp_path).fit()
+
+
 # --- MoCo ------------------------------------------------------------------------------------------------------------
 
 
@@ -358,16 +368,33 @@ def test_byol_is_the_distance_of_guesses_from_slow_projections() -> None:
     assert torch.allclose(objective(batch).loss, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(("name", "options"), [("barlow_twins", {"off_diagonal": 0.3}), ("vicreg", {})])
+def test_projections_are_compared_in_pairs_of_views(name: str, options: dict[str, float]) -> None:
+    batch = batch_of(views=["text", "delete", "crop"])
+    weights = {"invariance": 2.0, "variance": 3.0, "covariance": 5.0} if name == "vicreg" else {}
+    objective = make(name, projector=24, **options, **weights).eval()
+    seen = [objective.projector(objective.vectors(batch[f"view_{view}"], batch["present"])) for view in range(3)]
+    assert seen[0].shape[1] == 24
+    losses = []
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        if name == "vicreg":
+            invariance, variance, covariance = vicreg(seen[a], seen[b])
+            losses.append(2 * invariance + 3 * variance + 5 * covariance)
+        else:
+            losses.append(barlow_twins(seen[a], seen[b], **options))
+    assert torch.allclose(objective(batch).loss, torch.stack(losses).mean(), rtol=1e-5)
+
+
 # --- beside masked LM, held out, exported ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["info_nce", "vicreg"])
+@pytest.mark.parametrize("name", NAMES)
 def test_joint_with_masked_lm(name: str) -> None:
     weights = {"masked_lm": 1.0, name: 0.1}
     cls = Joint.bound({"weights": weights})
     torch.manual_seed(0)
     joint = cls(encoder(auto=AutoModelForMaskedLM), weights=weights).eval()
-    assert (cls.couples_rows, cls.pooling) == (True, "mean")
+    assert (cls.couples_rows, cls.pooling) == (name != "byol", "mean")
     parts = get_collator_batch(cls)
     output = joint(parts)
     alone = joint.joined[name](parts["views"])

@@ -155,6 +155,8 @@ def test_effective_rank() -> None:
     assert effective_rank(torch.eye(5)).item() == pytest.approx(5)
     assert effective_rank(torch.ones(7, 3)).item() == pytest.approx(1, abs=1e-3)
     assert effective_rank(torch.zeros(4, 3)).item() == 0
+    assert math.isnan(effective_rank(torch.tensor([[1.0, math.nan], [1.0, 0.0]])).item())
+    assert math.isnan(effective_rank(torch.tensor([[1.0, math.inf], [1.0, 0.0]])).item())
     # Singular values 3 and 1: shares 3/4 and 1/4.
     expected = math.exp(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25)))
     assert effective_rank(torch.diag(torch.tensor([3.0, 1.0]))).item() == pytest.approx(expected, rel=1e-6)
