@@ -57,7 +57,7 @@ def train(arguments: argparse.Namespace) -> None:
     for row, (name, keys) in OBJECTIVES.items():
         if arguments.only and row.split(",")[0] not in arguments.only:
             continue
-        rates = RATES if "train.lr" not in keys else [keys["train.lr"]]
+        rates = arguments.rates if "train.lr" not in keys else [keys["train.lr"]]
         for rate in rates:
             out = arguments.out / f"{slug(row)}-{rate:g}"
             if (out / "export").is_dir():
@@ -183,6 +183,7 @@ def main() -> None:
     trains.add_argument("out", type=Path)
     trains.add_argument("--tokens", type=int, default=1_000_000)
     trains.add_argument("--only", nargs="+", help="names of objectives")
+    trains.add_argument("--rates", type=float, nargs="+", default=RATES)
     tables = tasks.add_parser("table")
     tables.add_argument("start", type=Path)
     tables.add_argument("train", type=Path, help="text that the weights of TF-IDF are counted on")
