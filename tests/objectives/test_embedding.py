@@ -324,6 +324,16 @@ def test_the_queue_is_the_same_however_an_update_is_split(queue: int, tmp_path: 
     assert int(held[0]["pushed"]) > 20
 
 
+def test_what_is_pushed_is_in_the_order_of_positions() -> None:
+    """As with several processes, whose rows of one micro-batch do not follow those of the one before."""
+    straight, mixed = make("moco", queue=64).train(), make("moco", queue=64).train()
+    for objective, batches in ((straight, [(2, 0), (2, 2)]), (mixed, [(2, 2), (2, 0)])):
+        for rows_and_start in batches:
+            objective(batch_of(*rows_and_start))
+        objective.after_step(1.0)
+    assert difference(straight.queue.state_dict(), mixed.queue.state_dict()) < 1e-5
+
+
 def test_what_a_failed_update_has_staged_is_forgotten() -> None:
     objective = make("moco", queue=64).train()
     state = copy.deepcopy(objective.state_dict())
