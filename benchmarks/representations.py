@@ -122,13 +122,13 @@ def pair_recall(encode: Encode, rows: list[dict[str, Any]]) -> Any:
 
 
 def tfidf(arguments: argparse.Namespace) -> Encode:
-    """Words and word pairs, their weights counted on the texts that are compared."""
+    """The 5,000 most frequent words of the training text, their weights counted there."""
 
     def encode(texts: list[str]) -> Vectors:
         return np.asarray(model.transform(texts).todense(), dtype=np.float32)
 
     texts = [text for text, _ in zip(open_source(str(arguments.train)).documents(), range(4000), strict=False)]
-    model = TfidfVectorizer(max_features=20_000, sublinear_tf=True).fit(texts)
+    model = TfidfVectorizer(max_features=5_000, sublinear_tf=True).fit(texts)
     return encode
 
 
@@ -138,7 +138,6 @@ def encoders(arguments: argparse.Namespace) -> dict[str, Encode]:
     tokenizer = AutoTokenizer.from_pretrained(arguments.start)
     fresh = in_memory(fresh_model.eval(), tokenizer, settings=EncoderSettings()).encoder
     found: dict[str, Encode] = {
-        "TF-IDF": tfidf(arguments),
         "untrained": lambda texts: fresh.encode(texts, "document"),
         "masked-LM start": lambda texts: start.encode(texts, "document"),
     }
@@ -147,7 +146,7 @@ def encoders(arguments: argparse.Namespace) -> dict[str, Encode]:
         if runs:
             encoder = subject_of(max(runs, key=held_out) / "export").encoder
             found[row] = lambda texts, encoder=encoder: encoder.encode(texts, "document")  # type: ignore[misc]
-    return found
+    return found | {"TF-IDF": tfidf(arguments)}
 
 
 def held_out(folder: Path) -> float:
