@@ -149,7 +149,8 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
-    found: dict[str, Any] = {"steps": arguments.steps, "lr": arguments.lr, "runs": {}}
+    told = {name: getattr(arguments, name) for name in ("architecture", "seeds", "steps", "lr")}
+    found: dict[str, Any] = {**told, "runs": {}}
     print(f"{'':50}" + "".join(f"{title:>16}" for title in ("caught", "at", *FIGURES)))
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(arguments.file, arguments.column, arguments.architecture, Path(folder))
@@ -158,7 +159,7 @@ def main() -> None:
                 seeds = range(arguments.seeds)
                 runs = [bench.run(title, start, seed, arguments.steps, arguments.lr) for seed in seeds]
                 facts = summary(runs)
-                found["runs"][f"{title}, {start}"] = facts | {"logs": runs}
+                found["runs"][f"{title}, {start}"] = facts
                 shares = [f"{facts[f][0]:.2f} to {facts[f][1]:.2f}" if f in facts else "" for f in FIGURES]
                 cells = [f"{facts['caught']} of {len(runs)}", str(facts["at"] or ""), *shares]
                 print(f"{title + ', ' + start:50}" + "".join(f"{cell:>16}" for cell in cells), flush=True)
