@@ -101,7 +101,7 @@ def measures(encode: Encode, arguments: argparse.Namespace) -> dict[str, tuple[f
     labels = [[str(row["label"]) for row in rows] for rows in (train, test)]
     figures |= probe_measures(vectors[0], labels[0], vectors[1], labels[1])
     pairs = list(open_source(str(arguments.pairs)).rows())
-    figures["pairs recall@1"] = pair_recall(encode, pairs)
+    figures["pairs recall@1"] = pair_recall(encode, pairs, arguments.pair_columns)
     found = {name: (figure.value, figure.low, figure.high) for name, figure in figures.items()}
     for folder in arguments.beir:
         value = evaluate_embedder(encode, load_beir(folder))["ndcg@10"]
@@ -109,11 +109,11 @@ def measures(encode: Encode, arguments: argparse.Namespace) -> dict[str, tuple[f
     return found
 
 
-def pair_recall(encode: Encode, rows: list[dict[str, Any]]) -> Any:
+def pair_recall(encode: Encode, rows: list[dict[str, Any]], columns: list[str]) -> Any:
     """Whether the nearest of all different answers is the question's own; equal answers are one."""
     from sslnlp.evaluation.bootstrap import ratio_figure
 
-    question, answer = list(rows[0])[:2]
+    question, answer = columns
     answers = list(dict.fromkeys(str(row[answer]) for row in rows))
     own = np.array([answers.index(str(row[answer])) for row in rows])
     score = encode([str(row[question]) for row in rows]) @ encode(answers).T
@@ -122,13 +122,17 @@ def pair_recall(encode: Encode, rows: list[dict[str, Any]]) -> Any:
 
 
 def tfidf(arguments: argparse.Namespace) -> Encode:
-    """The 5,000 most frequent words of the training text, their weights counted there."""
+    """The 10,000 most frequent words of all that is measured, test queries not among it, weighted on the same."""
 
     def encode(texts: list[str]) -> Vectors:
         return np.asarray(model.transform(texts).todense(), dtype=np.float32)
 
-    texts = [text for text, _ in zip(open_source(str(arguments.train)).documents(), range(4000), strict=False)]
-    model = TfidfVectorizer(max_features=5_000, sublinear_tf=True).fit(texts)
+    texts = [text for text, _ in zip(open_source(str(arguments.texts)).documents(), range(500), strict=False)]
+    texts += [row["text"] for row in open_source(str(arguments.probe[0])).rows()]
+    texts += [row[arguments.pair_columns[1]] for row in open_source(str(arguments.pairs)).rows()]
+    texts += [row["sentence1"] for row in open_source(str(arguments.sts)).rows()]
+    texts += [text for folder in arguments.beir for text in load_beir(folder).corpus.values()]
+    model = TfidfVectorizer(max_features=10_000, sublinear_tf=True).fit(texts)
     return encode
 
 
@@ -185,12 +189,12 @@ def main() -> None:
     trains.add_argument("--rates", type=float, nargs="+", default=RATES)
     tables = tasks.add_parser("table")
     tables.add_argument("start", type=Path)
-    tables.add_argument("train", type=Path, help="text that the weights of TF-IDF are counted on")
     tables.add_argument("out", type=Path)
     tables.add_argument("--texts", type=Path, required=True)
     tables.add_argument("--sts", type=Path, required=True)
     tables.add_argument("--probe", type=Path, nargs=2, required=True)
     tables.add_argument("--pairs", type=Path, required=True)
+    tables.add_argument("--pair-columns", nargs=2, default=["question", "answer"])
     tables.add_argument("--beir", type=Path, nargs="+", required=True)
     tables.add_argument("--documents", type=int, default=1000)
     arguments = parser.parse_args()
