@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from rich.console import Console
 from sklearn.feature_extraction.text import TfidfVectorizer
 from transformers import AutoConfig, AutoModel, AutoTokenizer
@@ -138,6 +139,7 @@ def tfidf(arguments: argparse.Namespace) -> Encode:
 
 def encoders(arguments: argparse.Namespace) -> dict[str, Encode]:
     start = subject_of(arguments.start).encoder
+    torch.manual_seed(0)
     fresh_model = AutoModel.from_config(AutoConfig.from_pretrained(arguments.start))
     tokenizer = AutoTokenizer.from_pretrained(arguments.start)
     fresh = in_memory(fresh_model.eval(), tokenizer, settings=EncoderSettings()).encoder

@@ -18,7 +18,7 @@ from sslnlp.report.card import Card, measure
 from sslnlp.report.command import report_runs
 from sslnlp.report.config import ReportConfig
 from sslnlp.report.material import Material
-from sslnlp.report.subject import subject_of
+from sslnlp.report.subject import in_memory, subject_of
 from tests.contract import corpus
 
 TINY = ["model.size=nano", "train.steps=4", "train.batch_size=2", "tokenizer.vocab_size=520", "data.seq_length=32"]
@@ -209,3 +209,51 @@ def test_the_short_form_replaces_the_one_before() -> None:
     middle = f"# Title\n\n{report_section(rows)}\n\n## Versions\n\nlast\n"
     assert with_report(middle, [rows[0]._replace(value=0.75)]).endswith("## Versions\n\nlast\n")
     assert report_section([]) == ""
+
+
+# --- runs side by side ------------------------------------------------------------------------------------------------
+
+
+def test_runs_of_one_name_keep_apart(runs: dict[str, Path], files: dict[str, Path], tmp_path: Path) -> None:
+    """`a/run` and `b/run`: two columns, each with its own figures."""
+    for name, folder in (("gpt", "a"), ("bart", "b")):
+        shutil.copytree(runs[name], tmp_path / folder / "run")
+    report_runs([tmp_path / "a" / "run", tmp_path / "b" / "run"], out=str(tmp_path / "out"), texts=str(files["texts"]))
+    first, second = card_of(tmp_path / "out", "a/run"), card_of(tmp_path / "out", "b/run")
+    assert "bits_per_byte" in first.figures
+    assert "reconstruction_exact" in second.figures
+
+
+def test_what_was_measured_before_is_shown_again(runs: dict[str, Path], files: dict[str, Path], tmp_path: Path) -> None:
+    again = shutil.copytree(runs["gpt"], tmp_path / "gpt")
+    report_runs([again], texts=str(files["texts"]))
+    before = card_of(again, "gpt")
+    shutil.rmtree(again / "export")  # so that nothing can be measured
+    report_runs([again], out=str(tmp_path / "out"), measures=False)
+    assert card_of(tmp_path / "out", "gpt") == before
+
+
+def test_a_resumed_run_is_measured_at_the_same_evaluations(
+    text_file: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
+    keys = [*TINY, f"data.train={text_file}", f"data.cache={tmp_path / 'cache'}", f"report.texts={files['texts']}"]
+    keys += ["train.eval_every=1", "train.save_every=1", "train.keep=9", "report.every=2", "report.documents=8"]
+    out = run(load_recipe("pretrain_bert", [*keys, f"out={tmp_path / 'run'}"]))
+
+    def measured() -> list[int]:
+        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        return [line["step"] for line in lines if "valid/report/known_item_mrr" in line]
+
+    assert measured() == [2, 4]
+    for step in (2, 3, 4):
+        shutil.rmtree(out / "state" / f"step-{step:08d}")
+    run(load_recipe("pretrain_bert", [*keys, f"out={tmp_path / 'run'}"]), resume=True)
+    assert measured() == [2, 4]
+
+
+def test_measuring_leaves_the_tokenizer_as_it_is(runs: dict[str, Path]) -> None:
+    subject = subject_of(runs["gpt"] / "export")
+    subject.tokenizer.pad_token = None
+    with_padding = in_memory(subject.model, subject.tokenizer, settings=subject.settings)
+    assert with_padding.tokenizer.pad_token is not None
+    assert subject.tokenizer.pad_token is None

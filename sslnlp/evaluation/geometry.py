@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import datasets
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from sslnlp.errors import UserError
 from sslnlp.evaluation.bootstrap import Figure, Ints, halved_figure, ratio_figure
-from sslnlp.evaluation.local import LocalMetric
+from sslnlp.evaluation.local import VECTOR_PAIRS, LocalMetric
 from sslnlp.objectives import functional
 
 Vectors = npt.NDArray[np.float32]
@@ -63,12 +62,7 @@ class Geometry(LocalMetric):
     the vectors of the texts' second views."""
 
     describes = "How vectors lie in their space: effective rank, anisotropy, uniformity, alignment of two views."
-    features_of = datasets.Features(
-        {
-            "predictions": datasets.Sequence(datasets.Value("float32")),
-            "references": datasets.Sequence(datasets.Value("float32")),
-        }
-    )
+    features_of = VECTOR_PAIRS
 
     def _compute(
         self, predictions: Sequence[Sequence[float]], references: Sequence[Sequence[float]]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-import datasets
 import numpy as np
 import numpy.typing as npt
 
 from sslnlp.errors import UserError
 from sslnlp.evaluation.bootstrap import Figure, ratio_figure
-from sslnlp.evaluation.local import LocalMetric
+from sslnlp.evaluation.local import VECTOR_PAIRS, LocalMetric
 
 Vectors = npt.NDArray[np.float32]
 
@@ -67,12 +66,7 @@ class KnownItem(LocalMetric):
     each of them looks for."""
 
     describes = "How often, and how early, a query's vector finds its own document among all."
-    features_of = datasets.Features(
-        {
-            "predictions": datasets.Sequence(datasets.Value("float32")),
-            "references": datasets.Sequence(datasets.Value("float32")),
-        }
-    )
+    features_of = VECTOR_PAIRS
 
     def _compute(
         self, predictions: Sequence[Sequence[float]], references: Sequence[Sequence[float]]

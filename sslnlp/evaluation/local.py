@@ -8,6 +8,14 @@ from typing import Any
 import datasets
 import evaluate
 
+VECTOR_PAIRS = datasets.Features(
+    {
+        "predictions": datasets.Sequence(datasets.Value("float32")),
+        "references": datasets.Sequence(datasets.Value("float32")),
+    }
+)
+"""Two vectors an example."""
+
 
 class LocalMetric(evaluate.Metric):  # type: ignore[misc]  # `evaluate` ships no types
     """A metric like those of `evaluate.load`, defined here. Subclasses set `describes`, `features` and `_compute`.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
 from sslnlp.collators.base import Collator
-from sslnlp.evaluation.held_out import evaluating
+from sslnlp.metrics import read_metrics
 from sslnlp.objectives.base import Objective
 from sslnlp.recipe.build import Parts, cache_folder
 from sslnlp.recipe.schema import Recipe
@@ -30,7 +31,7 @@ class RunReport:
         fingerprint = str(parts.facts.get("fingerprint", ""))
         held_out = held_out_texts(parts.recipe.data, fingerprint, cache_folder(parts.recipe), parts.tokenizer)
         self.material = Material.read(parts.recipe.report, held_out, corrupting(parts.recipe, parts.tokenizer))
-        self._evaluations = 0
+        self._evaluations: int | None = None
 
     def card(self, objective: Objective) -> Card:
         """Of the model as it stands."""
@@ -43,10 +44,11 @@ class RunReport:
 
         def both(objective: Objective) -> dict[str, float]:
             found = evaluate(objective)
+            if self._evaluations is None:  # a resumed run goes on counting where its log ends
+                self._evaluations = evaluations_in(Path(self.parts.recipe.out).expanduser() / "metrics.jsonl")
             self._evaluations += 1
             if self._evaluations % self.every == 0:
-                with evaluating(objective):
-                    card = measure(self._subject(objective), self.material, written=False)
+                card = measure(self._subject(objective), self.material, written=False)
                 found |= {PREFIX + name: figure.value for name, figure in card.figures.items()}
             return found
 
@@ -59,6 +61,11 @@ class RunReport:
             prompts=dict(self.parts.collator.prompts),
         )
         return in_memory(objective.exported, self.parts.tokenizer, settings=settings)
+
+
+def evaluations_in(metrics: Path) -> int:
+    """How many held-out passes a run has logged."""
+    return sum(any(key.startswith("valid/") for key in line) for line in read_metrics(metrics))
 
 
 def run_report(parts: Parts) -> RunReport | None:

@@ -103,17 +103,14 @@ def _held_out(material: Material) -> list[str]:
 def _bits_per_byte(card: Card, subject: Subject, material: Material) -> None:
     if subject.kind != "causal":
         raise NotFitting
-    card.figures["bits_per_byte"] = bits_per_byte(subject, _held_out(material))
-
-
-def bits_per_byte(subject: Subject, texts: list[str]) -> Figure:
-    """Code length of the texts, cut to what the model reads, over the bytes of what was scored."""
-    scored = log_likelihoods(subject.model, subject.tokenizer, texts, max_length=subject.max_length, batch_size=8)
-    return _code_length(subject, scored)
+    scored = log_likelihoods(
+        subject.model, subject.tokenizer, _held_out(material), max_length=subject.max_length, batch_size=8
+    )
+    card.figures["bits_per_byte"] = _code_length(subject, scored)
 
 
 def _code_length(subject: Subject, scored: Sequence[Scored]) -> Figure:
-    """Bits per byte; chance is a uniform guess among the tokens."""
+    """Bits per byte of what was scored: texts are cut to what the model reads. Chance is a uniform guess among the tokens."""
     num_bytes = [one.bytes for one in scored]
     chance = sum(one.tokens for one in scored) * np.log2(subject.model.config.vocab_size) / max(1, sum(num_bytes))
     return ratio_figure(np.array([-one.nats for one in scored]) / np.log(2), num_bytes, chance=float(chance))

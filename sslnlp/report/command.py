@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
@@ -16,7 +17,7 @@ from sslnlp.recipe.schema import from_dict
 from sslnlp.report.card import Card, measure
 from sslnlp.report.config import ReportConfig
 from sslnlp.report.material import Material, held_out_texts
-from sslnlp.report.runs import RunFacts, make_report, read_run
+from sslnlp.report.runs import RunFacts, make_report, read_runs
 from sslnlp.report.sections import short_form
 from sslnlp.report.subject import subject_of
 
@@ -50,18 +51,21 @@ def report_runs(
         tell: called with the run and the name of each measure before it is made.
         against: further runs, as if they stood among `runs`.
         out: where to write; the first run's folder otherwise.
-        measures: False writes what the runs logged and measures nothing.
+        measures: False measures nothing: shown are what the runs logged and what reports in their folders hold.
         texts, pairs, sts, probe_train, probe_test, beir, documents: see `ReportConfig`.
     """
-    facts = [read_run(path) for path in (*runs, *map(Path, against or []))]
+    facts = read_runs([*runs, *map(Path, against or [])])
     given = {
         "texts": texts, "pairs": pairs, "sts": sts, "probe_train": probe_train, "probe_test": probe_test, "beir": beir,
         "documents": documents,
     }  # fmt: skip
-    cards = _cards(facts, {name: value for name, value in given.items() if value is not None}, tell) if measures else {}
-    for run in facts:
-        if (card := cards.get(run.name)) is not None:
-            _into_model_card(run.path / "export" / "README.md", card)
+    if measures:
+        cards = _cards(facts, {name: value for name, value in given.items() if value is not None}, tell)
+        for run in facts:
+            if (card := cards.get(run.name)) is not None:
+                _into_model_card(run.path / "export" / "README.md", card)
+    else:
+        cards = {run.name: card for run in facts if (card := _measured_before(run)) is not None}
     return make_report(facts[0].path, against=[str(run.path) for run in facts[1:]], out=out, title=title, cards=cards)
 
 
@@ -86,6 +90,18 @@ def _cards(facts: Sequence[RunFacts], given: Mapping[str, Any], tell: Tell) -> d
             material = Material.read(config, held_out, corrupting(recipe, subject.tokenizer))
         cards[run.name] = measure(subject, material, tell=lambda name, run=run: tell(f"{run.name}: {name}"))  # type: ignore[misc]
     return cards
+
+
+def _measured_before(run: RunFacts) -> Card | None:
+    """The card in the report that lies in the run's folder; None without one."""
+    path = run.path / "report.json"
+    if not path.is_file():
+        return None
+    try:
+        cards = json.loads(path.read_text(encoding="utf-8")).get("cards", {})
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {str(path)!r}: {error}; delete it") from None
+    return Card.from_dict(cards[run.path.name]) if run.path.name in cards else None
 
 
 def _into_model_card(path: Path, card: Card) -> None:

@@ -69,6 +69,18 @@ def read_run(run: Path) -> RunFacts:
     return RunFacts(run.name, run, biography, _history(run / "metrics.jsonl"))
 
 
+def read_runs(folders: Sequence[Path]) -> list[RunFacts]:
+    """`read_run` of each, under names that differ: of folders of one name, as many of the parents as it takes."""
+    runs = [read_run(folder) for folder in folders]
+    full = [folder.resolve().parts for folder in folders]
+    for run, parts in zip(runs, full, strict=True):
+        length = 1
+        while sum(other[-length:] == parts[-length:] for other in set(full)) > 1:
+            length += 1
+        run.name = "/".join(parts[-length:])
+    return runs
+
+
 def make_report(
     run: Path,
     *,
@@ -83,7 +95,7 @@ def make_report(
     against: folders of further runs to compare with. out: where to write (default: the run's folder). sections: put
     before the run's own, for a caller that has more to tell. cards: what was measured of each run, by its name.
     """
-    runs = [read_run(path) for path in (run, *map(Path, against))]
+    runs = read_runs([run, *map(Path, against)])
     names = ", ".join(r.name for r in runs)
     shown = [*sections, *card_sections(cards or {}), *run_sections(runs)]
     plain = {name: card.to_dict() for name, card in (cards or {}).items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,7 @@ def subject_of(export: Path) -> Subject:
 def in_memory(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, settings: EncoderSettings) -> Subject:
     """The same for a model that is at hand."""
     if tokenizer.pad_token is None:
+        tokenizer = copy.deepcopy(tokenizer)  # the caller's may yet be exported
         tokenizer.pad_token = tokenizer.eos_token  # padding is masked out, so any token serves
     longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 512) or 512, 512)
     return Subject(model, tokenizer, settings, int(longest))
