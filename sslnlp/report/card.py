@@ -110,7 +110,7 @@ def _bits_per_byte(card: Card, subject: Subject, material: Material) -> None:
 
 
 def _code_length(subject: Subject, scored: Sequence[Scored]) -> Figure:
-    """Bits per byte of what was scored: texts are cut to what the model reads. Chance is a uniform guess among the tokens."""
+    """Bits per byte of what was scored, texts being cut to what the model reads. Chance: a uniform guess at tokens."""
     num_bytes = [one.bytes for one in scored]
     chance = sum(one.tokens for one in scored) * np.log2(subject.model.config.vocab_size) / max(1, sum(num_bytes))
     return ratio_figure(np.array([-one.nats for one in scored]) / np.log(2), num_bytes, chance=float(chance))
