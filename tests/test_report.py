@@ -53,6 +53,13 @@ class Page(HTMLParser):
         self.text.append(data)
 
 
+@pytest.fixture(autouse=True)
+def _no_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files of figures/ take most of a report's time: they are drawn where a test looks at them."""
+    if "figures" not in request.node.name:
+        monkeypatch.setattr("sslnlp.report.runs.write_figures", lambda charts, folder: [])
+
+
 def test_report_shows_held_out_figures_with_unit_meaning_and_chance(tmp_path: Path) -> None:
     run = write_run(tmp_path / "gpt", tokenizer={"figures": {"vocab_size": 1024, "bytes_per_token": 4.0}})
     make_report(run)

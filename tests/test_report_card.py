@@ -63,6 +63,13 @@ def runs(text_file: Path, files: dict[str, Path], tmp_path_factory: pytest.TempP
     return {name: folder / name for name in ("bert", "gpt", "bart")}
 
 
+@pytest.fixture(autouse=True)
+def _no_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files of figures/ take most of a report's time: they are drawn where a test looks at them."""
+    if "figures" not in request.node.name:
+        monkeypatch.setattr("sslnlp.report.runs.write_figures", lambda charts, folder: [])
+
+
 def card_of(folder: Path, run_name: str) -> Card:
     return Card.from_dict(json.loads((folder / "report.json").read_text())["cards"][run_name])
 
@@ -96,7 +103,18 @@ def test_what_is_measured_fits_the_model(runs: dict[str, Path], files: dict[str,
     assert "no scored sentence pairs" in gpt.left_out["sentence similarity"]
     for figure in (*gpt.figures.values(), *bart.figures.values()):
         assert not figure.high < figure.low
-    assert {path.suffix for path in (tmp_path / "figures").iterdir()} == {".png", ".svg"}
+
+
+def test_figures_are_files_too(runs: dict[str, Path], tmp_path: Path) -> None:
+    """A chart of the page, as PNG and as SVG."""
+    report_runs([runs["bert"]], out=str(tmp_path), measures=False)
+    sections = json.loads((tmp_path / "report.json").read_text())["sections"]
+    charts = [chart for section in sections for chart in section["charts"] if any(chart["series"].values())]
+    assert len(charts) > 2
+    names = sorted(path.name for path in (tmp_path / "figures").iterdir())
+    assert len(names) == 2 * len(charts)
+    assert {name.rpartition(".")[2] for name in names} == {"png", "svg"}
+    assert (tmp_path / "figures" / "loss--masked-lm.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_bits_per_byte_of_the_card_are_those_of_the_held_out_pass(text_file: Path, tmp_path: Path) -> None:
