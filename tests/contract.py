@@ -91,7 +91,7 @@ def architectures(name: str) -> tuple[str, ...]:
 
 def make_objective(name: str, architecture: str | None = None, *, seed: int = 0, dropout: float = 0.0) -> Objective:
     cls = objective_class(name)
-    extra = {"num_labels": 3} if "Classification" in cls.wraps.__name__ else {}
+    extra = cls.config_fields(["a", "b", "c"] if "Classification" in cls.wraps.__name__ else [])
     config = ModelConfig(architecture=architecture or architectures(name)[0], size="nano", dropout=dropout)
     model = build_model(config, small_tokenizer(), cls.wraps, max_length=LENGTH, seed=seed, **extra)
     with torch.random.fork_rng(devices=[]):

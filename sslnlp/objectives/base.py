@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -75,6 +75,14 @@ class Objective(nn.Module, ABC):
     def collator_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
         """The options of the collator, with those that the objective settles filled in."""
         return dict(options)
+
+    @classmethod
+    def config_fields(cls, label_names: Sequence[str]) -> dict[str, Any]:
+        """Fields of the model's configuration that the labels of the data settle; `label_names` is empty without."""
+        if not label_names:
+            return {}
+        names = dict(enumerate(label_names))
+        return {"num_labels": len(names), "id2label": names, "label2id": {name: c for c, name in names.items()}}
 
     @classmethod
     def refuses(cls, config: PreTrainedConfig) -> str | None:

@@ -1,6 +1,7 @@
 """The maths of the objectives: functions of tensors, with no model, tokenizer or process rank in them.
 
-Shapes of the contrastive losses: Q = queries, D = documents, P = pairs, H = width of a vector, T = hashes of a text;
+Shapes of the contrastive losses: Q = queries, D = documents, P = pairs, H = width of a vector, T = hashes of a text,
+K = the documents a teacher scored for a query, its relevant one first;
 of the others: N = texts, each seen in two views.
 """
 
@@ -84,6 +85,26 @@ def false_negatives(query_QT: Tensor, document_DT: Tensor, pair_query_PT: Tensor
         found |= query_Q[:, None] == document_D
         found |= relevant_pairs(query_Q, document_D, pair_query_P, pair_document_P)
     return found
+
+
+def margin_mse(logits_QK: Tensor, teacher_QK: Tensor) -> Tensor:
+    """MarginMSE (Hofstätter et al., 2020, arXiv:2010.02666): how far the relevant document leads each other one.
+
+    `((s_0 - s_k) - (t_0 - t_k))²`, averaged over the queries and k = 1 .. K-1; 0 (with a gradient path) without any.
+    Only differences count: both scores may have any offset, but they must have the same unit.
+    """
+    margin_QK, wanted_QK = (x[:, :1] - x[:, 1:] for x in (logits_QK, teacher_QK))
+    return (margin_QK - wanted_QK).square().sum() / max(1, margin_QK.numel())
+
+
+def listwise_kl(logits_QK: Tensor, teacher_QK: Tensor) -> Tensor:
+    """KL(teacher ‖ student) in nats between the softmaxes over a query's K documents, averaged over the queries.
+
+    As ColBERTv2 and RocketQAv2 distil (Santhanam et al., 2022, arXiv:2112.01488; Ren et al., 2021, arXiv:2110.07367).
+    0 where both give the same shares, whatever their offsets; 0 (with a gradient path) without queries.
+    """
+    total = F.kl_div(logits_QK.log_softmax(-1), teacher_QK.log_softmax(-1), reduction="sum", log_target=True)
+    return total / max(1, len(logits_QK))
 
 
 def cosine_distance(a_NH: Tensor, b_NH: Tensor) -> Tensor:
@@ -181,6 +202,17 @@ def accuracy(logits_NV: Tensor, target_N: Tensor) -> Tensor:
     # In bf16 argmax takes six times as long on a CPU as in float32.
     hits = (logits_NV.detach().float().argmax(-1) == target_N).float().sum()  # no logit has index -100
     return hits / (target_N != IGNORED).sum().clamp(min=1)
+
+
+def ranked_probability_score(logits_NC: Tensor, target_N: Tensor) -> Tensor:
+    """The ranked probability score of each row [N] over ordered classes (Epstein, 1969).
+
+    `sum_c (P(y <= c) - [t <= c])²`, P the cumulated softmax: 0 for a sure hit, the distance in classes for a sure miss;
+    0 where the target is -100.
+    """
+    below_NC = torch.arange(logits_NC.shape[-1], device=logits_NC.device) >= target_N[:, None]
+    score_N = (logits_NC.softmax(-1).cumsum(-1) - below_NC.to(logits_NC.dtype)).square().sum(-1)
+    return score_N.masked_fill(target_N == IGNORED, 0.0)
 
 
 def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:

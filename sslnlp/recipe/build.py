@@ -123,10 +123,7 @@ def build_parts(recipe: Recipe, *, tokenizer_path: Path | None = None) -> Parts:
 def build_objective(parts: Parts) -> Objective:
     """The model of the recipe under its objective. Fresh weights depend on `train.seed` alone."""
     recipe = parts.recipe
-    extra: dict[str, Any] = {}
-    if parts.label_names:
-        names = dict(enumerate(parts.label_names))
-        extra = {"num_labels": len(names), "id2label": names, "label2id": {name: c for c, name in names.items()}}
+    extra = recipe.objective_class.config_fields(parts.label_names or ())
     model = build_model(
         recipe.model, parts.tokenizer, recipe.objective_class.wraps,
         max_length=parts.max_length, seed=recipe.train.seed, **extra,

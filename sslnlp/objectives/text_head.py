@@ -1,0 +1,52 @@
+"""What the objectives share that put a stock head on whole texts: one row of logits for each text."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, ClassVar
+
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from sslnlp.objectives.base import Objective
+from sslnlp.types import Batch
+
+
+class TextHead(Objective):
+    """A model with its own sequence-classification head; `predict` gives its `logits` and the `labels`."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"input_ids", "attention_mask", "labels"})
+    wraps: ClassVar[Any] = AutoModelForSequenceClassification
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model)
+        self._accepted = model_inputs(model)
+
+    def logits(self, batch: Batch) -> Tensor:
+        """float32 [B, C], C = `config.num_labels`."""
+        inputs = {name: batch[name] for name in self._accepted if name in batch}
+        logits_BC: Tensor = self.model(**inputs).logits.float()
+        return logits_BC
+
+    def num_targets(self, batch: Batch) -> Tensor:
+        """The texts of the batch that have a label."""
+        labels: Tensor = batch["labels"]
+        labelled = labels != -100
+        return (labelled if labels.ndim == 1 else labelled.any(-1)).sum()
+
+    def predict(self, batch: Batch) -> dict[str, Tensor]:
+        """`logits` float [B, C] and `labels`, as the collator made them."""
+        return {"logits": self.logits(batch), "labels": batch["labels"]}
+
+
+def model_inputs(model: PreTrainedModel) -> tuple[str, ...]:
+    """The batch's keys that this architecture takes.
+
+    Tokenizers name `token_type_ids` for models that have no segments (ModernBERT) or only one (RoBERTa, where the
+    second text's id would fall outside the table).
+    """
+    names = ["input_ids", "attention_mask"]
+    takes = inspect.signature(model.forward).parameters
+    if "token_type_ids" in takes and getattr(model.config, "type_vocab_size", 0) > 1:
+        names.append("token_type_ids")
+    return tuple(names)
