@@ -13,13 +13,15 @@ from sslnlp.search.analysis import Analyzer
 from sslnlp.search.bm25 import BM25, write_bm25
 from sslnlp.search.documents import Columns, read_documents, well_formed
 from sslnlp.search.fusion import reciprocal_rank_fusion
-from sslnlp.search.ranking import EMPTY, Ranking
+from sslnlp.search.ranking import EMPTY, Ranking, rescored
 from sslnlp.search.store import DocumentStore, write_documents
 
-Mode = Literal["bm25", "dense", "fused"]
+Mode = Literal["bm25", "dense", "fused", "reranked"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 DEPTH = 1000
 """How many documents of each part's ranking go into a fused one."""
+RERANK_DEPTH = 100
+"""How many documents of the first stage the reranker reads, unless told otherwise."""
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, documents done since the last call, documents in all)."""
@@ -32,6 +34,20 @@ class Hit(NamedTuple):
     row: int
     id: str
     score: float
+
+
+class Place(NamedTuple):
+    """Where one part of the pipeline put a document: its rank from 1 and its score there."""
+
+    rank: int
+    score: float
+
+
+class Explained(NamedTuple):
+    """A hit and its place in the ranking of each of the index's modes; None where that part did not list it."""
+
+    hit: Hit
+    places: dict[Mode, Place | None]
 
 
 def build_index(
@@ -97,29 +113,47 @@ def _load_encoder(name: str) -> Any:
 class Index:
     """An index opened for searching.
 
-    `model` overrides where the encoder is found; it must be the one the index was made with. Raises UserError when
-    there is no index, when it is broken, and (at the first dense search) when the model differs.
+    `model` overrides where the encoder is found; it must be the one the index was made with. `reranker` (a folder or
+    hub name of a cross-encoder; default: the one the index remembers, if any) adds the mode `reranked`, in which it
+    reads the first `depth` documents. Raises UserError when there is no index, when it is broken, and (at the first
+    search that needs it) when a model differs from the one remembered.
     """
 
-    def __init__(self, path: str | Path, *, model: str | None = None, verify: bool = True) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        model: str | None = None,
+        reranker: str | None = None,
+        depth: int = RERANK_DEPTH,
+        verify: bool = True,
+    ) -> None:
+        if depth < 1:
+            raise UserError(f"The reranking depth must be at least 1, got {depth}.")
         self.path = Path(path)
         self.facts, self._folder = manifest.read(self.path, verify=verify)
         self.analyzer = Analyzer(self.facts["bm25"]["language"])
         self.documents = DocumentStore(self._folder)
+        self.depth = depth
         self._model = model
+        self._reranker = reranker
 
     @property
     def modes(self) -> tuple[Mode, ...]:
-        """The modes this index can answer in."""
-        return MODES if self.facts["dense"] else ("bm25",)
+        """The modes this index can answer in, the fullest last."""
+        vectors: tuple[Mode, ...] = ("dense", "fused") if self.facts["dense"] else ()
+        reranks: tuple[Mode, ...] = ("reranked",) if self._reranker or self.facts.get("reranker") else ()
+        return ("bm25", *vectors, *reranks)
 
     def resolve_mode(self, mode: str | None) -> Mode:
-        """`mode` checked, or the default: fused when there are vectors, else bm25."""
+        """`mode` checked, or the default: reranked where there is a reranker, else fused where there are vectors."""
         if mode is None:
             return self.modes[-1]
         for known in MODES:
             if mode == known and known in self.modes:
                 return known
+        if mode == "reranked":
+            raise UserError(f"The index at {self.path} remembers no reranker: name one with --reranker.")
         if mode in MODES:
             raise UserError(f"The index at {self.path} has no vectors for mode {mode!r}: index again with --model.")
         raise UserError(f"Unknown mode {mode!r}.{suggest(mode, MODES)}")
@@ -141,6 +175,17 @@ class Index:
         return encoder
 
     @cached_property
+    def reranker(self) -> Any:
+        """The `Reranker` named when opening (any will do), else the remembered one, its fingerprint checked."""
+        facts = self.facts.get("reranker") or {}
+        reranker = load_reranker(self._reranker or facts["model"])
+        if not self._reranker and reranker.fingerprint != facts["fingerprint"]:
+            raise UserError(
+                f"The reranker {reranker.name} changed since it was indexed with: name it with --reranker to use it."
+            )
+        return reranker
+
+    @cached_property
     def dense(self) -> Any:
         """The `DenseIndex` over the vectors."""
         from sslnlp.search.dense import DenseIndex
@@ -152,29 +197,69 @@ class Index:
 
     def rank(self, queries: Sequence[str], mode: str | None = None, k: int = 10) -> list[Ranking]:
         """The best `k` documents of each query as rows and scores; an empty query has none."""
-        mode, queries = self.resolve_mode(mode), [well_formed(query) for query in queries]
-        if mode == "bm25":
-            return self.bm25.search(queries, k)
-        if mode == "dense":
-            return self._rank_dense(queries, k)
-        depth = max(k, DEPTH)
-        pairs = zip(self.bm25.search(queries, depth), self._rank_dense(queries, depth), strict=True)
-        return [reciprocal_rank_fusion(pair, k) for pair in pairs]
+        return self._parts(queries, self.resolve_mode(mode), k)[-1][1]
+
+    def _parts(self, queries: Sequence[str], mode: Mode, k: int) -> list[tuple[Mode, list[Ranking]]]:
+        """The rankings of `mode` (last) and of every mode it is made of, each part deep enough for `k` of the whole."""
+        queries = [well_formed(query) for query in queries]
+        parts: list[tuple[Mode, list[Ranking]]] = []
+        if mode == "reranked":
+            parts = self._parts(queries, "fused" if self.facts["dense"] else "bm25", max(k, self.depth))
+            return [*parts, ("reranked", [self._rerank(*pair, k) for pair in zip(queries, parts[-1][1], strict=True)])]
+        depth = max(k, DEPTH) if mode == "fused" else k
+        if mode != "dense":
+            parts.append(("bm25", self.bm25.search(queries, depth)))
+        if mode != "bm25":
+            parts.append(("dense", self._rank_dense(queries, depth)))
+        if mode == "fused":
+            pairs = zip(parts[0][1], parts[1][1], strict=True)
+            parts.append(("fused", [reciprocal_rank_fusion(pair, k) for pair in pairs]))
+        return parts
 
     def _rank_dense(self, queries: Sequence[str], k: int) -> list[Ranking]:
         asked = [query for query in queries if query.strip()]
         found = iter(self.dense.search(self.encoder.encode(asked, "query"), k)) if asked else iter(())
         return [next(found) if query.strip() else EMPTY for query in queries]
 
+    def _rerank(self, query: str, first: Ranking, k: int) -> Ranking:
+        texts = [self.documents[row].content for row in first.rows[: self.depth].tolist()]
+        return rescored(first, self.reranker.score(query, texts), k) if texts else EMPTY
+
     def search(self, query: str, mode: str | None = None, k: int = 10) -> list[Hit]:
         """The best `k` documents for one query, best first. Raises UserError for an empty query and k below 1."""
-        if not query.strip():
-            raise UserError("The query is empty: give at least one word.")
-        if k < 1:
-            raise UserError(f"k must be at least 1, got {k}.")
+        _check(query, k)
         return self.hits(self.rank([query], mode, k)[0])
+
+    def explain(self, query: str, k: int = 10, mode: str | None = None) -> list[Explained]:
+        """`search`, and for every hit its place in each part that `mode` is made of (1,000 documents deep).
+
+        Modes that took no part, or did not list the document, are None.
+        """
+        _check(query, k)
+        mode = self.resolve_mode(mode)
+        parts = self._parts([query], mode, max(k, DEPTH))
+        places: dict[Mode, dict[int, Place]] = {
+            name: {hit.row: Place(hit.rank, hit.score) for hit in self.hits(rankings[0])} for name, rankings in parts
+        }
+        found = parts[-1][1][0]
+        found = Ranking(found.rows[:k], found.scores[:k])
+        return [Explained(hit, {name: places.get(name, {}).get(hit.row) for name in MODES}) for hit in self.hits(found)]
 
     def hits(self, ranking: Ranking) -> list[Hit]:
         """A ranking with the documents' ids."""
         pairs = zip(ranking.rows.tolist(), ranking.scores.tolist(), strict=True)
         return [Hit(rank, row, self.documents.ids[row], score) for rank, (row, score) in enumerate(pairs, start=1)]
+
+
+def load_reranker(name: str) -> Any:
+    """The cross-encoder at `name` (it brings torch: only where reranking is asked for)."""
+    from sslnlp.search.reranker import Reranker  # type: ignore[import-untyped, unused-ignore]
+
+    return Reranker.load(name)
+
+
+def _check(query: str, k: int) -> None:
+    if not query.strip():
+        raise UserError("The query is empty: give at least one word.")
+    if k < 1:
+        raise UserError(f"k must be at least 1, got {k}.")

@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -175,3 +175,52 @@ def test_a_folder_of_something_else_is_not_written_to(tmp_path: Path, corpus: Pa
         build_index(corpus, corpus / "corpus.jsonl")
     with pytest.raises(UserError, match="vector type"):
         build_index(corpus, tmp_path / "i", dtype="int8")
+
+
+class WordCount:
+    """A reranker whose score is arithmetic: how often the query's words stand in the text."""
+
+    name, fingerprint = "counts", "0"
+
+    def score(self, query: str, texts: Sequence[str], *, batch_size: int = 32) -> np.ndarray:
+        return np.array([sum(t.lower().split().count(w) for w in query.split()) for t in texts], np.float32)
+
+
+@pytest.fixture
+def counts(monkeypatch: pytest.MonkeyPatch) -> WordCount:
+    reranker = WordCount()
+    monkeypatch.setattr(index_module, "load_reranker", lambda name: reranker)
+    return reranker
+
+
+def test_reranked_orders_the_head_of_the_fused_list_and_keeps_the_rest(built: Path, counts: WordCount) -> None:
+    index = Index(built, reranker="any", depth=3)
+    assert index.modes == ("bm25", "dense", "fused", "reranked")
+    fused, reranked = index.search("noise plate", "fused", 5), index.search("noise plate", k=5)
+    wanted = counts.score("noise plate", [index.documents[hit.row].content for hit in fused[:3]])
+    order = np.argsort(-wanted, kind="stable")
+    assert [hit.id for hit in reranked] == [*(fused[at].id for at in order), fused[3].id, fused[4].id]
+    assert [hit.score for hit in reranked[:3]] == wanted[order].tolist()
+    assert [hit.score for hit in reranked[3:]] == [wanted.min() - 1, wanted.min() - 2]
+    assert [len(found.rows) for found in index.rank(["noise", " "], "reranked", 2)] == [2, 0]
+
+
+def test_explain_names_the_place_in_every_part(built: Path, counts: WordCount) -> None:
+    index = Index(built, reranker="any", depth=2)
+    explained = index.explain("noise plate", k=4)
+    assert [found.hit for found in explained] == index.search("noise plate", k=4)
+    for mode in index.modes:
+        ranks = {hit.id: (hit.rank, hit.score) for hit in index.search("noise plate", mode, 5)}
+        assert [found.places[mode] for found in explained] == [ranks.get(found.hit.id) for found in explained]
+    assert [found.places["bm25"] for found in explained].count(None) == 4 - len(
+        {found.hit.id for found in explained} & {hit.id for hit in index.search("noise plate", "bm25", 5)}
+    )
+    plain = index.explain("noise plate", 2, "bm25")
+    assert [(found.places["dense"], found.places["reranked"]) for found in plain] == [(None, None)] * 2
+
+
+def test_without_a_reranker_no_reranking(built: Path) -> None:
+    with pytest.raises(UserError, match="--reranker"):
+        Index(built).search("plate", "reranked")
+    with pytest.raises(UserError, match="depth must be at least 1"):
+        Index(built, reranker="any", depth=0)
