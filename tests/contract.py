@@ -47,6 +47,7 @@ ARCHITECTURES = {
 }
 OPTIONS: dict[str, dict[str, Any]] = {
     "info_nce": {"mini_batch_size": 3},  # the batch in parts; the other objectives between views take it at once
+    "ranking": {"distill": "kl"},  # with InfoNCE at half the weight
     "joint": {
         "weights": {"masked_lm": 1.0, "data2vec": 0.1, "masked_diffusion": 0.5},
         "options": {"data2vec": {"momentum": 0.9}},
@@ -130,6 +131,7 @@ def make_stream(name: str, seed: int = 0) -> Stream:
             "query": [half[0] for half in halves],
             "positive": [half[-1] for half in halves],
             "negative": [corpus()[n - 7] for n in range(len(halves))],
+            "scores": [[5.0, n % 3] for n in range(len(halves))],
         }
         rows = TableRows(datasets.Dataset.from_dict(columns))
     return Stream(rows, seed)

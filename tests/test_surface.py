@@ -94,7 +94,7 @@ OBJECTIVE_OPTIONS = {
     "masked_lm": "label_smoothing",
     "moco": "dimensions mini_batch_size momentum momentum_end pooling queue symmetric temperature train_layers",
     "prefix_lm": "",
-    "ranking": "mini_batch_size pooling symmetric temperature",
+    "ranking": "distill distill_temperature distill_weight mini_batch_size pooling symmetric temperature",
     "retromae": "decoder_rate",
     "segment_order": "masked_weight order_weight segments",
     "sentence_order": "masked_weight order_weight",

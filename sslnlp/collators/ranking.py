@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from reprlib import repr as shorten
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sslnlp.collators.base import Collator
 from sslnlp.collators.ragged import pack_texts
+from sslnlp.data.hashes import hash_same
 from sslnlp.errors import UserError
 from sslnlp.rng import uniform
 from sslnlp.types import Batch, Encoding, Row
@@ -27,7 +28,8 @@ class RankingCollator(Collator):
     """Tokenizes the two sides of each pair on its own, and hashes the texts so that the loss can tell duplicates.
 
     Batch: `query`, `positive` encodings of [B, S]; `negative` encoding of [B * n, S] (row-major: the n negatives of
-    row 0 first) when the rows have a `negative` or `negatives` (a text or a list of texts); `query_hash`,
+    row 0 first) when the rows have a `negative` or `negatives` (a text or a list of texts); `scores` float32
+    [B, 1 + n], a teacher's of the positive and of those negatives, when the rows have them; `query_hash`,
     `positive_hash` int64 [B], `negative_hash` int64 [B * n]; `position` int64 [B] when the rows carry it; `places`
     int64 [R, T], how the texts of `query`, `positive` and `negative` fill rows without padding (`ragged.pack_texts`).
     """
@@ -71,7 +73,8 @@ class RankingCollator(Collator):
             "query_hash": _hashes(queries),
             "positive_hash": _hashes(positives),
         }
-        by_row = [self._negatives(row) for row in rows]
+        used = [self._negatives(row) for row in rows]
+        by_row = [texts for texts, _ in used]
         if len({len(texts) for texts in by_row}) > 1:
             raise UserError(
                 "rows have different numbers of negatives; set collator.num_negatives so that all use as many"
@@ -79,6 +82,8 @@ class RankingCollator(Collator):
         if negatives := [text for texts in by_row for text in texts]:
             batch["negative"] = self.encode_documents(negatives)
             batch["negative_hash"] = _hashes(negatives)
+            if (scores := [scores for _, scores in used if scores is not None]) and len(scores) == len(rows):
+                batch["scores"] = torch.tensor(scores, dtype=torch.float32)
         batch["places"] = pack_texts([batch[name]["attention_mask"] for name in SIDES if name in batch])
         if all("position" in row for row in rows):
             batch["position"] = torch.tensor([row["position"] for row in rows], dtype=torch.int64)
@@ -103,19 +108,35 @@ class RankingCollator(Collator):
         )
         return dict(encoded)
 
-    def _negatives(self, row: Row) -> list[str]:
+    def _negatives(self, row: Row) -> tuple[list[str], list[float] | None]:
+        """The negatives of a row that are used, and the teacher's scores of its positive and of them."""
         given = row.get("negatives") if row.get("negatives") is not None else row.get("negative")
         given = [] if given is None else [given] if isinstance(given, str) else given
         if not isinstance(given, list) or not all(isinstance(text, str) and text.strip() for text in given):
             raise UserError(
                 f"column 'negative' must hold a text or a list of texts in every row; found {shorten(given)}"
             )
-        if self.num_negatives is None:
-            return list(given)
-        if len(given) < self.num_negatives:
-            raise UserError(f"a row has {len(given)} negatives, but collator.num_negatives={self.num_negatives}")
-        order = np.argsort(uniform(self.seed, "negatives", [int(row.get("position", 0))], len(given))[0], kind="stable")
-        return [given[i] for i in order[: self.num_negatives]]
+        used = list(range(len(given)))
+        if self.num_negatives is not None:
+            if len(given) < self.num_negatives:
+                raise UserError(f"a row has {len(given)} negatives, but collator.num_negatives={self.num_negatives}")
+            drawn = uniform(self.seed, "negatives", [int(row.get("position", 0))], len(given))[0]
+            used = np.argsort(drawn, kind="stable")[: self.num_negatives].tolist()
+        scores = _scores(row, len(given))
+        return [given[i] for i in used], scores and [scores[0], *(scores[1 + i] for i in used)]
+
+
+def _scores(row: Row, negatives: int) -> list[float] | None:
+    scores = row.get("scores")
+    if scores is None:
+        return None
+    if not isinstance(scores, list) or not all(isinstance(one, int | float) and math.isfinite(one) for one in scores):
+        raise UserError(f"column 'scores' must hold a list of finite numbers in every row; found {shorten(scores)}")
+    if len(scores) != 1 + negatives:
+        raise UserError(
+            f"a row has {len(scores)} scores and {negatives} negatives: give one for the positive, then one for each"
+        )
+    return scores
 
 
 def _texts(rows: Sequence[Row], column: str) -> list[str]:
@@ -127,7 +148,4 @@ def _texts(rows: Sequence[Row], column: str) -> list[str]:
 
 def _hashes(texts: Sequence[str]) -> Tensor:
     """64-bit hashes of the texts without outer white space and case: int64 [N], the same on every process and run."""
-    digests = b"".join(
-        hashlib.blake2b(t.strip().lower().encode("utf-8", "surrogatepass"), digest_size=8).digest() for t in texts
-    )
-    return torch.frombuffer(bytearray(digests), dtype=torch.int64)
+    return torch.from_numpy(hash_same(texts).astype(np.int64))

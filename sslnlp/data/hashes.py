@@ -20,6 +20,11 @@ def hash_texts(texts: Sequence[str]) -> Hashes:
     return np.frombuffer(raw, np.uint64)
 
 
+def hash_same(texts: Sequence[str]) -> Hashes:
+    """`hash_texts` without outer white space and case: two texts that a person would call the same share it."""
+    return hash_texts([text.strip().lower() for text in texts])
+
+
 class HashSet:
     """A growing set of 64-bit hashes: 8 bytes each in a few sorted runs, as a log-structured merge tree keeps them.
 

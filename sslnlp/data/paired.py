@@ -1,4 +1,4 @@
-"""Paired rows for ranking: a query, its positive and optional negatives."""
+"""Paired rows for ranking: a query, its positive, optional negatives and a teacher's scores of them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ PAIR_NAMES = {
     "query": ("query", "question", "anchor", "summary", "title"),
     "positive": ("positive", "answer", "document", "description", "text"),
     "negative": ("negative", "negatives", "hard_negative", "hard_negatives"),
+    "scores": ("scores",),
 }
+OPTIONAL = ("negative", "scores")
 
 
 @dataclass
 class Paired:
-    """Rows `{"query": str, "positive": str}`, with `"negative"` where the data has such a column."""
+    """Rows `{"query": str, "positive": str}`, with `"negative"` and `"scores"` where the data has such columns."""
 
     train: TableRows
     valid: TableRows | None
@@ -34,36 +36,30 @@ class Paired:
 
 
 def paired(config: DataConfig, *, cache_dir: str | Path | None = None) -> Paired:
-    """Rows of query, positive and optional negatives, for ranking.
+    """Rows of query, positive, optional negatives and optional scores (a teacher's of positive and negatives).
 
-    Columns are those of `data.columns.query=NAME` (`positive`, `negative`), else the common names: query, question,
-    anchor, summary or title; positive, answer, document, description or text; negative or negatives.
+    Columns are those of `data.columns.query=NAME` (`positive`, `negative`, `scores`), else the common names: query,
+    question, anchor, summary or title; positive, answer, document, description or text; negative or negatives; scores,
+    where that holds lists of numbers. Held-out data may name its columns otherwise, and need have no negatives.
 
     Raises:
         UserError: columns not found or not text, no usable row.
     """
     table, fingerprint = open_table(config, "train", cache_dir)
-    columns: dict[str, str] = {}
-    for ours, common in PAIR_NAMES.items():
-        wanted, needed = config.columns.get(ours), ours != "negative"
-        found = find_column(table, wanted, common, f"columns.{ours}", str(config.train), needed)
-        if found is not None:
-            columns[ours] = found
+    columns = _columns(table, config, str(config.train))
     kept, hashes = _read_pairs(table, columns)
     facts: dict[str, Any] = {"read": len(table), "empty": len(table) - len(kept), "duplicates": 0, "overlap": 0}
     facts.update(columns=columns, fingerprint=fingerprint, sources={"train": str(config.train)})
     valid = None
     if config.valid is not None:
         held_table, _ = open_table(config, "valid", cache_dir)
-        missing = [name for name in columns.values() if name not in held_table.column_names]
-        if missing:
-            raise UserError(f"{config.valid} (data.valid) has no column {missing[0]!r}, which data.train has")
-        held_kept, held_hashes = _read_pairs(held_table, columns)
+        held_columns = _columns(held_table, config, str(config.valid), like=columns)
+        held_kept, held_hashes = _read_pairs(held_table, held_columns)
         facts["sources"]["valid"] = str(config.valid)
         leaked = set_of(held_hashes).contains(hashes)
         facts["overlap"] = int(leaked.sum())
         kept, hashes = kept[~leaked], hashes[~leaked]
-        valid = TableRows(held_table, held_kept, columns=columns) if len(held_kept) else None
+        valid = TableRows(held_table, held_kept, columns=held_columns) if len(held_kept) else None
     if config.deduplicate:
         fresh = HashSet().add(hashes)
         facts["duplicates"] = int((~fresh).sum())
@@ -76,6 +72,32 @@ def paired(config: DataConfig, *, cache_dir: str | Path | None = None) -> Paired
         raise UserError(f"{config.train} has no row with both {columns['query']!r} and {columns['positive']!r}")
     facts.update(rows=len(kept), valid_rows=len(valid) if valid else 0)
     return Paired(TableRows(table, kept, columns=columns), valid, facts)
+
+
+def _columns(
+    table: datasets.Dataset, config: DataConfig, spec: str, like: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Our name -> the table's. `like`: the columns of the training rows, looked for first in held-out ones."""
+    columns: dict[str, str] = {}
+    for ours, common in PAIR_NAMES.items():
+        given, needed = config.columns.get(ours), ours not in OPTIONAL
+        if like is not None:
+            if ours not in like or (given is not None and not needed and given not in table.column_names):
+                continue
+            common = (like[ours], *common)
+        found = find_column(table, given, common, f"columns.{ours}", spec, needed)
+        if found is None or (ours == "scores" and not _are_scores(table, found, given, columns)):
+            continue
+        columns[ours] = found
+    return columns
+
+
+def _are_scores(table: datasets.Dataset, found: str, given: str | None, columns: Mapping[str, str]) -> bool:
+    """Many tables have some column of that name; this one is meant when it was named, or when it holds lists of numbers
+    beside negatives."""
+    inner = getattr(table.features[found], "feature", None)
+    numbers = isinstance(inner, datasets.Value) and inner.dtype.startswith(("float", "int"))
+    return given is not None or (numbers and "negative" in columns)
 
 
 def _read_pairs(table: datasets.Dataset, columns: Mapping[str, str]) -> tuple[Ints, npt.NDArray[np.uint64]]:

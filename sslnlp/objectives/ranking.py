@@ -10,13 +10,15 @@ from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 
 from sslnlp.distributed import gather, rank
-from sslnlp.errors import UserError
+from sslnlp.errors import UserError, suggest
 from sslnlp.nn import Pooling
 from sslnlp.objectives import functional
 from sslnlp.objectives.base import Objective
 from sslnlp.objectives.grad_cache import check_mini_batch_size, encode_in_parts
 from sslnlp.packed import drops_out, hidden_states, isolates, packed_hidden_states
 from sslnlp.types import Batch, Encoding, StepOutput
+
+DISTILLATIONS = {"margin_mse": functional.margin_mse, "kl": functional.listwise_kl}
 
 
 class Ranking(Objective):
@@ -27,6 +29,12 @@ class Ranking(Objective):
     out of its sum. The loss compares rows, so a batch split for accumulation has fewer negatives: raise the batch
     size, not the accumulation.
 
+    With `distill` a teacher's `scores` of each query's positive and own negatives are learnt as well (a
+    cross-encoder's, from `sslnlp search mine --reranker`). The student's score is what the softmax of InfoNCE sees,
+    cosine / temperature: a difference of two such scores is the log-odds that the one text is the relevant one, and so
+    is a difference of a cross-encoder's logits. Hence no scale is learnt: one would be free to take the teacher's
+    margins into itself while InfoNCE asks for another spread of cosines. Scores of another unit: `distill_temperature`.
+
     All texts of the batch go through the encoder together, in rows without padding, where a model keeps them apart
     (`packed.isolates`) and drops nothing out: which elements of a text are dropped is keyed by its row of the batch.
 
@@ -36,6 +44,9 @@ class Ranking(Objective):
         symmetric: also let each positive find its query (as CLIP does), and average the two losses.
         mini_batch_size: rows of the batch that are encoded at a time, so that a large batch fits the memory of a small
             one (GradCache, `grad_cache`): equal gradients for a third more work. None: all at once.
+        distill: "none", "margin_mse" (`functional.margin_mse`) or "kl" (`functional.listwise_kl`).
+        distill_weight: the share of that in the loss, in (0, 1]; the rest is InfoNCE.
+        distill_temperature: divides the teacher's scores; above 0.
     """
 
     name: ClassVar[str] = "ranking"
@@ -55,10 +66,20 @@ class Ranking(Objective):
         pooling: str = "mean",
         symmetric: bool = False,
         mini_batch_size: int | None = None,
+        distill: str = "none",
+        distill_weight: float = 0.5,
+        distill_temperature: float = 1.0,
     ) -> None:
         super().__init__(model)
-        if temperature <= 0:
-            raise UserError(f"objective.temperature={temperature} must be above 0")
+        for option, value in (("temperature", temperature), ("distill_temperature", distill_temperature)):
+            if value <= 0:
+                raise UserError(f"objective.{option}={value} must be above 0")
+        accepted = ("none", *DISTILLATIONS)
+        if distill not in accepted:
+            raise UserError(f"objective.distill={distill!r} is not known.{suggest(distill, accepted)}")
+        if not 0 < distill_weight <= 1:
+            raise UserError(f"objective.distill_weight={distill_weight} must be above 0 and at most 1")
+        self.distill, self.distill_weight, self.distill_temperature = distill, distill_weight, distill_temperature
         check_mini_batch_size(mini_batch_size)
         self.temperature, self.symmetric, self.mini_batch_size = temperature, symmetric, mini_batch_size
         self.pooling = pooling
@@ -89,8 +110,11 @@ class Ranking(Objective):
         return {name: self._vectors(states, sides[name]) for name, states in zip(sides, hidden, strict=True)}
 
     def forward(self, batch: Batch) -> StepOutput:
-        """Mean loss over this process's queries, `accuracy` (own positive first among all candidates) and
-        `positive_similarity` (mean cosine of a query and its positive)."""
+        """Mean loss over this process's queries, `accuracy` (own positive first among all candidates),
+        `positive_similarity` (mean cosine of a query and its positive) and, with a teacher, `distillation` (its loss).
+
+        Raises `UserError` in training when there is something to distil and the rows have no scores.
+        """
         vectors = self._embed_all(batch)
         query_BH, positive_BH = vectors["query"], vectors["positive"]
         asked, texts = gather(batch["query_hash"]), gather(batch["positive_hash"])
@@ -114,7 +138,28 @@ class Ranking(Objective):
             loss = (loss + back) / 2
         own_B = similarity_BD.gather(1, target_B[:, None])
         found = (similarity_BD >= own_B).sum(1) == 1  # a tie is not found: collapsed vectors score 0
-        return StepOutput(loss, {"accuracy": found.float().mean(), "positive_similarity": own_B.mean()})
+        metrics = {"accuracy": found.float().mean(), "positive_similarity": own_B.mean()}
+        if (taught := self._distilled(batch, vectors)) is not None:
+            metrics["distillation"] = taught.detach()
+            loss = (1 - self.distill_weight) * loss + self.distill_weight * taught
+        return StepOutput(loss, metrics)
+
+    def _distilled(self, batch: Batch, vectors: dict[str, Tensor]) -> Tensor | None:
+        """The loss against the teacher's scores, over the queries of this process: each has its own documents."""
+        if self.distill == "none":
+            return None
+        if "scores" not in batch:
+            if self.training:  # held-out pairs may have none: there the loss is InfoNCE
+                raise UserError(
+                    f"objective.distill={self.distill} needs rows with 'negatives' and a teacher's 'scores' of the "
+                    "positive and each of them: make them with sslnlp search mine --reranker"
+                )
+            return None
+        query_BH, positive_BH = vectors["query"], vectors["positive"]
+        negative_BNH = vectors["negative"].view(len(query_BH), -1, query_BH.size(1))
+        document_BKH = torch.cat([positive_BH[:, None], negative_BNH], 1)
+        logits_BK = (query_BH[:, None] * document_BKH).sum(-1) / self.temperature
+        return DISTILLATIONS[self.distill](logits_BK, batch["scores"].to(logits_BK.dtype) / self.distill_temperature)
 
     def num_targets(self, batch: Batch) -> Tensor:
         """The queries of the batch."""

@@ -84,9 +84,25 @@ def test_negatives_are_drawn_by_position_alone(tokenizer: PreTrainedTokenizerFas
     assert "negative" not in RankingCollator(tokenizer=tokenizer, num_negatives=0)(given)
 
 
+def test_scores_go_with_the_negatives_that_are_drawn(tokenizer: PreTrainedTokenizerFast) -> None:
+    given = rows(20, negatives=[f"dog {i}" for i in range(5)], scores=[9.0, 0.0, 1.0, 2.0, 3.0, 4.0])
+    batch = RankingCollator(tokenizer=tokenizer, num_negatives=2)(given)
+    assert (batch["scores"].shape, batch["scores"].dtype) == ((20, 3), torch.float32)
+    texts = decoded(tokenizer, batch["negative"])
+    assert texts == [f"dog {int(score)}" for row in batch["scores"].tolist() for score in row[1:]]
+    assert batch["scores"][:, 0].eq(9).all()
+    assert len(batch["scores"][:, 1].unique()) == 5
+    assert RankingCollator(tokenizer=tokenizer)(given)["scores"].tolist() == [given[0]["scores"]] * 20
+    for without in (given[:3] + rows(1, negatives=given[0]["negatives"]), rows(3, scores=[1.0])):
+        assert "scores" not in RankingCollator(tokenizer=tokenizer)(without)
+
+
 @pytest.mark.parametrize(
     ("options", "given", "says"),
     [
+        ({}, {"query": "a", "positive": "b", "negative": "c", "scores": [1.0]}, "1 scores and 1 negatives"),
+        ({}, {"query": "a", "positive": "b", "negative": "c", "scores": [1.0, float("nan")]}, "finite numbers"),
+        ({}, {"query": "a", "positive": "b", "negative": "c", "scores": 2.0}, "column 'scores'"),
         ({}, {"query": "a", "positive": None}, "column 'positive'"),
         ({}, {"query": " ", "positive": "b"}, "column 'query'"),
         ({}, {"positive": "b"}, "column 'query'"),

@@ -111,6 +111,31 @@ def test_pairs_by_common_names_and_by_given_ones(load):
         load(paired, [{"question": "x", "reply": "y"}])
 
 
+def test_a_teachers_scores_come_along_where_they_are_lists_beside_negatives(load):
+    rows = [
+        {"query": f"q {i}", "positive": f"a {i}", "negatives": ["x", "y"], "scores": [3.5, i / 2, 0.0]}
+        for i in range(9)
+    ]
+    got = load(paired, rows, valid_fraction=0)
+    assert got.train[4] == {"query": "q 4", "positive": "a 4", "negative": ["x", "y"], "scores": [3.5, 2.0, 0.0]}
+    for other in ({"scores": 4.0}, {"scores": [1.0], "negatives": None}):  # some other column of that name
+        plain = [{"query": row["query"], "positive": row["positive"]} | other for row in rows]
+        plain = [{name: value for name, value in row.items() if value is not None} for row in plain]
+        assert load(paired, plain, valid_fraction=0).train[4] == {"query": "q 4", "positive": "a 4"}
+
+
+def test_held_out_pairs_may_have_other_names_and_no_negatives(load):
+    rows = [{"query": f"q {i}", "positive": f"a {i}", "negatives": ["x"], "scores": [1.0, 0.5]} for i in range(9)]
+    held = [{"summary": f"q {i}", "description": f"a {i}", "other": "o"} for i in (3, 20)]
+    got = load(paired, rows, held)
+    assert got.valid.rows([0, 1]) == [{"query": f"q {i}", "positive": f"a {i}"} for i in (3, 20)]
+    assert (len(got.train), got.facts["overlap"]) == (8, 1)
+    with pytest.raises(UserError, match=r"has no column 'query'"):  # named by hand, so it is not guessed
+        load(paired, rows, held, columns={"query": "query"})
+    with pytest.raises(UserError, match=r"no positive column"):
+        load(paired, rows, [{"summary": "q"}])
+
+
 def test_rows_of_a_table_by_index_and_together():
     rows = TableRows(datasets.Dataset.from_list(ROWS), np.array([5, 3]), columns={"said": "text"})
     assert rows[0] == {"said": "utterance 5"}

@@ -129,10 +129,83 @@ def test_every_parameter_learns_and_one_batch_is_learnt() -> None:
     assert output.metrics["accuracy"] == 1
 
 
-@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"temperature": -1.0}, {"pooling": "sum"}])
+WRONG = [
+    {"temperature": 0.0},
+    {"temperature": -1.0},
+    {"pooling": "sum"},
+    {"distill": "mse"},
+    {"distill_weight": 0.0},
+    {"distill_weight": 1.5},
+    {"distill_temperature": 0.0},
+]
+
+
+@pytest.mark.parametrize("options", WRONG)
 def test_options_are_checked(options: dict[str, Any]) -> None:
     with pytest.raises(UserError):
         objective(**options)
+
+
+# --- a teacher's scores --------------------------------------------------------------------------------------------
+
+
+def own_logits(model: Ranking, given: dict[str, Any]) -> torch.Tensor:
+    """[B, 1 + n]: each query against its positive and its own negatives."""
+    rows = len(given["query_hash"])
+    positive, negative = logits(model, given), logits(model, given, "negative")
+    own = [torch.cat([positive[i, i, None], negative[i].view(rows, -1)[i]]) for i in range(rows)]
+    return torch.stack(own)
+
+
+@pytest.mark.parametrize("distill", ["margin_mse", "kl"])
+def test_a_teacher_that_agrees_costs_nothing(distill: str) -> None:
+    model, given = objective(distill=distill, distill_weight=1.0), batch(3, negatives=2)
+    given["scores"] = own_logits(model, given).detach() + torch.tensor([[3.0], [0.0], [-7.0]])  # offsets do not count
+    output = model(given)
+    assert output.loss.item() == pytest.approx(0, abs=1e-6)
+    assert output.metrics["distillation"] == output.loss
+    output.loss.backward()
+    assert max(float(p.grad.abs().max()) for p in model.parameters()) < 1e-3
+
+
+def test_the_parts_of_the_loss_are_weighted_and_in_their_unit() -> None:
+    given = batch(3, negatives=2)
+    given["scores"] = torch.tensor([[4.0, 0.0, 1.0], [0.0, 2.0, 0.0], [1.0, 1.0, 1.0]])
+    plain = objective()(given).loss
+    model = objective(distill="margin_mse", distill_weight=0.3, distill_temperature=2.0)
+    own = own_logits(model, given)
+    margins = own[:, :1] - own[:, 1:]
+    wanted = torch.tensor([[2.0, 1.5], [-1.0, 0.0], [0.0, 0.0]])  # the scores' margins, halved
+    expected = 0.7 * plain + 0.3 * (margins - wanted).square().mean()
+    torch.testing.assert_close(model(given).loss, expected)
+    model = objective(distill="kl", distill_weight=0.3, distill_temperature=2.0)
+    teacher = (given["scores"] / 2).softmax(-1)
+    divergence = (teacher * (teacher.log() - own.log_softmax(-1))).sum(-1).mean()
+    torch.testing.assert_close(model(given).loss, 0.7 * plain + 0.3 * divergence)
+
+
+@pytest.mark.parametrize("distill", ["margin_mse", "kl"])
+def test_a_model_learns_its_teachers_order(distill: str) -> None:
+    """The teacher ranks the first negative above the positive: so does the model that learnt from it alone."""
+    model, given = objective(distill=distill, distill_weight=1.0), batch(4, negatives=2)
+    given["scores"] = torch.tensor([[0.0, 4.0, -4.0]]).repeat(4, 1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        model(given).loss.backward()
+        assert [n for n, p in model.named_parameters() if p.grad is None] == []
+        optimizer.step()
+    own = own_logits(model, given)
+    assert (own.argsort(1, descending=True) == torch.tensor([1, 0, 2])).all()
+
+
+def test_without_scores_training_is_refused_and_held_out_pairs_are_measured() -> None:
+    model, given = objective(distill="kl"), batch(3, negatives=2)
+    with pytest.raises(UserError, match=r"needs rows with 'negatives' and a teacher's 'scores'"):
+        model(given)
+    output = model.eval()(given)
+    torch.testing.assert_close(output.loss, objective().eval()(given).loss)
+    assert "distillation" not in output.metrics
 
 
 # --- rows without padding ---------------------------------------------------------------------------------------------
@@ -224,6 +297,20 @@ def test_packed_rows_are_the_padded_computation(architecture: str, pooling: str)
     scale = max(float(gradient.abs().max()) for gradient in expected.values())
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, expected[name], atol=1e-5 * scale, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("distill", ["margin_mse", "kl"])
+def test_a_teacher_is_learnt_from_alike_packed_padded_and_in_parts(distill: str) -> None:
+    model, given = ranker("bert", distill=distill), ragged_batch()
+    given["scores"] = torch.linspace(-3, 3, 18).view(6, 3)
+    loss, gradients = loss_and_gradients(model, {name: value for name, value in given.items() if name != "places"})
+    scale = max(float(gradient.abs().max()) for gradient in gradients.values())
+    for size in (None, 2):
+        model.mini_batch_size = size
+        other, found = loss_and_gradients(model, given)
+        assert other.item() == pytest.approx(loss.item(), rel=1e-5)
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(found[name], gradient, atol=1e-5 * scale, rtol=1e-3, msg=name)
 
 
 @pytest.mark.parametrize("architecture", ["bert", "modernbert"])
