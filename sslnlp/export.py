@@ -35,6 +35,8 @@ _POOLINGS = {
     "max": "max_tokens",
 }
 _PROBE_TOKENS = 16
+LENGTHS = "max_lengths"
+"""Our key of config_sentence_transformers.json, which ignores it: kind of text -> tokens that are read."""
 
 
 class ExportError(RuntimeError):
@@ -51,6 +53,7 @@ def export_model(
     pooling: str | None = None,
     normalize: bool = True,
     prompts: Mapping[str, str] | None = None,
+    lengths: Mapping[str, int] | None = None,
     modes: Modes | None = None,
     max_length: int,
 ) -> Path:
@@ -62,7 +65,8 @@ def export_model(
     public, the run's own recipe.json keeps them. `max_length` (tokens) becomes the tokenizer's limit.
 
     With `pooling` (`mean`, `cls`, `last`, `weighted`, `max`) the folder is also a sentence-transformers model:
-    `normalize` scales vectors to length one, `prompts` maps `query` and `document` to the text put before each.
+    `normalize` scales vectors to length one, `prompts` maps `query` and `document` to the text put before each, and
+    `lengths` to the tokens of each that are read (`sslnlp search` does so; sentence-transformers knows `max_length`).
 
     With `modes` (name -> fields of the configuration) the model is meant to be used in several ways: the logits of each
     are stored in `self_check.safetensors`, the card tells how to choose one, and `self_check(folder)` compares.
@@ -88,7 +92,8 @@ def export_model(
             _save_model(model, aside)
         _save_tokenizer(tokenizer, aside, max_length)
         if pooling is not None:
-            _save_embedder(model, aside, pooling, normalize, prompts or {}, max_length)
+            kinds = {"prompts": {"query": "", "document": "", **(prompts or {})}, LENGTHS: dict(lengths or {})}
+            _save_embedder(model, aside, pooling, normalize, kinds, max_length)
         if modes:
             write_self_check(model, modes, aside)
         facts = replace(_complete(CardFacts.of(card), model, pooling, normalize, max_length), modes=modes or {})
@@ -168,9 +173,9 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, max_length
 
 
 def _save_embedder(
-    model: PreTrainedModel, folder: Path, pooling: str, normalize: bool, prompts: Mapping[str, str], max_length: int
+    model: PreTrainedModel, folder: Path, pooling: str, normalize: bool, by_kind: Mapping[str, Any], max_length: int
 ) -> None:
-    """The files that sentence-transformers (2 and later) reads beside the plain ones."""
+    """The files that sentence-transformers (2 and later) reads beside the plain ones; `by_kind` joins its settings."""
     kinds = [("", "Transformer"), ("1_Pooling", "Pooling")] + ([("2_Normalize", "Normalize")] if normalize else [])
     modules = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
@@ -187,7 +192,7 @@ def _save_embedder(
     versions = {"transformers": transformers.__version__, "pytorch": torch.__version__}
     settings = {
         "__version__": versions,
-        "prompts": {"query": "", "document": "", **prompts},
+        **by_kind,
         "default_prompt_name": None,
         "similarity_fn_name": "cosine" if normalize else "dot",
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -13,6 +14,7 @@ from sslnlp.collators import COLLATORS, Collator, get_collator
 from sslnlp.errors import UserError
 from sslnlp.objectives import OBJECTIVES, Objective, get_objective
 from sslnlp.recipe import Options, Recipe, check, from_dict, load_recipe, override, run, shipped, to_dict
+from sslnlp.recipe.build import resolve
 from sslnlp.recipe.check import check_model
 from sslnlp.recipe.overrides import coerce, parse
 from tests.contract import corpus
@@ -278,8 +280,24 @@ def test_a_stage_inherits_and_hands_on(bert: Path, tmp_path: Path) -> None:
     recipe = json.loads((second / "recipe.json").read_text())["recipe"]
     assert recipe["collator"]["query_prefix"] == "q: "
     assert recipe["data"]["seq_length"] == recipe["collator"]["document_length"] == 16  # given, so not inherited
-    prompts = json.loads((second / "export" / "config_sentence_transformers.json").read_text())["prompts"]
-    assert prompts == {"query": "q: ", "document": ""}
+    settings = json.loads((second / "export" / "config_sentence_transformers.json").read_text())
+    assert settings["prompts"] == {"query": "q: ", "document": ""}
+    assert settings["max_lengths"] == {"query": 16, "document": 16}
+
+
+def test_lengths_of_queries_and_documents_are_handed_on(bert: Path) -> None:
+    """As the export's biography says they were, except where `data.seq_length` is given anew."""
+    story = json.loads((bert / "export" / "recipe.json").read_text())
+    story["recipe"]["collator"] |= {"query_length": 9, "document_length": 21, "document_prefix": "d: "}
+    export = shutil.copytree(bert / "export", bert.parent / "ranked")
+    (export / "recipe.json").write_text(json.dumps(story))
+    start = ["data.train=pairs.jsonl", f"model.pretrained={export}"]
+    options = resolve(load_recipe("finetune_ranking", start))[0].collator.options
+    assert options == {"query_length": 9, "document_length": 21, "document_prefix": "d: "}
+    options = resolve(load_recipe("finetune_ranking", [*start, "collator.query_length=12"]))[0].collator.options
+    assert (options["query_length"], options["document_length"]) == (12, 21)
+    options = resolve(load_recipe("finetune_ranking", [*start, "data.seq_length=16"]))[0].collator.options
+    assert (options["query_length"], options["document_length"]) == (16, 16)
 
 
 def test_a_classifier_keeps_its_label_names(bert: Path, tmp_path: Path) -> None:

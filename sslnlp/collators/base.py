@@ -28,6 +28,8 @@ class Collator(ABC):
     """What it takes: `tokens` (packed or padded rows of text) or `rows` (mappings of a labelled or paired table)."""
     columns: ClassVar[tuple[str, ...]] = ()
     """For `reads = "rows"`: the columns a row must have, in order of meaning."""
+    label_kind: ClassVar[str | None] = None
+    """What the `label` column of its rows holds: `one` class, `several`, or a `number`; None: they have none."""
     requires: ClassVar[frozenset[str]] = frozenset()
     """Facts of the tokenizer contract it relies on (`mask`, `pad_is_not_eos`, ...), checked before anything trains."""
 
@@ -68,6 +70,11 @@ class Collator(ABC):
     @property
     def prompts(self) -> dict[str, str]:
         """The text put before an input of each kind (`query`, `document`); an embedder's export writes it down."""
+        return {}
+
+    @property
+    def text_lengths(self) -> dict[str, int]:
+        """Tokens an input of each kind may have, where kinds differ; an embedder's export writes them down too."""
         return {}
 
     def for_evaluation(self, seed: int) -> Collator:

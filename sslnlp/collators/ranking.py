@@ -42,7 +42,7 @@ class RankingCollator(Collator):
     columns: ClassVar[tuple[str, ...]] = ("query", "positive")
     requires: ClassVar[frozenset[str]] = frozenset({"pad"})
     lengths: ClassVar[tuple[str, ...]] = ("query_length", "document_length")
-    inherits: ClassVar[tuple[str, ...]] = ("query_prefix", "document_prefix")
+    inherits: ClassVar[tuple[str, ...]] = ("query_prefix", "document_prefix", "query_length", "document_length")
 
     query_prefix: str = ""
     """Put before every query ("query: "); must be used again at search time."""
@@ -92,6 +92,10 @@ class RankingCollator(Collator):
     @property
     def prompts(self) -> dict[str, str]:
         return {"query": self.query_prefix, "document": self.document_prefix}
+
+    @property
+    def text_lengths(self) -> dict[str, int]:
+        return {"query": self.query_length, "document": self.document_length}
 
     def encode_queries(self, texts: Sequence[str]) -> Encoding:
         """Queries as the model sees them: prefixed, cut to `query_length`, padded to the longest: [N, S]."""

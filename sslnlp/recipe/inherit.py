@@ -16,8 +16,8 @@ def inherit(recipe: Recipe) -> tuple[Recipe, dict[str, Any]]:
     """A copy of `recipe` with what `model.pretrained` settles, and those keys with their values, for printing.
 
     The tokenizer always comes with the weights. When the folder is the export of a run, its row length and what the
-    collator declares in `Collator.inherits` (the prefixes of queries and documents, ...) are taken as well, except
-    keys that were given and options that the recipe sets itself.
+    collator declares in `Collator.inherits` (prefixes and lengths of queries and documents, ...) are taken as well,
+    except keys that were given and options that the recipe sets itself.
     """
     recipe = copy.deepcopy(recipe)
     taken: dict[str, Any] = {}
@@ -36,6 +36,8 @@ def inherit(recipe: Recipe) -> tuple[Recipe, dict[str, Any]]:
     accepted = options_of(recipe.collator_class)
     for name in recipe.collator_class.inherits:
         key = f"collator.{name}"
+        if name in recipe.collator_class.lengths and "data.seq_length" in recipe.given:
+            continue  # what was given bounds them
         if name in earlier.get("collator", {}) and name not in recipe.collator.options:
             value = coerce(key, earlier["collator"][name], accepted[name])
             recipe.collator.options[name] = taken[key] = value

@@ -59,6 +59,7 @@ class RunReport:
             pooling=objective.pooling or "mean",
             max_length=self.parts.max_length,
             prompts=dict(self.parts.collator.prompts),
+            lengths=dict(self.parts.collator.text_lengths),
         )
         return in_memory(objective.exported, self.parts.tokenizer, settings=settings)
 

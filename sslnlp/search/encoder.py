@@ -2,7 +2,7 @@
 
 Read when present, as sentence-transformers writes them: `modules.json` (which steps), `1_Pooling/config.json` (how
 token vectors become one), `sentence_bert_config.json` (how long), `config_sentence_transformers.json` (prompts,
-similarity).
+similarity, and our own key `max_lengths`: how long a query and a document).
 A plain encoder folder without them is mean-pooled and normalised.
 """
 
@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,6 +49,8 @@ class EncoderSettings:
     normalize: bool = True
     max_length: int | None = None
     prompts: dict[str, str] = field(default_factory=dict)
+    lengths: dict[str, int] = field(default_factory=dict)
+    """Tokens of a `query` and a `document` that are read, where the model was trained with different ones."""
 
 
 class Encoder:
@@ -91,7 +94,7 @@ class Encoder:
 
     @property
     def max_length(self) -> int:
-        """Tokens of a text that are read; longer texts are cut."""
+        """Tokens of the longest text that is read; longer texts are cut."""
         limits = [self.settings.max_length or _LONGEST, self.tokenizer.model_max_length]
         positions = getattr(self.model.config, "max_position_embeddings", None)
         if positions:
@@ -100,16 +103,18 @@ class Encoder:
         return int(min(limit for limit in limits if limit > 0))
 
     def encode(self, texts: Sequence[str], kind: Kind, *, batch_size: int = 32) -> NDArray[np.float32]:
-        """Vectors float32 [N, H] of `texts`, in their order; `kind` chooses the prompt put before each ("query: ")."""
-        prompt = self.settings.prompts.get(kind, "")
+        """Vectors float32 [N, H] of `texts`, in their order; `kind` chooses the prompt put before each ("query: ") and
+        how many of its tokens are read."""
+        prompt, length = self.settings.prompts.get(kind, ""), self.settings.lengths.get(kind, self.max_length)
+        tokenize = partial(self._tokenize, length=min(length, self.max_length))
         prompted = [prompt + text for text in texts]
-        return encode_sorted(self._embed, self._tokenize, prompted, batch_size=batch_size, device=self.model.device)
+        return encode_sorted(self._embed, tokenize, prompted, batch_size=batch_size, device=self.model.device)
 
-    def _tokenize(self, texts: Sequence[str]) -> Encoding:
+    def _tokenize(self, texts: Sequence[str], length: int) -> Encoding:
         encoded = self.tokenizer(
             list(texts),
             truncation=True,
-            max_length=self.max_length,
+            max_length=length,
             padding=True,
             return_token_type_ids=False,
             return_tensors="pt",
@@ -164,12 +169,18 @@ def read_settings(folder: Path) -> EncoderSettings:
     similarity = facts.get("similarity_fn_name") or "cosine"
     if similarity not in ("cosine", "dot"):
         raise UserError(f"{folder} compares by {similarity!r}; sslnlp searches by cosine or dot product.")
-    prompts = {kind: text for kind, text in (facts.get("prompts") or {}).items() if kind in ("query", "document")}
+    prompts, lengths = (
+        {kind: value for kind, value in (facts.get(key) or {}).items() if kind in ("query", "document")}
+        for key in ("prompts", "max_lengths")
+    )
+    if wrong := [length for length in lengths.values() if not isinstance(length, int) or length < 1]:
+        raise UserError(f"{folder}: max_lengths in config_sentence_transformers.json holds {wrong[0]!r}, no length.")
     return EncoderSettings(
         pooling=_pooling(folder, _read_json(folder / kinds.get("Pooling", "1_Pooling") / "config.json") or {}),
         normalize="Normalize" in kinds or similarity == "cosine",
         max_length=limits.get("max_seq_length"),
         prompts=prompts,
+        lengths=lengths,
     )
 
 

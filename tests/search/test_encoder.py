@@ -67,6 +67,7 @@ def test_fingerprint_is_of_what_decides_a_vector(tmp_path: Path, make_encoder: C
         ("1_Pooling/config.json", '{"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": true}', "cls"),
         ("modules.json", '[{"type": "x.Transformer", "path": ""}, {"type": "x.Dense", "path": "d"}]', "Dense"),
         ("config_sentence_transformers.json", '{"similarity_fn_name": "euclidean"}', "euclidean"),
+        ("config_sentence_transformers.json", '{"max_lengths": {"query": "64"}}', "holds '64'"),
         ("modules.json", "{", "not readable JSON"),
         ("model.safetensors", "garbage", "Cannot load"),
     ],
@@ -91,12 +92,24 @@ def test_an_encoder_with_absent_weights_is_refused(tmp_path: Path, make_encoder:
 def test_our_own_export_is_read_as_it_was_trained(tmp_path: Path, make_encoder: Callable[..., Path]) -> None:
     source = Encoder.load(str(make_encoder(tmp_path / "m")))
     (tmp_path / "run").mkdir()
+    lengths = {"query": 6, "document": 9}
     export = export_model(
         source.model, source.tokenizer, tmp_path / "run" / "export",
-        card={"title": "tiny"}, recipe={}, pooling="last", normalize=True, prompts=PROMPTS, max_length=9,
+        card={"title": "tiny"}, recipe={}, pooling="last", normalize=True, prompts=PROMPTS, lengths=lengths,
+        max_length=9,
     )  # fmt: skip
-    assert read_settings(export) == EncoderSettings(pooling="last", normalize=True, max_length=9, prompts=PROMPTS)
-    assert Encoder.load(str(export)).max_length == 9
+    assert read_settings(export) == EncoderSettings(
+        pooling="last", normalize=True, max_length=9, prompts=PROMPTS, lengths=lengths
+    )
+    encoder = Encoder.load(str(export))
+    assert encoder.max_length == 9
+    # [CLS] query: ... [SEP] leaves a query two words, and a document five.
+    words = ["the", "lift", "of", "a", "wing", "in", "a", "slipstream"]
+    for kind, room in (("query", 2), ("document", 5)):
+        cut, whole, shorter = (encoder.encode([" ".join(words[:n])], kind) for n in (room, len(words), room - 1))
+        np.testing.assert_array_equal(cut, whole)
+        assert np.abs(whole - shorter).max() > 1e-3
+    assert SentenceTransformer(str(export), device="cpu").max_seq_length == 9
     with pytest.raises(UserError, match=r"did you mean .*export"):
         Encoder.load(str(tmp_path / "run"))
 
