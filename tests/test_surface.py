@@ -32,6 +32,10 @@ COMMANDS = {
     "report": "runs",
     "push": "run repo_id --private --revision",
     "search index": "data --batch-size --dtype --id-column --language --model --out --text-column --title-column",
+    "search mine": (
+        "pairs --batch-size --bm25 --corpus --depth --language --margin --model --negatives --out --positive-column "
+        "--query-column --reranker --sample --seed --skip-top --text-column --title-column"
+    ),
     "search query": "index text --k --mode --model --no-verify --verify -k",
     "search evaluate": "index beir --compare --mode --model --no-verify --qrels --queries --run --verify",
 }

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sslnlp.errors import UserError
+from sslnlp.search.mine_cli import mine_command
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -20,6 +21,8 @@ search_app = typer.Typer(
     no_args_is_help=True,
     help="BM25, dense and fused search over your own documents: index them, query them, measure it.",
 )
+
+search_app.command("mine")(mine_command)
 
 ModelOption = Annotated[
     str | None, typer.Option(help="The encoder's folder or hub name, where it is no longer where the index says.")

@@ -1,0 +1,179 @@
+"""Hard negatives for a ranker: documents that a search puts high for a query and that are not what it asks for.
+
+The search is that of an index (BM25, dense, both fused), the documents are the positives of the pairs or a corpus of
+their own. What is left out: whatever the pairs call relevant to the query, the query's own text, near-copies of the
+positive, and what scores too near to the positive (NV-Retriever's TopK-PercPos; Moreira et al., 2024,
+arXiv:2407.15831), judged by the search or by a cross-encoder (RocketQA's denoising; Qu et al., 2021, arXiv:2010.08191).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sslnlp.data import DataConfig
+from sslnlp.data.hashes import Hashes, hash_same
+from sslnlp.data.paired import paired
+from sslnlp.data.table_rows import TableRows
+from sslnlp.errors import UserError
+from sslnlp.search.documents import Columns, read_documents
+from sslnlp.search.index import Index, build_index, load_reranker
+from sslnlp.search.negatives import Known, Miner, Mining, Retriever
+
+_BLOCK = 256
+SIDES = ("query", "positive")
+
+Progress = Callable[[str, int, int], None]
+"""Called with (stage, things done since the last call, things in all)."""
+
+
+class Mined(NamedTuple):
+    """What `mine` did."""
+
+    read: int
+    """Rows of the file."""
+    pairs: int
+    """Of those, the ones with both texts, repeats taken out."""
+    written: int
+    """Pairs with their negatives; for the others the whole corpus held too few."""
+    documents: int
+    """Documents that negatives came from."""
+    counts: dict[str, int]
+    """Candidates left out as `relevant`, `copies`, `margin` (those that came before the last one taken), and negatives
+    `filled` up at random."""
+
+
+def mine(
+    pairs: str | Path,
+    out: str | Path,
+    *,
+    model: str | None = None,
+    bm25: bool = True,
+    reranker: str | None = None,
+    options: Mining = Mining(),  # noqa: B008 (immutable)
+    language: str = "english",
+    corpus: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    corpus_columns: Columns = Columns(),  # noqa: B008 (immutable)
+    batch_size: int = 32,
+    block: int = _BLOCK,
+    progress: Progress = lambda stage, done, total: None,
+) -> Mined:
+    """Write `out` (JSON lines: query, positive, negatives, and with a `reranker` its scores, the positive's first).
+
+    `pairs` is what `data.paired` reads, `columns` names its columns. Documents are the distinct positives, or those of
+    `corpus` (what `sslnlp search index` reads); they are ranked by `bm25`, by `model` (an encoder), or by both, fused.
+    The score that `options.margin` judges is that of BM25, the cosine where there is a model, and the reranker's where
+    there is one: its scores are logits, so there a share is one of the odds, exp(score - positive's). A pair that has
+    too few negatives within `options.depth` is filled up with documents drawn at random, which no margin judges.
+
+    The same input gives the same file, whatever the `block` of queries in memory at once. Raises UserError, and leaves
+    `out` as it was, for what cannot be read or loaded and for fewer documents than negatives.
+    """
+    out = Path(out)
+    if out.suffix != ".jsonl" or out.is_dir():
+        raise UserError(f"The mined pairs are JSON lines: name a file that ends in .jsonl, not {out}.")
+    if model is None and not bm25:
+        raise UserError("There is nothing to search by: name an encoder, or search by BM25.")
+    judge = load_reranker(reranker) if reranker is not None else None  # before the long work, not after it
+    with _workshop(out) as folder:
+        config = DataConfig(train=str(pairs), columns=dict(columns or {}), valid_fraction=0)
+        table = paired(config, cache_dir=folder / "tables")
+        rows = table.train
+        hashes, number = _write_corpus(folder / "corpus.jsonl", rows, block, corpus, corpus_columns)
+        if number <= options.negatives:
+            raise UserError(
+                f"{corpus or pairs} holds {number} different documents: too few for {options.negatives} negatives "
+                "beside a positive. Ask for fewer, or name a larger --corpus."
+            )
+        known = Known(*_read_hashes(rows, block), hashes)
+        build_index(
+            folder / "corpus.jsonl", folder / "index", model=model, language=language, batch_size=batch_size,
+            progress=progress,
+        )  # fmt: skip
+        index = Index(folder / "index", verify=False)
+        retriever = Retriever(index, dense=model is not None, bm25=bm25, depth=options.depth, batch_size=batch_size)
+        miner = Miner(retriever, known, number, options, judge, batch_size=batch_size)
+        written = _write(folder / out.name, _mined(miner, rows, block, progress))
+        os.replace(folder / out.name, out)
+    return Mined(table.facts["read"], len(rows), written, number, miner.counts)
+
+
+@contextlib.contextmanager
+def _workshop(out: Path) -> Iterator[Path]:
+    """A folder beside `out`, empty at the beginning (whatever a killed run left in it) and gone at the end."""
+    folder = out.with_name(f".{out.name}.unfinished")
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        yield folder
+    except OSError as error:
+        raise UserError(f"Cannot write {out}: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _blocks(rows: TableRows, block: int) -> Iterator[tuple[int, list[Mapping[str, Any]]]]:
+    for start in range(0, len(rows), block):
+        yield start, list(rows.rows(range(start, min(start + block, len(rows)))))
+
+
+def _read_hashes(rows: TableRows, block: int) -> tuple[Hashes, Hashes]:
+    """Of the queries and of the positives."""
+    parts = [
+        [hash_same([row[side] for row in some]) for side in ("query", "positive")] for _, some in _blocks(rows, block)
+    ]
+    query, positive = (np.concatenate(side) for side in zip(*parts, strict=True))
+    return query, positive
+
+
+def _write_corpus(
+    path: Path, rows: TableRows, block: int, corpus: str | Path | None, columns: Columns
+) -> tuple[Hashes, int]:
+    """Write the different documents, and behind them the positives that are not among them: those are ranked and
+    scored, but nobody's negatives. Returns every document's hash, and how many may be negatives."""
+    hashes: dict[int, None] = {}
+
+    def add(texts: Sequence[str]) -> None:
+        for text, key in zip(texts, hash_same(texts).tolist(), strict=True):
+            if key not in hashes:
+                file.write(json.dumps({"id": str(len(hashes)), "text": text}) + "\n")
+                hashes[key] = None
+
+    with open(path, "w", encoding="ascii") as file:
+        if corpus is not None:
+            contents = (document.content for document in read_documents(corpus, columns))
+            documents = (content for content in contents if content)
+            while texts := list(islice(documents, block)):
+                add(texts)
+        given = len(hashes)
+        for _, some in _blocks(rows, block):
+            add([row["positive"] for row in some])
+    return np.fromiter(hashes, np.uint64, len(hashes)), len(hashes) if corpus is None else given
+
+
+def _mined(miner: Miner, rows: TableRows, block: int, progress: Progress) -> Iterator[dict[str, Any]]:
+    for start, some in _blocks(rows, block):
+        yield from miner.mined(some, start)
+        progress("mine", len(some), len(rows))
+
+
+def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
+    number = 0
+    with open(path, "w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            number += 1
+        file.flush()
+        os.fsync(file.fileno())
+    if not number:
+        raise UserError("No pair has enough documents that are neither relevant to it nor copies: ask for fewer.")
+    return number
