@@ -2,13 +2,14 @@
 
 A run is `{query id: {document id: score}}`, judgements (qrels) are `{query id: {document id: grade}}`; a grade above 0
 is relevant. Documents without a judgement are not relevant. Averages are over the queries that have a relevant
-document; a query the run says nothing about counts as 0 (`trec_eval -c`).
+document; a query the run says nothing about counts as 0 (`trec_eval -c`). Measures are named as in `ndcg@10`, `mrr`,
+`recall@100`, `map`: a kind, and the number of results looked at where it is not all of them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -28,50 +29,66 @@ def ranked(scores: Mapping[str, float]) -> list[str]:
     return [d for _, d in sorted(((float(np.float32(s)), d) for d, s in scores.items()), reverse=True)]
 
 
-def ndcg(grades: Sequence[int], judged: Sequence[int], k: int) -> float:
-    """nDCG@k of grades in ranked order; `judged` are all grades of the query. Linear gain, log2(rank + 1) discount."""
+def ndcg(grades: Sequence[int], judged: Sequence[int], k: int | None) -> float:
+    """nDCG of the first k grades in ranked order. Linear gain, log2(rank + 1) discount; below 0 counts as 0."""
 
     def dcg(values: Sequence[int]) -> float:
         return sum(max(g, 0) / math.log2(r + 2) for r, g in enumerate(values[:k]))
 
-    ideal = dcg(sorted(judged, reverse=True))
-    return dcg(grades) / ideal if ideal else 0.0
+    return dcg(grades) / dcg(sorted(judged, reverse=True))
 
 
-def reciprocal_rank(grades: Sequence[int], k: int) -> float:
+def reciprocal_rank(grades: Sequence[int], judged: Sequence[int], k: int | None) -> float:
     """1 / rank of the first relevant document, 0 if none is among the first k."""
     return next((1 / (r + 1) for r, g in enumerate(grades[:k]) if g > 0), 0.0)
 
 
-def recall(grades: Sequence[int], relevant: int, k: int) -> float:
+def recall(grades: Sequence[int], judged: Sequence[int], k: int | None) -> float:
     """Share of the query's relevant documents that are among the first k."""
-    return sum(g > 0 for g in grades[:k]) / relevant
+    return sum(g > 0 for g in grades[:k]) / sum(g > 0 for g in judged)
 
 
-def average_precision(grades: Sequence[int], relevant: int) -> float:
+def average_precision(grades: Sequence[int], judged: Sequence[int], k: int | None) -> float:
     """Mean over the query's relevant documents of the precision where each is found (0 where it is not)."""
     found, total = 0, 0.0
-    for r, g in enumerate(grades):
+    for r, g in enumerate(grades[:k]):
         if g > 0:
             found += 1
             total += found / (r + 1)
-    return total / relevant
+    return total / sum(g > 0 for g in judged)
+
+
+KINDS: dict[str, Callable[[Sequence[int], Sequence[int], int | None], float]] = {
+    "ndcg": ndcg,
+    "mrr": reciprocal_rank,
+    "recall": recall,
+    "map": average_precision,
+}
+"""Functions of (grades in ranked order, all grades of the query, cut-off or None), for a query with a relevant one."""
+
+MEASURES = ("ndcg@10", "mrr@10", "recall@100", "map")
+"""What is measured where nothing else is asked for."""
+
+
+def parse_measure(name: str) -> tuple[str, int | None]:
+    """`ndcg@10` -> ("ndcg", 10), `map` -> ("map", None). Raises UserError for anything else."""
+    kind, at, cut = name.partition("@")
+    if kind not in KINDS or (at and not (cut.isascii() and cut.isdigit() and int(cut) > 0)):
+        known = ", ".join(KINDS)
+        raise UserError(f"unknown measure {name!r}: take one of {known}, with a cut-off where wanted (recall@10)")
+    return kind, int(cut) if at else None
 
 
 def query_measures(
-    judged: Mapping[str, int], scores: Mapping[str, float], *, k: int = 10, recall_at: int = 100
+    judged: Mapping[str, int], scores: Mapping[str, float], measures: Sequence[str] = MEASURES
 ) -> dict[str, float]:
-    """`ndcg@k`, `mrr@k`, `recall@recall_at` and `map` of one query; empty when it has no relevant document."""
-    relevant = sum(grade > 0 for grade in judged.values())
-    if not relevant:
+    """The named `measures` of one query; empty when it has no relevant document."""
+    all_grades = list(judged.values())
+    if not any(grade > 0 for grade in all_grades):
         return {}
     grades = [judged.get(document, 0) for document in ranked(scores)]
-    return {
-        f"ndcg@{k}": ndcg(grades, list(judged.values()), k),
-        f"mrr@{k}": reciprocal_rank(grades, k),
-        f"recall@{recall_at}": recall(grades, relevant, recall_at),
-        "map": average_precision(grades, relevant),
-    }
+    parsed = {name: parse_measure(name) for name in measures}
+    return {name: KINDS[kind](grades, all_grades, cut) for name, (kind, cut) in parsed.items()}
 
 
 def mean_measures(queries: Iterable[Mapping[str, float]]) -> dict[str, float]:
@@ -82,11 +99,9 @@ def mean_measures(queries: Iterable[Mapping[str, float]]) -> dict[str, float]:
     return {name: sum(f[name] for f in figures) / len(figures) for name in figures[0]}
 
 
-def ranking_measures(qrels: Qrels, run: Run, *, k: int = 10, recall_at: int = 100) -> dict[str, float]:
-    """Means of `ndcg@k`, `mrr@k`, `recall@recall_at` and `map` over the queries of `qrels`."""
-    return mean_measures(
-        query_measures(judged, run.get(query, {}), k=k, recall_at=recall_at) for query, judged in qrels.items()
-    )
+def ranking_measures(qrels: Qrels, run: Run, measures: Sequence[str] = MEASURES) -> dict[str, float]:
+    """Means of the named `measures` over the queries of `qrels`."""
+    return mean_measures(query_measures(judged, run.get(query, {}), measures) for query, judged in qrels.items())
 
 
 class RankingMeasures(LocalMetric):
