@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import rankdata  # type: ignore[import-untyped]
+from scipy.stats import rankdata
 
 from sslnlp.errors import UserError
 from sslnlp.evaluation.bootstrap import Figure, Floats, drawn_figure
