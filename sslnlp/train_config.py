@@ -16,7 +16,7 @@ class TrainConfig:
     """How to train. Exactly one of `steps`, `epochs`, `budget` says for how long."""
 
     steps: int | None = None
-    """Optimiser updates."""
+    """Optimiser updates; 0 leaves the weights as they are, for objectives that only fit a head in the end."""
     epochs: float | None = None
     """Passes over the rows; turned into steps."""
     budget: str | None = None
@@ -72,8 +72,9 @@ class TrainConfig:
             )
         for name in ("steps", "batch_size", "accumulate", "log_every", "eval_every", "save_every", "keep"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"train.{name} must be at least 1, got {value}")
+            least = 0 if name == "steps" else 1
+            if value is not None and value < least:
+                raise UserError(f"train.{name} must be at least {least}, got {value}")
         for name in ("lr", "clip", "epochs", "eps"):
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from reprlib import repr as shorten
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from sslnlp.collators.base import Collator
 from sslnlp.errors import UserError
@@ -27,6 +30,7 @@ class ClassificationCollator(Collator):
     makes: ClassVar[frozenset[str]] = frozenset({"input_ids", "attention_mask", "labels", "position"})
     reads: ClassVar[str] = "rows"
     columns: ClassVar[tuple[str, ...]] = ("text", "label")
+    label_kind: ClassVar[str | None] = "one"
     requires: ClassVar[frozenset[str]] = frozenset({"pad"})
     lengths: ClassVar[tuple[str, ...]] = ("max_length",)
 
@@ -45,14 +49,14 @@ class ClassificationCollator(Collator):
         self._index = {name: c for c, name in enumerate(names)}
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
-        texts = [_text(row, "text") for row in rows]
+        texts = [text_of(row, "text") for row in rows]
         paired = [row.get("text_pair") is not None for row in rows]
         if any(paired) and not all(paired):
             raise UserError("some rows have a text_pair and some have none; give one to every row or drop the column")
         batch: Batch = dict(
             self.tokenizer(
                 texts,
-                [_text(row, "text_pair") for row in rows] if any(paired) else None,
+                [text_of(row, "text_pair") for row in rows] if any(paired) else None,
                 truncation=True,
                 max_length=self.max_length,
                 padding=True,
@@ -60,28 +64,69 @@ class ClassificationCollator(Collator):
                 return_token_type_ids=None if any(paired) else False,  # all 0 for a single text: every model's default
             )
         )
-        batch["labels"] = torch.tensor([self.label(row) for row in rows], dtype=torch.int64)
+        batch["labels"] = self.labels(rows)
         if all("position" in row for row in rows):
             batch["position"] = torch.tensor([row["position"] for row in rows], dtype=torch.int64)
         return batch
 
-    def label(self, row: Row) -> int:
-        """The class number of a row; `UserError` when it has none or one that `label_names` does not know."""
-        value: Any = row.get("label")
+    def labels(self, rows: Sequence[Row]) -> Tensor:
+        """What the batch holds of the rows' labels."""
+        return torch.tensor([self.class_of(row.get("label")) for row in rows], dtype=torch.int64)
+
+    def class_of(self, value: Any) -> int:
+        """The number of a class; `UserError` for nothing, and for one that `label_names` does not know."""
         if isinstance(value, str):
             if not self._index:
                 raise UserError(f"label {shorten(value)} is a string; set collator.label_names to the list of classes")
             if value not in self._index:
                 raise UserError(f"label {shorten(value)} is not among the {len(self._index)} classes seen in training")
             return self._index[value]
-        if value is None or isinstance(value, float) or int(value) < 0:
+        if value is None or not isinstance(value, Integral) or int(value) < 0:
             raise UserError(f"a row has no usable label ({shorten(value)}); labels are strings or integers from 0")
         if self._index and int(value) >= len(self._index):
             raise UserError(f"label {value} is out of range: there are {len(self._index)} classes, numbered from 0")
         return int(value)
 
 
-def _text(row: Row, column: str) -> str:
+@dataclass(kw_only=True)
+class MultiLabelCollator(ClassificationCollator):
+    """Texts of any number of classes: a row's `label` is a list of names or numbers, and may be empty.
+
+    Batch: as `classification`, with `labels` float32 [B, C], 1 where a class applies. Needs `label_names`.
+    """
+
+    name: ClassVar[str] = "multi_label"
+    label_kind: ClassVar[str | None] = "several"
+
+    def labels(self, rows: Sequence[Row]) -> Tensor:
+        if not self.label_names:
+            raise UserError("set collator.label_names to the list of classes")
+        marks_BC = torch.zeros(len(rows), len(self.label_names))
+        for mark_C, row in zip(marks_BC, rows, strict=True):
+            value = row.get("label")
+            if not isinstance(value, (list, tuple)):
+                raise UserError(f"a row's label is {shorten(value)}; of several classes it is a list, empty for none")
+            mark_C[[self.class_of(item) for item in value]] = 1.0
+        return marks_BC
+
+
+@dataclass(kw_only=True)
+class RegressionCollator(ClassificationCollator):
+    """Texts with a measurement each: `labels` float32 [B]."""
+
+    name: ClassVar[str] = "regression"
+    label_kind: ClassVar[str | None] = "number"
+
+    def labels(self, rows: Sequence[Row]) -> Tensor:
+        for row in rows:
+            value = row.get("label")
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+                raise UserError(f"a row's label is {shorten(value)}; regression needs a finite number in every row")
+        return torch.tensor([float(row["label"]) for row in rows])
+
+
+def text_of(row: Row, column: str) -> str:
+    """The text of a row; `UserError` when it is none."""
     value = row.get(column)
     if not isinstance(value, str):
         raise UserError(f"column {column!r} must hold text, found {shorten(value)}; name the right one in data.columns")

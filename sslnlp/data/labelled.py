@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,51 +14,77 @@ import numpy.typing as npt
 
 from sslnlp.data.config import DataConfig
 from sslnlp.data.hashes import HashSet, hash_texts
+from sslnlp.data.label_kinds import KINDS, Label, class_names, few
 from sslnlp.data.sources import text_column
 from sslnlp.data.table_rows import Ints, TableRows, find_column, held_out, open_table, set_of
 from sslnlp.errors import UserError, suggest
 from sslnlp.rng import Permutation
 
-LABEL_NAMES = ("label", "labels", "class", "category", "intent")
+LABEL_NAMES = ("label", "labels", "class", "category", "intent", "score", "target")
+TEXT_PAIRS = (
+    ("text", "text_pair"),
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("text1", "text2"),
+    ("text_a", "text_b"),
+    ("question", "sentence"),
+)
+"""Usual names of two texts that have one label together."""
 
 
 @dataclass
 class Labelled:
-    """Rows `{"text": str, "label": int}` with the names of the labels."""
+    """Rows `{"text": str, "label": ...}`, with `"text_pair"` where two texts share a label.
+
+    A label is the number of its class (int), those of all its classes (a list), or a measurement (float).
+    """
 
     train: TableRows
     valid: TableRows | None
     label_names: list[str]
+    """Empty for measurements."""
     counts: dict[str, int]
     """Training rows of each class, in the order of `label_names`: shows imbalance."""
     facts: dict[str, Any]
-    """JSON-able: rows, empty, unlabelled, duplicates, conflicts (one text, two labels), overlap, sources."""
+    """JSON-able: rows, empty, unlabelled, duplicates, conflicts (one text, two labels), overlap, sources; of numbers
+    also `label_mean` and `label_std`."""
 
 
-def labelled(config: DataConfig, *, cache_dir: str | Path | None = None) -> Labelled:
+def labelled(
+    config: DataConfig,
+    *,
+    kind: str = "one",
+    names: Sequence[str] | None = None,
+    cache_dir: str | Path | None = None,
+) -> Labelled:
     """Rows for classification from `data.train` (and `data.valid`, else split off by the hash of the text).
 
-    The text column is `data.text`, `text`, or the only other column of strings; the label column is `data.label` or one
-    of `label labels class category intent`. Labels are strings, integers, or a `ClassLabel`; names are sorted, numbers
-    by value. Rows without text or label and exact duplicates are left out and counted.
+    The text column is `data.text`, `text`, or the only other column of strings; two columns of usual names
+    (`sentence1`, `sentence2`; `premise`, `hypothesis`) or `data.columns.text_pair` are two texts with one label. The
+    label column is `data.label` or one of `label labels class category intent score target`. `kind`: `one` class a row
+    (strings, integers, a `ClassLabel`), `several` (lists, or text with `|` between them), or a `number`. Names are
+    sorted, numbers by value, unless `names` gives their order. Rows without text or label and exact duplicates are left
+    out and counted.
 
     Raises:
-        UserError: columns not found, one class only, a held-out label that training never sees.
+        UserError: columns not found, one class only, a held-out label that training never sees, a label that is not
+            among `names`.
     """
     table, fingerprint = open_table(config, "train", cache_dir)
     label = find_column(table, config.label or config.columns.get("label"), LABEL_NAMES, "label", str(config.train))
     assert label is not None
-    text = _text_beside(table, label, config)
-    read = _read_labelled(table, text, label)
+    columns = _texts_beside(table, label, config)
+    read = _read_labelled(table, columns, label, kind)
     facts: dict[str, Any] = {"read": len(table), **read.facts, "overlap": 0, "sources": {"train": str(config.train)}}
-    facts.update(fingerprint=fingerprint, columns={"text": text, "label": label})
+    facts.update(fingerprint=fingerprint, columns={**columns, "label": label})
 
     if config.valid is not None:
         held_table, _ = open_table(config, "valid", cache_dir)
-        for name in (text, label):
+        for name in (*columns.values(), label):
             if name not in held_table.column_names:
                 raise UserError(f"{config.valid} (data.valid) has no column {name!r}, which data.train has")
-        held = _read_labelled(held_table, text, label)
+        held = _read_labelled(held_table, columns, label, kind)
         facts["sources"]["valid"] = str(config.valid)
         leaked = set_of(held.hashes).contains(read.hashes)
         facts["overlap"] = int(leaked.sum())
@@ -72,43 +98,56 @@ def labelled(config: DataConfig, *, cache_dir: str | Path | None = None) -> Labe
         read = read.only(fresh)
     facts["conflicts"] = len(read.hashes) - len(np.unique(read.hashes))
 
-    names = _class_names(set(read.labels), table.features[label])
-    if config.valid is None:  # a class whose few rows are all on the held-out side trains instead
-        seen = np.isin(held.labels, list(set(read.labels)))
+    found = read.classes()
+    if config.valid is None and kind != "number":  # a class whose few rows are all held out trains instead
+        known = set().union(*found)
+        seen = np.array([set(names) <= known for names in held.classes()], bool)
         held, read = held.only(seen), read.join(held.only(~seen))
-        names = _class_names(set(read.labels), table.features[label])
-    if len(names) < 2:
-        raise UserError(f"{config.train} has {len(names)} class in column {label!r}; classification needs at least two")
-    unseen = sorted(set(held.labels) - set(read.labels))
+        found = read.classes()
+    ordered = _ordered(set().union(*found), names, table.features[label], config) if kind != "number" else []
+    unseen = sorted(set().union(*held.classes()) - set(ordered))
     if unseen:
-        raise UserError(f"label {unseen[0]!r} of data.valid never occurs in data.train.{suggest(unseen[0], names)}")
-    number = {name: i for i, name in enumerate(names)}
+        raise UserError(f"label {unseen[0]!r} of data.valid never occurs in data.train.{suggest(unseen[0], ordered)}")
     if config.labels_per_class is not None:
-        read = read.only(_few(read.labels, config.labels_per_class, config.draw))
-    counted = Counter(read.labels)
-    counts = {name: counted[name] for name in names}
-    train = read.rows(table, text, number)
-    valid = held.rows(held_table, text, number) if len(held.labels) else None
+        if kind == "number":
+            raise UserError("data.labels_per_class takes classes, and the labels are numbers; use data.limit")
+        order = Permutation(len(found), config.draw, "labels_per_class")(np.arange(len(found)))
+        read = read.only(few(found, order.tolist(), config.labels_per_class))
+    counted = Counter(name for names in read.classes() for name in names)
+    counts = {name: counted[name] for name in ordered}
+    number = {name: i for i, name in enumerate(ordered)}
+    train = read.rows(table, columns, number)
+    valid = held.rows(held_table, columns, number) if len(held.labels) else None
     facts.update(rows=len(train), valid_rows=len(valid) if valid else 0)
-    return Labelled(train, valid, names, counts, facts)
+    if kind == "number":
+        values = np.array(read.labels, np.float64)
+        if values.std() == 0:
+            raise UserError(f"every label of {config.train} is {values[0]:g}: there is nothing to learn")
+        facts.update(label_mean=float(values.mean()), label_std=float(values.std()))
+    return Labelled(train, valid, ordered, counts, facts)
 
 
 @dataclass
 class _Read:
     """Usable labelled rows of a table, in parallel arrays."""
 
+    kind: str
     index: Ints
-    labels: list[str]
+    labels: list[Label]
     hashes: npt.NDArray[np.uint64]
     row_hashes: npt.NDArray[np.uint64]
     facts: dict[str, int]
 
+    def classes(self) -> list[tuple[str, ...]]:
+        return [KINDS[self.kind].classes(label) for label in self.labels]
+
     def only(self, which: npt.NDArray[np.bool_]) -> _Read:
         labels = [label for label, yes in zip(self.labels, which.tolist(), strict=True) if yes]
-        return _Read(self.index[which], labels, self.hashes[which], self.row_hashes[which], self.facts)
+        return _Read(self.kind, self.index[which], labels, self.hashes[which], self.row_hashes[which], self.facts)
 
     def join(self, other: _Read) -> _Read:
         return _Read(
+            self.kind,
             np.concatenate([self.index, other.index]),
             self.labels + other.labels,
             np.concatenate([self.hashes, other.hashes]),
@@ -116,80 +155,66 @@ class _Read:
             self.facts,
         )
 
-    def rows(self, table: datasets.Dataset, text: str, number: Mapping[str, int]) -> TableRows:
-        ids = np.array([number[label] for label in self.labels], np.int64)
-        return TableRows(table, self.index, columns={"text": text}, extra={"label": ids})
+    def rows(self, table: datasets.Dataset, columns: Mapping[str, str], number: dict[str, int]) -> TableRows:
+        encoded = KINDS[self.kind].encode(self.labels, number)
+        return TableRows(table, self.index, columns=columns, extra={"label": encoded})
 
 
-def _read_labelled(table: datasets.Dataset, text: str, label: str) -> _Read:
-    feature = table.features[label]
+def _read_labelled(table: datasets.Dataset, columns: Mapping[str, str], label: str, kind: str) -> _Read:
+    feature, read = table.features[label], KINDS[kind].read
     index: list[int] = []
-    labels: list[str] = []
+    labels: list[Label] = []
     hashes, row_hashes = [], []
     empty = unlabelled = at = 0
-    for batch in table.select_columns([text, label]).iter(batch_size=1024):
+    for batch in table.select_columns(list(dict.fromkeys([*columns.values(), label]))).iter(batch_size=1024):
         kept = []
-        for value, mark in zip(batch[text], batch[label], strict=True):
-            name = _label_name(mark, feature, label)
-            blank = value is None or not str(value).strip()
+        for *values, mark in zip(*(batch[name] for name in columns.values()), batch[label], strict=True):
+            value = read(mark, feature, label)
+            blank = any(text is None or not str(text).strip() for text in values)
             empty += blank
-            unlabelled += not blank and name is None
-            if not blank and name is not None:
-                kept.append((str(value), name))
+            unlabelled += not blank and value is None
+            if not blank and value is not None:
+                kept.append(("\x1f".join(map(str, values)), value))
                 index.append(at)
             at += 1
-        labels.extend(name for _, name in kept)
-        hashes.append(hash_texts([value for value, _ in kept]))
-        row_hashes.append(hash_texts([f"{value}\x1f{name}" for value, name in kept]))
+        labels.extend(value for _, value in kept)
+        hashes.append(hash_texts([text for text, _ in kept]))
+        row_hashes.append(hash_texts([f"{text}\x1f{value}" for text, value in kept]))
     if not index:
-        raise UserError(f"no row has both a text in {text!r} and a label in {label!r}")
+        raise UserError(f"no row has both a text in {', '.join(map(repr, columns.values()))} and a label in {label!r}")
     facts = {"empty": empty, "unlabelled": unlabelled, "duplicates": 0}
-    return _Read(np.array(index), labels, np.concatenate(hashes), np.concatenate(row_hashes), facts)
+    return _Read(kind, np.array(index), labels, np.concatenate(hashes), np.concatenate(row_hashes), facts)
 
 
-def _label_name(value: Any, feature: Any, column: str) -> str | None:
-    """A label as its name; None where there is none (also -1 of a `ClassLabel`, the hub's mark for a hidden label)."""
-    if value is None or value == "":
-        return None
-    if isinstance(feature, datasets.ClassLabel):
-        return None if value < 0 else str(feature.int2str(int(value)))
-    if isinstance(value, float) and not value.is_integer():
-        raise UserError(f"label column {column!r} holds {value}: labels must be names or whole numbers")
-    if isinstance(value, (int, float)):
-        return str(int(value))
-    if not isinstance(value, str):
-        raise UserError(f"label column {column!r} holds {type(value).__name__}: labels must be names or whole numbers")
-    return value
+def _ordered(found: set[str], names: Sequence[str] | None, feature: Any, config: DataConfig) -> list[str]:
+    """The classes in order: as given, else as the data has them."""
+    ordered = class_names(found, feature) if names is None else list(names)
+    if unknown := sorted(found - set(ordered)):
+        raise UserError(
+            f"label {unknown[0]!r} of {config.train} is not in collator.label_names.{suggest(unknown[0], ordered)}"
+        )
+    if len(ordered) < 2:
+        raise UserError(f"{config.train} has {len(ordered)} class among its labels; classification needs at least two")
+    return ordered
 
 
-def _class_names(labels: set[str], feature: Any) -> list[str]:
-    """The classes that occur: in the order of a `ClassLabel`, numbers by value, names by alphabet."""
-    if isinstance(feature, datasets.ClassLabel):
-        return [name for name in feature.names if name in labels]
-    if all(label.lstrip("-").isdecimal() for label in labels):
-        return sorted(labels, key=int)
-    return sorted(labels)
-
-
-def _text_beside(table: datasets.Dataset, label: str, config: DataConfig) -> str:
+def _texts_beside(table: datasets.Dataset, label: str, config: DataConfig) -> dict[str, str]:
+    """Our name -> the table's name, of the text or the two texts."""
+    there, pair = table.column_names, config.columns.get("text_pair")
     wanted = config.text or config.columns.get("text")
+    if pair is not None and pair not in there:
+        raise UserError(f"{config.train} has no column {pair!r} (data.columns.text_pair).{suggest(pair, there)}")
+    if wanted is None and pair is None:
+        for first, second in TEXT_PAIRS:
+            if first in there and second in there and label not in (first, second):
+                return {"text": first, "text_pair": second}
     strings = {
         name: ""
         for name, kind in table.features.items()
-        if name != label and getattr(kind, "dtype", None) in ("string", "large_string")
+        if name not in (label, pair) and getattr(kind, "dtype", None) in ("string", "large_string")
     }
-    if wanted is not None or "text" in table.column_names:
-        return text_column(dict.fromkeys(table.column_names), wanted, str(config.train))
-    return text_column(strings or dict.fromkeys(table.column_names), None, str(config.train))
-
-
-def _few(labels: list[str], per_class: int, draw: int) -> npt.NDArray[np.bool_]:
-    """`per_class` rows of each class, drawn by number `draw`; smaller draws of one number are part of larger ones."""
-    order = Permutation(len(labels), draw, "labels_per_class")(np.arange(len(labels)))
-    taken: Counter[str] = Counter()
-    mask = np.zeros(len(labels), bool)
-    for i in order.tolist():
-        if taken[labels[i]] < per_class:
-            taken[labels[i]] += 1
-            mask[i] = True
-    return mask
+    if wanted is not None or "text" in there:
+        text = text_column(dict.fromkeys(there), wanted, str(config.train))
+    else:
+        text = text_column(strings or dict.fromkeys(there), None, str(config.train))
+    return {"text": text} | ({"text_pair": pair} if pair is not None else {})

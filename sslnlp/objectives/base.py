@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -85,6 +85,11 @@ class Objective(nn.Module, ABC):
         return {"num_labels": len(names), "id2label": names, "label2id": {name: c for c, name in names.items()}}
 
     @classmethod
+    def settled_by(cls, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """Options that the data settles where nobody else does, from what its preparation counted."""
+        return {}
+
+    @classmethod
     def refuses(cls, config: PreTrainedConfig) -> str | None:
         """Why a model of this configuration does not suit the objective; None when it does."""
         if type(config) not in cls.wraps._model_mapping:
@@ -104,6 +109,13 @@ class Objective(nn.Module, ABC):
 
     def after_step(self, progress: float) -> None:
         """Called once after each optimiser step, with progress in (0, 1]: teachers and schedules move here."""
+
+    concludes: ClassVar[bool] = False
+    """`conclude` is to be called; held-out figures are taken after it alone."""
+
+    def conclude(self, batches: Iterable[Batch]) -> None:
+        """Called once after the last update, in evaluation mode, with all training rows in their order: what is fitted
+        in closed form on the trained model is fitted here."""
 
     @property
     def exported(self) -> PreTrainedModel:

@@ -107,6 +107,27 @@ def listwise_kl(logits_QK: Tensor, teacher_QK: Tensor) -> Tensor:
     return total / max(1, len(logits_QK))
 
 
+def supervised_contrastive(
+    vector_NH: Tensor, other_MH: Tensor, class_N: Tensor, class_M: Tensor, own_N: Tensor, *, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Supervised contrastive loss (Khosla et al., 2020, arXiv:2004.11362, L_out) and how often the nearest is right.
+
+    Each of N vectors of length 1 names the others of its class among M, itself (`own_N` int64 [N], its place among
+    them) left out: the mean of `-log softmax` over those of its class. A vector without another of its class counts 0.
+
+    Returns:
+        The mean over N (scalar), and the share of the N whose nearest other is of their class.
+    """
+    similarity_NM = vector_NH @ other_MH.T / temperature
+    itself_NM = torch.zeros_like(similarity_NM, dtype=torch.bool).scatter_(1, own_N[:, None], True)
+    similarity_NM = similarity_NM.masked_fill(itself_NM, float("-inf"))
+    same_NM = (class_N[:, None] == class_M) & ~itself_NM
+    log_share_NM = (similarity_NM - similarity_NM.logsumexp(1, keepdim=True)).masked_fill(~same_NM, 0.0)
+    loss_N = -log_share_NM.sum(1) / same_NM.sum(1).clamp(min=1)
+    nearest_N = same_NM.gather(1, similarity_NM.detach().argmax(1, keepdim=True))
+    return loss_N.sum() / max(1, len(loss_N)), nearest_N.float().mean()
+
+
 def cosine_distance(a_NH: Tensor, b_NH: Tensor) -> Tensor:
     """`2 - 2 cos`, averaged over the rows: the squared distance of the vectors at length 1 (Grill et al., 2020, BYOL,
     arXiv:2006.07733). 0 for equal directions, 4 for opposite ones; 0 (with a gradient path) without rows."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from typing import Any, ClassVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from sslnlp.errors import UserError
 from sslnlp.objectives.base import Objective
 from sslnlp.types import Batch
 
@@ -50,3 +53,23 @@ def model_inputs(model: PreTrainedModel) -> tuple[str, ...]:
     if "token_type_ids" in takes and getattr(model.config, "type_vocab_size", 0) > 1:
         names.append("token_type_ids")
     return tuple(names)
+
+
+def output_layer(model: PreTrainedModel) -> nn.Linear:
+    """The linear map that a stock head ends with. Raises `UserError` for a head that has none."""
+    outputs = int(model.config.num_labels)
+    ends = [part for part in model.modules() if isinstance(part, nn.Linear) and part.out_features == outputs]
+    if not ends:
+        raise UserError(f"the head of {type(model).__name__} does not end with a linear map of {outputs} outputs")
+    return ends[-1]
+
+
+def rescaled(model: PreTrainedModel, scale: float, shift: float = 0.0) -> PreTrainedModel:
+    """A copy whose logits are `scale` times those of `model`, plus `shift`: folded into its last linear map."""
+    copied = copy.deepcopy(model)
+    last = output_layer(copied)
+    with torch.no_grad():
+        last.weight.mul_(scale)
+        if last.bias is not None:
+            last.bias.mul_(scale).add_(shift)
+    return copied

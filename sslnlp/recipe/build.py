@@ -32,7 +32,8 @@ from sslnlp.models import build_model, max_positions
 from sslnlp.objectives.base import Objective
 from sslnlp.recipe.check import check_recipe, stock_config
 from sslnlp.recipe.inherit import inherit
-from sslnlp.recipe.schema import Recipe, options_of
+from sslnlp.recipe.overrides import fields_of
+from sslnlp.recipe.schema import Recipe
 from sslnlp.sharding import every_process_loads
 from sslnlp.tokenizer import Contract, contract, framing, load_tokenizer, set_framing, train_tokenizer
 
@@ -122,16 +123,16 @@ def build_parts(recipe: Recipe, *, tokenizer_path: Path | None = None) -> Parts:
 
 def build_objective(parts: Parts) -> Objective:
     """The model of the recipe under its objective. Fresh weights depend on `train.seed` alone."""
-    recipe = parts.recipe
-    extra = recipe.objective_class.config_fields(parts.label_names or ())
+    recipe, cls = parts.recipe, parts.recipe.objective_class
+    extra = cls.config_fields(parts.label_names or ())
     model = build_model(
-        recipe.model, parts.tokenizer, recipe.objective_class.wraps,
+        recipe.model, parts.tokenizer, cls.wraps,
         max_length=parts.max_length, seed=recipe.train.seed, **extra,
     )  # fmt: skip
     # What an objective adds (a decoder, a generator) starts from draws of its own, not from those of the model again.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.key(recipe.train.seed, "objective"))
-        return recipe.objective_class(model, **recipe.objective.options)
+        return cls(model, **{**cls.settled_by(parts.facts), **recipe.objective.options})
 
 
 def text_tokenizer(recipe: Recipe, cache: Path, path: Path | None = None) -> tuple[PreTrainedTokenizerBase, Contract]:
@@ -222,9 +223,10 @@ def _table_parts(recipe: Recipe, cache: Path, tokenizer_path: Path | None) -> Pa
     cls = recipe.collator_class
     facts: dict[str, Any] = {}
     tables: Labelled | Paired
-    if "label" in cls.columns:
-        tables = labelled(recipe.data, cache_dir=cache)
-        facts = {"label_names": tables.label_names}
+    if (kind := cls.label_kind) is not None:
+        names = recipe.collator.options.get("label_names")
+        tables = labelled(recipe.data, kind=kind, names=names, cache_dir=cache)
+        facts = {"label_names": tables.label_names or None, "table": tables.train}
     else:
         tables = paired(recipe.data, cache_dir=cache)
     rows = tables.train
@@ -250,9 +252,10 @@ def _table_texts(rows: TableRows) -> Iterator[str]:
     for start in range(0, len(rows), 1024):
         for row in rows.rows(range(start, min(start + 1024, len(rows)))):
             for value in row.values():
-                for text in [value] if isinstance(value, str) else value if isinstance(value, list) else []:
-                    left -= len(text)
-                    yield text
+                for text in value if isinstance(value, list) else [value]:
+                    if isinstance(text, str):
+                        left -= len(text)
+                        yield text
         if left <= 0:
             return
 
@@ -260,5 +263,5 @@ def _table_texts(rows: TableRows) -> Iterator[str]:
 def _collator(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, facts: dict[str, Any]) -> Collator:
     """The collator; `facts` of the data fill in options that the recipe leaves open."""
     cls, options = recipe.collator_class, recipe.collator.options
-    filled = {name: value for name, value in facts.items() if name in options_of(cls)}
+    filled = {name: value for name, value in facts.items() if name in fields_of(cls)}
     return cls(tokenizer=tokenizer, seed=recipe.train.seed, **(filled | options))

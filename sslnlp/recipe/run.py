@@ -14,15 +14,18 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from sslnlp.card import CardFacts
+from sslnlp.data.stream import Stream
 from sslnlp.distributed import alone
 from sslnlp.errors import UserError
 from sslnlp.evaluation import evaluate_held_out
 from sslnlp.evaluation.beir import beir_measures
+from sslnlp.evaluation.held_out import to_device
 from sslnlp.export import export_model
 from sslnlp.models import count_parameters
 from sslnlp.objectives.base import Objective
@@ -34,6 +37,7 @@ from sslnlp.recipe.schema import Recipe, to_dict
 from sslnlp.report import make_report
 from sslnlp.report.sections import short_form
 from sslnlp.train import Trainer
+from sslnlp.types import Batch
 
 log = logging.getLogger(__name__)
 
@@ -158,13 +162,26 @@ def _train(
     report: RunReport | None,
 ) -> Trainer:
     evaluate = held_out(parts) if report is None else report.beside(held_out(parts))
+    if objective.concludes:  # until then there is nothing to measure
+        evaluate = None
     with _progress(console) as on_progress:
         trainer = Trainer(
             objective, parts.collator, parts.stream, parts.recipe.train,
             out=out, evaluate=evaluate, facts=story, on_progress=on_progress,
         )  # fmt: skip
         trainer.fit(resume)
+    if objective.concludes:
+        with alone():
+            objective.conclude(_training_rows(parts, next(objective.parameters()).device))
     return trainer
+
+
+def _training_rows(parts: Parts, device: torch.device) -> Iterator[Batch]:
+    """Every training row once, in the order of the data."""
+    rows, collator = Stream.fixed(parts.stream.source), parts.collator.for_evaluation(0)
+    size = parts.recipe.train.batch_size
+    for start in range(0, len(rows), size):
+        yield to_device(collator(rows.rows(range(start, min(start + size, len(rows))))), device)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from sslnlp.train import TrainConfig
 
 Algorithm = Literal["bpe", "wordpiece", "unigram", "bytes"]
 
-_SET_BY_THE_RUN = {"tokenizer", "seed", "horizon"}
+_SET_BY_THE_RUN = {"tokenizer", "seed", "horizon", "table"}
 """Collator fields that are facts of the run, not options of a recipe."""
 
 

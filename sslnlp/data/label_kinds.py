@@ -1,0 +1,124 @@
+"""What a label column may hold: one class, several classes, or a number; each read from however a table writes it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import numpy as np
+import numpy.typing as npt
+
+from sslnlp.errors import UserError
+
+SEPARATOR = "|"
+"""Between the labels of a cell of text, where a table has no lists (CSV)."""
+
+Label = str | tuple[str, ...] | float
+"""A row's label: a class by name, several of them, or a number."""
+
+
+@dataclass(frozen=True)
+class LabelKind:
+    """How a kind of label is read from a cell, which classes it names, and what a batch gets of it."""
+
+    read: Callable[[Any, Any, str], Label | None]
+    """(cell, the column's feature, the column's name) -> the label; None where the row has none."""
+    classes: Callable[[Label], tuple[str, ...]]
+    """The classes of a label, by name."""
+    encode: Callable[[Sequence[Label], dict[str, int]], npt.NDArray[Any]]
+    """Labels, number of each class -> one value a row."""
+
+
+def class_names(found: Sequence[str] | set[str], feature: Any) -> list[str]:
+    """The classes that occur: in the order of a `ClassLabel`, numbers by value, names by alphabet."""
+    feature = getattr(feature, "feature", feature)
+    if isinstance(feature, datasets.ClassLabel):
+        return [name for name in feature.names if name in found]
+    if all(label.lstrip("-").isdecimal() for label in found):
+        return sorted(found, key=int)
+    return sorted(found)
+
+
+def _one(value: Any, feature: Any, column: str) -> str | None:
+    """A label as its name; None where there is none (also -1 of a `ClassLabel`, the hub's mark for a hidden label)."""
+    if value is None or value == "":
+        return None
+    if isinstance(feature, datasets.ClassLabel):
+        return None if value < 0 else str(feature.int2str(int(value)))
+    if isinstance(value, float) and not value.is_integer():
+        raise UserError(
+            f"label column {column!r} holds {value}: classes are names or whole numbers; for measurements take "
+            "objective.name=regression"
+        )
+    if isinstance(value, (int, float)):
+        return str(int(value))
+    if isinstance(value, list):
+        raise UserError(
+            f"label column {column!r} holds lists: for texts of several classes take objective.name=multi_label"
+        )
+    if not isinstance(value, str):
+        raise UserError(f"label column {column!r} holds {type(value).__name__}: labels must be names or whole numbers")
+    return value
+
+
+def _several(value: Any, feature: Any, column: str) -> tuple[str, ...] | None:
+    """The labels of a list, or of text with `|` between them; an empty one is a text of no class."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(SEPARATOR) if part.strip()]
+    if not isinstance(value, list):
+        value = [value]
+    inner = getattr(feature, "feature", feature)
+    names = [_one(item, inner, column) for item in value]
+    return tuple(dict.fromkeys(name for name in names if name is not None))
+
+
+def _number(value: Any, feature: Any, column: str) -> float | None:
+    if value is None or value == "":
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise UserError(
+            f"label column {column!r} holds {value!r}, which is not a number; regression needs one"
+        ) from None
+    if not np.isfinite(number):
+        raise UserError(f"label column {column!r} holds {value}: regression needs finite numbers")
+    return number
+
+
+def _as_tuple(label: Any) -> tuple[str, ...]:
+    return label if isinstance(label, tuple) else (label,)
+
+
+def _class_ids(labels: Sequence[Any], number: dict[str, int]) -> npt.NDArray[Any]:
+    return np.array([number[label] for label in labels], np.int64)
+
+
+def _class_lists(labels: Sequence[Any], number: dict[str, int]) -> npt.NDArray[Any]:
+    lists = np.empty(len(labels), object)
+    for i, names in enumerate(labels):
+        lists[i] = sorted(number[name] for name in names)
+    return lists
+
+
+KINDS: dict[str, LabelKind] = {
+    "one": LabelKind(_one, _as_tuple, _class_ids),
+    "several": LabelKind(_several, _as_tuple, _class_lists),
+    "number": LabelKind(_number, lambda label: (), lambda labels, number: np.array(labels, np.float64)),
+}
+
+
+def few(classes: Sequence[tuple[str, ...]], order: Sequence[int], per_class: int) -> npt.NDArray[np.bool_]:
+    """The first rows in `order` until each class has `per_class`; a row of several classes counts for all of them."""
+    taken: Counter[str] = Counter()
+    mask = np.zeros(len(classes), bool)
+    for i in order:
+        if any(taken[name] < per_class for name in classes[i]):
+            taken.update(classes[i])
+            mask[i] = True
+    return mask

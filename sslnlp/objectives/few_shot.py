@@ -1,0 +1,130 @@
+"""A classifier from few labels: texts of one class come together, then a linear head is fitted on their vectors."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoModel, PreTrainedModel
+
+from sslnlp.distributed import gather, rank
+from sslnlp.errors import UserError
+from sslnlp.nn import Pooling
+from sslnlp.objectives import functional
+from sslnlp.objectives.base import Objective
+from sslnlp.packed import drops_out, hidden_states, isolates, packed_hidden_states
+from sslnlp.types import Batch, Encoding, StepOutput
+
+
+class FewShot(Objective):
+    """Supervised contrastive learning of a sentence encoder, then logistic regression on its frozen vectors.
+
+    As SetFit (Tunstall et al., 2022, arXiv:2209.11055): pairs of one class are drawn from few texts, far more pairs
+    than texts. The loss is that of Khosla et al. (2020, arXiv:2004.11362) over the 2B texts of a batch: each names
+    every other text of its class among all of them. `train.steps=0` leaves the encoder as it is: frozen features and
+    logistic regression. Rows: a text and its class.
+
+    The export is a sentence-transformers model whose last module is the head, so that it encodes texts to logits.
+
+    Options:
+        temperature: divides the cosine; above 0.
+        pooling: how the tokens of a text become its vector: "mean", "cls", "last" or "weighted".
+        strength: C of the logistic regression, on vectors of length 1: the larger, the less it is regularised.
+    """
+
+    name: ClassVar[str] = "few_shot"
+    needs: ClassVar[frozenset[str]] = frozenset({"first", "second", "labels"})
+    collator: ClassVar[str] = "same_class"
+    wraps: ClassVar[Any] = AutoModel
+    couples_rows: ClassVar[bool] = True
+    pooling: str | None = "mean"  # type: ignore[misc]  # the class's default; an instance carries its own
+    measures: ClassVar[tuple[str, ...]] = ("classification",)
+    best: ClassVar[tuple[str, str]] = ("macro_f1", "max")
+    concludes: ClassVar[bool] = True
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(
+        self, model: PreTrainedModel, *, temperature: float = 0.05, pooling: str = "mean", strength: float = 10.0
+    ) -> None:
+        super().__init__(model)
+        for name, value in (("temperature", temperature), ("strength", strength)):
+            if value <= 0:
+                raise UserError(f"objective.{name}={value} must be above 0")
+        self.temperature, self.pooling, self.strength = temperature, pooling, strength
+        self.pool = Pooling(pooling)
+        self._isolates, self._drops_out = isolates(model), drops_out(model)
+        classes = int(model.config.num_labels)
+        self.register_buffer("weight", torch.zeros(classes, model.config.hidden_size))
+        self.register_buffer("bias", torch.zeros(classes))
+
+    def embed(self, encoding: Encoding) -> Tensor:
+        """Vectors of length 1 [B, H], in float32 or wider, of an encoding [B, S]."""
+        return self._vectors(hidden_states(self.model, encoding), encoding)
+
+    def _vectors(self, hidden_BSH: Tensor, encoding: Encoding) -> Tensor:
+        pooled_BH: Tensor = self.pool(hidden_BSH, encoding["attention_mask"])
+        return F.normalize(pooled_BH.to(torch.promote_types(pooled_BH.dtype, torch.float32)), dim=-1)
+
+    def _embed_both(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        first, second = batch["first"], batch["second"]
+        if "places" not in batch or not self._isolates or (self.training and self._drops_out):
+            return self.embed(first), self.embed(second)
+        states = packed_hidden_states(self.model, [first, second], batch["places"])
+        return self._vectors(states[0], first), self._vectors(states[1], second)
+
+    def forward(self, batch: Batch) -> StepOutput:
+        """In training the contrastive loss, and `accuracy`: the share of the texts whose nearest other text is of their
+        class. In evaluation the cross-entropy of the head, and its accuracy."""
+        labels_B = batch["labels"]
+        if not self.training:
+            logits_BC = self._logits(self.embed(batch["first"]))
+            return StepOutput(
+                functional.cross_entropy(logits_BC, labels_B), {"accuracy": functional.accuracy(logits_BC, labels_B)}
+            )
+        both = self._embed_both(batch)
+        everyone = torch.cat([gather(side_BH) for side_BH in both])
+        classes = gather(labels_B).repeat(2)
+        world_rows, rows = len(everyone) // 2, len(labels_B)
+        start = rank() * rows  # gathered rows stand in the order of ranks
+        own_N = torch.cat([start + torch.arange(rows), start + world_rows + torch.arange(rows)]).to(labels_B.device)
+        loss, nearest = functional.supervised_contrastive(
+            torch.cat(both), everyone, labels_B.repeat(2), classes, own_N, temperature=self.temperature
+        )
+        return StepOutput(loss, {"accuracy": nearest})
+
+    def num_targets(self, batch: Batch) -> Tensor:
+        """The rows of the batch."""
+        labels: Tensor = batch["labels"]
+        return torch.tensor(len(labels), device=labels.device)
+
+    def conclude(self, batches: Iterable[Batch]) -> None:
+        """Fit the head to the vectors of all training rows."""
+        from sklearn.linear_model import LogisticRegression
+
+        vectors, labels = [], []
+        with torch.no_grad():
+            for batch in batches:
+                vectors.append(self.embed(batch["first"]).float().cpu().numpy())
+                labels.append(batch["labels"].cpu().numpy())
+        found_N = np.concatenate(labels)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a thousand steps were not enough moves the last digit
+            head = LogisticRegression(C=self.strength, max_iter=1000).fit(np.concatenate(vectors), found_N)
+        weight, bias = np.atleast_2d(head.coef_), np.atleast_1d(head.intercept_)
+        if len(head.classes_) == 2:  # one row that tells the second class from the first
+            weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+        self.weight[head.classes_] = torch.from_numpy(weight).to(self.weight)
+        self.bias[head.classes_] = torch.from_numpy(bias).to(self.bias)
+
+    def predict(self, batch: Batch) -> dict[str, Tensor]:
+        """`logits` float [B, C] of the head and `labels` int64 [B]."""
+        return {"logits": self._logits(self.embed(batch["first"])), "labels": batch["labels"]}
+
+    def _logits(self, vectors_BH: Tensor) -> Tensor:
+        return F.linear(vectors_BH, self.weight.to(vectors_BH.dtype), self.bias.to(vectors_BH.dtype))

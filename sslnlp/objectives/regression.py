@@ -1,0 +1,63 @@
+"""A number for each text: a rating, a similarity, a price."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sslnlp.errors import UserError
+from sslnlp.objectives.text_head import TextHead, output_layer, rescaled
+from sslnlp.types import Batch, StepOutput
+
+
+class Regression(TextHead):
+    """Squared error of a stock head with one output, against the numbers at mean 0 and deviation 1.
+
+    So learning rates mean the same whatever the unit; the export answers in the unit of the data (the scale is folded
+    into the last linear map). Rows: a text (or two) and a number.
+
+    Options, both those of the training rows unless they are given:
+        mean: of the numbers. A head without a bias (Llama's) cannot carry it: it learns from 0.
+        std: their standard deviation, above 0.
+    """
+
+    name: ClassVar[str] = "regression"
+    collator: ClassVar[str] = "regression"
+    measures: ClassVar[tuple[str, ...]] = ("regression",)
+
+    def __init__(self, model: PreTrainedModel, *, mean: float = 0.0, std: float = 1.0) -> None:
+        super().__init__(model)
+        if not std > 0:
+            raise UserError(f"objective.std={std} must be above 0")
+        self.mean = mean if output_layer(model).bias is not None else 0.0
+        self.std = std
+
+    @classmethod
+    def config_fields(cls, label_names: Sequence[str]) -> dict[str, Any]:
+        return {"num_labels": 1, "problem_type": "regression"}
+
+    @classmethod
+    def settled_by(cls, facts: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: facts[f"label_{name}"] for name in ("mean", "std") if f"label_{name}" in facts}
+
+    def forward(self, batch: Batch) -> StepOutput:
+        """Mean squared error over the rows, in variances of the labels: always the mean would be 1."""
+        target_B = (batch["labels"] - self.mean) / self.std
+        return StepOutput((self.logits(batch)[:, 0] - target_B).square().mean(), {})
+
+    def num_targets(self, batch: Batch) -> Tensor:
+        """The texts of the batch."""
+        labels: Tensor = batch["labels"]
+        return torch.tensor(len(labels), device=labels.device)
+
+    def predict(self, batch: Batch) -> dict[str, Tensor]:
+        """`predicted` and `labels`, float [B], in the unit of the data."""
+        return {"predicted": self.logits(batch)[:, 0] * self.std + self.mean, "labels": batch["labels"]}
+
+    @property
+    def exported(self) -> PreTrainedModel:
+        return rescaled(self.model, self.std, self.mean)
