@@ -37,7 +37,9 @@ COMMANDS = {
         "--query-column --reranker --sample --seed --skip-top --text-column --title-column"
     ),
     "search query": "index text --k --mode --model --no-verify --verify -k",
-    "search evaluate": "index beir --compare --mode --model --no-verify --qrels --queries --run --verify",
+    "search evaluate": (
+        "index beir --baseline --compare --json --measures --mode --model --no-verify --qrels --queries --run --verify"
+    ),
 }
 
 KEYS = """

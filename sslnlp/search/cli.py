@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sslnlp.errors import UserError
+from sslnlp.search.evaluate_cli import evaluate_command
 from sslnlp.search.mine_cli import mine_command
 
 if TYPE_CHECKING:
     from rich.text import Text
 
     from sslnlp.search.index import Hit, Index
-    from sslnlp.search.trec import Run
 
 search_app = typer.Typer(
     name="search",
@@ -23,6 +22,7 @@ search_app = typer.Typer(
 )
 
 search_app.command("mine")(mine_command)
+search_app.command("evaluate")(evaluate_command)
 
 ModelOption = Annotated[
     str | None, typer.Option(help="The encoder's folder or hub name, where it is no longer where the index says.")
@@ -113,53 +113,6 @@ def query_command(
     _print_hits(opened, text, hits)
 
 
-@search_app.command("evaluate")
-def evaluate_command(
-    index: Annotated[Path, typer.Argument(help="A folder made by `sslnlp search index`.")],
-    beir: Annotated[
-        Path | None, typer.Argument(help="A BEIR folder: its queries.jsonl and qrels/test.tsv are used.")
-    ] = None,
-    queries: Annotated[Path | None, typer.Option(help="Queries: .jsonl, or id<TAB>text lines.")] = None,
-    qrels: Annotated[Path | None, typer.Option(help="Judgements in TREC or BEIR form.")] = None,
-    mode: Annotated[str, typer.Option(help="bm25, dense, fused, or all that the index has.")] = "all",
-    run: Annotated[
-        Path | None, typer.Option(help="Write the results as a TREC run; with several modes, one file each.")
-    ] = None,
-    compare: Annotated[
-        list[Path] | None, typer.Option(help="A TREC run of any other system to measure beside; may be repeated.")
-    ] = None,
-    model: ModelOption = None,
-    verify: VerifyOption = True,
-) -> None:
-    """Measure the ranking: nDCG@10, MRR@10, recall@100 and MAP of each mode.
-
-    Example: sslnlp search evaluate my.index --queries queries.jsonl --qrels qrels/test.tsv --run out.trec
-    """
-    from sslnlp.search.evaluate import beir_files, evaluate_runs, load_judged, modes_of, run_queries
-    from sslnlp.search.index import Index
-    from sslnlp.search.trec import read_run, write_run
-
-    if beir is not None:
-        found_queries, found_qrels = beir_files(beir) if qrels is None else (beir / "queries.jsonl", qrels)
-        queries, qrels = queries or found_queries, found_qrels
-    if queries is None or qrels is None:
-        raise UserError("Give a BEIR folder, or both --queries and --qrels.")
-    opened = Index(index, model=model, verify=verify)
-    modes = modes_of(opened, mode)
-    judged = load_judged(opened, queries, qrels)
-    runs: dict[str, Run] = {name: run_queries(opened, judged.queries, name) for name in modes}
-    if run is not None:
-        for name in modes:
-            target = run if len(modes) == 1 else run.with_name(f"{run.stem}.{name}{run.suffix}")
-            write_run(target, runs[name], f"sslnlp-{name}")
-    runs |= {path.name: read_run(path) for path in compare or []}
-    _print_measures(evaluate_runs(runs, judged.qrels), len(judged.queries))
-    if judged.unjudged_queries:
-        typer.echo(f"{judged.unjudged_queries:,} queries without a relevant document are left out.")
-    if judged.absent_documents:
-        typer.echo(f"{judged.absent_documents:,} relevant documents are not in the index; they count as not found.")
-
-
 def _print_hits(index: Index, query: str, hits: list[Hit]) -> None:
     from rich.console import Console
     from rich.text import Text
@@ -185,16 +138,3 @@ def _marked(text: str, matches: list[tuple[int, int]]) -> Text:
     for start, end in matches:
         marked.stylize("bold yellow", start, end)
     return marked
-
-
-def _print_measures(measures: dict[str, dict[str, float]], queries: int) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"×100 over {queries:,} queries", title_justify="left")
-    table.add_column("")
-    for name in next(iter(measures.values())):
-        table.add_column(name, justify="right")
-    for mode, values in measures.items():
-        table.add_row(mode, *(f"{100 * value:.1f}" for value in values.values()))
-    Console().print(table)

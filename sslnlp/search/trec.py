@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TextIO
 
 from sslnlp.errors import UserError
 from sslnlp.search.documents import ID_COLUMNS, find_column, read_rows, string_of
@@ -47,7 +50,11 @@ def read_qrels(path: str | Path) -> Qrels:
             continue  # BEIR's header
         if len(fields) not in (3, 4) or not _is_integer(fields[-1]):
             raise UserError(f"{path} line {number} is not 'query [0] document relevance'.")
-        qrels.setdefault(fields[0], {})[fields[-2]] = int(fields[-1])
+        judged, grade = qrels.setdefault(fields[0], {}), int(fields[-1])
+        if judged.setdefault(fields[-2], grade) != grade:
+            raise UserError(
+                f"{path} line {number} judges {fields[-2]!r} for query {fields[0]!r} another way than before."
+            )
     if not qrels:
         raise UserError(f"{path} holds no judgements.")
     return qrels
@@ -64,6 +71,8 @@ def read_run(path: str | Path) -> Run:
             value = float(score)
         except ValueError as error:
             raise UserError(f"{path} line {number} is not 'query Q0 document rank score tag'.") from error
+        if math.isnan(value):
+            raise UserError(f"{path} line {number}: the score is not a number, so it has no place in a ranking.")
         if document in run.setdefault(query, {}):
             raise UserError(f"{path} line {number}: document {document!r} comes twice for query {query!r}.")
         run[query][document] = value
@@ -78,20 +87,31 @@ def write_run(path: str | Path, run: Mapping[str, Mapping[str, float]], tag: str
     Scores keep every digit, so reading the file back changes no measure. Raises UserError for ids with blanks in them:
     the format separates by blanks and has no quoting.
     """
-    path = Path(path)
     for name in (name for query, found in run.items() for name in (query, *found)):
         if not name or len(name.split()) != 1:
             raise UserError(f"The id {name!r} cannot stand in a TREC run: it holds blanks.")
+    with replacing(path) as file:
+        for query, found in run.items():
+            for rank, (document, score) in enumerate(found.items(), start=1):
+                file.write(f"{query} Q0 {document} {rank} {score!r} {tag}\n")
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[TextIO]:
+    """A text file to write beside `path`, which takes its place at the end; taken away again if the body raises."""
+    path = Path(path)
     aside = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(aside, "w", encoding="utf-8") as file:
-            for query, found in run.items():
-                for rank, (document, score) in enumerate(found.items(), start=1):
-                    file.write(f"{query} Q0 {document} {rank} {score!r} {tag}\n")
+            yield file
         os.replace(aside, path)
-    except OSError as error:
-        raise UserError(f"Cannot write {path}: {error.strerror}.") from error
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        if isinstance(error, OSError):
+            raise UserError(f"Cannot write {path}: {error.strerror}.") from error
+        raise
 
 
 def _table_queries(path: Path) -> Iterator[tuple[str, str]]:
@@ -129,4 +149,5 @@ def _lines(path: Path) -> Iterable[tuple[int, str]]:
 
 
 def _is_integer(text: str) -> bool:
-    return text.strip().lstrip("-").isdigit()
+    digits = text.strip().removeprefix("-")
+    return digits.isascii() and digits.isdigit()

@@ -59,36 +59,11 @@ def test_markup_in_documents_and_queries_is_text(tmp_path: Path) -> None:
     assert "an [bold]engine[/bold] <script>" in result.output
 
 
-def test_evaluate_measures_writes_a_run_and_measures_it_again(tmp_path: Path, corpus: Path, index: Path) -> None:
-    run = tmp_path / "bm25.trec"
-    files = ("--queries", corpus / "queries.jsonl", "--qrels", corpus / "qrels" / "test.tsv")
-    first = _run("evaluate", index, *files, "--mode", "bm25", "--run", run)
-    assert first.exit_code == 0, first.exception
-    # q1 "slipstream plate": 11 (short, both words) comes first, the judged 007 after it. q2: 10 is first, its other
-    # judged document is not in the index. q3 has no relevant document.
-    assert "over 2 queries" in first.output
-    assert "1 queries without a relevant document" in first.output
-    assert "1 relevant documents are not in the index" in first.output
-    again = _run("evaluate", index, *files, "--mode", "bm25", "--compare", run)
-    rows = [line.split("│")[2:] for line in again.output.splitlines() if line.startswith("│")]
-    assert len(rows) == 2
-    assert rows[0] == rows[1]
-    ranks = {line.split()[2]: int(line.split()[3]) for line in run.read_text().splitlines() if line.startswith("q1")}
-    assert ranks["11"] == 1
-    expected = 100 * (1 / ranks["007"] + 1) / 2
-    assert f"{expected:.1f}" in rows[0][1]
-
-
 def test_wrong_use_is_a_user_error(tmp_path: Path, corpus: Path, index: Path) -> None:
-    (tmp_path / "qrels").write_text("other 0 007 1\n")
     cases = [
         (("query", tmp_path / "none", "x"), "No index"),
         (("query", index, " "), "empty"),
         (("query", index, "x", "--mode", "dense"), "no vectors"),
-        (("evaluate", index), "BEIR folder, or both"),
-        (("evaluate", index, tmp_path), "no qrels"),
-        (("evaluate", index, corpus, "--mode", "al"), "Unknown mode"),
-        (("evaluate", index, corpus, "--qrels", tmp_path / "qrels"), "do their ids match"),
         (("index", corpus, "--out", tmp_path / "j", "--text-column", "txt"), "no column 'txt'"),
     ]
     for arguments, message in cases:

@@ -1,0 +1,151 @@
+"""`sslnlp search evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sslnlp.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
+
+    from sslnlp.search.evaluate import Evaluation
+    from sslnlp.search.significance import Comparison
+    from sslnlp.search.trec import Run
+
+SIGNIFICANT = 0.05
+"""p-values below it are printed bold."""
+
+
+def evaluate_command(
+    index: Annotated[
+        Path | None, typer.Argument(help="A folder made by `sslnlp search index`; without it, only --compare's runs.")
+    ] = None,
+    beir: Annotated[
+        Path | None, typer.Argument(help="A BEIR folder: its queries.jsonl and qrels/test.tsv are used.")
+    ] = None,
+    queries: Annotated[Path | None, typer.Option(help="Queries: .jsonl, or id<TAB>text lines.")] = None,
+    qrels: Annotated[Path | None, typer.Option(help="Judgements in TREC or BEIR form.")] = None,
+    mode: Annotated[str, typer.Option(help="One mode (bm25, dense, ...), or all that the index has.")] = "all",
+    measures: Annotated[
+        str | None, typer.Option(help="What to measure: ndcg, mrr, recall or map, each with @k where wanted.")
+    ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(help="The mode or run that the others are tested against (default: bm25, or the first)."),
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="Write the results as a TREC run; with several modes, one file each.")
+    ] = None,
+    compare: Annotated[
+        list[Path] | None, typer.Option(help="A TREC run of any other system to measure beside; may be repeated.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="Write everything here too, query by query, as JSON.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The encoder's folder or hub name, where it is no longer where the index says.")
+    ] = None,
+    verify: Annotated[bool, typer.Option(help="Compare every file's checksum first (a second per gigabyte).")] = True,
+) -> None:
+    """Measure rankings (nDCG@10, MRR@10, recall@100, MAP) and test whether they differ by more than luck.
+
+    Examples: sslnlp search evaluate my.index --queries queries.jsonl --qrels qrels/test.tsv --run out.trec
+
+    sslnlp search evaluate --qrels qrels.txt --compare mine.trec --compare theirs.trec
+    """
+    from sslnlp.search import evaluate
+    from sslnlp.search.index import Index
+    from sslnlp.search.trec import write_run
+
+    asked = None if measures is None else evaluate.parse_measures(measures)
+    if beir is not None:
+        found_queries, found_qrels = evaluate.beir_files(beir) if qrels is None else (beir / "queries.jsonl", qrels)
+        queries, qrels = queries or found_queries, found_qrels
+    if index is None and not compare:
+        raise UserError("Name an index to search, or run files to measure (--qrels FILE --compare RUN).")
+    if qrels is None or (index is not None and queries is None):
+        raise UserError("Give a BEIR folder, or both --queries and --qrels (for run files alone: --qrels).")
+    if index is None and run is not None:
+        raise UserError("--run writes what an index finds: name the index too.")
+    opened = None if index is None else Index(index, model=model, verify=verify)
+    modes = [] if opened is None else evaluate.modes_of(opened, mode)
+    judged = evaluate.load_judged(opened, queries, qrels)
+    others = evaluate.read_runs(compare or [], judged.qrels, modes)
+    evaluate.resolve_baseline(baseline, [*modes, *others])  # a wrong name is told before the long work
+    runs: dict[str, Run] = (
+        {} if opened is None else {name: evaluate.run_queries(opened, judged.queries, name) for name in modes}
+    )
+    if run is not None:
+        for name in modes:
+            target = run if len(modes) == 1 else run.with_name(f"{run.stem}.{name}{run.suffix}")
+            write_run(target, runs[name], f"sslnlp-{name}")
+    evaluation = evaluate.evaluate_runs({**runs, **others}, judged.qrels, measures=asked, baseline=baseline)
+    if json is not None:
+        evaluate.write_json(json, evaluation.as_json())
+    _print_evaluation(evaluation, len(judged.queries))
+    if judged.unjudged_queries:
+        typer.echo(f"{judged.unjudged_queries:,} queries without a relevant document are left out.")
+    if judged.absent_documents:
+        typer.echo(f"{judged.absent_documents:,} relevant documents are not in the index; they count as not found.")
+    for name, other in others.items():
+        if missing := len(judged.queries.keys() - other.keys()):
+            typer.echo(f"{name} does not answer {missing:,} of the queries; they count as 0.")
+
+
+def _print_evaluation(evaluation: Evaluation, queries: int) -> None:
+    from rich.console import Console
+
+    console = Console()
+    console.print(_means(evaluation, queries))
+    if evaluation.baseline is not None:
+        console.print(_differences(evaluation))
+        several = ", Holm-corrected for the number of systems" if len(evaluation.comparisons) > 1 else ""
+        typer.echo(f"p: paired randomisation test{several}. p (t): paired t-test. ▲ ▼: queries better and worse.")
+
+
+def _means(evaluation: Evaluation, queries: int) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=f"×100 over {queries:,} queries", title_justify="left")
+    table.add_column("")
+    for name in evaluation.measures:
+        table.add_column(name, justify="right")
+    for system, figures in evaluation.means().items():
+        table.add_row(Text(system), *(f"{100 * value:.1f}" for value in figures.values()))
+    return table
+
+
+def _differences(evaluation: Evaluation) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(f"Difference from {evaluation.baseline}, ×100"), title_justify="left")
+    for name in ("", "", "difference", "95 % interval", "p", "p (t)", "▲", "▼"):
+        table.add_column(name, justify="right" if name else "left")
+    for system, by_measure in evaluation.comparisons.items():
+        for at, (measure, found) in enumerate(by_measure.items()):
+            last = at == len(by_measure) - 1
+            table.add_row(Text(system if at == 0 else ""), measure, *_cells(found), end_section=last)
+    return table
+
+
+def _cells(found: Comparison) -> list[Text]:
+    from rich.text import Text
+
+    sure = found.p_holm < SIGNIFICANT
+    return [
+        Text(f"{100 * found.difference:+.1f}", style="bold" if sure else ""),
+        Text(f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"),
+        Text(_p(found.p_holm), style="bold" if sure else ""),
+        Text("" if found.p_t is None else _p(found.p_t)),
+        Text(f"{found.better:,}"),
+        Text(f"{found.worse:,}"),
+    ]
+
+
+def _p(value: float) -> str:
+    return "<0.001" if value < 0.001 else f"{value:.3f}"

@@ -1,0 +1,144 @@
+"""Rankings measured and compared: from an index, from run files, as a person types it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from scipy.stats import ttest_rel
+from typer.testing import CliRunner, Result
+
+from sslnlp.errors import UserError
+from sslnlp.search.cli import search_app
+from sslnlp.search.evaluate import KNOWN_ITEM, evaluate_runs, parse_measures
+
+QRELS = {f"q{i}": {"a": 1, "b": 1 if i == 0 else 0} for i in range(6)}
+GOOD = {f"q{i}": {"a": 2.0, "b": 1.0} for i in range(6)}
+BAD = {f"q{i}": {"c": 2.0, "a": 1.0} for i in range(5)}
+
+
+def _run(*arguments: object) -> Result:
+    return CliRunner().invoke(search_app, [str(argument) for argument in arguments], env={"COLUMNS": "120"})
+
+
+def _rows(output: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in output.splitlines() if line.startswith("│")]
+
+
+@pytest.fixture
+def index(tmp_path: Path, corpus: Path) -> Path:
+    assert _run("index", corpus, "--out", tmp_path / "i").exit_code == 0
+    return tmp_path / "i"
+
+
+def test_evaluate_measures_writes_a_run_and_measures_it_again(tmp_path: Path, corpus: Path, index: Path) -> None:
+    files = ("--queries", corpus / "queries.jsonl", "--qrels", corpus / "qrels" / "test.tsv")
+    run = tmp_path / "out.trec"
+    first = _run("evaluate", index, *files, "--run", run)
+    assert first.exit_code == 0
+    assert "over 2 queries" in first.output
+    assert "1 queries without a relevant document" in first.output
+    assert "1 relevant documents are not in the index" in first.output
+    [row] = _rows(first.output)  # one system: nothing to compare it with
+    again = _run("evaluate", index, *files, "--mode", "bm25", "--compare", run)
+    means = [found for found in _rows(again.output) if len(found) == 5]
+    assert [found[0] for found in means] == ["bm25", "out.trec"]
+    assert means[0][1:] == means[1][1:] == row[1:]
+    ranks = {line.split()[2]: int(line.split()[3]) for line in run.read_text().splitlines() if line.startswith("q1")}
+    assert ranks["11"] == 1
+    assert f"{100 * (1 / ranks['007'] + 1) / 2:.1f}" == row[2]
+    compared = [found for found in _rows(again.output) if len(found) == 8]
+    assert {tuple(found[2:]) for found in compared} == {("+0.0", "+0.0 to +0.0", "1.000", "1.000", "0", "0")}
+
+
+def test_run_files_alone_are_measured_and_compared(tmp_path: Path) -> None:
+    qrels = tmp_path / "qrels"
+    qrels.write_text("".join(f"{q} 0 {d} {g}\n" for q, judged in QRELS.items() for d, g in judged.items()))
+    for name, run in (("bad", BAD), ("good", GOOD)):
+        (tmp_path / name).write_text(
+            "".join(f"{q} Q0 {d} 1 {s} t\n" for q, found in run.items() for d, s in found.items())
+        )
+    files = ("--qrels", qrels, "--compare", tmp_path / "bad", "--compare", tmp_path / "good")
+    found = _run("evaluate", *files, "--json", tmp_path / "out.json", "--measures", "recall@1,mrr")
+    assert found.exit_code == 0
+    assert "Difference from bad" in found.output
+    assert "bad does not answer 1 of the queries; they count as 0." in found.output
+    # Means of 1, 1/2, 0, ...: `bad` has the first relevant document second on 5 of 6 queries.
+    assert _rows(found.output)[:2] == [
+        ["bad", "0.0", f"{100 * 2.5 / 6:.1f}"],
+        ["good", f"{100 * 5.5 / 6:.1f}", "100.0"],
+    ]
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert written["measures"] == ["recall@1", "mrr"]
+    assert written["baseline"] == "bad"
+    assert written["queries"]["bad"]["q5"] == {"recall@1": 0, "mrr": 0}
+    assert written["means"]["good"]["recall@1"] == pytest.approx(5.5 / 6)
+    compared = written["comparisons"]["good"]["mrr"]
+    assert compared["p"] == compared["p_holm"] == 2 / 2**6  # better on each of six queries
+    assert (compared["better"], compared["worse"], compared["equal"]) == (6, 0, 0)
+    assert compared["p_t"] == pytest.approx(ttest_rel([1.0] * 6, [0.5] * 5 + [0.0]).pvalue)
+    turned = _run("evaluate", *files, "--baseline", "good")
+    assert "Difference from good" in turned.output
+
+
+def test_the_baseline_is_bm25_where_it_is_and_p_is_corrected_for_the_number_of_systems() -> None:
+    found = evaluate_runs({"other": GOOD, "bm25": BAD, "same": BAD}, QRELS, measures=["mrr"])
+    assert found.baseline == "bm25"
+    assert list(found.comparisons) == ["other", "same"]
+    one = found.comparisons["other"]["mrr"]
+    assert (one.p, one.p_holm) == (2 / 2**6, 4 / 2**6)
+    assert found.comparisons["same"]["mrr"].p_holm == 1
+    assert evaluate_runs({"one": GOOD}, QRELS).comparisons == {}
+
+
+def test_the_order_of_files_changes_no_p() -> None:
+    qrels = {f"q{i}": {"a": 1} for i in range(40)}
+    run = {q: {"b": 2.0, "a": 1.0 + 2 * (i % 3 == 0)} for i, q in enumerate(qrels)}
+    worse = {q: {"b": 2.0, "c": 2.0 - i % 2, "a": 1.5} for i, q in enumerate(qrels)}
+    forth = evaluate_runs({"one": run, "two": worse}, qrels)
+    back = evaluate_runs({"one": run, "two": worse}, dict(reversed(qrels.items())))
+    assert forth.comparisons == back.comparisons
+    assert 0 < forth.comparisons["two"]["mrr"].p < 1
+
+
+def test_known_items_are_measured_by_whether_they_come_first() -> None:
+    single = {query: {"a": 1, "b": 0} for query in QRELS}
+    assert evaluate_runs({"r": GOOD}, single).measures == KNOWN_ITEM
+    assert evaluate_runs({"r": GOOD}, single).means() == {"r": {"recall@1": 1.0, "recall@10": 1.0, "mrr": 1.0}}
+    assert "ndcg@10" in evaluate_runs({"r": GOOD}, QRELS).measures
+
+
+def test_measures_are_parsed() -> None:
+    assert parse_measures("ndcg@5, mrr recall@1,mrr") == ("ndcg@5", "mrr", "recall@1")
+    for wrong in ("", " ,", "ndcg@x"):
+        with pytest.raises(UserError, match="measure"):
+            parse_measures(wrong)
+
+
+def test_wrong_use_is_a_user_error(tmp_path: Path, corpus: Path, index: Path) -> None:
+    (tmp_path / "qrels").write_text("other 0 007 1\n")
+    (tmp_path / "run").write_text("q1 Q0 007 1 2.5 tag\n")
+    (tmp_path / "folder").mkdir()
+    test = corpus / "qrels" / "test.tsv"
+    cases = [
+        (("evaluate",), "Name an index to search, or run files"),
+        (("evaluate", index), "BEIR folder, or both"),
+        (("evaluate", "--compare", tmp_path / "run"), "for run files alone: --qrels"),
+        (("evaluate", index, tmp_path), "no qrels"),
+        (("evaluate", index, corpus, "--mode", "al"), "Unknown mode"),
+        (("evaluate", index, corpus, "--measures", "ndcg@10,p@5"), "unknown measure 'p@5'"),
+        (("evaluate", index, corpus, "--baseline", "bm52"), "Did you mean 'bm25'"),
+        (("evaluate", index, corpus, "--qrels", tmp_path / "qrels"), "do their ids match"),
+        (("evaluate", "--qrels", tmp_path / "qrels", "--compare", tmp_path / "run"), "among the judged ones"),
+        (("evaluate", "--qrels", test, "--compare", tmp_path / "run", "--run", tmp_path / "o"), "name the index"),
+        (("evaluate", "--qrels", test, "--compare", tmp_path / "no"), "No file with a run"),
+        (("evaluate", "--qrels", test, *("--compare", tmp_path / "run") * 3), "given twice"),
+        (("evaluate", "--qrels", test, "--compare", tmp_path / "run", "--json", tmp_path / "folder"), "Cannot write"),
+    ]
+    for arguments, message in cases:
+        error = _run(*arguments).exception
+        assert isinstance(error, UserError), arguments
+        assert message in str(error)
+        assert "\n" not in str(error)
+    assert not list(tmp_path.glob("*.tmp"))
