@@ -16,6 +16,9 @@ from sslnlp.collators.base import Collator
 from sslnlp.errors import UserError
 from sslnlp.types import Batch, Row
 
+UNKNOWN = -100
+"""The label of a text whose class is not known."""
+
 
 @dataclass(kw_only=True)
 class ClassificationCollator(Collator):
@@ -74,7 +77,9 @@ class ClassificationCollator(Collator):
         return torch.tensor([self.class_of(row.get("label")) for row in rows], dtype=torch.int64)
 
     def class_of(self, value: Any) -> int:
-        """The number of a class; `UserError` for nothing, and for one that `label_names` does not know."""
+        """The number of a class (-100: none is known); `UserError` for nothing, and for what `label_names` lacks."""
+        if value == UNKNOWN:
+            return UNKNOWN
         if isinstance(value, str):
             if not self._index:
                 raise UserError(f"label {shorten(value)} is a string; set collator.label_names to the list of classes")

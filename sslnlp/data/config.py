@@ -44,6 +44,8 @@ class DataConfig:
     """Train on this many labelled rows of each class only, chosen by `draw` (few-label studies)."""
     draw: int = 0
     """Which choice of `labels_per_class` rows."""
+    unlabelled: str | list[str] | None = None
+    """Texts of the same kind without labels, for classifiers that learn from them too."""
     beir: str | None = None
     """A BEIR folder (`corpus.jsonl`, `queries.jsonl`, `qrels/`) a ranker is measured on."""
     licence: str | None = None

@@ -127,6 +127,42 @@ def labelled(
     return Labelled(train, valid, ordered, counts, facts)
 
 
+def unlabelled(
+    config: DataConfig, tables: Labelled, *, cache_dir: str | Path | None = None
+) -> tuple[TableRows | None, int]:
+    """The texts of `data.unlabelled` as rows `{"text": str, "label": -100}`, and how many were left out.
+
+    Left out are blank ones, repeats, and texts that the training rows have already or the held-out rows hold: what is
+    measured may not be learnt from. None when nothing is left, or nothing was asked for.
+    """
+    if config.unlabelled is None:
+        return None, 0
+    table, _ = open_table(config, "unlabelled", cache_dir)
+    names = table.column_names
+    text = text_column(dict.fromkeys(names), config.text, str(config.unlabelled)) if "text" in names else names[0]
+    if len(names) > 1 and "text" not in names:
+        text = tables.facts["columns"]["text"]
+        if text not in names:
+            raise UserError(f"{config.unlabelled} (data.unlabelled) has no column {text!r}, which data.train has")
+    taken = HashSet()
+    for rows in (tables.train, tables.valid):
+        for start in range(0, len(rows or ()), 1024):
+            assert rows is not None
+            found = rows.rows(range(start, min(start + 1024, len(rows))))
+            taken.add(hash_texts(["\x1f".join(str(row[name]) for name in rows.columns) for row in found]))
+    index, at = [], 0
+    for batch in table.select_columns([text]).iter(batch_size=1024):
+        values = ["" if value is None else str(value) for value in batch[text]]
+        fresh = taken.add(hash_texts(values)) & np.array([bool(value.strip()) for value in values])
+        index.append(at + np.flatnonzero(fresh))
+        at += len(values)
+    kept = np.concatenate(index) if index else np.empty(0, np.int64)
+    if not len(kept):
+        return None, at
+    marks = np.full(len(kept), -100, np.int64)
+    return TableRows(table, kept, columns={"text": text}, extra={"label": marks}), at - len(kept)
+
+
 @dataclass
 class _Read:
     """Usable labelled rows of a table, in parallel arrays."""

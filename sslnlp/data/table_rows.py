@@ -69,7 +69,7 @@ def open_table(config: DataConfig, name: str, cache_dir: str | Path | None) -> t
     if spec is None:
         raise UserError(f"data.{name} is not set: give a file, glob, folder or hub name")
     cache = str(config.cache or cache_dir or "") or None
-    source = open_source(spec, split="train" if name == "train" else "validation", cache=cache)
+    source = open_source(spec, split="validation" if name == "valid" else "train", cache=cache)
     table = source.table()
     if config.limit is not None and name == "train" and len(table) > config.limit:
         table = table.select(range(config.limit))

@@ -1,11 +1,19 @@
-"""Measures of classification: accuracy and macro-F1, through scikit-learn."""
+"""Measures of classification and regression, through scikit-learn and scipy."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 import datasets
-from sklearn.metrics import accuracy_score, f1_score
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import (
+    accuracy_score,
+    cohen_kappa_score,
+    f1_score,
+    label_ranking_average_precision_score,
+    mean_absolute_error,
+    r2_score,
+)
 from torch import Tensor
 
 from sslnlp.evaluation.local import LocalMetric
@@ -32,6 +40,48 @@ class MacroF1(LocalMetric):
 
     def _compute(self, predictions: Sequence[int], references: Sequence[int]) -> dict[str, float]:
         return {"macro_f1": float(f1_score(references, predictions, average="macro", zero_division=0))}
+
+
+def multi_label_measures(predicted: Mapping[str, Tensor]) -> dict[str, float]:
+    """Of `logits` [N, C] against `labels` of 0 and 1 [N, C], scikit-learn's definitions.
+
+    `micro_f1` and `macro_f1` of the answers at probability one half, `exact_match` (all C answers of a text right), and
+    `ranking_precision` (label ranking average precision: how high each true class stands among all; no threshold).
+    """
+    logits, labels = predicted["logits"].numpy(), predicted["labels"].numpy() > 0.5
+    answers = logits > 0
+    return {
+        "micro_f1": float(f1_score(labels, answers, average="micro", zero_division=0)),
+        "macro_f1": float(f1_score(labels, answers, average="macro", zero_division=0)),
+        "exact_match": float(accuracy_score(labels, answers)),
+        "ranking_precision": float(label_ranking_average_precision_score(labels, logits)),
+    }
+
+
+def ordinal_measures(predicted: Mapping[str, Tensor]) -> dict[str, float]:
+    """Of classes that are steps of a scale: `mean_distance` of the predicted from the right step, and `weighted_kappa`
+    (Cohen's with quadratic weights: agreement beyond chance, 1 at best)."""
+    labelled = predicted["labels"] != -100
+    classes = predicted["logits"][labelled].argmax(-1).numpy()
+    labels = predicted["labels"][labelled].numpy()
+    steps = list(range(predicted["logits"].shape[-1]))
+    return {
+        "mean_distance": float(abs(classes - labels).mean()),
+        "weighted_kappa": float(cohen_kappa_score(labels, classes, labels=steps, weights="quadratic")),
+    }
+
+
+def regression_measures(predicted: Mapping[str, Tensor]) -> dict[str, float]:
+    """Of `predicted` [N] against `labels` [N]: `mean_absolute_error` in the unit of the labels, and where they vary `r2`
+    (1 - squared error over variance: 0 for the mean of the held-out labels), `pearson` and `spearman` correlations."""
+    found, labels = predicted["predicted"].double().numpy(), predicted["labels"].double().numpy()
+    figures = {"mean_absolute_error": float(mean_absolute_error(labels, found))}
+    if len(found) > 1 and labels.std() > 0:
+        constant = found.std() == 0  # correlates with nothing
+        figures["r2"] = float(r2_score(labels, found))
+        figures["pearson"] = 0.0 if constant else float(pearsonr(found, labels)[0])
+        figures["spearman"] = 0.0 if constant else float(spearmanr(found, labels)[0])
+    return figures
 
 
 def classification_measures(predicted: Mapping[str, Tensor]) -> dict[str, float]:

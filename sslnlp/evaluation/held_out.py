@@ -14,7 +14,12 @@ from torch import Tensor, nn
 from sslnlp.collators.base import Collator
 from sslnlp.distributed import alone
 from sslnlp.errors import UserError
-from sslnlp.evaluation.classification import classification_measures
+from sslnlp.evaluation.classification import (
+    classification_measures,
+    multi_label_measures,
+    ordinal_measures,
+    regression_measures,
+)
 from sslnlp.evaluation.detection import detection_measures
 from sslnlp.evaluation.latent import latent_measures
 from sslnlp.evaluation.ranking import known_item_measures
@@ -26,7 +31,10 @@ MEASURES: dict[str, Callable[[Mapping[str, Tensor]], dict[str, float]]] = {
     "classification": classification_measures,
     "detection": detection_measures,
     "latent": latent_measures,
+    "multi_label": multi_label_measures,
+    "ordinal": ordinal_measures,
     "ranking": known_item_measures,
+    "regression": regression_measures,
 }
 
 
@@ -67,11 +75,11 @@ def evaluate_held_out(
             count = objective.num_targets(batch).reshape(-1)
             if not int(count.sum()):  # the mean over nothing: rows too short to have a target
                 continue
-            add_sums(sums, objective(batch), count)
+            output, predicted = objective.scored(batch)
+            add_sums(sums, output, count)
             targets += float(count[0])
-            if objective.measures:
-                for name, rows in objective.predict(batch).items():
-                    kept[name].append(rows.cpu())
+            for name, rows in predicted.items():
+                kept[name].append(rows.cpu())
     if not sums:
         raise UserError("the held-out rows have no targets, so nothing can be measured; give a longer data.valid")
     figures = ratios(sums, targets)

@@ -107,6 +107,10 @@ class Objective(nn.Module, ABC):
         """What `measures` are computed from: named tensors with one row per example. Only where `measures` is set."""
         raise TypeError(f"objective {self.name!r} declares measures {self.measures} but does not define predict()")
 
+    def scored(self, batch: Batch) -> tuple[StepOutput, dict[str, Tensor]]:
+        """`forward` and `predict` of a held-out batch; an objective for which both are one pass says so here."""
+        return self(batch), self.predict(batch) if self.measures else {}
+
     def after_step(self, progress: float) -> None:
         """Called once after each optimiser step, with progress in (0, 1]: teachers and schedules move here."""
 

@@ -59,9 +59,9 @@ class Classification(TextHead):
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
 
-    def forward(self, batch: Batch) -> StepOutput:
+    def outcome(self, logits_BC: Tensor, batch: Batch) -> StepOutput:
         """Mean loss over the rows, and `accuracy`: the share of rows whose highest logit is the label's."""
-        logits_BC, labels_B = self.logits(batch), batch["labels"]
+        labels_B = batch["labels"]
         weight_C = self.class_weights if self.training else None
         total = F.cross_entropy(
             logits_BC,

@@ -14,6 +14,7 @@ from transformers import AutoModel, PreTrainedModel
 
 from sslnlp.distributed import gather, rank
 from sslnlp.errors import UserError
+from sslnlp.label_spreading import spread_labels
 from sslnlp.nn import Pooling
 from sslnlp.objectives import functional
 from sslnlp.objectives.base import Objective
@@ -29,12 +30,16 @@ class FewShot(Objective):
     every other text of its class among all of them. `train.steps=0` leaves the encoder as it is: frozen features and
     logistic regression. Rows: a text and its class.
 
+    With unlabelled texts (`data.unlabelled`) the labels first spread over all vectors, from neighbour to neighbour
+    (`label_spreading`), and the head is fitted to what all of them are called then.
+
     The export is a sentence-transformers model whose last module is the head, so that it encodes texts to logits.
 
     Options:
         temperature: divides the cosine; above 0.
         pooling: how the tokens of a text become its vector: "mean", "cls", "last" or "weighted".
         strength: C of the logistic regression, on vectors of length 1: the larger, the less it is regularised.
+        neighbours: of each text, in the graph that labels spread over.
     """
 
     name: ClassVar[str] = "few_shot"
@@ -50,13 +55,21 @@ class FewShot(Objective):
     bias: Tensor
 
     def __init__(
-        self, model: PreTrainedModel, *, temperature: float = 0.05, pooling: str = "mean", strength: float = 10.0
+        self,
+        model: PreTrainedModel,
+        *,
+        temperature: float = 0.05,
+        pooling: str = "mean",
+        strength: float = 10.0,
+        neighbours: int = 10,
     ) -> None:
         super().__init__(model)
         for name, value in (("temperature", temperature), ("strength", strength)):
             if value <= 0:
                 raise UserError(f"objective.{name}={value} must be above 0")
-        self.temperature, self.pooling, self.strength = temperature, pooling, strength
+        if neighbours < 1:
+            raise UserError(f"objective.neighbours must be at least 1, got {neighbours}")
+        self.temperature, self.pooling, self.strength, self.neighbours = temperature, pooling, strength, neighbours
         self.pool = Pooling(pooling)
         self._isolates, self._drops_out = isolates(model), drops_out(model)
         classes = int(model.config.num_labels)
@@ -83,10 +96,7 @@ class FewShot(Objective):
         class. In evaluation the cross-entropy of the head, and its accuracy."""
         labels_B = batch["labels"]
         if not self.training:
-            logits_BC = self._logits(self.embed(batch["first"]))
-            return StepOutput(
-                functional.cross_entropy(logits_BC, labels_B), {"accuracy": functional.accuracy(logits_BC, labels_B)}
-            )
+            return self.scored(batch)[0]
         both = self._embed_both(batch)
         everyone = torch.cat([gather(side_BH) for side_BH in both])
         classes = gather(labels_B).repeat(2)
@@ -104,7 +114,7 @@ class FewShot(Objective):
         return torch.tensor(len(labels), device=labels.device)
 
     def conclude(self, batches: Iterable[Batch]) -> None:
-        """Fit the head to the vectors of all training rows."""
+        """Fit the head to the vectors of all rows; those without a label (-100) get one from their neighbours."""
         from sklearn.linear_model import LogisticRegression
 
         vectors, labels = [], []
@@ -112,15 +122,24 @@ class FewShot(Objective):
             for batch in batches:
                 vectors.append(self.embed(batch["first"]).float().cpu().numpy())
                 labels.append(batch["labels"].cpu().numpy())
-        found_N = np.concatenate(labels)
+        vector_NH, found_N = np.concatenate(vectors), np.concatenate(labels)
+        if (found_N == functional.IGNORED).any():
+            found_N = spread_labels(vector_NH, found_N, neighbours=self.neighbours)
+            vector_NH, found_N = vector_NH[found_N >= 0], found_N[found_N >= 0]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that a thousand steps were not enough moves the last digit
-            head = LogisticRegression(C=self.strength, max_iter=1000).fit(np.concatenate(vectors), found_N)
+            head = LogisticRegression(C=self.strength, max_iter=1000).fit(vector_NH, found_N)
         weight, bias = np.atleast_2d(head.coef_), np.atleast_1d(head.intercept_)
         if len(head.classes_) == 2:  # one row that tells the second class from the first
             weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
         self.weight[head.classes_] = torch.from_numpy(weight).to(self.weight)
         self.bias[head.classes_] = torch.from_numpy(bias).to(self.bias)
+
+    def scored(self, batch: Batch) -> tuple[StepOutput, dict[str, Tensor]]:
+        predicted = self.predict(batch)
+        logits_BC, labels_B = predicted["logits"], predicted["labels"]
+        accuracy = functional.accuracy(logits_BC, labels_B)
+        return StepOutput(functional.cross_entropy(logits_BC, labels_B), {"accuracy": accuracy}), predicted
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         """`logits` float [B, C] of the head and `labels` int64 [B]."""

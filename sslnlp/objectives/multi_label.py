@@ -28,9 +28,9 @@ class MultiLabel(TextHead):
     def config_fields(cls, label_names: Sequence[str]) -> dict[str, Any]:
         return super().config_fields(label_names) | {"problem_type": "multi_label_classification"}
 
-    def forward(self, batch: Batch) -> StepOutput:
+    def outcome(self, logits_BC: Tensor, batch: Batch) -> StepOutput:
         """Mean loss over the rows, and `accuracy`: the share of all yes-or-no answers that are right at one half."""
-        logits_BC, labels_BC = self.logits(batch), batch["labels"]
+        labels_BC = batch["labels"]
         loss = F.binary_cross_entropy_with_logits(logits_BC, labels_BC)
         right: Tensor = ((logits_BC.detach() > 0) == (labels_BC > 0.5)).float().mean()
         return StepOutput(loss, {"accuracy": right})

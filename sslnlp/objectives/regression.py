@@ -44,19 +44,19 @@ class Regression(TextHead):
     def settled_by(cls, facts: Mapping[str, Any]) -> dict[str, Any]:
         return {name: facts[f"label_{name}"] for name in ("mean", "std") if f"label_{name}" in facts}
 
-    def forward(self, batch: Batch) -> StepOutput:
+    def outcome(self, logits_BC: Tensor, batch: Batch) -> StepOutput:
         """Mean squared error over the rows, in variances of the labels: always the mean would be 1."""
         target_B = (batch["labels"] - self.mean) / self.std
-        return StepOutput((self.logits(batch)[:, 0] - target_B).square().mean(), {})
+        return StepOutput((logits_BC[:, 0] - target_B).square().mean(), {})
 
     def num_targets(self, batch: Batch) -> Tensor:
         """The texts of the batch."""
         labels: Tensor = batch["labels"]
         return torch.tensor(len(labels), device=labels.device)
 
-    def predict(self, batch: Batch) -> dict[str, Tensor]:
+    def predicted(self, logits_BC: Tensor, batch: Batch) -> dict[str, Tensor]:
         """`predicted` and `labels`, float [B], in the unit of the data."""
-        return {"predicted": self.logits(batch)[:, 0] * self.std + self.mean, "labels": batch["labels"]}
+        return {"predicted": logits_BC[:, 0] * self.std + self.mean, "labels": batch["labels"]}
 
     @property
     def exported(self) -> PreTrainedModel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from abc import abstractmethod
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from sslnlp.errors import UserError
 from sslnlp.objectives.base import Objective
-from sslnlp.types import Batch
+from sslnlp.types import Batch, StepOutput
 
 
 class TextHead(Objective):
@@ -31,6 +32,17 @@ class TextHead(Objective):
         logits_BC: Tensor = self.model(**inputs).logits.float()
         return logits_BC
 
+    @abstractmethod
+    def outcome(self, logits_BC: Tensor, batch: Batch) -> StepOutput:
+        """The loss, a mean over the rows, and the metrics of their logits."""
+
+    def forward(self, batch: Batch) -> StepOutput:
+        return self.outcome(self.logits(batch), batch)
+
+    def scored(self, batch: Batch) -> tuple[StepOutput, dict[str, Tensor]]:
+        logits_BC = self.logits(batch)
+        return self.outcome(logits_BC, batch), self.predicted(logits_BC, batch)
+
     def num_targets(self, batch: Batch) -> Tensor:
         """The texts of the batch that have a label."""
         labels: Tensor = batch["labels"]
@@ -38,8 +50,11 @@ class TextHead(Objective):
         return (labelled if labels.ndim == 1 else labelled.any(-1)).sum()
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
-        """`logits` float [B, C] and `labels`, as the collator made them."""
-        return {"logits": self.logits(batch), "labels": batch["labels"]}
+        return self.predicted(self.logits(batch), batch)
+
+    def predicted(self, logits_BC: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """What the measures read: `logits` float [B, C] and `labels`, as the collator made them."""
+        return {"logits": logits_BC, "labels": batch["labels"]}
 
 
 def model_inputs(model: PreTrainedModel) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sslnlp import rng
 from sslnlp.collators.base import Collator
-from sslnlp.data.labelled import Labelled, labelled
+from sslnlp.data.labelled import Labelled, labelled, unlabelled
 from sslnlp.data.packing import PackedRows, PaddedRows
 from sslnlp.data.paired import Paired, paired
 from sslnlp.data.prepare import prepare_text, sample_texts
@@ -63,6 +63,8 @@ class Parts:
     facts: dict[str, Any] = field(default_factory=dict)
     """What the preparation counted."""
     label_names: list[str] | None = None
+    unlabelled: RowSource | None = None
+    """Rows whose label is -100."""
     chosen: dict[str, Any] = field(default_factory=dict)
     """Keys that the budget chose (`recipe.choose`)."""
 
@@ -223,10 +225,14 @@ def _table_parts(recipe: Recipe, cache: Path, tokenizer_path: Path | None) -> Pa
     cls = recipe.collator_class
     facts: dict[str, Any] = {}
     tables: Labelled | Paired
+    more: TableRows | None = None
     if (kind := cls.label_kind) is not None:
         names = recipe.collator.options.get("label_names")
         tables = labelled(recipe.data, kind=kind, names=names, cache_dir=cache)
         facts = {"label_names": tables.label_names or None, "table": tables.train}
+        more, left_out = unlabelled(recipe.data, tables, cache_dir=cache)
+        if more is not None:
+            tables.facts |= {"unlabelled_rows": len(more), "unlabelled_left_out": left_out}
     else:
         tables = paired(recipe.data, cache_dir=cache)
     rows = tables.train
@@ -243,6 +249,7 @@ def _table_parts(recipe: Recipe, cache: Path, tokenizer_path: Path | None) -> Pa
         max_length=max((getattr(collator, name) for name in cls.lengths), default=recipe.data.seq_length),
         facts=tables.facts | ({"classes": tables.counts} if isinstance(tables, Labelled) else {}),
         label_names=facts.get("label_names"),
+        unlabelled=more,
     )
 
 

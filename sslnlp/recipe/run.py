@@ -177,11 +177,13 @@ def _train(
 
 
 def _training_rows(parts: Parts, device: torch.device) -> Iterator[Batch]:
-    """Every training row once, in the order of the data."""
-    rows, collator = Stream.fixed(parts.stream.source), parts.collator.for_evaluation(0)
-    size = parts.recipe.train.batch_size
-    for start in range(0, len(rows), size):
-        yield to_device(collator(rows.rows(range(start, min(start + size, len(rows))))), device)
+    """Every training row once, in the order of the data, then every unlabelled one."""
+    collator, size = parts.collator.for_evaluation(0), parts.recipe.train.batch_size
+    for source in (parts.stream.source, parts.unlabelled):
+        rows = Stream.fixed(source) if source is not None else None
+        for start in range(0, len(rows or ()), size):
+            assert rows is not None
+            yield to_device(collator(rows.rows(range(start, min(start + size, len(rows))))), device)
 
 
 @contextmanager
