@@ -1,0 +1,55 @@
+"""Queries and documents read together by one model: how a pair becomes tokens, in training and in search alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from sslnlp.types import Batch
+
+
+@dataclass(frozen=True)
+class PairTokenizer:
+    """Pairs as a cross-encoder sees them. What is too long loses its end: the query at `query_length`, then the
+    document at what `max_length` leaves it."""
+
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int
+    """Tokens of a pair, special tokens included."""
+    query_length: int | None = None
+    """Tokens of a query, special tokens aside, and never more than half of the pair; None: the longer of the two texts
+    is cut until both fit, as sentence-transformers does."""
+    query_prefix: str = ""
+    document_prefix: str = ""
+
+    def __call__(self, queries: Sequence[str], documents: Sequence[str]) -> list[dict[str, list[int]]]:
+        """The tokenizer's inputs of each pair, not padded."""
+        # No query that was cut is longer than half of the pair, so what is cut here is the document.
+        encoded = self.tokenizer(
+            self._cut([self.query_prefix + text for text in queries]),
+            [self.document_prefix + text for text in documents],
+            truncation="longest_first",
+            max_length=self.max_length,
+        )
+        return [{name: column[n] for name, column in encoded.items()} for n in range(len(queries))]
+
+    def pad(self, encodings: Sequence[dict[str, list[int]]]) -> Batch:
+        """Int64 [N, S], S the longest of them."""
+        return dict(self.tokenizer.pad(list(encodings), padding=True, return_tensors="pt"))
+
+    def _cut(self, queries: Sequence[str]) -> list[str]:
+        """The beginnings of the queries. Cut as text, for a tokenizer takes pairs as texts alone."""
+        if self.query_length is None:
+            return list(queries)
+        around = self.tokenizer.num_special_tokens_to_add(pair=True)
+        length = max(1, min(self.query_length, (self.max_length - around) // 2))
+        distinct = list(dict.fromkeys(queries))
+        encoded: Any = self.tokenizer(
+            distinct, add_special_tokens=False, truncation=True, max_length=length, return_offsets_mapping=True
+        )
+        ends = [offsets[-1][1] if offsets else 0 for offsets in encoded["offset_mapping"]]
+        beginning = {text: text[:end] for text, end in zip(distinct, ends, strict=True)}
+        return [beginning[text] for text in queries]
