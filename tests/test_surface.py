@@ -30,6 +30,7 @@ COMMANDS = {
     "preview": "recipe overrides --rows",
     "plan": "recipe overrides",
     "report": "runs",
+    "predict": "model data --batch-size --out --pair --text --top",
     "push": "run repo_id --private --revision",
     "search index": "data --batch-size --dtype --id-column --language --model --out --text-column --title-column",
     "search mine": (
@@ -40,12 +41,13 @@ COMMANDS = {
     "search evaluate": (
         "index beir --baseline --compare --json --measures --mode --model --no-verify --qrels --queries --run --verify"
     ),
+    "search serve": "index --host --model --no-verify --port --reranker --verify",
 }
 
 KEYS = """
 collator.name
 data.beir data.cache data.columns data.deduplicate data.draw data.label data.labels_per_class data.licence data.limit
-data.packing data.seq_length data.split_text data.streaming data.text data.train data.valid data.valid_fraction
+data.packing data.seq_length data.split_text data.streaming data.text data.train data.unlabelled data.valid data.valid_fraction
 data.valid_tokens
 model.architecture model.config model.dropout model.pretrained model.size
 name objective.name out
@@ -68,6 +70,7 @@ COLLATOR_OPTIONS = {
     "joint": "parts",
     "masked_diffusion": "",
     "masked_lm": "eval_rate rate rate_end replace unit",
+    "multi_label": "label_names max_length",
     "pair_views": (
         "crop_max crop_min distance document_length document_prefix gap min_tokens num_negatives query_length "
         "query_prefix rate views"
@@ -75,6 +78,8 @@ COLLATOR_OPTIONS = {
     "prefix_lm": "prefix_max prefix_min",
     "ranking": "document_length document_prefix num_negatives query_length query_prefix",
     "retromae": "eval_rate rate rate_end replace unit",
+    "regression": "label_names max_length",
+    "same_class": "label_names max_length",
     "segment_order": "eval_rate rate rate_end replace segments unit",
     "sentence_order": "eval_rate rate rate_end replace unit",
     "span_corruption": "mean_span rate",
@@ -88,10 +93,11 @@ OBJECTIVE_OPTIONS = {
     "barlow_twins": "dimensions mini_batch_size off_diagonal pooling projector train_layers",
     "byol": "dimensions hidden mini_batch_size momentum momentum_end pooling train_layers",
     "causal_lm": "",
-    "classification": "class_weights label_smoothing",
+    "classification": "class_weights label_smoothing ordinal",
     "data2vec": "beta layers momentum momentum_end",
     "denoising": "",
     "electra": "corrective corrective_weight discriminator_weight generator_size temperature",
+    "few_shot": "neighbours pooling strength temperature",
     "fim": "",
     "hybrid": "masked_weight",
     "info_nce": "dimensions learn_temperature mini_batch_size pooling symmetric temperature train_layers",
@@ -99,8 +105,10 @@ OBJECTIVE_OPTIONS = {
     "masked_diffusion": "",
     "masked_lm": "label_smoothing",
     "moco": "dimensions mini_batch_size momentum momentum_end pooling queue symmetric temperature train_layers",
+    "multi_label": "",
     "prefix_lm": "",
     "ranking": "distill distill_temperature distill_weight mini_batch_size pooling symmetric temperature",
+    "regression": "mean std",
     "retromae": "decoder_rate",
     "segment_order": "masked_weight order_weight segments",
     "sentence_order": "masked_weight order_weight",
@@ -116,13 +124,13 @@ OBJECTIVE_OPTIONS = {
 LEVELS = [
     "errors types rng __init__",
     "registry",
-    "nn attention adapt distributed",
+    "nn attention adapt distributed label_spreading",
     "tokenizer",
     "architectures models modes packed generation",
     "data",
     "collators objectives",
     "optim muon checkpoint metrics windows train_config sums signals finite averaging budget precision sharding",
-    "train evaluation search export card hub",
+    "train evaluation search export card hub predict",
     "recipe report",
     "quickstart cli __main__",
 ]

@@ -9,6 +9,7 @@ import typer
 
 from sslnlp.search.evaluate_cli import evaluate_command
 from sslnlp.search.mine_cli import mine_command
+from sslnlp.search.serve_cli import serve_command
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -23,6 +24,7 @@ search_app = typer.Typer(
 
 search_app.command("mine")(mine_command)
 search_app.command("evaluate")(evaluate_command)
+search_app.command("serve")(serve_command)
 
 ModelOption = Annotated[
     str | None, typer.Option(help="The encoder's folder or hub name, where it is no longer where the index says.")

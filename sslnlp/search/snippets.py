@@ -37,6 +37,21 @@ def snippet(text: str, query: str, analyzer: Analyzer, width: int = 240) -> Snip
     return Snippet(lead + piece + trail, matches)
 
 
+def pieces(found: Snippet) -> list[tuple[str, bool]]:
+    """The text in pieces, each marked or not. Matches that overlap (pairs of Chinese characters do) become one."""
+    cut: list[tuple[str, bool]] = []
+    done = 0
+    for start, end in sorted(found.matches):
+        if start > done:
+            cut.append((found.text[done:start], False))
+        if cut and cut[-1][1] and start <= done:
+            cut[-1] = (cut[-1][0] + found.text[done:end], True)
+        else:
+            cut.append((found.text[start:end], True))
+        done = max(done, end)
+    return [*cut, (found.text[done:], False)] if done < len(found.text) else cut
+
+
 def printable(text: str) -> str:
     """`text` safe for a terminal: each line break, control character or half of a surrogate pair becomes one space,
     so offsets stay and a document cannot move the cursor."""
