@@ -97,6 +97,8 @@ class CardFacts:
     """Set for an embedder: how token vectors become one."""
     normalize: bool = True
     label_names: Iterable[str] = ()
+    head: bool = False
+    """An embedder whose vectors go on through a linear head, to one logit a label."""
     modes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Ways the model is meant to be used: name -> fields of the configuration."""
 
@@ -185,7 +187,7 @@ def with_report(card: str, rows: Sequence[ReportRow]) -> str:
 
 def _task(facts: CardFacts) -> tuple[str | None, str]:
     if facts.pooling is not None:
-        return "sentence-similarity", "AutoModel"
+        return "text-classification" if facts.head else "sentence-similarity", "AutoModel"
     for ending, task, auto in _TASKS:
         if facts.architecture.endswith(ending):
             return task, auto
@@ -196,7 +198,8 @@ def _metadata(facts: CardFacts) -> str:
     embedder = facts.pooling is not None
     tags = ["sslnlp", "self-supervised"]
     if embedder:
-        tags += ["sentence-transformers", "feature-extraction", "sentence-similarity"]
+        tags += ["sentence-transformers"]
+        tags += ["text-classification"] if facts.head else ["feature-extraction", "sentence-similarity"]
     if facts.objective:
         tags.append(_slug(facts.objective))
     entries: dict[str, Any] = {
@@ -222,7 +225,7 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
 def _summary(facts: CardFacts) -> str:
     kind = f"A {_code(facts.architecture)} model" if facts.architecture else "A model"
     if facts.pooling is not None:
-        kind += " that turns a text into one vector"
+        kind += " that turns a text into one vector" + (", and that into logits" if facts.head else "")
     how = f", trained with the objective {_code(facts.objective)}" if facts.objective else ""
     start = f", continued from {_code(public(facts.base_model))}" if facts.base_model else ""
     return f"{kind}{how}{start}. Written by sslnlp from what the run recorded."
@@ -231,6 +234,16 @@ def _summary(facts: CardFacts) -> str:
 def _snippet(facts: CardFacts) -> str:
     # The folder is named by a placeholder: the card cannot know under which name it will be published.
     task, auto = _task(facts)
+    if facts.head:
+        lines = [
+            "from sentence_transformers import SentenceTransformer",
+            "from transformers import AutoConfig",
+            "",
+            'model, names = SentenceTransformer("PATH_OR_NAME"), AutoConfig.from_pretrained("PATH_OR_NAME").id2label',
+            'logits = model.encode(["first text", "second text"])',
+            "print([names[int(c)] for c in logits.argmax(1)])",
+        ]
+        return f"{_python(lines)}\n\nWith probabilities, for a file: `sslnlp predict PATH_OR_NAME texts.csv`."
     if facts.pooling is not None:
         lines = [
             "from sentence_transformers import SentenceTransformer",
@@ -341,9 +354,11 @@ def _training_rows(facts: CardFacts) -> list[tuple[str, Any]]:
 def _use(facts: CardFacts) -> str:
     if facts.intended_use:
         use = facts.intended_use
+    elif facts.head:
+        use = "Sorting texts like those it was trained on into the labels above."
     elif facts.pooling is not None:
         use = "Search, clustering and comparison of texts like those it was trained on."
-    elif "ForSequenceClassification" in facts.architecture:
+    elif "ForSequenceClassification" in facts.architecture and facts.label_names:
         use = "Sorting texts like those it was trained on into the labels above."
     else:
         use = "A starting point for fine-tuning, and study, on texts like those it was trained on."

@@ -169,6 +169,31 @@ def report(
 
 
 @app.command()
+def predict(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A classifier's export, or its name on a hub.")],
+    data: Annotated[Path, typer.Argument(metavar="FILE", help=".txt (a text a line), .jsonl, .csv, .tsv or .parquet.")],
+    out: Annotated[Path, typer.Option(help="Where the predictions go, as JSON lines.")],
+    text: Annotated[str | None, typer.Option(help="The text column, when it is not obvious.")] = None,
+    pair: Annotated[str | None, typer.Option(help="The column of the second text, for models of pairs.")] = None,
+    top: Annotated[int, typer.Option(min=0, help="Classes with their probabilities a text; 0: all.")] = 5,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts at once.")] = 32,
+) -> None:
+    """Classify every text of a file: labels with probabilities, by the thresholds that the export keeps."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn
+
+    from sslnlp.predict import predict_file
+
+    with Progress(SpinnerColumn(), MofNCompleteColumn(), console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task("texts", total=None)
+        count = predict_file(
+            model, data, out, text=text, pair=pair, top=top, batch_size=batch_size,
+            progress=lambda done: shown.update(task, advance=done),
+        )  # fmt: skip
+    typer.echo(f"{count:,} predictions: {out}")
+
+
+@app.command()
 def push(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or an export.")],
     repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="owner/name on the hub.")],

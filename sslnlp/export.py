@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 import transformers
 from torch import Tensor
@@ -22,6 +23,7 @@ from sslnlp import rng
 from sslnlp.card import CardFacts, model_card, public
 from sslnlp.errors import UserError
 from sslnlp.modes import Modes, self_check, write_self_check
+from sslnlp.types import LinearHead
 
 __all__ = ["ExportError", "export_model", "self_check"]
 
@@ -35,6 +37,7 @@ _POOLINGS = {
     "max": "max_tokens",
 }
 _PROBE_TOKENS = 16
+_HEAD = "model.safetensors"
 LENGTHS = "max_lengths"
 """Our key of config_sentence_transformers.json, which ignores it: kind of text -> tokens that are read."""
 
@@ -54,6 +57,7 @@ def export_model(
     normalize: bool = True,
     prompts: Mapping[str, str] | None = None,
     lengths: Mapping[str, int] | None = None,
+    head: LinearHead | None = None,
     modes: Modes | None = None,
     max_length: int,
 ) -> Path:
@@ -67,6 +71,9 @@ def export_model(
     With `pooling` (`mean`, `cls`, `last`, `weighted`, `max`) the folder is also a sentence-transformers model:
     `normalize` scales vectors to length one, `prompts` maps `query` and `document` to the text put before each, and
     `lengths` to the tokens of each that are read (`sslnlp search` does so; sentence-transformers knows `max_length`).
+
+    With a `head` (on vectors of length one) the last module of that is a `Dense` layer, so that sentence-transformers
+    encodes a text to its logits; the labels' names stand in the configuration.
 
     With `modes` (name -> fields of the configuration) the model is meant to be used in several ways: the logits of each
     are stored in `self_check.safetensors`, the card tells how to choose one, and `self_check(folder)` compares.
@@ -94,9 +101,11 @@ def export_model(
         if pooling is not None:
             kinds = {"prompts": {"query": "", "document": "", **(prompts or {})}, LENGTHS: dict(lengths or {})}
             _save_embedder(model, aside, pooling, normalize, kinds, max_length)
+        if head is not None:
+            _save_head(head, aside)
         if modes:
             write_self_check(model, modes, aside)
-        facts = replace(_complete(CardFacts.of(card), model, pooling, normalize, max_length), modes=modes or {})
+        facts = replace(_complete(CardFacts.of(card), model, pooling, normalize, max_length, head), modes=modes or {})
         (aside / "README.md").write_text(model_card(facts), encoding="utf-8")
         _write_json(aside / "recipe.json", public(recipe))
         with _quiet():
@@ -199,11 +208,33 @@ def _save_embedder(
     _write_json(folder / "config_sentence_transformers.json", settings)
 
 
+def _save_head(head: LinearHead, folder: Path) -> None:
+    """One more module behind those of an embedder, as sentence-transformers (2.3 and later) writes it."""
+    place = "3_Dense"
+    (folder / place).mkdir()
+    weights = {"linear.weight": head.weight, "linear.bias": head.bias}
+    safetensors.torch.save_file(
+        {k: v.detach().float().contiguous() for k, v in weights.items()}, folder / place / _HEAD
+    )
+    outputs, width = head.weight.shape
+    config = {"in_features": width, "out_features": outputs, "bias": True}
+    _write_json(folder / place / "config.json", config | {"activation_function": "torch.nn.modules.linear.Identity"})
+    modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+    number = len(modules)
+    modules.append({"idx": number, "name": str(number), "path": place, "type": "sentence_transformers.models.Dense"})
+    _write_json(folder / "modules.json", modules)
+
+
 def _complete(
-    facts: CardFacts, model: PreTrainedModel, pooling: str | None, normalize: bool, max_length: int
+    facts: CardFacts,
+    model: PreTrainedModel,
+    pooling: str | None,
+    normalize: bool,
+    max_length: int,
+    head: LinearHead | None,
 ) -> CardFacts:
     labels: list[str] = []
-    if "SequenceClassification" in type(model).__name__:
+    if head is not None or "Classification" in type(model).__name__:
         labels = [name for _, name in sorted((model.config.id2label or {}).items())]
     return replace(
         facts,
@@ -213,6 +244,7 @@ def _complete(
         pooling=pooling,
         normalize=normalize,
         label_names=labels,
+        head=head is not None,
     )
 
 

@@ -36,3 +36,12 @@ class StepOutput(NamedTuple):
     terms: Tensor | None = None
     """[K]: the parts whose sum is `loss` when they have targets of K different kinds (masked tokens, documents, ...),
     each a mean over its own. `num_targets` is then [K] too, and the update is exact for every part."""
+
+
+class LinearHead(NamedTuple):
+    """What turns vectors [B, H] into logits [B, C]: `weight @ vector + bias`."""
+
+    weight: Tensor
+    """[C, H]."""
+    bias: Tensor
+    """[C]."""

@@ -72,8 +72,8 @@ def ordinal_measures(predicted: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def regression_measures(predicted: Mapping[str, Tensor]) -> dict[str, float]:
-    """Of `predicted` [N] against `labels` [N]: `mean_absolute_error` in the unit of the labels, and where they vary `r2`
-    (1 - squared error over variance: 0 for the mean of the held-out labels), `pearson` and `spearman` correlations."""
+    """Of `predicted` [N] against `labels` [N]: `mean_absolute_error` in the unit of the labels, and where they vary
+    `r2` (1 - squared error over variance; 0: their mean), `pearson` and `spearman` correlations."""
     found, labels = predicted["predicted"].double().numpy(), predicted["labels"].double().numpy()
     figures = {"mean_absolute_error": float(mean_absolute_error(labels, found))}
     if len(found) > 1 and labels.std() > 0:

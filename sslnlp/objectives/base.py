@@ -12,7 +12,7 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, PreTraine
 
 from sslnlp.packed import is_causal
 from sslnlp.tokenizer import Style
-from sslnlp.types import Batch, StepOutput
+from sslnlp.types import Batch, LinearHead, StepOutput
 
 
 class Objective(nn.Module, ABC):
@@ -120,6 +120,11 @@ class Objective(nn.Module, ABC):
     def conclude(self, batches: Iterable[Batch]) -> None:
         """Called once after the last update, in evaluation mode, with all training rows in their order: what is fitted
         in closed form on the trained model is fitted here."""
+
+    @property
+    def linear_head(self) -> LinearHead | None:
+        """What turns the vectors of the export into logits; None where it has nothing of the kind."""
+        return None
 
     @property
     def exported(self) -> PreTrainedModel:

@@ -19,7 +19,7 @@ from sslnlp.nn import Pooling
 from sslnlp.objectives import functional
 from sslnlp.objectives.base import Objective
 from sslnlp.packed import drops_out, hidden_states, isolates, packed_hidden_states
-from sslnlp.types import Batch, Encoding, StepOutput
+from sslnlp.types import Batch, Encoding, LinearHead, StepOutput
 
 
 class FewShot(Objective):
@@ -134,6 +134,10 @@ class FewShot(Objective):
             weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
         self.weight[head.classes_] = torch.from_numpy(weight).to(self.weight)
         self.bias[head.classes_] = torch.from_numpy(bias).to(self.bias)
+
+    @property
+    def linear_head(self) -> LinearHead:
+        return LinearHead(self.weight, self.bias)
 
     def scored(self, batch: Batch) -> tuple[StepOutput, dict[str, Tensor]]:
         predicted = self.predict(batch)

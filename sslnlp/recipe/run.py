@@ -224,7 +224,7 @@ def _finish(
             objective.exported, parts.tokenizer, out / "export",
             card=facts, recipe=story, pooling=objective.pooling,
             prompts=parts.collator.prompts, lengths=parts.collator.text_lengths, modes=objective.modes,
-            max_length=parts.max_length,
+            head=objective.linear_head, max_length=parts.max_length,
         )  # fmt: skip
         _tell(console, "held-out", measures)
         for title, lines in samples.items():

@@ -66,12 +66,15 @@ class Encoder:
         self.dimension = int(model.config.hidden_size)
 
     @classmethod
-    def load(cls, name: str) -> Encoder:
-        """The encoder in folder `name`, or of that name on the hub. Raises UserError when it cannot be loaded."""
+    def load(cls, name: str, *, head: bool = False) -> Encoder:
+        """The encoder in folder `name`, or of that name on the hub. Raises UserError when it cannot be loaded.
+
+        With `head` also one that goes on to logits (a few-shot classifier): its vectors, before those.
+        """
         from transformers import AutoModel, AutoTokenizer
 
         folder = resolve(name)
-        settings = read_settings(folder)
+        settings = read_settings(folder, head=head)
         try:
             with quiet_loading():
                 model, report = AutoModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
@@ -156,13 +159,13 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def read_settings(folder: Path) -> EncoderSettings:
+def read_settings(folder: Path, *, head: bool = False) -> EncoderSettings:
     """Pooling, normalisation, length and prompts as the folder's sentence-transformers files state them."""
     steps = _read_json(folder / "modules.json")
     if steps is None:
         return EncoderSettings()
     kinds = {str(step["type"]).rsplit(".", 1)[-1]: step["path"] for step in steps}
-    if unknown := set(kinds) - {"Transformer", "Pooling", "Normalize"}:
+    if unknown := set(kinds) - {"Transformer", "Pooling", "Normalize", *(["Dense"] if head else [])}:
         raise UserError(f"{folder} has a step sslnlp does not run: {', '.join(sorted(unknown))}.")
     limits = _read_json(folder / "sentence_bert_config.json") or {}
     facts = _read_json(folder / "config_sentence_transformers.json") or {}
