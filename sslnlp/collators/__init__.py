@@ -23,6 +23,7 @@ COLLATORS: dict[str, str] = {
     "prefix_lm": "sslnlp.collators.prefix_lm:PrefixLMCollator",
     "ranking": "sslnlp.collators.ranking:RankingCollator",
     "regression": "sslnlp.collators.classification:RegressionCollator",
+    "reranking": "sslnlp.collators.reranking:RerankingCollator",
     "retromae": "sslnlp.collators.retromae:RetroMAECollator",
     "same_class": "sslnlp.collators.same_class:SameClassCollator",
     "segment_order": "sslnlp.collators.sentence_order:SegmentOrderCollator",

@@ -23,6 +23,7 @@ from sslnlp.evaluation.classification import (
 from sslnlp.evaluation.detection import detection_measures
 from sslnlp.evaluation.latent import latent_measures
 from sslnlp.evaluation.ranking import known_item_measures
+from sslnlp.evaluation.reranking import reranking_measures
 from sslnlp.objectives.base import Objective
 from sslnlp.sums import add_sums, ratios
 from sslnlp.types import Batch, Row
@@ -35,6 +36,7 @@ MEASURES: dict[str, Callable[[Mapping[str, Tensor]], dict[str, float]]] = {
     "ordinal": ordinal_measures,
     "ranking": known_item_measures,
     "regression": regression_measures,
+    "reranking": reranking_measures,
 }
 
 

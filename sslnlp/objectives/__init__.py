@@ -27,6 +27,7 @@ OBJECTIVES: dict[str, str] = {
     "prefix_lm": "sslnlp.objectives.prefix_lm:PrefixLM",
     "ranking": "sslnlp.objectives.ranking:Ranking",
     "regression": "sslnlp.objectives.regression:Regression",
+    "reranking": "sslnlp.objectives.reranking:Reranking",
     "retromae": "sslnlp.objectives.retromae:RetroMAE",
     "segment_order": "sslnlp.objectives.sentence_order:SegmentOrder",
     "sentence_order": "sslnlp.objectives.sentence_order:SentenceOrder",

@@ -235,6 +235,7 @@ def _table_parts(recipe: Recipe, cache: Path, tokenizer_path: Path | None) -> Pa
             tables.facts |= {"unlabelled_rows": len(more), "unlabelled_left_out": left_out}
     else:
         tables = paired(recipe.data, cache_dir=cache)
+        facts = {"table": tables.train}
     rows = tables.train
     tokenizer, kept = _tokenizer(recipe, lambda: _table_texts(rows), cache, tokenizer_path)
     collator = _collator(recipe, tokenizer, facts)
