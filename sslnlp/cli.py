@@ -169,6 +169,28 @@ def report(
 
 
 @app.command()
+def curve(
+    overrides: Overrides = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(metavar="'NAME: RECIPE [KEY=VALUE]...'", help="A method and its own keys; may be repeated."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the results and the report.")] = Path("out/curve"),
+    labels: Annotated[str, typer.Option(help="Labels a class, and all.")] = "8,64,all",
+    draws: Annotated[int, typer.Option(min=1, help="Draws of the training texts.")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds of each draw.")] = 3,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave each run's folder, with its export.")] = False,
+) -> None:
+    """How good a classifier gets with how many labels: draws x seeds of each method, beside TF-IDF and no pretraining.
+
+    Example: sslnlp curve model.pretrained=out/bert/export data.train=train.csv data.valid=test.csv
+    """
+    from sslnlp.curve.command import curve as measure
+
+    typer.echo(f"report: {measure(overrides or [], method or [], out, labels, draws, seeds, keep=keep)}")
+
+
+@app.command()
 def predict(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A classifier's export, or its name on a hub.")],
     data: Annotated[Path, typer.Argument(metavar="FILE", help=".txt (a text a line), .jsonl, .csv, .tsv or .parquet.")],

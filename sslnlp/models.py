@@ -34,6 +34,9 @@ class ModelConfig:
     """One of `SIZES`: nano, tiny, mini, small, base."""
     pretrained: str | None = None
     """A Hugging Face folder or hub name (for instance a run's `export/`) whose weights to start from."""
+    fresh: bool = False
+    """Take the configuration and the tokenizer of `pretrained`, and new weights: what the same model reaches
+    untrained."""
     dropout: float = 0.0
     """Every dropout rate of the model. 0 suits a single pass over the text; fine-tuning small sets likes 0.1."""
     config: dict[str, Any] = field(default_factory=dict)
@@ -46,6 +49,8 @@ class ModelConfig:
             )
         if self.size not in SIZES:
             raise UserError(f"unknown model.size {self.size!r}.{suggest(self.size, SIZES)}")
+        if self.fresh and self.pretrained is None:
+            raise UserError("model.fresh=true takes the configuration of model.pretrained, which is not given")
         if not 0 <= self.dropout < 1:
             raise UserError(f"model.dropout must be in [0, 1), got {self.dropout}")
 
@@ -124,9 +129,14 @@ def _fresh(
     stock = build_config(config, tokenizer, max_length, **extra)
     _supports(wraps, stock)
     try:
-        model: PreTrainedModel = wraps.from_config(stock, **_without_pooler(wraps, stock))
+        return _started(wraps, stock)
     except ValueError as error:  # fields that do not go together, such as a width the heads do not divide
         raise UserError(f"model.config is not valid for {config.architecture}: {_one_line(error)}") from error
+
+
+def _started(wraps: Any, stock: PreTrainedConfig) -> PreTrainedModel:
+    """A model of random weights."""
+    model: PreTrainedModel = wraps.from_config(stock, **_without_pooler(wraps, stock))
     if (start := STARTS.get(stock.model_type)) is not None:
         start(model)
     return model.float()
@@ -144,6 +154,8 @@ def _load(config: ModelConfig, wraps: Any, extra: dict[str, Any]) -> PreTrainedM
                 raise UserError(f"unknown model.config.{name} for {path}.{suggest(name, known)}")
         dropouts = {name: config.dropout for name in _DROPOUTS if hasattr(stock, name)}
         stock.update(dropouts | config.config | extra)
+        if config.fresh:
+            return _started(wraps, stock)
         model, info = wraps.from_pretrained(
             path, config=stock, dtype=torch.float32, output_loading_info=True, **_without_pooler(wraps, stock)
         )

@@ -30,6 +30,7 @@ COMMANDS = {
     "preview": "recipe overrides --rows",
     "plan": "recipe overrides",
     "report": "runs",
+    "curve": "overrides --draws --keep --labels --method --out --seeds",
     "predict": "model data --batch-size --out --pair --text --top",
     "push": "run repo_id --private --revision",
     "search index": "data --batch-size --dtype --id-column --language --model --out --text-column --title-column",
@@ -49,7 +50,7 @@ collator.name
 data.beir data.cache data.columns data.deduplicate data.draw data.label data.labels_per_class data.licence data.limit
 data.packing data.seq_length data.split_text data.streaming data.text data.train data.unlabelled data.valid data.valid_fraction
 data.valid_tokens
-model.architecture model.config model.dropout model.pretrained model.size
+model.architecture model.config model.dropout model.fresh model.pretrained model.size
 name objective.name out
 report.beir report.documents report.every report.pairs report.probe_test report.probe_train report.sts report.texts
 tokenizer.algorithm tokenizer.lowercase tokenizer.memory_mb tokenizer.path tokenizer.vocab_size
@@ -134,7 +135,7 @@ LEVELS = [
     "optim muon checkpoint metrics windows train_config sums signals finite averaging budget precision sharding",
     "train evaluation search export card hub predict",
     "recipe report",
-    "quickstart cli __main__",
+    "curve quickstart cli __main__",
 ]
 # `card` and `search` may be imported by anything of their level; these pairs may not see each other.
 STRANGERS = [("collators", "objectives"), ("objectives", "collators"), ("data", "collators"), ("train", "recipe")]

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -72,8 +74,9 @@ def evaluate_held_out(
     targets = 0.0
     kept: dict[str, list[Tensor]] = defaultdict(list)
     with evaluating(objective), alone(), torch.no_grad():
+        order = by_length(stream) if collator.label_kind is not None else np.arange(len(stream))
         for start in range(0, len(stream), batch_size):
-            batch = to_device(collator(stream.rows(range(start, min(start + batch_size, len(stream))))), device)
+            batch = to_device(collator(stream.rows(order[start : start + batch_size].tolist())), device)
             count = objective.num_targets(batch).reshape(-1)
             if not int(count.sum()):  # the mean over nothing: rows too short to have a target
                 continue
@@ -87,10 +90,22 @@ def evaluate_held_out(
     figures = ratios(sums, targets)
     if objective.likelihood and num_bytes:
         figures["bits_per_byte"] = figures["loss"] * targets / (math.log(2) * num_bytes)
+    back = torch.from_numpy(np.argsort(order))
     joined = {name: torch.cat(parts) for name, parts in kept.items()}
+    if collator.label_kind is not None:  # one row an example: in the order of the data again
+        joined = {name: rows[back] for name, rows in joined.items()}
     for measure in objective.measures:
         figures |= MEASURES[measure](joined)
     return figures
+
+
+def by_length(stream: Rows) -> npt.NDArray[np.int64]:
+    """The positions of labelled texts from short to long: batches of like length have little padding."""
+    lengths = []
+    for start in range(0, len(stream), 1024):
+        for row in stream.rows(range(start, min(start + 1024, len(stream)))):
+            lengths.append(sum(len(value) for value in row.values() if isinstance(value, str)))
+    return np.argsort(np.array(lengths), kind="stable").astype(np.int64)
 
 
 def to_device(batch: Batch, device: torch.device | str) -> Batch:

@@ -118,8 +118,8 @@ class Objective(nn.Module, ABC):
     """`conclude` is to be called; held-out figures are taken after it alone."""
 
     def conclude(self, batches: Iterable[Batch]) -> None:
-        """Called once after the last update, in evaluation mode, with all training rows in their order: what is fitted
-        in closed form on the trained model is fitted here."""
+        """Called once after the last update, in evaluation mode, with all training rows (and unlabelled ones, of
+        label -100): what is fitted in closed form on the trained model is fitted here."""
 
     @property
     def linear_head(self) -> LinearHead | None:

@@ -25,7 +25,7 @@ from sslnlp.distributed import alone
 from sslnlp.errors import UserError
 from sslnlp.evaluation import evaluate_held_out
 from sslnlp.evaluation.beir import beir_measures
-from sslnlp.evaluation.held_out import to_device
+from sslnlp.evaluation.held_out import by_length, to_device
 from sslnlp.export import export_model
 from sslnlp.models import count_parameters
 from sslnlp.objectives.base import Objective
@@ -177,13 +177,14 @@ def _train(
 
 
 def _training_rows(parts: Parts, device: torch.device) -> Iterator[Batch]:
-    """Every training row once, in the order of the data, then every unlabelled one."""
+    """Every training row once, then every unlabelled one, each from short to long."""
     collator, size = parts.collator.for_evaluation(0), parts.recipe.train.batch_size
     for source in (parts.stream.source, parts.unlabelled):
         rows = Stream.fixed(source) if source is not None else None
-        for start in range(0, len(rows or ()), size):
+        order = by_length(rows).tolist() if rows is not None else []
+        for start in range(0, len(order), size):
             assert rows is not None
-            yield to_device(collator(rows.rows(range(start, min(start + size, len(rows))))), device)
+            yield to_device(collator(rows.rows(order[start : start + size])), device)
 
 
 @contextmanager

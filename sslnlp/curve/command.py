@@ -1,0 +1,71 @@
+"""`sslnlp curve`: methods from the command line, progress, the table."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table as Grid
+
+from sslnlp.curve.cells import Measured, parse_labels
+from sslnlp.curve.run import label_curve
+from sslnlp.errors import UserError
+from sslnlp.recipe import Recipe, load_recipe
+
+USUAL = (
+    "frozen + LR: finetune_few_shot train.steps=0",
+    "few-shot: finetune_few_shot",
+    "fine-tuned: finetune_classification",
+)
+"""What is compared where nobody says what."""
+
+
+def curve(
+    overrides: Sequence[str],
+    methods: Sequence[str],
+    out: Path,
+    labels: str,
+    draws: int,
+    seeds: int,
+    *,
+    keep: bool = False,
+    console: Console | None = None,
+) -> Path:
+    """Run it and print its table; returns the path of report.html."""
+    console = console or Console(stderr=True)
+    recipes = dict(parse_method(method, overrides) for method in methods or USUAL)
+    numbers = parse_labels(labels)
+    bar = (BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*bar, TextColumn("{task.description}"), console=console) as progress:
+        task = progress.add_task("", total=None)
+
+        def told(found: Measured, done: int, total: int) -> None:
+            said = found.error or f"accuracy {found.measures['accuracy']:.3f}"
+            progress.update(task, completed=done, total=total, description=f"{found.cell.name}: {said}")
+
+        page = label_curve(recipes, out, labels=numbers, draws=draws, seeds=seeds, keep=keep, told=told)
+    _print(page, console)
+    return page
+
+
+def parse_method(text: str, overrides: Sequence[str]) -> tuple[str, Recipe]:
+    """`NAME: RECIPE key=value ...` as a name and its recipe, under the keys that all methods share."""
+    name, colon, rest = text.partition(":")
+    words = shlex.split(rest)
+    if not colon or not name.strip() or not words:
+        raise UserError(f"--method {text!r} is not 'NAME: RECIPE [key=value ...]'")
+    return name.strip(), load_recipe(words[0], [*overrides, *words[1:]])
+
+
+def _print(page: Path, console: Console) -> None:
+    import json
+
+    for section in json.loads((page.parent / "report.json").read_text(encoding="utf-8"))["sections"]:
+        for table in section["tables"]:
+            grid = Grid(*table["columns"], title=section["title"], title_justify="left")
+            for row in table["rows"]:
+                grid.add_row(*map(str, row))
+            console.print(grid)

@@ -1,0 +1,77 @@
+"""The label curve as a page: a table with intervals, a figure, and the runs that failed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from sslnlp.curve.cells import ALL, Results
+from sslnlp.curve.summary import Summary, summarise
+from sslnlp.report.page import Cell, Chart, Report, Section, Table
+from sslnlp.report.sections import write_figures
+
+FIGURES = ("accuracy", "macro_f1")
+NOTE = (
+    "Mean over draws of the training texts, each the mean of its seeds; below it the 95 % interval of that mean "
+    "(Student's t; of one draw, over its seeds). Every run is of the same test texts, which chose nothing."
+)
+
+
+def write_page(results: Results, methods: Sequence[str], labels: Sequence[int | None], out: Path) -> Path:
+    """Write report.html, report.json and figures/ into `out` and return the page's path."""
+    sections, charts = [], []
+    for figure in FIGURES:
+        found = {(m, n): summarise(results.of(m, n), figure) for m in methods for n in labels}
+        sections.append(Section(figure.replace("_", "-"), tables=[_table(found, methods, labels)]))
+        charts.append(_chart(found, methods, labels, figure))
+    sections[0].charts = charts
+    if failed := _failed(results, methods, labels):
+        sections.append(Section("Runs that failed", tables=[Table(["run and figure"], [[line] for line in failed])]))
+    write_figures(charts, out / "figures")
+    return Report("How good with how many labels", sections=sections).write(out)
+
+
+def shown(summary: Summary | None) -> str:
+    """A figure times 100 with half of its interval, as a table has it."""
+    if summary is None:
+        return "–"
+    half = (summary.high - summary.low) / 2
+    return f"{100 * summary.mean:.1f}" + ("" if math.isnan(half) else f" ± {100 * half:.1f}")
+
+
+def _table(
+    found: dict[tuple[str, int | None], Summary | None], methods: Sequence[str], labels: Sequence[int | None]
+) -> Table:
+    rows: list[list[Cell]] = [[method, *(shown(found[method, n]) for n in labels)] for method in methods]
+    rows.append(["draws (runs)", *(_counted([found[m, n] for m in methods]) for n in labels)])
+    return Table(["× 100", *(f"{n or ALL} a class" for n in labels)], rows, note=NOTE)
+
+
+def _counted(summaries: Sequence[Summary | None]) -> str:
+    known = [s for s in summaries if s is not None]
+    return f"{max(s.draws for s in known)} ({max(s.runs for s in known)})" if known else "–"
+
+
+def _chart(
+    found: dict[tuple[str, int | None], Summary | None],
+    methods: Sequence[str],
+    labels: Sequence[int | None],
+    figure: str,
+) -> Chart:
+    """Over the logarithm of the labels: each doubling is a step. All labels stand one step behind the last number."""
+    numbers = [n for n in labels if n is not None]
+    places = {n: math.log2(n) for n in numbers} | {None: (math.log2(numbers[-1]) if numbers else 0) + 2}
+    series = {
+        method: [(places[n], 100 * s.mean) for n in labels if (s := found[method, n]) is not None] for method in methods
+    }
+    return Chart(f"{figure} by labels", "log2 of the labels a class (all: at the right end)", f"{figure} × 100", series)
+
+
+def _failed(results: Results, methods: Sequence[str], labels: Sequence[int | None]) -> list[str]:
+    lines: list[str] = []
+    for method in methods:
+        for number in labels:
+            summary = summarise(results.of(method, number), FIGURES[0])
+            lines += summary.failed if summary else [f"{m.cell.name}: {m.error}" for m in results.of(method, number)]
+    return lines
