@@ -85,7 +85,7 @@ def evaluate_command(
     evaluation = evaluate.evaluate_runs({**runs, **others}, judged.qrels, measures=asked, baseline=baseline)
     if json is not None:
         evaluate.write_json(json, evaluation.as_json())
-    _print_evaluation(evaluation, len(judged.queries))
+    print_evaluation(evaluation, len(judged.queries))
     if judged.unjudged_queries:
         typer.echo(f"{judged.unjudged_queries:,} queries without a relevant document are left out.")
     if judged.absent_documents:
@@ -95,7 +95,8 @@ def evaluate_command(
             typer.echo(f"{name} does not answer {missing:,} of the queries; they count as 0.")
 
 
-def _print_evaluation(evaluation: Evaluation, queries: int) -> None:
+def print_evaluation(evaluation: Evaluation, queries: int) -> None:
+    """Means, and differences from the baseline where there is one."""
     from rich.console import Console
 
     console = Console()

@@ -112,7 +112,6 @@ def ask(index: Index, stopwatch: Stopwatch, query: str, mode: str | None, k: int
     if not 1 <= k <= MAX_RESULTS:
         raise UserError(f"The number of results must be from 1 to {MAX_RESULTS}, not {k}.")
     chosen = index.resolve_mode(mode)
-    query = re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]+", " ", query).strip()
     stopwatch.seconds.clear()
     start = time.perf_counter()
     cheap = [name for name in index.modes if name != "reranked"]
@@ -123,7 +122,9 @@ def ask(index: Index, stopwatch: Stopwatch, query: str, mode: str | None, k: int
     if not index.analyzer.terms(query) and chosen != "dense":
         what = "found nothing" if chosen == "bm25" else "contributed nothing"
         note = f"BM25 {what}: the query holds only stop words or single letters."
-    return Answer(query, chosen, k, results, {**stopwatch.seconds, "all": time.perf_counter() - start}, note)
+    seconds = time.perf_counter() - start
+    rest = seconds - sum(stopwatch.seconds.values())
+    return Answer(query, chosen, k, results, {**stopwatch.seconds, "the rest": rest, "all": seconds}, note)
 
 
 def _result(index: Index, query: str, rank: int, explained: Explained) -> Result:
@@ -149,6 +150,11 @@ def _why(places: Mapping[Any, tuple[int, float] | None]) -> str:
     if max(words[0], meaning[0]) <= 10:
         return "High both by its words and by its meaning."
     return f"Higher by its {'words than by its meaning' if words[0] <= meaning[0] else 'meaning than by its words'}."
+
+
+def clean(query: str) -> str:
+    """A query as it came in an address, without what cannot be typed: control characters and halves of pairs."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]+", " ", query).strip()
 
 
 @cache

@@ -28,12 +28,16 @@ from urllib.parse import parse_qs, urlsplit
 from sslnlp.errors import UserError
 from sslnlp.search import manifest
 from sslnlp.search.index import Index
-from sslnlp.search.page import DEFAULT_RESULTS, Answer, Stopwatch, ask, render, watched
+from sslnlp.search.page import DEFAULT_RESULTS, MAX_QUERY, Answer, Stopwatch, ask, clean, render, watched
 
 PATIENCE = 10.0
 """Seconds that a client may keep a connection without sending; each has a thread of its own, so no other waits."""
 _DRAINED = 4 << 20  # bytes of a refused request that are read and dropped, so that its sender sees the answer
 _FIELDS = 20
+
+
+class Unavailable(UserError):
+    """The index cannot be opened (any more)."""
 
 
 class LiveIndex:
@@ -62,15 +66,22 @@ class LiveIndex:
         return found.st_mtime_ns, found.st_ino
 
     def ask(self, query: str, mode: str | None, k: int) -> Answer:
-        """The answer of the index as it is on disk now. Raises UserError where it cannot be opened or asked."""
+        """The answer of the index as it is on disk now. Raises UserError for what cannot be asked, `Unavailable` where
+        the index cannot be opened."""
         with self._lock:
             if self._stamp() != self._opened:
-                self._reopen()
+                self._follow()
             try:
                 return ask(self.index, self._watch, query, mode, k)
             except OSError:  # its files were replaced between the look at the folder and the search
-                self._reopen()
+                self._follow()
                 return ask(self.index, self._watch, query, mode, k)
+
+    def _follow(self) -> None:
+        try:
+            self._reopen()
+        except UserError as error:
+            raise Unavailable(str(error)) from error
 
 
 class Server(ThreadingHTTPServer):
@@ -143,16 +154,17 @@ class Handler(BaseHTTPRequestHandler):
         try:
             fields = parse_qs(target.query, keep_blank_values=True, errors="replace", max_num_fields=_FIELDS)
             given = {name: values[0] for name, values in fields.items()}
-            query, mode, number = given.get("q", ""), given.get("mode") or None, given.get("k") or str(DEFAULT_RESULTS)
-            shown = {"query": query[:2000], "mode": mode}
+            query, mode = clean(given.get("q", "")), given.get("mode") or None
+            number = given.get("k") or str(DEFAULT_RESULTS)
+            shown = {"query": query[:MAX_QUERY], "mode": mode}
             if not (number.isascii() and number.isdigit() and len(number) < 6):
                 raise UserError("The number of results (k) must be a whole number.")
-            if not query.strip() and not as_json:
+            if not query and not as_json:
                 return self._send(200, self.server.page(**shown))
             answer = self.server.live.ask(query, mode, int(number))
             shown = {"query": query, "mode": answer.mode, "k": answer.k, "answer": answer}
         except UserError as error:
-            return self._refuse(400, str(error), as_json, shown)
+            return self._refuse(503 if isinstance(error, Unavailable) else 400, str(error), as_json, shown)
         except ValueError:  # of parse_qs
             return self._refuse(400, f"More than {_FIELDS} fields in the address.", as_json, shown)
         except Exception:

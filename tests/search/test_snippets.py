@@ -2,7 +2,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sslnlp.search.analysis import Analyzer
-from sslnlp.search.snippets import snippet
+from sslnlp.search.snippets import Snippet, pieces, snippet
 
 ENGLISH = Analyzer()
 FILLER = "nothing to see here " * 30
@@ -39,3 +39,19 @@ def test_every_mark_is_a_term_of_the_query_and_the_length_is_bounded(text: str, 
     found = snippet(text, "wing 学", ENGLISH, width)
     assert all(ENGLISH.terms(found.text[start:end]) in (["wing"], ["学"]) for start, end in found.matches)
     assert len(found.text) <= width + 30 + 30 + 4
+
+
+def test_pieces_by_hand() -> None:
+    assert pieces(Snippet("a wing.", [(2, 6)])) == [("a ", False), ("wing", True), (".", False)]
+    assert pieces(Snippet("abcde", [(0, 2), (1, 3), (3, 4)])) == [("abcd", True), ("e", False)]
+    assert pieces(Snippet("abc", [])) == [("abc", False)]
+    assert pieces(Snippet("", [])) == []
+
+
+@given(st.text(max_size=12), st.lists(st.tuples(st.integers(0, 11), st.integers(1, 4)), max_size=5))
+def test_pieces_lose_nothing_and_mark_what_is_matched(text: str, drawn: list[tuple[int, int]]) -> None:
+    spans = [(start, min(start + length, len(text))) for start, length in drawn if start < len(text)]
+    cut = pieces(Snippet(text, spans))
+    assert "".join(piece for piece, _ in cut) == text
+    marked = [flag for piece, flag in cut for _ in piece]
+    assert marked == [any(start <= at < end for start, end in spans) for at in range(len(text))]
