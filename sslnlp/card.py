@@ -99,6 +99,10 @@ class CardFacts:
     label_names: Iterable[str] = ()
     head: bool = False
     """An embedder whose vectors go on through a linear head, to one logit a label."""
+    ranks: str | None = None
+    """What a reranker compares: `pairs`, read together by a cross-encoder, or `tokens` (late interaction)."""
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    """What stands before each `query` and `document`."""
     modes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Ways the model is meant to be used: name -> fields of the configuration."""
 
@@ -185,7 +189,13 @@ def with_report(card: str, rows: Sequence[ReportRow]) -> str:
     return f"{before}\n{report_section(rows)}\n{heading}{after}"
 
 
+# How a hub files what ranks, and how sentence-transformers calls it.
+_RANKERS = {"pairs": ("text-ranking", "cross-encoder"), "tokens": ("sentence-similarity", "multi-vector")}
+
+
 def _task(facts: CardFacts) -> tuple[str | None, str]:
+    if facts.ranks is not None:
+        return _RANKERS[facts.ranks][0], "AutoModel"
     if facts.pooling is not None:
         return "text-classification" if facts.head else "sentence-similarity", "AutoModel"
     for ending, task, auto in _TASKS:
@@ -200,10 +210,12 @@ def _metadata(facts: CardFacts) -> str:
     if embedder:
         tags += ["sentence-transformers"]
         tags += ["text-classification"] if facts.head else ["feature-extraction", "sentence-similarity"]
+    if facts.ranks is not None:
+        tags += ["sentence-transformers", _RANKERS[facts.ranks][1], "reranker"]
     if facts.objective:
         tags.append(_slug(facts.objective))
     entries: dict[str, Any] = {
-        "library_name": "sentence-transformers" if embedder else "transformers",
+        "library_name": "sentence-transformers" if embedder or facts.ranks is not None else "transformers",
         "pipeline_tag": _task(facts)[0],
         "tags": tags,
         "language": [facts.language] if isinstance(facts.language, str) else [*(facts.language or ())] or None,
@@ -226,6 +238,8 @@ def _summary(facts: CardFacts) -> str:
     kind = f"A {_code(facts.architecture)} model" if facts.architecture else "A model"
     if facts.pooling is not None:
         kind += " that turns a text into one vector" + (", and that into logits" if facts.head else "")
+    if facts.ranks is not None:
+        kind += " that scores how well a text answers a query"
     how = f", trained with the objective {_code(facts.objective)}" if facts.objective else ""
     start = f", continued from {_code(public(facts.base_model))}" if facts.base_model else ""
     return f"{kind}{how}{start}. Written by sslnlp from what the run recorded."
@@ -234,6 +248,8 @@ def _summary(facts: CardFacts) -> str:
 def _snippet(facts: CardFacts) -> str:
     # The folder is named by a placeholder: the card cannot know under which name it will be published.
     task, auto = _task(facts)
+    if facts.ranks is not None:
+        return _python(_ranking(facts)) + "\n\n" + _RERANKING
     if facts.head:
         lines = [
             "from sentence_transformers import SentenceTransformer",
@@ -282,6 +298,35 @@ _POOLED = {
     "max": "hidden.masked_fill(mask == 0, -torch.inf).amax(1)",
 }
 """What sentence-transformers does with hidden [B, S, H] and mask [B, S, 1], padding on the right."""
+
+
+_RERANKING = (
+    'To put what a search finds in its order: `sslnlp search query INDEX "a question" --reranker PATH_OR_NAME`.'
+)
+
+
+def _ranking(facts: CardFacts) -> list[str]:
+    given = 'query, texts = "a question", ["first text", "second text"]'
+    if facts.ranks == "tokens":
+        return [
+            "from sentence_transformers import MultiVectorEncoder  # version 6 or later",
+            "",
+            'model = MultiVectorEncoder("PATH_OR_NAME")',
+            given,
+            "scores = model.similarity(model.encode_query([query]), model.encode_document(texts))[0]",
+        ]
+    # CrossEncoder puts no prompt before the second text.
+    query, text = (
+        f"{facts.prompts[kind]!r} + {name}" if facts.prompts.get(kind) else name
+        for kind, name in (("query", "query"), ("document", "text"))
+    )
+    return [
+        "from sentence_transformers import CrossEncoder",
+        "",
+        'model = CrossEncoder("PATH_OR_NAME")',
+        given,
+        f"scores = model.predict([({query}, {text}) for text in texts])",
+    ]
 
 
 def _vectors(facts: CardFacts) -> list[str]:
@@ -356,6 +401,8 @@ def _use(facts: CardFacts) -> str:
         use = facts.intended_use
     elif facts.head:
         use = "Sorting texts like those it was trained on into the labels above."
+    elif facts.ranks is not None:
+        use = "Ranking the texts that a search found, where queries and texts are like those it was trained on."
     elif facts.pooling is not None:
         use = "Search, clustering and comparison of texts like those it was trained on."
     elif "ForSequenceClassification" in facts.architecture and facts.label_names:

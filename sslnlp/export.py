@@ -58,6 +58,7 @@ def export_model(
     prompts: Mapping[str, str] | None = None,
     lengths: Mapping[str, int] | None = None,
     head: LinearHead | None = None,
+    per_token: bool = False,
     modes: Modes | None = None,
     max_length: int,
 ) -> Path:
@@ -74,6 +75,10 @@ def export_model(
 
     With a `head` (on vectors of length one) the last module of that is a `Dense` layer, so that sentence-transformers
     encodes a text to its logits; the labels' names stand in the configuration.
+
+    With `per_token` each token has a vector (late interaction) and sentence-transformers reads a `MultiVectorEncoder`.
+    Without that and without `pooling`, `prompts` are those of a cross-encoder; its `CrossEncoder` needs no more files
+    than transformers does, and `sslnlp search` reads prompts and lengths.
 
     With `modes` (name -> fields of the configuration) the model is meant to be used in several ways: the logits of each
     are stored in `self_check.safetensors`, the card tells how to choose one, and `self_check(folder)` compares.
@@ -98,14 +103,19 @@ def export_model(
         with _quiet():
             _save_model(model, aside)
         _save_tokenizer(tokenizer, aside, max_length)
+        kinds = {"prompts": {"query": "", "document": "", **(prompts or {})}, LENGTHS: dict(lengths or {})}
+        ranks = "tokens" if per_token else "pairs" if prompts and pooling is None else None
+        if ranks is not None:
+            _save_ranker(aside, ranks, kinds)
         if pooling is not None:
-            kinds = {"prompts": {"query": "", "document": "", **(prompts or {})}, LENGTHS: dict(lengths or {})}
             _save_embedder(model, aside, pooling, normalize, kinds, max_length)
         if head is not None:
             _save_head(head, aside)
         if modes:
             write_self_check(model, modes, aside)
         facts = replace(_complete(CardFacts.of(card), model, pooling, normalize, max_length, head), modes=modes or {})
+        if ranks is not None:
+            facts = replace(facts, ranks=ranks, prompts=prompts or {}, label_names=())
         (aside / "README.md").write_text(model_card(facts), encoding="utf-8")
         _write_json(aside / "recipe.json", public(recipe))
         with _quiet():
@@ -205,6 +215,36 @@ def _save_embedder(
         "default_prompt_name": None,
         "similarity_fn_name": "cosine" if normalize else "dot",
     }
+    _write_json(folder / "config_sentence_transformers.json", settings)
+
+
+def _save_ranker(folder: Path, ranks: str, by_kind: Mapping[str, Any]) -> None:
+    """What `sslnlp search` reads of a reranker beside the plain files; for `tokens` also what sentence-transformers
+    (6 or later) does: the vector of each token at length one."""
+    settings = {"__version__": {"transformers": transformers.__version__, "pytorch": torch.__version__}, **by_kind}
+    if ranks == "pairs":
+        default = "query" if by_kind["prompts"]["query"] else None
+        settings |= {"model_type": "CrossEncoder", "default_prompt_name": default}
+    else:
+        settings |= {"model_type": "MultiVectorEncoder", "default_prompt_name": None, "similarity_fn_name": "maxsim"}
+        steps = {
+            "": "base.modules.transformer.Transformer",
+            "1_MultiVectorMask": "multi_vector_encoder.modules.multi_vector_mask.MultiVectorMask",
+            "2_Normalize": "base.modules.normalize.Normalize",
+        }
+        modules = [
+            {"idx": n, "name": str(n), "path": path, "type": f"sentence_transformers.{kind}"}
+            for n, (path, kind) in enumerate(steps.items())
+        ]
+        read = {f"{kind}_length": length for kind, length in by_kind[LENGTHS].items()}
+        text = {"method": "forward", "method_output_name": "last_hidden_state"}
+        read |= {"transformer_task": "feature-extraction", "module_output_name": "token_embeddings"}
+        for place in ("1_MultiVectorMask", "2_Normalize"):
+            (folder / place).mkdir()
+        _write_json(folder / "modules.json", modules)
+        _write_json(folder / "sentence_bert_config.json", read | {"modality_config": {"text": text}})
+        _write_json(folder / "1_MultiVectorMask" / "config.json", {"skiplist_words": []})
+        _write_json(folder / "2_Normalize" / "config.json", {"module_input_name": "token_embeddings"})
     _write_json(folder / "config_sentence_transformers.json", settings)
 
 

@@ -34,6 +34,8 @@ class Objective(nn.Module, ABC):
     """The loss compares rows of a batch with each other, so splitting a batch changes it (in-batch negatives)."""
     pooling: ClassVar[str | None] = None
     """Set when the model is an embedder; the export writes it down for sentence-transformers."""
+    per_token: ClassVar[bool] = False
+    """The model's vectors are compared token by token (late interaction); the export writes it down as well."""
     framing: ClassVar[Style] = "encoder"
     """What stands around a document: `encoder` cls ... sep, `decoder` bos ... eos (eos only at the true end of the
     text), `seq2seq` bos ... eos around every piece, or eos alone where the tokenizer has no bos (T5)."""

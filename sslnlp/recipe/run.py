@@ -224,8 +224,8 @@ def _finish(
         export_model(
             objective.exported, parts.tokenizer, out / "export",
             card=facts, recipe=story, pooling=objective.pooling,
-            prompts=parts.collator.prompts, lengths=parts.collator.text_lengths, modes=objective.modes,
-            head=objective.linear_head, max_length=parts.max_length,
+            prompts=parts.collator.prompts, lengths=parts.collator.text_lengths, per_token=objective.per_token,
+            modes=objective.modes, head=objective.linear_head, max_length=parts.max_length,
         )  # fmt: skip
         _tell(console, "held-out", measures)
         for title, lines in samples.items():
