@@ -40,7 +40,8 @@ COMMANDS = {
     ),
     "search query": "index text --k --mode --model --no-verify --verify -k",
     "search evaluate": (
-        "index beir --baseline --compare --json --measures --mode --model --no-verify --qrels --queries --run --verify"
+        "index beir --baseline --compare --json --measures --mode --model --no-verify --qrels --queries --reranker --run "
+        "--verify"
     ),
     "search serve": "index --host --model --no-verify --port --reranker --verify",
 }

@@ -48,6 +48,9 @@ def evaluate_command(
     model: Annotated[
         str | None, typer.Option(help="The encoder's folder or hub name, where it is no longer where the index says.")
     ] = None,
+    reranker: Annotated[
+        str | None, typer.Option(help="A cross-encoder (folder or hub name): adds the mode reranked.")
+    ] = None,
     verify: Annotated[bool, typer.Option(help="Compare every file's checksum first (a second per gigabyte).")] = True,
 ) -> None:
     """Measure rankings (nDCG@10, MRR@10, recall@100, MAP) and test whether they differ by more than luck.
@@ -70,7 +73,7 @@ def evaluate_command(
         raise UserError("Give a BEIR folder, or both --queries and --qrels (for run files alone: --qrels).")
     if index is None and run is not None:
         raise UserError("--run writes what an index finds: name the index too.")
-    opened = None if index is None else Index(index, model=model, verify=verify)
+    opened = None if index is None else Index(index, model=model, reranker=reranker, verify=verify)
     modes = [] if opened is None else evaluate.modes_of(opened, mode)
     judged = evaluate.load_judged(opened, queries, qrels)
     others = evaluate.read_runs(compare or [], judged.qrels, modes)

@@ -122,6 +122,8 @@ def ask(index: Index, stopwatch: Stopwatch, query: str, mode: str | None, k: int
     if not index.analyzer.terms(query) and chosen != "dense":
         what = "found nothing" if chosen == "bm25" else "contributed nothing"
         note = f"BM25 {what}: the query holds only stop words or single letters."
+    elif chosen not in ("bm25", "dense") and all(e.places["bm25"] is None for e in explained):
+        note = "BM25 contributed nothing: no document holds a word of the query."
     seconds = time.perf_counter() - start
     rest = seconds - sum(stopwatch.seconds.values())
     return Answer(query, chosen, k, results, {**stopwatch.seconds, "the rest": rest, "all": seconds}, note)
@@ -133,7 +135,7 @@ def _result(index: Index, query: str, rank: int, explained: Explained) -> Result
     return Result(
         rank=rank,
         id=explained.hit.id,
-        title=snippet(document.title, query, index.analyzer, width=160),
+        title=snippet(document.title, query, index.analyzer, width=300),
         snippet=snippet(document.text, query, index.analyzer, width=280),
         places={name: places[name] for name in index.modes},
         why=_why(places) if "dense" in index.modes else "",

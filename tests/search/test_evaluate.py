@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 from typer.testing import CliRunner, Result
 
 from sslnlp.errors import UserError
+from sslnlp.search import loading
 from sslnlp.search.cli import search_app
 from sslnlp.search.evaluate import KNOWN_ITEM, evaluate_runs, parse_measures
 
@@ -80,6 +82,21 @@ def test_run_files_alone_are_measured_and_compared(tmp_path: Path) -> None:
     assert compared["p_t"] == pytest.approx(ttest_rel([1.0] * 6, [0.5] * 5 + [0.0]).pvalue)
     turned = _run("evaluate", *files, "--baseline", "good")
     assert "Difference from good" in turned.output
+
+
+def test_a_reranker_is_one_more_system(index: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Backwards:
+        fingerprint, name = "", "backwards"
+
+        def score(self, query: str, texts: list[str], **options: object) -> np.ndarray:
+            return np.arange(len(texts), dtype=np.float32)
+
+    monkeypatch.setattr(loading, "load_reranker", lambda name: Backwards())
+    found = _run("evaluate", index, corpus, "--reranker", "any")
+    assert [row[0] for row in _rows(found.output)[:2]] == ["bm25", "reranked"]
+    assert "Difference from bm25" in found.output
+    bm25, reranked = (float(row[2]) for row in _rows(found.output)[:2])
+    assert bm25 > reranked  # what stood first is last now
 
 
 def test_the_baseline_is_bm25_where_it_is_and_p_is_corrected_for_the_number_of_systems() -> None:

@@ -18,10 +18,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from sslnlp.errors import UserError
+from sslnlp.search import loading
 from sslnlp.search import serve as serving
 from sslnlp.search.cli import search_app
 from sslnlp.search.index import Index, build_index
@@ -36,8 +38,8 @@ HOSTILE = [
 
 
 @contextmanager
-def served(path: Path, host: str = "127.0.0.1") -> Iterator[Server]:
-    live = LiveIndex(path, lambda: Index(path))
+def served(path: Path, host: str = "127.0.0.1", reranker: str | None = None) -> Iterator[Server]:
+    live = LiveIndex(path, lambda: Index(path, reranker=reranker))
     with Server(live, path.name, host, 0) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -113,7 +115,38 @@ def test_a_page_shows_results_and_why_they_are_there(
         only_meaning = get(server, "/?q=noise&mode=dense&k=5").text
         assert only_meaning.count("Found by meaning alone") == 4
         assert only_meaning.count("<i>not listed</i>") == 4
-        assert "BM25 contributed nothing" in get(server, "/?q=of+the").words
+        assert "BM25 contributed nothing: the query holds only stop words" in get(server, "/?q=of+the").words
+        assert "BM25 contributed nothing: no document holds a word" in get(server, "/?q=zeppelin").words
+
+
+class Shortest:
+    """A reranker that prefers short texts, and counts what it reads."""
+
+    fingerprint, name, read = "", "shortest", 0
+
+    def score(self, query: str, texts: list[str], **options: object) -> np.ndarray:
+        self.read += len(texts)
+        return -np.array([len(text) for text in texts], dtype=np.float32)
+
+
+def test_reranking_is_shown_and_costs_nothing_in_other_modes(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shortest = Shortest()
+    monkeypatch.setattr(loading, "load_reranker", lambda name: shortest)
+    build_index(corpus, tmp_path / "i")
+    with served(tmp_path / "i", reranker="any") as server:
+        plain = get(server, "/?q=plate+slipstream&mode=bm25")
+        assert shortest.read == 0
+        assert "<dt>reranked</dt>" not in plain.text
+        page = get(server, "/?q=plate+slipstream")
+        assert shortest.read == 4
+        assert page.text.count('<div class="by"><dt>reranked</dt>') == 4
+        found = json.loads(get(server, "/api/search?q=plate+slipstream&mode=reranked").text)
+        assert [hit["places"]["reranked"]["rank"] for hit in found["hits"]] == [1, 2, 3, 4]
+        lengths = [-hit["places"]["reranked"]["score"] for hit in found["hits"]]
+        assert lengths == sorted(lengths)
+        assert found["seconds"]["reranking"] >= 0
 
 
 def test_empty_nothing_found_and_wrong_are_told_apart(hostile: Server) -> None:
