@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from sentence_transformers import CrossEncoder
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from sentence_transformers import CrossEncoder, MultiVectorEncoder
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
+from sslnlp.collators.ranking import RankingCollator
 from sslnlp.collators.reranking import RerankingCollator
+from sslnlp.errors import UserError
 from sslnlp.export import export_model
 from sslnlp.models import ModelConfig, build_model
 from sslnlp.objectives import get_objective
@@ -96,3 +98,52 @@ def test_the_card_of_a_cross_encoder_says_how_to_use_it(tmp_path: Path, prompts:
     assert "LABEL_0" not in card.content
     config = json.loads((folder / "config.json").read_text())
     assert config["sentence_transformers"] == {"activation_fn": "torch.nn.modules.linear.Identity"}
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS, {"query": "", "document": ""}])
+@pytest.mark.parametrize("architecture", ["bert", "modernbert"])
+def test_late_interaction_scores_alike_everywhere(tmp_path: Path, architecture: str, prompts: dict[str, str]) -> None:
+    folder = exported(tmp_path / "e", "late_interaction", architecture, prompts, {"query": 14, "document": 40})
+    ours = Reranker.load(str(folder))
+    theirs = MultiVectorEncoder(str(folder), device="cpu")
+    for query in (QUERY, "fox", "the fox sees " * 9):  # the last is cut, as one of the texts is
+        scores = ours.score(query, TEXTS, batch_size=3)
+        assert np.ptp(scores) > 0.05
+        found = theirs.similarity(theirs.encode_query([query]), theirs.encode_document(TEXTS))
+        np.testing.assert_allclose(found[0].numpy(), scores, atol=1e-5)
+    # As in training: the objective's own vectors of the collator's own rows.
+    objective = get_objective("late_interaction")(AutoModel.from_pretrained(folder)).eval()
+    collator = RankingCollator(
+        tokenizer=small_tokenizer(), query_prefix=prompts["query"], document_prefix=prompts["document"],
+        query_length=14, document_length=40,
+    )  # fmt: skip
+    output = objective(collator([{"query": query, "positive": text} for query, text in zip("ab", TEXTS, strict=False)]))
+    own = [ours.score(query, [text])[0] / len(ours.tokenizer(prompts["query"] + query)["input_ids"])
+           for query, text in zip("ab", TEXTS, strict=False)]  # fmt: skip
+    assert output.metrics["positive_similarity"].item() == pytest.approx(np.mean(own), abs=1e-5)
+
+
+def test_the_card_of_late_interaction_says_how_to_use_it(tmp_path: Path) -> None:
+    folder = exported(tmp_path / "e", "late_interaction", "bert", PROMPTS, {"query": 14, "document": 40})
+    card, names = typed(folder)
+    scores = Reranker.load(str(folder)).score(names["query"], names["texts"])
+    np.testing.assert_allclose(names["scores"].numpy(), scores, atol=1e-5)
+    assert {"multi-vector", "reranker"} <= set(card.data.tags)
+    assert "--reranker PATH_OR_NAME" in card.content
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("modules.json", '[{"type": "x.Transformer"}, {"type": "x.Dense"}, {"type": "x.Normalize"}]', "not run: Dense"),
+        ("modules.json", '[{"type": "x.Transformer"}]', "not run: vectors of any length"),
+        ("sentence_bert_config.json", '{"query_expansion": {"pad_to": 32}}', "not run: query_expansion"),
+        ("1_MultiVectorMask/config.json", '{"skiplist_words": ["."]}', "not run: skiplist_words"),
+        ("config_sentence_transformers.json", '{"model_type": "CrossEncoder"}', "is no reranker but a BertModel"),
+    ],
+)
+def test_late_interaction_of_another_kind_is_refused(tmp_path: Path, file: str, content: str, message: str) -> None:
+    folder = exported(tmp_path / "e", "late_interaction", "bert", PROMPTS, {"query": 14, "document": 40})
+    (folder / file).write_text(content)
+    with pytest.raises(UserError, match=message):
+        Reranker.load(str(folder))

@@ -105,6 +105,7 @@ OBJECTIVE_OPTIONS = {
     "hybrid": "masked_weight",
     "info_nce": "dimensions learn_temperature mini_batch_size pooling symmetric temperature train_layers",
     "joint": "options weights",
+    "late_interaction": "temperature",
     "masked_diffusion": "",
     "masked_lm": "label_smoothing",
     "moco": "dimensions mini_batch_size momentum momentum_end pooling queue symmetric temperature train_layers",

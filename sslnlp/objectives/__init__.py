@@ -20,6 +20,7 @@ OBJECTIVES: dict[str, str] = {
     "few_shot": "sslnlp.objectives.few_shot:FewShot",
     "info_nce": "sslnlp.objectives.info_nce:InfoNCE",
     "joint": "sslnlp.objectives.joint:Joint",
+    "late_interaction": "sslnlp.objectives.late_interaction:LateInteraction",
     "masked_diffusion": "sslnlp.objectives.masked_diffusion:MaskedDiffusion",
     "masked_lm": "sslnlp.objectives.masked_lm:MaskedLM",
     "moco": "sslnlp.objectives.moco:MoCo",

@@ -1,121 +1,201 @@
-"""How well a text answers a query, by any Hugging Face cross-encoder folder: both are read together, one logit is left.
+"""How well a text answers a query, by any Hugging Face folder of a cross-encoder, or by late interaction.
 
-Read when present, as sentence-transformers writes it: `config_sentence_transformers.json` (prompts, and our own key
-`max_lengths`: how many tokens of a query). The activation that sentence-transformers would put on the logit
-is left out: it changes no order, and where it is flat it makes ties.
+A cross-encoder reads both together and leaves one logit. The activation that sentence-transformers would put on it is
+left out: it changes no order, and where it is flat it makes ties. Late interaction gives each token a vector and sums
+the best cosine of each token of the query (MaxSim); its folders say `MultiVectorEncoder`.
+
+Read when present, as sentence-transformers writes it: `config_sentence_transformers.json` (which of the two, prompts,
+and our own key `max_lengths`: how many tokens of a query and of a document).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sslnlp.collators.pairs import PairTokenizer
 from sslnlp.errors import UserError
 from sslnlp.models import max_positions
+from sslnlp.objectives.late_interaction import max_sim
 from sslnlp.objectives.text_head import model_inputs
 from sslnlp.search.encoder import fingerprint, quiet_loading, resolve
+from sslnlp.types import Encoding
 
 _LONGEST = 512
 
 
-class Reranker:
-    """A frozen cross-encoder. `fingerprint` identifies weights, tokenizer and settings together."""
+class Reranker(ABC):
+    """A frozen model that scores texts for a query. `fingerprint` identifies weights, tokenizer and settings."""
 
-    def __init__(self, model: Any, tokenize: PairTokenizer, name: str, fingerprint: str) -> None:
-        self.model = model.eval()
-        self.tokenize = tokenize
-        self.name = name
-        self.fingerprint = fingerprint
-        self._accepted = model_inputs(model)
+    def __init__(self, model: Any, tokenizer: Any, folder: Path, name: str) -> None:
+        if tokenizer.pad_token is None:
+            raise UserError(f"The tokenizer of {name} has no pad token: texts of unequal length cannot be batched.")
+        self.model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+        self.tokenizer = tokenizer
+        self.name = str(Path(name).resolve()) if Path(name).is_dir() else name
+        self.fingerprint = fingerprint(folder)
 
     @classmethod
     def load(cls, name: str) -> Reranker:
         """The reranker in folder `name`, or of that name on the hub. Raises UserError when it cannot be loaded."""
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
         folder = resolve(name)
-        _check_kind(folder, name)
-        try:
-            with quiet_loading():
-                model, report = AutoModelForSequenceClassification.from_pretrained(
-                    folder, dtype=torch.float32, output_loading_info=True
-                )
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-        except Exception as error:  # the loaders raise anything from OSError to safetensors' own type
-            line = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(f"Cannot load the reranker {name}: {line}") from error
-        # Absent weights would be drawn at random, every time anew.
-        if missing := sorted(report["missing_keys"]):
-            raise UserError(f"The reranker {name} lacks {len(missing)} of its weights, {missing[0]} among them.")
+        facts = _read_json(folder / "config_sentence_transformers.json")
+        kind = LateInteraction if facts.get("model_type") == "MultiVectorEncoder" else CrossEncoder
+        return kind.open(folder, facts, name)
+
+    @classmethod
+    @abstractmethod
+    def open(cls, folder: Path, facts: dict[str, Any], name: str) -> Reranker:
+        """The reranker of this kind in a folder, whose sentence-transformers settings are `facts`."""
+
+    @abstractmethod
+    def score(self, query: str, texts: Sequence[str], *, batch_size: int = 32) -> NDArray[np.float32]:
+        """How well each text answers the query, float32 [N] in the order of `texts`; more is better, and only scores of
+        one query compare. Texts of like lengths are read together, `batch_size` at a time."""
+
+
+class CrossEncoder(Reranker):
+    """The score is the logit; where the model has two classes, the log-odds of class 1."""
+
+    def __init__(self, model: Any, tokenizer: Any, folder: Path, name: str, facts: dict[str, Any]) -> None:
+        super().__init__(model, tokenizer, folder, name)
+        prompts = facts.get("prompts") or {}
+        self._tokenize = PairTokenizer(
+            tokenizer,
+            max_length=_longest(model, tokenizer),
+            query_length=_lengths(facts, folder).get("query"),
+            query_prefix=prompts.get(facts.get("default_prompt_name")) or "",
+            document_prefix=prompts.get("document") or "",
+        )
+        self._accepted = model_inputs(model)
+
+    @classmethod
+    def open(cls, folder: Path, facts: dict[str, Any], name: str) -> CrossEncoder:
+        from transformers import AutoModelForSequenceClassification
+
+        kinds = _read_json(folder / "config.json").get("architectures") or ["ForSequenceClassification"]
+        if not str(kinds[0]).endswith("ForSequenceClassification"):  # the loader would draw a head at random
+            raise UserError(
+                f"{name} is no reranker but a {kinds[0]}, without a head that scores a pair: make one of it with "
+                f"sslnlp train finetune_reranker model.pretrained={name}"
+            )
+        model, tokenizer = _load(AutoModelForSequenceClassification, folder, name)
         if model.config.num_labels > 2:
             raise UserError(
                 f"{name} sorts texts into {model.config.num_labels} classes; a reranker has one logit, or two."
             )
-        if tokenizer.pad_token is None:
-            raise UserError(f"The tokenizer of {name} has no pad token: texts of unequal length cannot be batched.")
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        where = str(Path(name).resolve()) if Path(name).is_dir() else name
-        return cls(model.to(device), _pair_tokenizer(folder, model, tokenizer), where, fingerprint(folder))
+        return cls(model, tokenizer, folder, name, facts)
 
     def score(self, query: str, texts: Sequence[str], *, batch_size: int = 32) -> NDArray[np.float32]:
-        """How well each text answers the query, float32 [N] in the order of `texts`: the logit, where the model has two
-        classes the log-odds of class 1. Pairs of like lengths are read together, `batch_size` at a time."""
-        encodings = self.tokenize([query] * len(texts), texts) if texts else []
-        order = sorted(range(len(texts)), key=lambda n: len(encodings[n]["input_ids"]), reverse=True)
+        encodings = self._tokenize([query] * len(texts), texts) if texts else []
         scores = np.zeros(len(texts), np.float32)
         with torch.inference_mode():
-            for start in range(0, len(order), batch_size):
-                these = order[start : start + batch_size]
-                batch = self.tokenize.pad([encodings[n] for n in these])
+            for these in _by_length([len(encoding["input_ids"]) for encoding in encodings], batch_size):
+                batch = self._tokenize.pad([encodings[n] for n in these])
                 inputs = {key: batch[key].to(self.model.device) for key in self._accepted if key in batch}
-                logits_NC = self.model(**inputs).logits.float().cpu()
-                scores[these] = (
-                    logits_NC[:, -1] - logits_NC[:, 0] if logits_NC.shape[1] == 2 else logits_NC[:, 0]
-                ).numpy()
+                logits_NC = self.model(**inputs).logits.float().cpu().numpy()
+                scores[these] = logits_NC[:, -1] - (logits_NC[:, 0] if logits_NC.shape[1] == 2 else 0)
         return scores
 
 
-def _check_kind(folder: Path, name: str) -> None:
-    """Refuse by its configuration what has no head for a pair: the loader would draw one at random."""
-    kinds = _read_json(folder / "config.json").get("architectures") or ["ForSequenceClassification"]
-    if not str(kinds[0]).endswith("ForSequenceClassification"):
-        raise UserError(
-            f"{name} is no reranker but a {kinds[0]}, without a head that scores a pair: make one of it with "
-            f"sslnlp train finetune_reranker model.pretrained={name}"
-        )
+class LateInteraction(Reranker):
+    """The score is MaxSim of the vectors of all tokens, at length one."""
+
+    def __init__(self, model: Any, tokenizer: Any, folder: Path, name: str, facts: dict[str, Any]) -> None:
+        super().__init__(model, tokenizer, folder, name)
+        self._prompts, self._lengths = facts.get("prompts") or {}, _lengths(facts, folder)
+        self._longest = _longest(model, tokenizer)
+
+    @classmethod
+    def open(cls, folder: Path, facts: dict[str, Any], name: str) -> LateInteraction:
+        from transformers import AutoModel
+
+        steps = {str(step["type"]).rsplit(".", 1)[-1] for step in _read_json(folder / "modules.json", [])}
+        expansion = _read_json(folder / "sentence_bert_config.json").get("query_expansion")
+        skipped = _read_json(folder / "1_MultiVectorMask" / "config.json").get("skiplist_words")
+        unknown = sorted(steps - {"Transformer", "MultiVectorMask", "Normalize"})
+        unknown += ["query_expansion"] if expansion else []
+        unknown += ["skiplist_words"] if skipped else []
+        if unknown or "Normalize" not in steps:
+            what = ", ".join(unknown) or "vectors of any length"
+            raise UserError(f"{name} has a step of late interaction that sslnlp does not run: {what}.")
+        return cls(*_load(AutoModel, folder, name), folder, name, facts)
+
+    def score(self, query: str, texts: Sequence[str], *, batch_size: int = 32) -> NDArray[np.float32]:
+        scores = np.zeros(len(texts), np.float32)
+        with torch.inference_mode():
+            query_1TH, query_1T = self._vectors([query], "query")
+            for these in _by_length([len(text) for text in texts], batch_size):
+                text_NSH, text_NS = self._vectors([texts[n] for n in these], "document")
+                scores[these] = max_sim(query_1TH, query_1T, text_NSH, text_NS)[0].cpu().numpy()
+        return scores
+
+    def _vectors(self, texts: Sequence[str], kind: str) -> tuple[Tensor, Tensor]:
+        """Vectors [N, S, H] of the tokens, and the mask [N, S] of those that are there."""
+        length = min(self._lengths.get(kind, self._longest), self._longest)
+        encoded: Encoding = self.tokenizer(
+            [(self._prompts.get(kind) or "") + text for text in texts],
+            truncation=True,
+            max_length=length,
+            padding=True,
+            padding_side="right",
+            return_token_type_ids=False,
+            return_tensors="pt",
+        ).to(self.model.device)
+        return F.normalize(self.model(**encoded).last_hidden_state.float(), dim=-1), encoded["attention_mask"]
 
 
-def _pair_tokenizer(folder: Path, model: Any, tokenizer: Any) -> PairTokenizer:
-    """The folder's tokenizer with the prompts and the lengths that it states."""
-    facts = _read_json(folder / "config_sentence_transformers.json")
-    prompts, lengths = facts.get("prompts") or {}, facts.get("max_lengths") or {}
-    limits = [tokenizer.model_max_length, max_positions(model.config)]
-    length = min((limit for limit in limits if limit is not None and 0 < limit < 10**6), default=_LONGEST)
-    query_length = lengths.get("query")
-    if query_length is not None and (not isinstance(query_length, int) or query_length < 1):
-        raise UserError(
-            f"{folder}: max_lengths in config_sentence_transformers.json holds {query_length!r}, no length."
-        )
-    return PairTokenizer(
-        tokenizer,
-        max_length=int(length),
-        query_length=query_length,
-        query_prefix=prompts.get(facts.get("default_prompt_name"), ""),
-        document_prefix=prompts.get("document") or "",
-    )
+def _load(auto: Any, folder: Path, name: str) -> tuple[Any, Any]:
+    """Model and tokenizer. Raises UserError when they cannot be loaded, or weights are absent."""
+    from transformers import AutoTokenizer
 
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+        with quiet_loading():
+            model, report = auto.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # the loaders raise anything from OSError to safetensors' own type
+        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"Cannot load the reranker {name}: {line}") from error
+    # Absent weights would be drawn at random, every time anew. A bare model's pooler is not used.
+    used = [key for key in report["missing_keys"] if auto.__name__ != "AutoModel" or "pooler" not in key.split(".")]
+    if missing := sorted(used):
+        raise UserError(f"The reranker {name} lacks {len(missing)} of its weights, {missing[0]} among them.")
+    return model, tokenizer
+
+
+def _longest(model: Any, tokenizer: Any) -> int:
+    """Tokens that the model reads at once, special tokens included."""
+    limits = [tokenizer.model_max_length, max_positions(model.config)]
+    return int(min((limit for limit in limits if limit is not None and 0 < limit < 10**6), default=_LONGEST))
+
+
+def _lengths(facts: dict[str, Any], folder: Path) -> dict[str, int]:
+    """Tokens of a `query` and of a `document` that are read, where the folder says so."""
+    lengths: dict[str, int] = facts.get("max_lengths") or {}
+    if wrong := [length for length in lengths.values() if not isinstance(length, int) or length < 1]:
+        raise UserError(f"{folder}: max_lengths in config_sentence_transformers.json holds {wrong[0]!r}, no length.")
+    return lengths
+
+
+def _by_length(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+    """The places of the longest, then of the next longest, ...: little padding, and no late surprise of memory."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+    yield from (order[start : start + size] for start in range(0, len(order), size))
+
+
+def _read_json(path: Path, absent: Any = None) -> Any:
+    if not path.is_file():
+        return {} if absent is None else absent
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise UserError(f"{path} is not readable JSON ({error}).") from error
