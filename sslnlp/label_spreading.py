@@ -16,14 +16,16 @@ ROUNDS = 40
 _BLOCK = 2048
 
 
-def spread_labels(vector_NH: Vectors, label_N: Ints, *, neighbours: int = 10, keep: float = 0.1) -> Ints:
-    """A class for every text, int64 [N]; those that `label_N` knows stay, -100 is filled in.
+def spread_labels(
+    vector_NH: Vectors, label_N: Ints, *, neighbours: int = 10, keep: float = 0.1
+) -> tuple[Ints, Vectors]:
+    """A class for every text, int64 [N], and how sure it is, in (0, 1] [N]; what `label_N` knows stays, at 1.
 
     Label spreading (Zhou et al., 2004, "Learning with local and global consistency") over the graph of the nearest
     `neighbours` of each vector of length 1: in every round a text takes a share 1 - `keep` from its neighbours and
     keeps `keep` of what it was told. Classes are scaled to their share among the known labels before the largest is
     taken (class mass normalisation; Zhu et al., 2003), so a class with many neighbours does not flood the others. A
-    text that no label reaches stays -100.
+    text that no label reaches stays -100, at 0.
     """
     known = label_N >= 0
     classes = int(label_N[known].max()) + 1
@@ -37,7 +39,8 @@ def spread_labels(vector_NH: Vectors, label_N: Ints, *, neighbours: int = 10, ke
     believed_NC = believed_NC * (told_NC.mean(0) / np.maximum(believed_NC.sum(0), 1e-12))
     spread_N = np.where(reached, believed_NC.argmax(1), -100)
     filled: Ints = np.where(known, label_N, spread_N).astype(np.int64)
-    return filled
+    sure_N = believed_NC.max(1) / np.maximum(believed_NC.sum(1), 1e-30)
+    return filled, np.where(known, 1.0, np.where(reached, sure_N, 0.0)).astype(np.float32)
 
 
 def neighbour_graph(vector_NH: Vectors, neighbours: int) -> Any:

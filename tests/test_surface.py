@@ -49,7 +49,7 @@ COMMANDS = {
 KEYS = """
 collator.name
 data.beir data.cache data.columns data.deduplicate data.draw data.label data.labels_per_class data.licence data.limit
-data.packing data.seq_length data.split_text data.streaming data.text data.train data.unlabelled data.valid data.valid_fraction
+data.out_of_scope data.packing data.seq_length data.split_text data.streaming data.text data.train data.unlabelled data.valid data.valid_fraction
 data.valid_tokens
 model.architecture model.config model.dropout model.fresh model.pretrained model.size
 name objective.name out

@@ -46,6 +46,8 @@ class DataConfig:
     """Which choice of `labels_per_class` rows."""
     unlabelled: str | list[str] | None = None
     """Texts of the same kind without labels, for classifiers that learn from them too."""
+    out_of_scope: str | list[str] | None = None
+    """Texts of no known class, to measure how well a classifier tells them from others."""
     beir: str | None = None
     """A BEIR folder (`corpus.jsonl`, `queries.jsonl`, `qrels/`) a ranker is measured on."""
     licence: str | None = None

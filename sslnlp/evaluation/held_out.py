@@ -90,13 +90,25 @@ def evaluate_held_out(
     figures = ratios(sums, targets)
     if objective.likelihood and num_bytes:
         figures["bits_per_byte"] = figures["loss"] * targets / (math.log(2) * num_bytes)
-    back = torch.from_numpy(np.argsort(order))
     joined = {name: torch.cat(parts) for name, parts in kept.items()}
-    if collator.label_kind is not None:  # one row an example: in the order of the data again
-        joined = {name: rows[back] for name, rows in joined.items()}
     for measure in objective.measures:
         figures |= MEASURES[measure](joined)
     return figures
+
+
+def predict_rows(
+    objective: Objective, collator: Collator, stream: Rows, *, batch_size: int, device: torch.device | str = "cpu"
+) -> dict[str, Tensor]:
+    """What the objective's `predict` says of labelled texts: CPU tensors, a row each, in the order of `stream`."""
+    collator, order = collator.for_evaluation(0), by_length(stream)
+    kept: dict[str, list[Tensor]] = defaultdict(list)
+    with evaluating(objective), alone(), torch.no_grad():
+        for start in range(0, len(order), batch_size):
+            batch = to_device(collator(stream.rows(order[start : start + batch_size].tolist())), device)
+            for name, rows in objective.predict(batch).items():
+                kept[name].append(rows.cpu())
+    back = torch.from_numpy(np.argsort(order))
+    return {name: torch.cat(parts)[back] for name, parts in kept.items()}
 
 
 def by_length(stream: Rows) -> npt.NDArray[np.int64]:

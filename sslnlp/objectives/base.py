@@ -123,6 +123,9 @@ class Objective(nn.Module, ABC):
         """Called once after the last update, in evaluation mode, with all training rows (and unlabelled ones, of
         label -100): what is fitted in closed form on the trained model is fitted here."""
 
+    def calibrate(self, temperature: float) -> None:
+        """The logits of the export are to be divided by this; where nothing is classified, it means nothing."""
+
     @property
     def linear_head(self) -> LinearHead | None:
         """What turns the vectors of the export into logits; None where it has nothing of the kind."""

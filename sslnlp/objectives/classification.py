@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from sslnlp.errors import UserError
 from sslnlp.objectives import functional
-from sslnlp.objectives.text_head import TextHead
+from sslnlp.objectives.text_head import TextHead, rescaled
 from sslnlp.types import Batch, StepOutput
 
 
@@ -56,8 +56,17 @@ class Classification(TextHead):
         self.label_smoothing, self.ordinal = label_smoothing, ordinal
         if ordinal:
             self.measures = ("classification", "ordinal")
+        self.temperature = 1.0
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
+
+    def calibrate(self, temperature: float) -> None:
+        self.temperature = temperature
+
+    @property
+    def exported(self) -> PreTrainedModel:
+        """The model, the temperature of its probabilities folded into its last linear map."""
+        return self.model if self.temperature == 1 else rescaled(self.model, 1 / self.temperature)
 
     def outcome(self, logits_BC: Tensor, batch: Batch) -> StepOutput:
         """Mean loss over the rows, and `accuracy`: the share of rows whose highest logit is the label's."""

@@ -31,7 +31,7 @@ class FewShot(Objective):
     logistic regression. Rows: a text and its class.
 
     With unlabelled texts (`data.unlabelled`) the labels first spread over all vectors, from neighbour to neighbour
-    (`label_spreading`), and the head is fitted to what all of them are called then.
+    (`label_spreading`), and the head is fitted to what all of them are called then, by how sure that is.
 
     The export is a sentence-transformers model whose last module is the head, so that it encodes texts to logits.
 
@@ -70,6 +70,7 @@ class FewShot(Objective):
         if neighbours < 1:
             raise UserError(f"objective.neighbours must be at least 1, got {neighbours}")
         self.temperature, self.pooling, self.strength, self.neighbours = temperature, pooling, strength, neighbours
+        self.divisor = 1.0
         self.pool = Pooling(pooling)
         self._isolates, self._drops_out = isolates(model), drops_out(model)
         classes = int(model.config.num_labels)
@@ -123,21 +124,26 @@ class FewShot(Objective):
                 vectors.append(self.embed(batch["first"]).float().cpu().numpy())
                 labels.append(batch["labels"].cpu().numpy())
         vector_NH, found_N = np.concatenate(vectors), np.concatenate(labels)
+        sure_N = np.ones(len(found_N), np.float32)
         if (found_N == functional.IGNORED).any():
-            found_N = spread_labels(vector_NH, found_N, neighbours=self.neighbours)
-            vector_NH, found_N = vector_NH[found_N >= 0], found_N[found_N >= 0]
+            found_N, sure_N = spread_labels(vector_NH, found_N, neighbours=self.neighbours)
+            reached_N = found_N >= 0
+            vector_NH, sure_N, found_N = vector_NH[reached_N], sure_N[reached_N], found_N[reached_N]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that a thousand steps were not enough moves the last digit
-            head = LogisticRegression(C=self.strength, max_iter=1000).fit(vector_NH, found_N)
+            head = LogisticRegression(C=self.strength, max_iter=1000).fit(vector_NH, found_N, sure_N)
         weight, bias = np.atleast_2d(head.coef_), np.atleast_1d(head.intercept_)
         if len(head.classes_) == 2:  # one row that tells the second class from the first
             weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
         self.weight[head.classes_] = torch.from_numpy(weight).to(self.weight)
         self.bias[head.classes_] = torch.from_numpy(bias).to(self.bias)
 
+    def calibrate(self, temperature: float) -> None:
+        self.divisor = temperature
+
     @property
     def linear_head(self) -> LinearHead:
-        return LinearHead(self.weight, self.bias)
+        return LinearHead(self.weight / self.divisor, self.bias / self.divisor)
 
     def scored(self, batch: Batch) -> tuple[StepOutput, dict[str, Tensor]]:
         predicted = self.predict(batch)

@@ -32,6 +32,7 @@ from sslnlp.objectives.base import Objective
 from sslnlp.recipe.build import Parts, build_objective, build_parts, processes, resolve
 from sslnlp.recipe.check import check_out
 from sslnlp.recipe.choose import apply, choose, chosen_before
+from sslnlp.recipe.decide import decide, settle
 from sslnlp.recipe.reporting import RunReport, run_report
 from sslnlp.recipe.schema import Recipe, to_dict
 from sslnlp.report import make_report
@@ -214,6 +215,10 @@ def _finish(
     state = processes()
     if state.is_main_process:
         measures = _measure(parts, objective, trainer)
+        with alone():
+            decided = decide(parts, objective, out)
+        settle(objective, decided)
+        measures |= decided.figures
         samples = objective.samples(parts.tokenizer, seed=parts.recipe.train.seed)
         seen = trainer.progress.tokens
         result = {"steps": trainer.progress.steps, "tokens_seen": seen, "measures": measures, "samples": samples}

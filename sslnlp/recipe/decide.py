@@ -1,0 +1,116 @@
+"""What held-out texts settle about a classifier's export: the temperature of its probabilities, and its thresholds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.special import expit, softmax
+
+from sslnlp.data.stream import Stream
+from sslnlp.data.table_rows import TableRows, open_table
+from sslnlp.errors import UserError
+from sslnlp.evaluation.calibration import calibration_figures, f1_thresholds, unknown_figures
+from sslnlp.evaluation.held_out import predict_rows
+from sslnlp.objectives.base import Objective
+from sslnlp.recipe.build import Parts, cache_folder
+
+LEAST = 50
+"""Held-out texts from which on something is settled by them."""
+PREDICTIONS = "held_out.jsonl"
+
+
+@dataclass
+class Decided:
+    """What was settled."""
+
+    figures: dict[str, float] = field(default_factory=dict)
+    fields: dict[str, Any] = field(default_factory=dict)
+    """Of the export's configuration."""
+    temperature: float = 1.0
+
+
+def decide(parts: Parts, objective: Objective, out: Path) -> Decided:
+    """Score the held-out texts, write what is said of each to `out/held_out.jsonl`, and settle what they tell.
+
+    Of one class a text: the temperature, and with `data.out_of_scope` the probability below which a text is `unknown`.
+    Of several: a threshold for each class. Nothing from fewer than 50 held-out texts.
+    """
+    decided, kind = Decided(), parts.collator.label_kind
+    if parts.valid is None or kind is None:
+        return decided
+    predicted = _predict(parts, objective, parts.valid)
+    if kind == "number":
+        _write(out, parts, predicted["predicted"].tolist(), predicted["labels"].tolist(), [])
+        return decided
+    logits_NC, labels = predicted["logits"].astype(np.float64), predicted["labels"]
+    enough = len(logits_NC) >= LEAST
+    if kind == "several":
+        probability_NC = expit(logits_NC)
+        if enough:
+            decided.fields["thresholds"] = [round(t, 6) for t in f1_thresholds(probability_NC, labels > 0.5)]
+        least = np.array(decided.fields.get("thresholds", 0.5))
+        names = parts.label_names or []
+        said = [[names[c] for c in np.flatnonzero(row)] for row in probability_NC >= least]
+        truth = [[names[c] for c in np.flatnonzero(row)] for row in labels > 0.5]
+        _write(out, parts, said, truth, [])
+        return decided
+    if enough:
+        decided.figures = calibration_figures(logits_NC, labels)
+        decided.temperature = decided.figures["temperature"]
+    shares_NC = softmax(logits_NC / decided.temperature, axis=-1)
+    names = parts.label_names or []
+    said = [names[c] for c in shares_NC.argmax(-1)]
+    _write(out, parts, said, [names[c] for c in labels], shares_NC.max(-1).tolist())
+    if (others := _out_of_scope(parts)) is not None:
+        logits_MC = _predict(parts, objective, Stream.fixed(others))["logits"].astype(np.float64)
+        known_N, unknown_M = (softmax(x / decided.temperature, axis=-1).max(-1) for x in (logits_NC, logits_MC))
+        decided.figures |= unknown_figures(known_N, unknown_M)
+        decided.fields["unknown_below"] = round(decided.figures["unknown_below"], 6)
+    return decided
+
+
+def _predict(parts: Parts, objective: Objective, stream: Stream) -> dict[str, Any]:
+    size, device = max(32, parts.recipe.train.batch_size), next(objective.parameters()).device
+    found = predict_rows(objective, parts.collator, stream, batch_size=size, device=device)
+    return {name: (rows.float() if rows.is_floating_point() else rows).numpy() for name, rows in found.items()}
+
+
+def _out_of_scope(parts: Parts) -> TableRows | None:
+    """The texts of `data.out_of_scope`, labelled -100."""
+    spec = parts.recipe.data.out_of_scope
+    if spec is None:
+        return None
+    table, _ = open_table(parts.recipe.data, "out_of_scope", cache_folder(parts.recipe))
+    text = parts.facts["columns"]["text"]
+    if text not in table.column_names:
+        raise UserError(f"{spec} (data.out_of_scope) has no column {text!r}, which data.train has")
+    return TableRows(table, columns={"text": text}, extra={"label": np.full(len(table), -100, np.int64)})
+
+
+def _write(out: Path, parts: Parts, said: list[Any], truth: list[Any], probability: list[float]) -> None:
+    aside = out / f"{PREDICTIONS}.tmp"
+    with open(aside, "w", encoding="utf-8") as file:
+        for i, row in enumerate(_texts(parts)):
+            line = {**row, "label": truth[i], "predicted": said[i]}
+            if probability:
+                line["probability"] = round(probability[i], 6)
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    aside.replace(out / PREDICTIONS)
+
+
+def _texts(parts: Parts) -> Iterator[dict[str, str]]:
+    assert parts.valid is not None
+    for start in range(0, len(parts.valid), 1024):
+        for row in parts.valid.rows(range(start, min(start + 1024, len(parts.valid)))):
+            yield {name: str(row[name]) for name in ("text", "text_pair") if name in row}
+
+
+def settle(objective: Objective, decided: Decided) -> None:
+    """Put what was settled where the export finds it."""
+    objective.calibrate(decided.temperature)
+    objective.model.config.update(decided.fields)

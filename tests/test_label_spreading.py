@@ -1,0 +1,53 @@
+"""Labels spread over neighbours: known answers by hand, and what stays as it is."""
+
+import numpy as np
+import pytest
+
+from sslnlp.label_spreading import neighbour_graph, spread_labels
+
+
+def ring(count: int, centre: float, width: float, seed: int) -> np.ndarray:
+    """`count` unit vectors of the plane whose angles lie around `centre`, `width` wide."""
+    angle = centre + width * (np.random.default_rng(seed).random(count) - 0.5)
+    return np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
+
+
+def test_one_label_a_cluster_names_the_cluster() -> None:
+    vectors = np.concatenate([ring(40, 0.0, 0.5, 0), ring(10, 1.6, 0.5, 1), ring(25, 3.1, 0.5, 2)])
+    truth = np.repeat([0, 1, 2], [40, 10, 25])
+    labels = np.full(75, -100)
+    labels[[3, 44, 60]] = truth[[3, 44, 60]]
+    found, sure = spread_labels(vectors, labels, neighbours=5)
+    assert found.tolist() == truth.tolist()
+    assert sure[[3, 44, 60]].tolist() == [1, 1, 1]
+    assert ((sure > 0.34) & (sure <= 1)).all()
+
+
+def test_what_is_known_stays_even_against_its_neighbours() -> None:
+    vectors = ring(30, 0.0, 0.4, 0)
+    labels = np.full(30, -100)
+    labels[:10], labels[10] = 0, 1
+    found, _ = spread_labels(vectors, labels, neighbours=5)
+    assert found[10] == 1
+    assert found[:10].tolist() == [0] * 10
+
+
+def test_what_no_label_reaches_is_said_so() -> None:
+    vectors = np.eye(40, dtype=np.float32)[np.repeat([0, 20], 6)]  # two crowds that share nothing
+    labels = np.full(12, -100)
+    labels[0] = 0
+    labels[1] = 1
+    found, sure = spread_labels(vectors, labels, neighbours=4)
+    assert (found[:6] >= 0).all()
+    assert found[6:].tolist() == [-100] * 6
+    assert sure[6:].tolist() == [0.0] * 6
+
+
+def test_the_graph_is_symmetric_without_loops_and_the_same_in_any_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = ring(50, 0.0, 6.0, 3)
+    whole = neighbour_graph(vectors, 6).toarray()
+    assert np.allclose(whole, whole.T)
+    assert not whole.diagonal().any()
+    assert ((whole > 0).sum(1) >= 6).all()
+    monkeypatch.setattr("sslnlp.label_spreading._BLOCK", 7)
+    assert np.allclose(neighbour_graph(vectors, 6).toarray(), whole)
