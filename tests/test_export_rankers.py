@@ -20,6 +20,8 @@ from sslnlp.errors import UserError
 from sslnlp.export import export_model
 from sslnlp.models import ModelConfig, build_model
 from sslnlp.objectives import get_objective
+from sslnlp.report.subject import subject_of
+from sslnlp.search.encoder import Encoder
 from sslnlp.search.reranker import Reranker
 from tests.contract import corpus, small_tokenizer
 
@@ -147,3 +149,10 @@ def test_late_interaction_of_another_kind_is_refused(tmp_path: Path, file: str, 
     (folder / file).write_text(content)
     with pytest.raises(UserError, match=message):
         Reranker.load(str(folder))
+
+
+def test_late_interaction_is_no_encoder_but_a_report_reads_it(tmp_path: Path) -> None:
+    folder = exported(tmp_path / "e", "late_interaction", "bert", PROMPTS, {"query": 14, "document": 40})
+    with pytest.raises(UserError, match="a vector for each token and none for a text: use it as --reranker"):
+        Encoder.load(str(folder))
+    assert subject_of(folder).encoder.encode(["a dog"], "query").shape == (1, 64)

@@ -74,6 +74,8 @@ class Encoder:
         from transformers import AutoModel, AutoTokenizer
 
         folder = resolve(name)
+        if (_read_json(folder / "config_sentence_transformers.json") or {}).get("model_type") == "MultiVectorEncoder":
+            raise UserError(f"{name} has a vector for each token and none for a text: use it as --reranker.")
         settings = read_settings(folder, head=head)
         try:
             with quiet_loading():
@@ -165,6 +167,8 @@ def read_settings(folder: Path, *, head: bool = False) -> EncoderSettings:
     if steps is None:
         return EncoderSettings()
     kinds = {str(step["type"]).rsplit(".", 1)[-1]: step["path"] for step in steps}
+    if "MultiVectorMask" in kinds:  # late interaction: a report measures the mean of its vectors
+        return EncoderSettings()
     if unknown := set(kinds) - {"Transformer", "Pooling", "Normalize", *(["Dense"] if head else [])}:
         raise UserError(f"{folder} has a step sslnlp does not run: {', '.join(sorted(unknown))}.")
     limits = _read_json(folder / "sentence_bert_config.json") or {}
