@@ -118,6 +118,28 @@ MEASURES: Mapping[tuple[str, str], Measure] = {
     ("classification", "macro_f1"): Measure(
         "share", "F1 of each class, averaged with equal weight", "higher", _one_of("num_labels")
     ),
+    ("few_shot", "loss"): Measure(
+        "nats per text", "mean cross-entropy of the labels under the fitted head", "lower", _log_of("num_labels")
+    ),
+    ("multi_label", "loss"): Measure(
+        "nats per class", "mean binary cross-entropy of a class of a text", "lower", lambda facts: math.log(2)
+    ),
+    ("multi_label", "accuracy"): Measure("share", "classes of texts whose yes or no is right at one half", "higher"),
+    ("multi_label", "micro_f1"): Measure("share", "F1 of all answers yes together, at one half", "higher"),
+    ("multi_label", "macro_f1"): Measure("share", "F1 of each class at one half, averaged with equal weight", "higher"),
+    ("multi_label", "exact_match"): Measure("share", "texts all of whose classes are right, at one half", "higher"),
+    ("multi_label", "ranking_precision"): Measure(
+        "share", "label ranking average precision: how high the true classes stand among all", "higher"
+    ),
+    ("regression", "loss"): Measure(
+        "variances of the labels", "mean squared error; predicting the training mean gives about 1", "lower"
+    ),
+    ("regression", "mean_absolute_error"): Measure("unit of the labels", "mean distance from the label", "lower"),
+    ("regression", "r2"): Measure(
+        "share", "variance that is explained, 1 - squared error over variance", "higher", lambda facts: 0.0
+    ),
+    ("regression", "pearson"): Measure("correlation", "of predictions and labels", "higher", lambda facts: 0.0),
+    ("regression", "spearman"): Measure("rank correlation", "of predictions and labels", "higher", lambda facts: 0.0),
     ("ranking", "loss"): Measure("nats per query", "InfoNCE among the documents of a held-out batch", "lower"),
     ("ranking", "accuracy"): Measure(
         "share", "queries whose own document is the nearest of its held-out batch", "higher"
@@ -189,6 +211,35 @@ CARD: Mapping[str, Measure] = {
 """Figure of the report card -> explanation."""
 
 
+_OF_CLASSES: Mapping[str, Measure] = {
+    "calibration_error": Measure(
+        "share", "expected gap between how sure an answer is and how often such answers are right", "lower"
+    ),
+    "calibrated_error": Measure(
+        "share", "the same with a temperature that was fitted on other held-out texts", "lower"
+    ),
+    "calibrated_loss": Measure(
+        "nats per text", "cross-entropy with such a temperature", "lower", _log_of("num_labels")
+    ),
+    "temperature": Measure(
+        "factor", "what the logits are divided by in the export; above 1: it was too sure", "near 1"
+    ),
+    "unknown_auroc": Measure(
+        "share",
+        "pairs of a known and an unknown text in which the known one has the surer answer",
+        "higher",
+        lambda facts: 0.5,
+    ),
+    "unknown_below": Measure("probability", "an answer less sure than this is called unknown", "see unknown_found"),
+    "unknown_found": Measure(
+        "share", "unknown texts that are called so, where 5 % of the known ones are", "higher", lambda facts: 0.05
+    ),
+    "mean_distance": Measure("steps", "how far the predicted step of the scale is from the right one", "lower"),
+    "weighted_kappa": Measure(
+        "agreement", "beyond chance, with quadratic weights (Cohen)", "higher", lambda facts: 0.0
+    ),
+}
+"""Figure of a classifier, under any objective -> explanation."""
 _RANKED = {
     "ndcg": "discounted gain of the relevant documents among the first {k}, over the best possible",
     "mrr": "reciprocal rank of the first relevant document, 0 beyond rank {k}",
@@ -200,9 +251,13 @@ _RANKED = {
 def measure(objective: str, figure: str) -> Measure | None:
     """The explanation of a held-out figure of an objective; None when there is none."""
     name, _, depth = figure.removeprefix("beir_").partition("@")
+    if figure in _OF_CLASSES:
+        return _OF_CLASSES[figure]
     if name in _RANKED:
         chance = functools.partial(_chance_at, name, depth)
         return Measure("mean over queries", _RANKED[name].format(k=depth), "higher", chance)
+    if objective == "few_shot" and figure != "loss":
+        objective = "classification"
     return MEASURES.get((objective, figure))
 
 

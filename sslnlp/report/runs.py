@@ -11,6 +11,7 @@ from typing import Any
 
 from sslnlp.errors import UserError
 from sslnlp.metrics import read_metrics
+from sslnlp.report.answers import answer_sections
 from sslnlp.report.card import Card
 from sslnlp.report.measures import Measure, card_measure, measure
 from sslnlp.report.page import Cell, Chart, Report, Section, Table
@@ -97,7 +98,8 @@ def make_report(
     """
     runs = read_runs([run, *map(Path, against)])
     names = ", ".join(r.name for r in runs)
-    shown = [*sections, *card_sections(cards or {}), *run_sections(runs)]
+    answers = [section for one in runs for section in answer_sections(one.name, one.path)]
+    shown = [*sections, *card_sections(cards or {}), *answers, *run_sections(runs)]
     plain = {name: card.to_dict() for name, card in (cards or {}).items()}
     report = Report(title or f"Report: {names}", subtitle=_subtitle(runs[0]), sections=shown, cards=plain)
     folder = Path(out) if out else Path(run)

@@ -1,0 +1,229 @@
+"""Classifiers from a table to a prediction: one class, several, a number, few labels; and stock tools beside them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, pipeline
+
+from sslnlp.cli import run_command
+from sslnlp.errors import UserError
+from sslnlp.predict import UNKNOWN, Predictor, predict_file
+from sslnlp.recipe import load_recipe, run
+from sslnlp.report import make_report
+
+SMALL = [
+    "model.architecture=bert",
+    "model.size=nano",
+    "train.batch_size=16",
+    "tokenizer.vocab_size=400",
+    "train.lr=3e-3",
+]
+COLOURS = {"red": "a rose and a cherry", "green": "a leaf and the grass", "blue": "the sea and a clear sky"}
+
+
+def texts(count: int, seed: int) -> list[dict[str, Any]]:
+    """Sentences that name things of one or two colours, a number in each."""
+    generator, names = np.random.default_rng(seed), list(COLOURS)
+    rows = []
+    for n in range(count):
+        chosen = sorted(generator.choice(3, size=int(generator.integers(1, 3)), replace=False).tolist())
+        number = int(generator.integers(0, 9))
+        text = (
+            f"In picture {n} of {seed} there is " + " with ".join(COLOURS[names[c]] for c in chosen) + " seen" * number
+        )
+        rows.append(
+            {"text": text, "one": names[chosen[0]], "several": [names[c] for c in chosen], "number": number / 3}
+        )
+    return rows
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("tables")
+    found = {}
+    for name, count in (("train", 160), ("valid", 80)):
+        found[name] = folder / f"{name}.jsonl"
+        found[name].write_text("".join(json.dumps(row) + "\n" for row in texts(count, count)))
+    found["other"] = folder / "other.jsonl"
+    found["other"].write_text(
+        "".join(json.dumps({"text": f"quite another matter, number {n}"}) + "\n" for n in range(40))
+    )
+    return found
+
+
+def trained(recipe: str, files: dict[str, Path], out: Path, *keys: str) -> Path:
+    data = [f"data.train={files['train']}", f"data.valid={files['valid']}", "data.text=text", f"out={out}"]
+    return run(load_recipe(recipe, [*SMALL, *data, *keys]))
+
+
+@pytest.fixture(scope="module")
+def single(files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "single"
+    keys = ["data.label=one", "train.epochs=none", "train.steps=40", f"data.out_of_scope={files['other']}"]
+    return trained("finetune_classification", files, out, *keys)
+
+
+@pytest.fixture(scope="module")
+def few(files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "few"
+    keys = ["data.label=one", "train.steps=20", "data.labels_per_class=6", f"data.unlabelled={files['train']}"]
+    return trained("finetune_few_shot", files, out, *keys)
+
+
+def measures(out: Path) -> dict[str, float]:
+    found: dict[str, float] = json.loads((out / "recipe.json").read_text())["result"]["measures"]
+    return found
+
+
+def test_the_stock_pipeline_says_what_we_say_and_as_sure(single: Path) -> None:
+    asked = [row["text"] for row in texts(10, 3)]
+    ours = Predictor.load(str(single / "export"))(asked)
+    stock = pipeline("text-classification", model=str(single / "export"), top_k=None)(asked)
+    for mine, theirs in zip(ours, stock, strict=True):
+        assert mine.probabilities == pytest.approx({one["label"]: one["score"] for one in theirs}, abs=1e-5)
+
+
+def test_the_export_is_as_sure_as_it_is_right(single: Path) -> None:
+    """The temperature is in the exported weights: dividing once more by what is fitted to them changes nothing."""
+    from sslnlp.evaluation.calibration import fit_temperature
+
+    answers = [json.loads(line) for line in (single / "held_out.jsonl").read_text().splitlines()]
+    names = list(AutoConfig.from_pretrained(single / "export").id2label.values())
+    found = Predictor.load(str(single / "export"))([a["text"] for a in answers])
+    logits = np.log([[p.probabilities[name] for name in names] for p in found])
+    assert fit_temperature(logits, np.array([names.index(a["label"]) for a in answers])) == pytest.approx(1, abs=0.02)
+    assert [p.label for p in found if p.label != UNKNOWN] == [
+        a["predicted"] for a, p in zip(answers, found, strict=True) if p.label != UNKNOWN
+    ]
+    assert measures(single)["accuracy"] == np.mean([a["label"] == a["predicted"] for a in answers])
+
+
+def test_what_looks_like_no_class_is_unknown(single: Path) -> None:
+    figures, config = measures(single), AutoConfig.from_pretrained(single / "export")
+    assert config.unknown_below == pytest.approx(figures["unknown_below"], abs=1e-6)
+    asked = [json.loads(line)["text"] for line in (single / "held_out.jsonl").read_text().splitlines()]
+    called = [p.label == UNKNOWN for p in Predictor.load(str(single / "export"))(asked)]
+    assert np.mean(called) == pytest.approx(0.05, abs=0.02)
+    assert 0 <= figures["unknown_auroc"] <= 1
+
+
+def test_several_classes_with_thresholds(files: dict[str, Path], tmp_path: Path) -> None:
+    keys = ["objective.name=multi_label", "data.label=several", "train.epochs=none", "train.steps=60"]
+    out = trained("finetune_classification", files, tmp_path / "several", *keys)
+    answers = [json.loads(line) for line in (out / "held_out.jsonl").read_text().splitlines()]
+    both, answered = (sum(len(found) for found in lists) for lists in _answered(answers))
+    told = sum(len(a["label"]) for a in answers)
+    assert 2 * both / (told + answered) >= max(0.75, measures(out)["micro_f1"])
+    config = AutoConfig.from_pretrained(out / "export")
+    assert config.problem_type == "multi_label_classification"
+    assert len(config.thresholds) == 3
+    asked = ["there is a leaf and the grass with the sea and a clear sky"]
+    (said,) = Predictor.load(str(out / "export"))(asked)
+    assert set(said.label) == {name for name, share in said.probabilities.items() if share >= threshold(config, name)}
+    (stock,) = pipeline("text-classification", model=str(out / "export"), top_k=None)(asked)
+    assert said.probabilities == pytest.approx({one["label"]: one["score"] for one in stock}, abs=1e-5)
+
+
+def _answered(answers: list[dict[str, Any]]) -> tuple[list[set[str]], list[set[str]]]:
+    said = [set(a["predicted"]) for a in answers]
+    return [found & set(a["label"]) for found, a in zip(said, answers, strict=True)], said
+
+
+def threshold(config: Any, name: str) -> float:
+    return float(config.thresholds[config.label2id[name]])
+
+
+def test_numbers_come_back_in_their_unit(files: dict[str, Path], tmp_path: Path) -> None:
+    keys = ["objective.name=regression", "data.label=number", "train.epochs=none", "train.steps=80"]
+    out = trained("finetune_classification", files, tmp_path / "number", *keys)
+    figures = measures(out)
+    assert figures["r2"] > 0.5
+    answers = [json.loads(line) for line in (out / "held_out.jsonl").read_text().splitlines()]
+    found = [p.label for p in Predictor.load(str(out / "export"))([a["text"] for a in answers])]
+    assert found == pytest.approx([a["predicted"] for a in answers], abs=1e-4)
+    assert np.mean(np.abs(np.subtract(found, [a["label"] for a in answers]))) == pytest.approx(
+        figures["mean_absolute_error"], abs=1e-4
+    )
+
+
+def test_a_few_shot_classifier_is_a_sentence_transformer_that_encodes_to_logits(few: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    asked = [row["text"] for row in texts(12, 5)]
+    ours = Predictor.load(str(few / "export"))(asked)
+    logits = SentenceTransformer(str(few / "export"), device="cpu").encode(asked, convert_to_tensor=True)
+    names = AutoConfig.from_pretrained(few / "export").id2label
+    for mine, shares in zip(ours, torch.softmax(logits, -1), strict=True):
+        expected = {names[c]: float(share) for c, share in enumerate(shares)}
+        assert mine.probabilities == pytest.approx(expected, abs=1e-5)
+        assert mine.label == max(expected, key=lambda name: expected[name])
+
+
+def test_unlabelled_texts_are_counted_without_those_that_are_measured(few: Path, files: dict[str, Path]) -> None:
+    facts = json.loads((few / "recipe.json").read_text())["data"]
+    assert facts["rows"] == 18
+    assert facts["unlabelled_rows"] == 160 - 18
+    assert facts["unlabelled_left_out"] == 18
+    assert measures(few)["accuracy"] > 0.6
+
+
+def test_a_file_is_predicted_whole_or_not_at_all(single: Path, files: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "said" / "predictions.jsonl"
+    arguments = ["predict", str(single / "export"), str(files["valid"]), "--out", str(out), "--top", "2"]
+    assert run_command(arguments) == 0
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line["text"] for line in lines] == [
+        json.loads(row)["text"] for row in files["valid"].read_text().splitlines()
+    ]
+    assert all(len(line["probabilities"]) == 2 for line in lines)
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text(json.dumps({"text": "a rose"}) + "\n{nothing\n")
+    with pytest.raises(UserError, match="line 2 is not JSON"):
+        predict_file(str(single / "export"), broken, tmp_path / "none.jsonl")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.jsonl", "said"]
+
+
+def test_the_report_shows_confusions_and_mistakes(single: Path, tmp_path: Path) -> None:
+    page = make_report(single, out=str(tmp_path))
+    sections = {s["title"]: s for s in json.loads((tmp_path / "report.json").read_text())["sections"]}
+    tables = {table["title"]: table for table in sections[f"What it answers ({single.name})"]["tables"]}
+    matrix = tables["Confusion matrix"]["rows"]
+    answers = [json.loads(line) for line in (single / "held_out.jsonl").read_text().splitlines()]
+    assert sum(sum(row[1:]) for row in matrix) == len(answers)
+    assert sum(row[1 + i] for i, row in enumerate(matrix)) == sum(a["label"] == a["predicted"] for a in answers)
+    wrong = [a for a in answers if a["label"] != a["predicted"]]
+    assert len(tables["Most confident mistakes"]["rows"]) == min(20, len(wrong))
+    assert "What it answers" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (["data.label=several"], "take objective.name=multi_label"),
+        (["data.label=number"], "take objective.name=regression"),
+        (["data.label=one", "objective.name=regression"], "regression needs one"),
+        (["data.label=one", "collator.label_names=red,green"], "label 'blue' of"),
+    ],
+)
+def test_a_label_of_another_kind_is_one_clear_line(
+    keys: list[str], message: str, files: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        trained("finetune_classification", files, tmp_path / "none", *keys)
+    assert not (tmp_path / "none").exists()
+
+
+def test_other_models_are_no_classifiers(few: Path, tmp_path: Path) -> None:
+    from transformers import BertConfig, BertModel
+
+    BertModel(BertConfig(hidden_size=8, num_attention_heads=1, num_hidden_layers=1, vocab_size=20)).save_pretrained(
+        tmp_path
+    )
+    with pytest.raises(UserError, match="no classifier"):
+        Predictor.load(str(tmp_path))
