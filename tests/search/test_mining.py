@@ -119,12 +119,17 @@ def test_pairs_are_filled_up_by_draws_or_left_out(negatives: Callable[..., Any])
     assert (mined.pairs, mined.written) == (7, 4)
 
 
-def test_draws_are_from_the_whole_ranking_and_by_the_seed(negatives: Callable[..., Any]) -> None:
-    rows = pairs_of([f"zebra {n}x" for n in range(40)], ["zebra"])
+def test_draws_are_from_the_whole_ranking_by_seed_and_pair(negatives: Callable[..., Any], tmp_path: Path) -> None:
+    rows = pairs_of([f"zebra {n}x" for n in range(40)], ["zebra", "zebra unheard"])
     drawn = [negatives(rows, negatives=5, depth=30, sample=True, seed=seed)[0] for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
     assert set(drawn[0] + drawn[2]) <= {f"zebra {n}x" for n in range(1, 30)}  # 30 deep, equal scores in their order
     assert len(set(drawn[0])) == 5
+    # The two queries rank alike, but for their own texts: the same draw would give nearly the same texts.
+    first, second = (
+        set(json.loads(line)["negatives"]) for line in (tmp_path / "out.jsonl").read_text().splitlines()[:2]
+    )
+    assert len(first & second) < 4
 
 
 def test_a_corpus_gives_the_negatives_and_scores_the_positives(negatives: Callable[..., Any], tmp_path: Path) -> None:
