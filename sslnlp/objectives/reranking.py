@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from sslnlp.errors import UserError, suggest
 from sslnlp.objectives.text_head import TextHead
@@ -76,6 +76,13 @@ class Reranking(TextHead):
     @classmethod
     def config_fields(cls, label_names: Sequence[str]) -> dict[str, Any]:
         return {"num_labels": 1}
+
+    @classmethod
+    def refuses(cls, config: PreTrainedConfig) -> str | None:
+        headed = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
+        if headed and config.num_labels != 1:
+            return f"its head has {config.num_labels} outputs, and a reranker's has one"
+        return super().refuses(config)
 
     def logits(self, batch: Batch) -> Tensor:
         """The scores float32 [B, K] of each query's candidates."""

@@ -103,10 +103,10 @@ def check_model(model: ModelConfig, objective: type[Objective]) -> None:
     config = stock_config(model)
     if (reason := objective.refuses(config)) is not None:
         fitting = [name for name in ARCHITECTURES if objective.refuses(AutoConfig.for_model(name)) is None]
-        raise UserError(
-            f"objective {objective.name!r} cannot train a {config.model_type!r} model: {reason}; "
-            f"choose model.architecture from: {', '.join(sorted(fitting))}"
-        )
+        advice = f"choose model.architecture from: {', '.join(sorted(fitting))}"
+        if model.pretrained is not None and config.model_type in fitting:
+            advice = f"choose another model.pretrained than {model.pretrained}"
+        raise UserError(f"objective {objective.name!r} cannot train a {config.model_type!r} model: {reason}; {advice}")
 
 
 def stock_config(model: ModelConfig) -> PreTrainedConfig:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from sslnlp.collators.reranking import RerankingCollator
 from sslnlp.data.stream import Stream
@@ -110,3 +111,11 @@ def test_places_and_their_chance_by_hand() -> None:
 def test_an_unknown_loss_is_refused() -> None:
     with pytest.raises(UserError, match=r"unknown objective\.loss='listwize'\. Did you mean 'listwise'"):
         objective(loss="listwize")
+
+
+def test_a_head_with_other_outputs_is_refused() -> None:
+    config = AutoConfig.for_model("bert", num_labels=3, architectures=["BertForSequenceClassification"])
+    assert Reranking.refuses(config) == "its head has 3 outputs, and a reranker's has one"
+    assert Reranking.refuses(AutoConfig.for_model("bert", num_labels=3)) is None  # no head yet
+    config.num_labels = 1
+    assert Reranking.refuses(config) is None
