@@ -16,7 +16,7 @@ def recipe() -> Recipe:
     return Recipe(
         data=DataConfig(valid_fraction=0.05),
         model=ModelConfig(size="mini"),
-        collator=Options("reranking", max_length=256),
+        collator=Options("reranking"),
         objective=Options("reranking", loss="listwise"),
         # A row is a query with all its candidates: 8 negatives make 9 pairs of it.
         train=TrainConfig(epochs=1, batch_size=16, lr=5e-5, schedule="linear", warmup=0.1),
