@@ -13,6 +13,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrain
 from sslnlp.adapt import adapt
 from sslnlp.architectures import ARCHITECTURES, OFFSET_POSITIONS, SIZES, STARTS
 from sslnlp.errors import UserError, suggest
+from sslnlp.lora import add_lora
 from sslnlp.modes import self_check
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,11 @@ class ModelConfig:
     untrained."""
     dropout: float = 0.0
     """Every dropout rate of the model. 0 suits a single pass over the text; fine-tuning small sets likes 0.1."""
+    lora_rank: int | None = None
+    """Train low-rank adapters of this rank and new weights (a head) alone; the export has them merged. None: all."""
+    reinit_layers: int = 0
+    """So many of the top layers of `pretrained` start from new weights: what they hold is of the old objective (Zhang
+    et al., 2021, arXiv:2006.05987)."""
     config: dict[str, Any] = field(default_factory=dict)
     """Any further field of the stock configuration, e.g. `model.config.hidden_size=384`."""
 
@@ -51,6 +57,11 @@ class ModelConfig:
             raise UserError(f"unknown model.size {self.size!r}.{suggest(self.size, SIZES)}")
         if self.fresh and self.pretrained is None:
             raise UserError("model.fresh=true takes the configuration of model.pretrained, which is not given")
+        for name in ("lora_rank", "reinit_layers"):
+            if (value := getattr(self, name)) and self.pretrained is None:
+                raise UserError(f"model.{name}={value} is about the weights of model.pretrained, which is not given")
+            if value is not None and value < (name == "lora_rank"):
+                raise UserError(f"model.{name} cannot be {value}")
         if not 0 <= self.dropout < 1:
             raise UserError(f"model.dropout must be in [0, 1), got {self.dropout}")
 
@@ -99,12 +110,15 @@ def build_model(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        new: list[str] = []
         if config.pretrained:
-            model = _load(config, wraps, extra)
+            model, new = _load(config, wraps, extra)
         else:
             model = _fresh(config, tokenizer, wraps, max_length, extra)
-    _check_contract(model, tokenizer, max_length)
-    adapt(model)
+        _check_contract(model, tokenizer, max_length)
+        adapt(model)
+        if config.lora_rank is not None:
+            add_lora(model, config.lora_rank, new)
     return model
 
 
@@ -142,7 +156,8 @@ def _started(wraps: Any, stock: PreTrainedConfig) -> PreTrainedModel:
     return model.float()
 
 
-def _load(config: ModelConfig, wraps: Any, extra: dict[str, Any]) -> PreTrainedModel:
+def _load(config: ModelConfig, wraps: Any, extra: dict[str, Any]) -> tuple[PreTrainedModel, list[str]]:
+    """The model, and the names of its weights that are new."""
     path = str(config.pretrained)
     try:
         self_check(path)
@@ -155,7 +170,8 @@ def _load(config: ModelConfig, wraps: Any, extra: dict[str, Any]) -> PreTrainedM
         dropouts = {name: config.dropout for name in _DROPOUTS if hasattr(stock, name)}
         stock.update(dropouts | config.config | extra)
         if config.fresh:
-            return _started(wraps, stock)
+            model = _started(wraps, stock)
+            return model, [name for name, _ in model.named_parameters()]
         model, info = wraps.from_pretrained(
             path, config=stock, dtype=torch.float32, output_loading_info=True, **_without_pooler(wraps, stock)
         )
@@ -165,7 +181,35 @@ def _load(config: ModelConfig, wraps: Any, extra: dict[str, Any]) -> PreTrainedM
         raise UserError(f"cannot load model.pretrained={path}: {_one_line(error)}") from error
     if missing := sorted(info["missing_keys"]):
         log.warning("new weights, not in %s: %s", path, ", ".join(missing[:8]) + (" ..." if len(missing) > 8 else ""))
-    return model
+    if config.reinit_layers:
+        missing += _reinit(model, wraps, config.reinit_layers)
+    return model, missing
+
+
+def _reinit(model: PreTrainedModel, wraps: Any, layers: int) -> list[str]:
+    """New weights for the last `layers` layers; their names."""
+    places = layer_of(model)
+    depth = max(places.values(), default=-1) + 1
+    if layers > depth:
+        raise UserError(f"model.reinit_layers={layers} of a model of {depth} layers")
+    fresh = _started(wraps, model.config).state_dict()
+    names = [name for name, place in places.items() if place >= depth - layers]
+    with torch.no_grad():
+        for name in names:
+            model.get_parameter(name).copy_(fresh[name])
+    return names
+
+
+def layer_of(model: nn.Module) -> dict[str, int]:
+    """For every parameter of a layer: which one, from 0 at the input; of both stacks, where there are two."""
+    config = getattr(model, "config", None)
+    depths = {getattr(config, name, None) for name in ("num_hidden_layers", "decoder_layers", "num_decoder_layers")}
+    return {
+        f"{place}.{name}": int(name.partition(".")[0])
+        for place, stack in model.named_modules()
+        if isinstance(stack, nn.ModuleList) and len(stack) in depths
+        for name, _ in stack.named_parameters()
+    }
 
 
 def max_positions(config: PreTrainedConfig) -> int | None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 
+from sslnlp.models import layer_of
 from sslnlp.muon import Muon
 
 SCHEDULES = ("wsd", "cosine", "linear", "constant")
@@ -33,20 +35,50 @@ def learning_rate_factor(step: int, steps: int, *, schedule: str, warmup: int, d
     return 1.0
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Matrices decay; biases, norms and other vectors do not. Frozen parameters are left out."""
-    trainable = [p for p in module.parameters() if p.requires_grad]
+def parameter_groups(module: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, object]]:
+    """Matrices decay; biases, norms and other vectors do not. Frozen parameters are left out.
+
+    With a `layer_decay` below 1 each layer learns at that factor of the rate of the one above it (`lr_scale`), the
+    embeddings at one more; heads and what stands behind the layers learn at the full rate (Howard and Ruder, 2018).
+    """
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    model: Any = getattr(module, "model", module)
+    places = {id(model.get_parameter(name)): place for name, place in layer_of(model).items()}
+    depth = max(places.values(), default=-1) + 1
+    below = _embeddings(model) if depth else set()
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            place = -1 if id(parameter) in below else places.get(id(parameter), depth)
+            groups.setdefault((parameter.ndim >= 2, layer_decay ** (depth - place)), []).append(parameter)
     return [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+        {"params": parameters, "weight_decay": weight_decay if matrix else 0.0, "lr_scale": scale}
+        for (matrix, scale), parameters in sorted(groups.items(), key=lambda item: item[0], reverse=True)
     ]
 
 
+def _embeddings(model: Any) -> set[int]:
+    """The parameters of the module that embeds tokens, and of its neighbours (positions, segments, their norm)."""
+    if not hasattr(model, "get_input_embeddings"):
+        return set()
+    table = model.get_input_embeddings()
+    parent = next((part for part in model.modules() if any(child is table for child in part.children())), table)
+    # A small module of embeddings alone (BERT's), or the whole backbone (Llama's), of which the table is meant.
+    alone = not any(isinstance(child, nn.ModuleList) for child in parent.modules())
+    return {id(parameter) for parameter in (parent if alone else table).parameters()}
+
+
 def adamw(
-    module: nn.Module, *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float, dtype: torch.dtype
+    module: nn.Module,
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    layer_decay: float = 1.0,
+    dtype: torch.dtype,
 ) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter, 2019) with bias correction, one fused kernel for all tensors; always in float32."""
-    groups = [group for group in parameter_groups(module, weight_decay) if group["params"]]
+    groups = [group for group in parameter_groups(module, weight_decay, layer_decay) if group["params"]]
     return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
 
 

@@ -283,9 +283,10 @@ class Trainer:
     def _new_optimizer(self) -> torch.optim.Optimizer:
         config = self.config
         self.objective.to(self.accelerator.device)
+        by_layer = {"layer_decay": config.layer_decay} if config.layer_decay < 1 else {}
         return OPTIMIZERS[config.optimizer](
             self.objective, lr=config.lr, betas=tuple(config.betas), eps=config.eps, weight_decay=config.weight_decay,
-            dtype=torch.bfloat16 if config.precision == "bf16" else torch.float32,
+            dtype=torch.bfloat16 if config.precision == "bf16" else torch.float32, **by_layer,
         )  # fmt: skip
 
     def _new_average(self) -> Average | None:

@@ -36,6 +36,8 @@ class TrainConfig:
     optimizer: str = "adamw"
     """adamw, or muon: Muon for the matrices inside the network and AdamW for the rest, at one learning rate."""
     weight_decay: float = 0.01
+    layer_decay: float = 1.0
+    """Each layer learns at this factor of the rate of the one above it; 1: all alike. For fine-tuning; with adamw."""
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-8
     clip: float = 1.0
@@ -92,6 +94,10 @@ class TrainConfig:
                 raise UserError(
                     f"unknown train.{name} {getattr(self, name)!r}.{suggest(getattr(self, name), accepted)}"
                 )
+        if not 0 < self.layer_decay <= 1:
+            raise UserError(f"train.layer_decay is a factor above 0, at most 1, got {self.layer_decay}")
+        if self.layer_decay < 1 and self.optimizer != "adamw":
+            raise UserError("train.layer_decay works with train.optimizer=adamw")
         if not 0 <= self.ema < 1:
             raise UserError(f"train.ema is a share from 0 to below 1, got {self.ema}")
         if self.warmup < 0 or not 0 <= self.decay <= 1 or self.workers < 0:

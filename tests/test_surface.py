@@ -49,16 +49,16 @@ COMMANDS = {
 KEYS = """
 collator.name
 data.beir data.cache data.columns data.deduplicate data.draw data.label data.labels_per_class data.licence data.limit
-data.out_of_scope data.packing data.seq_length data.split_text data.streaming data.text data.train data.unlabelled data.valid data.valid_fraction
-data.valid_tokens
-model.architecture model.config model.dropout model.fresh model.pretrained model.size
-name objective.name out
+data.out_of_scope data.packing data.seq_length data.split_text data.streaming data.text data.train data.unlabelled
+data.valid data.valid_fraction data.valid_tokens
+model.architecture model.config model.dropout model.fresh model.lora_rank model.pretrained model.reinit_layers
+model.size name objective.name out
 report.beir report.documents report.every report.pairs report.probe_test report.probe_train report.sts report.texts
 tokenizer.algorithm tokenizer.lowercase tokenizer.memory_mb tokenizer.path tokenizer.vocab_size
 train.accumulate train.batch_size train.betas train.budget train.clip train.compile train.decay train.ema train.epochs
-train.eps train.eval_every train.keep train.keep_best train.log_every train.lr train.on_nonfinite train.optimizer
-train.precision train.save_every train.schedule train.seed train.steps train.trackers train.warmup train.weight_decay
-train.workers
+train.eps train.eval_every train.keep train.keep_best train.layer_decay train.log_every train.lr train.on_nonfinite
+train.optimizer train.precision train.save_every train.schedule train.seed train.steps train.trackers train.warmup
+train.weight_decay train.workers
 """
 
 COLLATOR_OPTIONS = {
@@ -129,7 +129,7 @@ OBJECTIVE_OPTIONS = {
 LEVELS = [
     "errors types rng __init__",
     "registry",
-    "nn attention adapt distributed label_spreading",
+    "nn attention adapt distributed label_spreading lora",
     "tokenizer",
     "architectures models modes packed generation",
     "data",

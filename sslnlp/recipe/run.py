@@ -27,6 +27,7 @@ from sslnlp.evaluation import evaluate_held_out
 from sslnlp.evaluation.beir import beir_measures
 from sslnlp.evaluation.held_out import by_length, to_device
 from sslnlp.export import export_model
+from sslnlp.lora import merged
 from sslnlp.models import count_parameters
 from sslnlp.objectives.base import Objective
 from sslnlp.recipe.build import Parts, build_objective, build_parts, processes, resolve
@@ -227,7 +228,7 @@ def _finish(
         card = report.card(objective) if report is not None else None
         facts = replace(_card(parts, story), report=short_form(card) if card is not None else ())
         export_model(
-            objective.exported, parts.tokenizer, out / "export",
+            merged(objective.exported), parts.tokenizer, out / "export",
             card=facts, recipe=story, pooling=objective.pooling,
             prompts=parts.collator.prompts, lengths=parts.collator.text_lengths, per_token=objective.per_token,
             modes=objective.modes, head=objective.linear_head, max_length=parts.max_length,
