@@ -63,5 +63,5 @@ def test_unknown_texts_fall_below_what_keeps_nineteen_of_twenty() -> None:
     figures = unknown_figures(known, unknown)
     assert (known >= figures["unknown_below"]).mean() == pytest.approx(0.95, abs=0.002)
     assert figures["unknown_found"] == pytest.approx((unknown < 0.525).mean())
-    # P(known > unknown) of two overlapping uniforms: only [0.5, 0.6] is shared, a fifth of one and a quarter of the other.
+    # P(known > unknown) of two uniforms: only [0.5, 0.6] is shared, a fifth of the one and a quarter of the other.
     assert figures["unknown_auroc"] == pytest.approx(1 - 0.2 * 0.25 / 2, abs=1e-3)
