@@ -82,12 +82,7 @@ class Analyzer:
 
     def located(self, text: str) -> Iterator[Term]:
         """The terms of `text`, in order, each with the characters it came from."""
-        # Lower-casing may change the length of a few letters (İ); then offsets are those of the lower-cased text's
-        # own characters, so we fall back to lower-casing letter by letter and keep such letters as they are.
-        lowered = text.lower()
-        if len(lowered) != len(text):
-            lowered = "".join(low if len(low := letter.lower()) == 1 else letter for letter in text)
-        for match in _WORD.finditer(lowered):
+        for match in _WORD.finditer(_lowered(text)):
             word, start = match.group(), match.start()
             if _HAS_CJK.search(word):
                 yield from self._pairs(word, start)
@@ -96,7 +91,10 @@ class Analyzer:
 
     def terms(self, text: str) -> list[str]:
         """The terms of `text`, in order, repeats included. Empty when the text holds only stop words."""
-        return [found.term for found in self.located(text)]
+        if _HAS_CJK.search(text):
+            return [found.term for found in self.located(text)]
+        # Indexing needs no offsets, and without them a text is counted three times as fast.
+        return [self._stem(word) for word in _WORD.findall(_lowered(text)) if word not in self.stop_words]
 
     def _pairs(self, word: str, offset: int) -> Iterator[Term]:
         for run in _RUNS.finditer(word):
@@ -109,3 +107,11 @@ class Analyzer:
                 pair = part[at : at + 2]
                 if pair not in self.stop_words:
                     yield Term(pair, start + at, start + at + len(pair))
+
+
+def _lowered(text: str) -> str:
+    """`text` in lower case and of the same length: the few letters that grow (İ) stay as they are."""
+    lowered = text.lower()
+    if len(lowered) != len(text):
+        lowered = "".join(low if len(low := letter.lower()) == 1 else letter for letter in text)
+    return lowered

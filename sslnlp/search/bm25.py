@@ -2,41 +2,69 @@
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sslnlp.errors import UserError
 from sslnlp.search.analysis import Analyzer
+from sslnlp.search.postings import Postings
 from sslnlp.search.ranking import EMPTY, Ranking, best
 
 
-def write_bm25(folder: Path, texts: Iterable[str], analyzer: Analyzer) -> None:
-    """Index `texts` into `folder` (bm25s's own files). Raises UserError when no text holds a searchable word."""
+def write_table(folder: Path, postings: Postings) -> None:
+    """Write the score table of a whole collection into `folder` (bm25s's own files, the numbers of its own indexing).
+
+    Scores depend on how many documents there are, how long they are and how many hold each term, so every change of
+    the collection changes all of them. bm25s computes them from lists of words, document by document; from counted
+    terms it is arithmetic on arrays, in a tenth of the time and memory (8 bytes a pair, and one span of terms).
+    Raises UserError when no text holds a searchable word.
+    """
     import bm25s
 
-    vocabulary: dict[str, int] = {}
-    # Term ids in first-seen order (a set's order would change from run to run), 4 bytes each while they are collected.
-    ids = [
-        array("i", [vocabulary.setdefault(term, len(vocabulary)) for term in analyzer.terms(text)]) for text in texts
-    ]
-    if not vocabulary:
+    if not postings.terms:
         raise UserError("No document holds a searchable word: every word is a stop word or a single letter.")
     model = bm25s.BM25()
-    model.index((ids, vocabulary), show_progress=False)
+    lengths_N = np.asarray(postings.lengths)
+    norms_N = model.k1 * ((1 - model.b) + model.b * lengths_N / lengths_N.mean())
+    holding_V = np.diff(postings.starts)
+    idf_V = _idf(holding_V, len(lengths_N))
+    data_P = np.empty(len(postings.rows), np.float32)
+    for first, last in postings.spans():
+        span = slice(int(postings.starts[first]), int(postings.starts[last]))
+        counts_P = postings.counts[span].astype(np.float32)
+        idf_P = np.repeat(idf_V[first:last], holding_V[first:last])
+        data_P[span] = idf_P * (counts_P / (norms_N[postings.rows[span]] + counts_P))
+    model.vocab_dict = {term: at for at, term in enumerate(postings.terms)}
+    model.scores = {
+        "data": data_P,
+        "indices": np.asarray(postings.rows),
+        "indptr": np.asarray(postings.starts),
+        "num_docs": len(lengths_N),
+    }
+    model.nonoccurrence_array = None  # Lucene's variant gives nothing for absent terms
     model.save(str(folder), show_progress=False)
 
 
-class BM25:
-    """A written BM25 index, its score table memory-mapped."""
+def _idf(holding_V: NDArray[np.int64], documents: int) -> NDArray[np.float32]:
+    """Lucene's inverse document frequency; one logarithm for each different number of documents."""
+    different, places_V = np.unique(holding_V, return_inverse=True)
+    values = [math.log(1 + (documents - count + 0.5) / (count + 0.5)) for count in different.tolist()]
+    return np.array(values, np.float32)[places_V]
 
-    def __init__(self, folder: Path, analyzer: Analyzer) -> None:
+
+class BM25:
+    """A written score table, memory-mapped. `live` are the rows of the index that its documents stand for."""
+
+    def __init__(self, folder: Path, analyzer: Analyzer, live: NDArray[np.int64] | None = None) -> None:
         import bm25s
 
         self.analyzer = analyzer
+        self._live = live
         self._model: Any = bm25s.BM25.load(str(folder), mmap=True, show_progress=False)
 
     def search(self, queries: Sequence[str], k: int) -> list[Ranking]:
@@ -49,4 +77,5 @@ class BM25:
             return EMPTY
         scores = np.asarray(self._model.get_scores_from_ids(ids), dtype=np.float32)
         matched = np.flatnonzero(scores > 0)
-        return best(scores[matched], k, matched)
+        found = best(scores[matched], k, matched)
+        return found if self._live is None else Ranking(self._live[found.rows], found.scores)

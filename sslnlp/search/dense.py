@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,34 +27,62 @@ def write_vectors(
     *,
     dtype: str = "float16",
     batch_size: int = 32,
-    progress: Callable[[int], None] = lambda done: None,
+    start: int = 0,
+    flushed: Callable[[int], None] = lambda done: None,
 ) -> None:
-    """Encode `count` texts into the array [count, D] at `path`, a block at a time; `progress` hears each block's size.
+    """Encode `count` texts into the array [count, D] at `path`, 1,024 at a time.
 
-    float16 halves the file; a cosine moves by less than 1e-3. Raises UserError when the model yields a vector that is
-    not finite (or does not fit the dtype), which would otherwise poison every ranking in silence.
+    After each block `flushed` hears how many vectors are on disk; a later call with that `start` (and all the texts)
+    goes on from there. float16 halves the file; a cosine moves by less than 1e-3. Raises UserError when the model
+    yields a vector that is not finite (or does not fit the dtype), which would poison every ranking in silence.
     """
-    vectors_ND = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(count, encoder.dimension))
-    texts, start = iter(texts), 0
+    if start:
+        vectors_ND = np.lib.format.open_memmap(path, mode="r+")
+    else:
+        vectors_ND = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(count, encoder.dimension))
+    texts = islice(texts, start, None)
     while block := list(islice(texts, _ENCODE_BLOCK)):
         encoded_ND = encoder.encode(block, "document", batch_size=batch_size)
         if not np.isfinite(encoded_ND).all() or np.abs(encoded_ND).max() > np.finfo(dtype).max:
             raise UserError(f"{encoder.name} gives vectors that are not finite in {dtype}: it cannot be searched by.")
         vectors_ND[start : start + len(block)] = encoded_ND
         start += len(block)
-        progress(len(block))
-    vectors_ND.flush()
+        vectors_ND.flush()
+        flushed(start)
+
+
+def copy_vectors(path: Path, parts: Sequence[NDArray[np.floating[Any]]], live: Sequence[NDArray[np.bool_]]) -> None:
+    """Write the `live` rows of several vector arrays as one array at `path`, a block at a time."""
+    count = sum(int(alive_N.sum()) for alive_N in live)
+    out_ND = np.lib.format.open_memmap(path, mode="w+", dtype=parts[0].dtype, shape=(count, parts[0].shape[1]))
+    at = 0
+    for part_ND, alive_N in zip(parts, live, strict=True):
+        for start in range(0, len(part_ND), _SEARCH_BLOCK):
+            block_ND = part_ND[start : start + _SEARCH_BLOCK][alive_N[start : start + _SEARCH_BLOCK]]
+            out_ND[at : at + len(block_ND)] = block_ND
+            at += len(block_ND)
+    out_ND.flush()
 
 
 class DenseIndex:
-    """Exact nearest neighbours by inner product (cosine when the encoder normalises)."""
+    """Exact nearest neighbours by inner product (cosine when the encoder normalises) over the arrays at `paths`, joined
+    end to end. The rows in `deleted` are never found. Raises UserError when the arrays differ in dimension."""
 
-    def __init__(self, path: Path) -> None:
-        self.vectors_ND = np.load(path, mmap_mode="r")
+    def __init__(self, paths: Sequence[Path], deleted: Iterable[int] = ()) -> None:
+        self.parts = [np.load(path, mmap_mode="r") for path in paths]
+        if len({part_ND.shape[1] for part_ND in self.parts}) > 1:
+            raise UserError(f"The index at {paths[0].parent.parent} mixes dimensions: make it again.")
+        self.alive_N = np.ones(sum(map(len, self.parts)), bool)
+        self.alive_N[list(deleted)] = False
 
     @property
     def dimension(self) -> int:
-        return int(self.vectors_ND.shape[1])
+        return int(self.parts[0].shape[1])
+
+    @property
+    def vectors_ND(self) -> NDArray[np.floating[Any]]:  # noqa: N802 (an array)
+        """All vectors by row, the deleted ones too: mapped where there is one segment, else put together in memory."""
+        return self.parts[0] if len(self.parts) == 1 else np.concatenate(self.parts)
 
     def search(self, queries_QD: NDArray[np.float32], k: int) -> list[Ranking]:
         """The `k` nearest documents of each query vector [Q, D].
@@ -61,25 +90,37 @@ class DenseIndex:
         At most 16,384 vectors and 256 queries are in memory at once (about 40 MB at 384 dimensions), whatever the
         corpus holds; a block only adds what beats the k-th best so far.
         """
-        if queries_QD.shape[1] != self.dimension:
-            raise UserError(f"Query vectors have {queries_QD.shape[1]} dimensions, the index has {self.dimension}.")
+        self.check(queries_QD)
         found: list[Ranking] = []
         for start in range(0, len(queries_QD), _QUERY_BLOCK):
             found.extend(self._search_block(queries_QD[start : start + _QUERY_BLOCK], k))
         return found
 
+    def check(self, queries_QD: NDArray[np.float32]) -> None:
+        """Raises UserError for query vectors of another length than the documents'."""
+        if queries_QD.shape[1] != self.dimension:
+            raise UserError(f"Query vectors have {queries_QD.shape[1]} dimensions, the index has {self.dimension}.")
+
     def _search_block(self, queries_QD: NDArray[np.float32], k: int) -> Sequence[Ranking]:
         rankings = [EMPTY] * len(queries_QD)
-        for start in range(0, len(self.vectors_ND), _SEARCH_BLOCK):
-            block_ND = np.asarray(self.vectors_ND[start : start + _SEARCH_BLOCK], dtype=np.float32)
-            for query, scores_N in enumerate(queries_QD @ block_ND.T):
-                rankings[query] = _merge(rankings[query], scores_N, start, k)
+        for first, part_ND in self._blocks():
+            scores_QN = queries_QD @ np.asarray(part_ND, dtype=np.float32).T
+            scores_QN[:, ~self.alive_N[first : first + len(part_ND)]] = -np.inf
+            for query, scores_N in enumerate(scores_QN):
+                rankings[query] = _merge(rankings[query], scores_N, first, k)
         return rankings
+
+    def _blocks(self) -> Iterator[tuple[int, NDArray[np.floating[Any]]]]:
+        first = 0
+        for part_ND in self.parts:
+            for start in range(0, len(part_ND), _SEARCH_BLOCK):
+                yield first + start, part_ND[start : start + _SEARCH_BLOCK]
+            first += len(part_ND)
 
 
 def _merge(so_far: Ranking, scores_N: NDArray[np.float32], start: int, k: int) -> Ranking:
-    full = len(so_far.rows) == k
-    rows = np.flatnonzero(scores_N > so_far.scores[-1]) if full else np.arange(len(scores_N))
+    # Every vector is finite, so what is -inf here was deleted.
+    rows = np.flatnonzero(scores_N > (so_far.scores[-1] if len(so_far.rows) == k else -np.inf))
     # Earlier rows come first in the joined arrays, so equal scores stay in row order.
     return best(
         np.concatenate([so_far.scores, scores_N[rows]]), k, np.concatenate([so_far.rows, rows.astype(np.int64) + start])

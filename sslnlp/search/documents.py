@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import json
 import sys
 import zlib
@@ -51,15 +52,34 @@ def read_documents(path: str | Path, columns: Columns = Columns()) -> Iterator[D
     with `.gz`) or `.parquet` file with a text column and, if it has them, an id and a title. Rows without an id are
     numbered from 0. Raises UserError for a path, row or column that cannot be read.
     """
+    path = _source(path)
+    return _documents_of_folder(path) if path.is_dir() else _documents_of_rows(path, columns)
+
+
+def data_fingerprint(path: str | Path) -> str:
+    """SHA-256 over the names and contents of the files that `read_documents` reads at `path`, a gigabyte a second."""
+    path = _source(path)
+    digest = hashlib.sha256()
+    for file in _text_files(path) if path.is_dir() else [path]:
+        digest.update(file.relative_to(path).as_posix().encode(errors="surrogateescape") + b"\0")
+        try:
+            with open(file, "rb") as stream:
+                size = file.stat().st_size
+                digest.update(size.to_bytes(8, "big"))
+                while block := stream.read(1 << 20):
+                    digest.update(block)
+        except OSError as error:
+            raise UserError(f"Cannot read {file}: {error.strerror}.") from error
+    return digest.hexdigest()
+
+
+def _source(path: str | Path) -> Path:
+    """The file of rows or the folder of texts that `path` means."""
     path = Path(path)
     if not path.exists():
         raise UserError(f"Nothing to index at {path}: no such file or folder.")
-    if path.is_dir():
-        for name in ("corpus.jsonl", "corpus.jsonl.gz"):
-            if (path / name).is_file():
-                return _documents_of_rows(path / name, columns)
-        return _documents_of_folder(path)
-    return _documents_of_rows(path, columns)
+    corpora = [path / name for name in ("corpus.jsonl", "corpus.jsonl.gz")]
+    return next((corpus for corpus in corpora if corpus.is_file()), path)
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -107,10 +127,7 @@ def _documents_of_rows(path: Path, columns: Columns) -> Iterator[Document]:
 
 
 def _documents_of_folder(folder: Path) -> Iterator[Document]:
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in TEXT_SUFFIXES and file.is_file())
-    if not files:
-        raise UserError(f"{folder} holds no corpus.jsonl and no text file ({', '.join(sorted(TEXT_SUFFIXES))}).")
-    for file in files:
+    for file in _text_files(folder):
         try:
             text = file.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
@@ -118,6 +135,13 @@ def _documents_of_folder(folder: Path) -> Iterator[Document]:
         except OSError as error:
             raise UserError(f"Cannot read {file}: {error.strerror}.") from error
         yield Document(file.relative_to(folder).as_posix(), "", text)
+
+
+def _text_files(folder: Path) -> list[Path]:
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in TEXT_SUFFIXES and file.is_file())
+    if not files:
+        raise UserError(f"{folder} holds no corpus.jsonl and no text file ({', '.join(sorted(TEXT_SUFFIXES))}).")
+    return files
 
 
 def string_of(path: Path, number: int, row: Mapping[str, Any], column: str) -> str:

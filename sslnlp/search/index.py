@@ -1,20 +1,30 @@
-"""A searchable index: build it, open it, ask it."""
+"""A searchable index: build it, change it, open it, ask it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
+import numpy as np
+
 from sslnlp.errors import UserError, suggest
 from sslnlp.search import manifest
 from sslnlp.search.analysis import Analyzer
-from sslnlp.search.bm25 import BM25, write_bm25
-from sslnlp.search.documents import Columns, read_documents, well_formed
+from sslnlp.search.bm25 import BM25
+from sslnlp.search.changes import Added, add_documents, build_index, delete_documents
+from sslnlp.search.documents import well_formed
 from sslnlp.search.fusion import reciprocal_rank_fusion
+from sslnlp.search.loading import load_reranker, same_encoder, same_reranker
 from sslnlp.search.ranking import EMPTY, Ranking, rescored
-from sslnlp.search.store import DocumentStore, write_documents
+from sslnlp.search.segments import DELETED, TABLE, VECTORS
+from sslnlp.search.store import DocumentStore
+
+__all__ = [  # what is made elsewhere is found here too: one place to import from
+    "Added", "Explained", "Hit", "Index", "Mode", "Place", "add_documents", "build_index", "delete_documents",
+    "load_reranker",
+]  # fmt: skip
 
 Mode = Literal["bm25", "dense", "fused", "reranked"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -22,9 +32,6 @@ DEPTH = 1000
 """How many documents of each part's ranking go into a fused one."""
 RERANK_DEPTH = 100
 """How many documents of the first stage the reranker reads, unless told otherwise."""
-
-Progress = Callable[[str, int, int], None]
-"""Called with (stage, documents done since the last call, documents in all)."""
 
 
 class Hit(NamedTuple):
@@ -50,73 +57,14 @@ class Explained(NamedTuple):
     places: dict[Mode, Place | None]
 
 
-def build_index(
-    data: str | Path,
-    out: str | Path,
-    *,
-    model: str | None = None,
-    language: str = "english",
-    dtype: str = "float16",
-    batch_size: int = 32,
-    columns: Columns = Columns(),  # noqa: B008 (immutable)
-    progress: Progress = lambda stage, done, total: None,
-) -> dict[str, Any]:
-    """Index the documents at `data` into the folder `out` (an index already there is replaced, at the very end).
-
-    BM25 always; with `model` (an encoder folder or hub name) also vectors of `dtype` float16 or float32. Returns the
-    facts kept in the index: `documents`, `bm25`, `dense`. Raises UserError and leaves `out` as it was for anything
-    unreadable, an empty corpus, duplicate ids, or a model that cannot be loaded.
-    """
-    if dtype not in ("float16", "float32"):
-        raise UserError(f"Unknown vector type {dtype!r}.{suggest(dtype, ('float16', 'float32'))}")
-    out, analyzer = Path(out), Analyzer(language)
-    encoder = _load_encoder(model) if model is not None else None  # before the long work, not after it
-    with manifest.new_generation(out) as folder:
-        written = write_documents(folder, read_documents(data, columns))
-        store = DocumentStore(folder)
-        write_bm25(folder / "bm25", (document.content for document in store), analyzer)
-        progress("bm25", len(store), len(store))
-        facts: dict[str, Any] = {
-            "documents": {"count": written.documents, "empty": written.empty},
-            "bm25": {"language": language},
-            "dense": None,
-        }
-        if encoder is not None:
-            from sslnlp.search.dense import write_vectors
-
-            texts = (document.content for document in store)
-            write_vectors(
-                folder / "vectors.npy",
-                texts,
-                len(store),
-                encoder,
-                dtype=dtype,
-                batch_size=batch_size,
-                progress=lambda done: progress("dense", done, len(store)),
-            )
-            facts["dense"] = {
-                "model": encoder.name,
-                "fingerprint": encoder.fingerprint,
-                "dimension": encoder.dimension,
-                "dtype": dtype,
-            }
-        manifest.commit(out, folder, facts)
-    return facts
-
-
-def _load_encoder(name: str) -> Any:
-    from sslnlp.search.encoder import Encoder  # brings torch: only where vectors are asked for
-
-    return Encoder.load(name)
-
-
 class Index:
     """An index opened for searching.
 
     `model` overrides where the encoder is found; it must be the one the index was made with. `reranker` (a folder or
     hub name of a cross-encoder; default: the one the index remembers, if any) adds the mode `reranked`, in which it
-    reads the first `depth` documents. Raises UserError when there is no index, when it is broken, and (at the first
-    search that needs it) when a model differs from the one remembered.
+    reads the first `depth` documents. `ann` searches the vectors by their graph instead of exactly. Raises UserError
+    when there is no index, when it is broken, and (at the first search that needs it) when a model differs from the one
+    remembered.
     """
 
     def __init__(
@@ -126,14 +74,20 @@ class Index:
         model: str | None = None,
         reranker: str | None = None,
         depth: int = RERANK_DEPTH,
+        ann: bool = False,
         verify: bool = True,
     ) -> None:
         if depth < 1:
             raise UserError(f"The reranking depth must be at least 1, got {depth}.")
         self.path = Path(path)
-        self.facts, self._folder = manifest.read(self.path, verify=verify)
+        self.facts = manifest.read(self.path, verify=verify)
+        if ann and not (self.facts["dense"] and self.facts["dense"]["ann"]):
+            raise UserError(f"The index at {self.path} has no graph for approximate search: index again with --ann.")
         self.analyzer = Analyzer(self.facts["bm25"]["language"])
-        self.documents = DocumentStore(self._folder)
+        self._folders = [self.path / segment["name"] for segment in self.facts["segments"]]
+        deleted = np.load(self.path / self.facts["table"] / DELETED)
+        self.documents = DocumentStore(self._folders, deleted.tolist())
+        self._ann = ann
         self.depth = depth
         self._model = model
         self._reranker = reranker
@@ -142,7 +96,7 @@ class Index:
     def modes(self) -> tuple[Mode, ...]:
         """The modes this index can answer in, the fullest last."""
         vectors: tuple[Mode, ...] = ("dense", "fused") if self.facts["dense"] else ()
-        reranks: tuple[Mode, ...] = ("reranked",) if self._reranker or self.facts.get("reranker") else ()
+        reranks: tuple[Mode, ...] = ("reranked",) if self._reranker or self.facts["reranker"] else ()
         return ("bm25", *vectors, *reranks)
 
     def resolve_mode(self, mode: str | None) -> Mode:
@@ -160,38 +114,30 @@ class Index:
 
     @cached_property
     def bm25(self) -> BM25:
-        return BM25(self._folder / "bm25", self.analyzer)
+        live = None
+        if self.documents.deleted:
+            live = np.setdiff1d(np.arange(self.documents.rows), np.array(sorted(self.documents.deleted)))
+        return BM25(self.path / self.facts["table"] / TABLE, self.analyzer, live)
 
     @cached_property
     def encoder(self) -> Any:
         """The `Encoder` the vectors were made with, its fingerprint checked."""
-        facts = self.facts["dense"]
-        encoder = _load_encoder(self._model or facts["model"])
-        if encoder.fingerprint != facts["fingerprint"]:
-            raise UserError(
-                f"The vectors were made by another model ({facts['model']}) than {encoder.name}, or its files changed "
-                "since: name the same one with --model or index again."
-            )
-        return encoder
+        return same_encoder(self.facts["dense"], self._model)
 
     @cached_property
     def reranker(self) -> Any:
         """The `Reranker` named when opening (any will do), else the remembered one, its fingerprint checked."""
-        facts = self.facts.get("reranker") or {}
-        reranker = load_reranker(self._reranker or facts["model"])
-        if not self._reranker and reranker.fingerprint != facts["fingerprint"]:
-            raise UserError(
-                f"The reranker {reranker.name} changed since it was indexed with: name it with --reranker to use it."
-            )
-        return reranker
+        return same_reranker(self.facts["reranker"], self._reranker)
 
     @cached_property
     def dense(self) -> Any:
-        """The `DenseIndex` over the vectors."""
+        """The `DenseIndex` over the vectors (an `AnnIndex` when opened so)."""
+        from sslnlp.search.ann import AnnIndex
         from sslnlp.search.dense import DenseIndex
 
-        dense = DenseIndex(self._folder / "vectors.npy")
-        if dense.vectors_ND.shape != (len(self.documents), self.facts["dense"]["dimension"]):
+        kind = AnnIndex if self._ann else DenseIndex
+        dense = kind([folder / VECTORS for folder in self._folders], self.documents.deleted)
+        if (len(dense.alive_N), dense.dimension) != (self.documents.rows, self.facts["dense"]["dimension"]):
             raise UserError(f"The index at {self.path} mixes dimensions: make it again.")
         return dense
 
@@ -249,13 +195,6 @@ class Index:
         """A ranking with the documents' ids."""
         pairs = zip(ranking.rows.tolist(), ranking.scores.tolist(), strict=True)
         return [Hit(rank, row, self.documents.ids[row], score) for rank, (row, score) in enumerate(pairs, start=1)]
-
-
-def load_reranker(name: str) -> Any:
-    """The cross-encoder at `name` (it brings torch: only where reranking is asked for)."""
-    from sslnlp.search.reranker import Reranker  # type: ignore[import-untyped, unused-ignore]
-
-    return Reranker.load(name)
 
 
 def _check(query: str, k: int) -> None:

@@ -1,7 +1,9 @@
 """The index's one commit point: `index.json`, which names every file with its size and SHA-256.
 
     INDEX/index.json              replaced atomically; what it does not name does not belong to the index
-    INDEX/generation-1f3a9c02/    the files of one commit, written whole before index.json names them
+    INDEX/segment-1f3a9c02d4e5/   documents that came together, with their postings and vectors: written once
+    INDEX/table-77c0b1a2e3f4/     what depends on the whole collection: BM25's score table, the deleted rows
+    INDEX/lock                    there while a process writes
 
 A killed writer leaves the former index.json, and with it the former index, untouched.
 """
@@ -12,17 +14,19 @@ import contextlib
 import hashlib
 import json
 import os
-import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sslnlp.errors import UserError
+from sslnlp.search import lock
 
 NAME = "index.json"
-FORMAT = 1
-_PREFIX = "generation-"
+FORMAT = 2
+WORK = "work.json"
+"""What an unfinished segment has reached; it stays beside the files and is no part of the index."""
+_FOLDERS = ("segment-", "table-", "generation-")  # the last is what format 1 wrote
 
 
 def sha256_of(path: Path) -> str:
@@ -34,52 +38,70 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-@contextlib.contextmanager
-def new_generation(out: Path) -> Iterator[Path]:
-    """A fresh folder inside the index at `out` to write into; taken away again if the body raises.
+def digest_of(facts: Any) -> str:
+    """One SHA-256 for anything that JSON can say."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
-    Raises UserError, before anything is written, when `out` is something other than an index or an empty folder.
+
+@contextlib.contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """The right to write into the index at `out`, alone. A failed write (disk full) becomes one line.
+
+    Raises UserError, before anything is written, when `out` is something other than an index or an empty folder, or
+    when another process is writing to it. A folder left empty goes again.
     """
     if out.exists():
         strangers = [] if not out.is_dir() else [p.name for p in out.iterdir() if not _ours(p)]
         if not out.is_dir() or strangers:
             what = f"holds {strangers[0]!r} and is no index" if strangers else "is a file"
             raise UserError(f"Cannot write an index to {out}: it {what}. Choose a new folder.")
-    folder = out / f"{_PREFIX}{secrets.token_hex(4)}"
     try:
-        folder.mkdir(parents=True)
+        out.mkdir(parents=True, exist_ok=True)
+        with lock.exclusive(out):
+            yield
     except OSError as error:
-        raise UserError(f"Cannot write an index to {out}: {error.strerror}.") from error
-    try:
-        yield folder
-    except BaseException as error:
-        shutil.rmtree(folder, ignore_errors=True)
+        raise UserError(f"Writing the index to {out} failed: {error.strerror or error}.") from error
+    finally:
         with contextlib.suppress(OSError):
-            out.rmdir()  # only goes when we made it and nothing else is in it
-        if isinstance(error, OSError):
-            raise UserError(f"Writing the index to {out} failed: {error.strerror or error}.") from error
-        raise
+            out.rmdir()  # only goes when nothing is in it
 
 
-def commit(out: Path, generation: Path, facts: Mapping[str, Any]) -> None:
-    """Make `generation` the index at `out`: fsync its files, replace index.json, drop what was there before."""
-    files = sorted(path for path in generation.rglob("*") if path.is_file())
-    listed = {p.relative_to(generation).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in files}
-    for path in [*files, generation, *(p for p in generation.rglob("*") if p.is_dir())]:
-        _fsync(path)
-    content = {"format": FORMAT, "generation": generation.name, **facts, "files": listed}
-    aside = out / f"{NAME}.tmp"
-    aside.write_text(json.dumps({**content, "seal": _seal(content)}, indent=1), encoding="utf-8")
-    _fsync(aside)
-    os.replace(aside, out / NAME)
-    _fsync(out)
+def commit(out: Path, facts: Mapping[str, Any], folders: Sequence[Path], former: Mapping[str, Any] | None) -> None:
+    """Make `folders` the index at `out`: fsync their files, replace index.json, drop every other folder of ours.
+
+    Folders that the `former` content names already are neither read nor flushed again: segments never change.
+    """
+    listed: dict[str, Any] = {}
+    for folder in folders:
+        inside = folder.name + "/"
+        known = {name: fact for name, fact in former["files"].items() if name.startswith(inside)} if former else {}
+        listed |= known or _flushed(folder)
+    content = {"format": FORMAT, **facts, "files": listed}
+    write_json(out / NAME, {**content, "seal": digest_of(content)})
+    drop_others(out, folders)
+    for folder in folders:
+        (folder / WORK).unlink(missing_ok=True)
+
+
+def _flushed(folder: Path) -> dict[str, Any]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != WORK)
+    for path in [*files, folder, *(p for p in folder.rglob("*") if p.is_dir())]:
+        fsync(path)
+    return {
+        f"{folder.name}/{p.relative_to(folder).as_posix()}": {"bytes": p.stat().st_size, "sha256": sha256_of(p)}
+        for p in files
+    }
+
+
+def drop_others(out: Path, folders: Sequence[Path]) -> None:
+    """Remove every folder of ours in `out` but `folders`."""
     for old in out.iterdir():
-        if old.name.startswith(_PREFIX) and old != generation:
+        if old.name.startswith(_FOLDERS) and old not in folders:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def read(out: Path, *, verify: bool = True) -> tuple[dict[str, Any], Path]:
-    """The manifest of the index at `out` and the folder of its files.
+def read(out: Path, *, verify: bool = True) -> dict[str, Any]:
+    """What `index.json` at `out` says, held against the files.
 
     Sizes are always compared; `verify` also compares every SHA-256 (about a second per gigabyte). Raises UserError for
     a folder without an index and for a broken one.
@@ -87,24 +109,40 @@ def read(out: Path, *, verify: bool = True) -> tuple[dict[str, Any], Path]:
     if not (out / NAME).is_file():
         raise UserError(f"No index at {out} (no {NAME}). Make one with: sslnlp search index DATA --out {out}")
     try:
-        content = json.loads((out / NAME).read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads((out / NAME).read_text(encoding="utf-8"))
         seal = content.pop("seal")
     except (ValueError, KeyError, AttributeError) as error:
         raise _broken(out, f"{NAME} is damaged") from error
-    if seal != _seal(content):
+    if seal != digest_of(content):
         raise _broken(out, f"{NAME} was changed after it was written")
     if content["format"] != FORMAT:
         raise _broken(out, f"it has format {content['format']}, this version reads {FORMAT}")
-    folder = out / content["generation"]
     for name, fact in content["files"].items():
-        path = folder / name
+        path = out / name
         if not path.is_file():
             raise _broken(out, f"{name} is missing")
         if path.stat().st_size != fact["bytes"]:
             raise _broken(out, f"{name} has {path.stat().st_size} bytes instead of {fact['bytes']}")
         if verify and sha256_of(path) != fact["sha256"]:
             raise _broken(out, f"{name} does not match its checksum")
-    return content, folder
+    return content
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Replace the file at `path` in one step, safe against a power cut."""
+    aside = path.with_name(path.name + ".tmp")
+    aside.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    fsync(aside)
+    os.replace(aside, path)
+    fsync(path.parent)
+
+
+def fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _broken(out: Path, why: str) -> UserError:
@@ -112,16 +150,4 @@ def _broken(out: Path, why: str) -> UserError:
 
 
 def _ours(path: Path) -> bool:
-    return path.name.startswith((_PREFIX, NAME))
-
-
-def _seal(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return path.name == lock.NAME or path.name.startswith((*_FOLDERS, NAME))

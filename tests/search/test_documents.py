@@ -96,7 +96,7 @@ def test_a_folder_without_text_is_refused(tmp_path: Path) -> None:
 def test_the_store_gives_back_what_was_written_by_row(tmp_path: Path) -> None:
     strange = [*EXPECTED, Document("x", "", ""), Document("y", "\ud800", "lone surrogate")]
     assert write_documents(tmp_path, strange) == (3, 1)
-    store = DocumentStore(tmp_path)
+    store = DocumentStore([tmp_path])
     assert [store[row] for row in (2, 0, 1)] == [strange[3], *EXPECTED]
     assert list(store) == [*EXPECTED, strange[3]]
     assert store.ids == ["007", "8", "y"]

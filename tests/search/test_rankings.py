@@ -1,6 +1,7 @@
 """Top-k, BM25, exact dense search and fusion, each against arithmetic done another way."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,16 @@ from hypothesis import strategies as st
 from sslnlp.errors import UserError
 from sslnlp.search import dense
 from sslnlp.search.analysis import Analyzer
-from sslnlp.search.bm25 import BM25, write_bm25
+from sslnlp.search.bm25 import BM25, write_table
 from sslnlp.search.dense import DenseIndex
 from sslnlp.search.fusion import reciprocal_rank_fusion
+from sslnlp.search.postings import Postings, write_postings
 from sslnlp.search.ranking import EMPTY, Ranking, best
+
+
+def write_bm25(folder: Path, texts: Sequence[str], analyzer: Analyzer) -> None:
+    write_postings(folder / "postings", texts, analyzer)
+    write_table(folder, Postings.load(folder / "postings"))
 
 
 @given(st.lists(st.integers(-3, 3), max_size=30), st.integers(1, 35))
@@ -57,7 +64,7 @@ def test_blocked_search_is_a_full_sort(tmp_path: Path, monkeypatch: pytest.Monke
     np.save(tmp_path / "v.npy", vectors)
     queries = generator.integers(-2, 3, (5, 3)).astype(np.float32)
     for k in (1, 6, 40):
-        found = DenseIndex(tmp_path / "v.npy").search(queries, k)
+        found = DenseIndex([tmp_path / "v.npy"]).search(queries, k)
         for query, ranking in zip(queries, found, strict=True):
             scores = vectors.astype(np.float32) @ query
             assert ranking.rows.tolist() == sorted(range(23), key=lambda row: (-scores[row], row))[:k]
@@ -67,7 +74,7 @@ def test_blocked_search_is_a_full_sort(tmp_path: Path, monkeypatch: pytest.Monke
 def test_another_dimension_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "v.npy", np.zeros((2, 3), np.float32))
     with pytest.raises(UserError, match="4 dimensions, the index has 3"):
-        DenseIndex(tmp_path / "v.npy").search(np.zeros((1, 4), np.float32), 1)
+        DenseIndex([tmp_path / "v.npy"]).search(np.zeros((1, 4), np.float32), 1)
 
 
 def test_reciprocal_rank_fusion_by_hand() -> None:

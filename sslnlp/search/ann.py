@@ -1,0 +1,87 @@
+"""Approximate nearest neighbours by usearch: a graph over a segment's vectors (HNSW; Malkov & Yashunin, 2016).
+
+The graph only proposes candidates; their scores are computed from the vectors themselves, so a score is the same number
+as the exact search gives, and what can differ is only which documents were seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sslnlp.errors import UserError
+from sslnlp.search.dense import DenseIndex
+from sslnlp.search.ranking import Ranking, best
+
+NAME = "vectors.usearch"
+_BLOCK = 4096
+_CONNECTIVITY = 16  # links a vector has; with the two breadths below, usearch's own defaults but for a wider search
+_BREADTH_ADD = 128
+_BREADTH_SEARCH = 128
+
+
+def require_ann() -> Any:
+    """usearch's module, or a UserError that says how to install it."""
+    try:
+        import usearch.index
+    except ImportError as error:
+        raise UserError("Approximate search needs usearch: pip install 'sslnlp[search]'") from error
+    return usearch.index
+
+
+def write_ann(
+    path: Path, vectors_ND: NDArray[np.floating[Any]], progress: Callable[[int], None] = lambda done: None
+) -> None:
+    """Write the graph over `vectors_ND` to `path`, added 4,096 at a time; `progress` hears each block's size."""
+    graph = require_ann().Index(
+        ndim=vectors_ND.shape[1],
+        metric="ip",
+        dtype="f16",
+        connectivity=_CONNECTIVITY,
+        expansion_add=_BREADTH_ADD,
+    )
+    for start in range(0, len(vectors_ND), _BLOCK):
+        block_ND = np.ascontiguousarray(vectors_ND[start : start + _BLOCK])
+        graph.add(np.arange(start, start + len(block_ND)), block_ND)
+        progress(len(block_ND))
+    graph.save(str(path))
+
+
+class AnnIndex(DenseIndex):
+    """`DenseIndex` with the candidates from the graphs beside its arrays, memory-mapped."""
+
+    def __init__(self, paths: Sequence[Path], deleted: Iterable[int] = ()) -> None:
+        super().__init__(paths, deleted)
+        module = require_ann()
+        self._graphs = [module.Index.restore(str(path.with_name(NAME)), view=True) for path in paths]
+
+    def search(self, queries_QD: NDArray[np.float32], k: int) -> list[Ranking]:
+        """About the `k` nearest documents of each query vector [Q, D], by their exact scores."""
+        self.check(queries_QD)
+        return [self._one(query_D, k) for query_D in queries_QD]
+
+    def _one(self, query_D: NDArray[np.float32], k: int) -> Ranking:
+        rows, scores, first = [], [], 0
+        for graph, part_ND in zip(self._graphs, self.parts, strict=True):
+            found = np.sort(self._candidates(graph, query_D, k, self.alive_N[first : first + len(part_ND)]))
+            rows.append(found + first)
+            scores.append(part_ND[found].astype(np.float32) @ query_D)
+            first += len(part_ND)
+        return best(np.concatenate(scores), k, np.concatenate(rows))
+
+    def _candidates(self, graph: Any, query_D: NDArray[np.float32], k: int, alive: NDArray[np.bool_]) -> NDArray[Any]:
+        """`k` live rows near the query. The graph knows of no deletion: it is asked for more until enough are left."""
+        wanted = min(k, int(alive.sum()))
+        asked = k
+        while True:
+            asked = min(asked, len(alive))
+            graph.expansion_search = max(asked, _BREADTH_SEARCH)
+            found: NDArray[Any] = graph.search(query_D, asked).keys.astype(np.int64)
+            found = found[alive[found]][:k]
+            if len(found) >= wanted or asked == len(alive):
+                return found
+            asked *= 2

@@ -1,0 +1,48 @@
+"""The models of an index: loaded only when asked for (they bring torch), and held against what the index remembers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sslnlp.errors import UserError
+
+
+def load_encoder(name: str) -> Any:
+    """The `Encoder` at `name`."""
+    from sslnlp.search.encoder import Encoder
+
+    return Encoder.load(name)
+
+
+def load_reranker(name: str) -> Any:
+    """The cross-encoder at `name`."""
+    from sslnlp.search.reranker import Reranker  # type: ignore[import-untyped, unused-ignore]
+
+    return Reranker.load(name)
+
+
+def same_encoder(facts: Mapping[str, Any], model: str | None) -> Any:
+    """The encoder that the vectors of `facts` were made with, from where it was or from `model`.
+
+    Raises UserError when its fingerprint is another: vectors of two models do not compare.
+    """
+    encoder = load_encoder(model or facts["model"])
+    if encoder.fingerprint != facts["fingerprint"]:
+        raise UserError(
+            f"The vectors were made by another model ({facts['model']}) than {encoder.name}, or its files changed "
+            "since: name the same one with --model or index again."
+        )
+    return encoder
+
+
+def same_reranker(facts: Mapping[str, Any] | None, model: str | None) -> Any:
+    """The reranker at `model` (any will do), else the one of `facts`, which must not have changed."""
+    if model is not None or facts is None:
+        return load_reranker(model or "")
+    reranker = load_reranker(facts["model"])
+    if reranker.fingerprint != facts["fingerprint"]:
+        raise UserError(
+            f"The reranker {reranker.name} changed since it was indexed with: name it with --reranker to use it."
+        )
+    return reranker

@@ -1,0 +1,134 @@
+"""Segments: documents that came together, filled stage by stage, and joined again when small ones pile up."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sslnlp.search import manifest
+from sslnlp.search.analysis import Analyzer
+from sslnlp.search.bm25 import write_table
+from sslnlp.search.postings import Postings, join, write_postings
+from sslnlp.search.resume import Work
+from sslnlp.search.store import DocumentStore
+
+POSTINGS, VECTORS, DELETED, TABLE = "postings", "vectors.npy", "deleted.npy", "bm25"
+
+Progress = Callable[[str, int, int], None]
+"""Called with (stage, documents done since the last call, documents in all)."""
+
+
+def fill(work: Work, facts: Mapping[str, Any], encoder: Any, batch_size: int, progress: Progress) -> None:
+    """Do what is not done yet for the documents in the folder of `work`: postings, vectors, graph, as `facts` say."""
+    folder, store = work.folder, DocumentStore([work.folder])
+    if "postings" not in work.done:
+        analyzer = Analyzer(facts["bm25"]["language"])
+        texts = (document.content for document in store)
+        write_postings(folder / POSTINGS, texts, analyzer, lambda done: progress("bm25", done, len(store)))
+        work.finish("postings", True)
+    if facts["dense"] and (start := work.done.get("vectors", 0)) < len(store):
+        from sslnlp.search.dense import write_vectors
+
+        progress("dense", start, len(store))
+
+        def flushed(done: int) -> None:
+            progress("dense", done - work.done.get("vectors", 0), len(store))
+            work.finish("vectors", done)
+
+        texts = (document.content for document in store)
+        write_vectors(
+            folder / VECTORS, texts, len(store), encoder,
+            dtype=facts["dense"]["dtype"], batch_size=batch_size, start=start, flushed=flushed,
+        )  # fmt: skip
+    if facts["dense"] and facts["dense"]["ann"] and "ann" not in work.done:
+        _write_graph(folder, progress)
+        work.finish("ann", True)
+
+
+def _write_graph(folder: Path, progress: Progress) -> None:
+    from sslnlp.search import ann
+
+    vectors_ND = np.load(folder / VECTORS, mmap_mode="r")
+    ann.write_ann(folder / ann.NAME, vectors_ND, lambda done: progress("ann", done, len(vectors_ND)))
+
+
+def commit(
+    out: Path,
+    facts: Mapping[str, Any],
+    segments: Sequence[str],
+    deleted: Iterable[int],
+    key: str,
+    former: Mapping[str, Any] | None,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Make the collection of `segments` without the `deleted` rows the index at `out`; returns its facts.
+
+    What depends on the whole collection (BM25's table) is made new, in a folder named by `key`.
+    """
+    folders = [out / name for name in segments]
+    store = DocumentStore(folders, deleted)
+    live = _live(store)
+    if (first := first_to_join(store.counts, [int(alive_N.sum()) for alive_N in live])) is not None:
+        joined = out / f"segment-{key[12:24]}"
+        _join_segments(joined, folders[first:], live[first:], facts, progress)
+        folders, live = [*folders[:first], joined], [*live[:first], np.ones(sum(map(np.sum, live[first:])), bool)]
+        store = DocumentStore(folders, np.flatnonzero(~np.concatenate(live)).tolist())
+    table = out / f"table-{key[:12]}"
+    table.mkdir()
+    np.save(table / DELETED, np.array(sorted(store.deleted), np.int64))
+    write_table(table / TABLE, join([Postings.load(folder / POSTINGS) for folder in folders], live))
+    named = [
+        {"name": folder.name, "documents": int(alive_N.sum()), "deleted": int((~alive_N).sum())}
+        for folder, alive_N in zip(folders, live, strict=True)
+    ]
+    counts = {"count": len(store), "empty": facts["documents"]["empty"]}
+    found = {**facts, "documents": counts, "segments": named, "table": table.name}
+    found.pop("files", None)
+    manifest.commit(out, found, [*folders, table], former)
+    return found
+
+
+def first_to_join(rows: Sequence[int], live: Sequence[int]) -> int | None:
+    """The segment from which on all are worth joining into one, None for none.
+
+    It is the first one at most twice as large as all after it, or with more than half of its rows deleted. So each
+    segment is over twice what follows: a million documents added one at a time are never more than 20 segments, and
+    each document is copied about as often.
+    """
+    for at in range(len(rows)):
+        after = sum(live[at + 1 :])
+        if (at + 1 < len(rows) and live[at] <= 2 * after) or 2 * live[at] < rows[at]:
+            return at
+    return None
+
+
+def _live(store: DocumentStore) -> list[NDArray[np.bool_]]:
+    """Which rows of each segment are left."""
+    alive_N = np.ones(store.rows, bool)
+    alive_N[list(store.deleted)] = False
+    return np.split(alive_N, np.cumsum(store.counts)[:-1])
+
+
+def _join_segments(
+    folder: Path,
+    parts: Sequence[Path],
+    live: Sequence[NDArray[np.bool_]],
+    facts: Mapping[str, Any],
+    progress: Progress,
+) -> None:
+    """Write the live documents of `parts` as one segment: copied, not encoded again; only the graph is built anew."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    DocumentStore(parts, np.flatnonzero(~np.concatenate(live)).tolist()).copy(folder)
+    join([Postings.load(part / POSTINGS) for part in parts], live).save(folder / POSTINGS)
+    if facts["dense"]:
+        from sslnlp.search.dense import copy_vectors
+
+        copy_vectors(folder / VECTORS, [np.load(part / VECTORS, mmap_mode="r") for part in parts], live)
+        if facts["dense"]["ann"]:
+            _write_graph(folder, progress)
