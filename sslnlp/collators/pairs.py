@@ -42,10 +42,10 @@ class PairTokenizer:
 
     def _cut(self, queries: Sequence[str]) -> list[str]:
         """The beginnings of the queries. Cut as text, for a tokenizer takes pairs as texts alone."""
-        if self.query_length is None:
-            return list(queries)
         around = self.tokenizer.num_special_tokens_to_add(pair=True)
-        length = max(1, min(self.query_length, (self.max_length - around) // 2))
+        length = 4 * self.max_length  # no token of a pair is lost yet, and a book is not split for each of its texts
+        if self.query_length is not None:
+            length = max(1, min(self.query_length, (self.max_length - around) // 2))
         distinct = list(dict.fromkeys(queries))
         encoded: Any = self.tokenizer(
             distinct, add_special_tokens=False, truncation=True, max_length=length, return_offsets_mapping=True

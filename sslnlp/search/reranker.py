@@ -196,6 +196,9 @@ def _read_json(path: Path, absent: Any = None) -> Any:
     if not path.is_file():
         return {} if absent is None else absent
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        read = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is not readable JSON ({error}).") from error
+    if not isinstance(read, dict if absent is None else type(absent)):
+        raise UserError(f"{path} holds {type(read).__name__}, not what its name says.")
+    return read

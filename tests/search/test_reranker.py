@@ -95,8 +95,9 @@ def test_what_cannot_be_run_is_refused(tmp_path: Path) -> None:
     (folder / "model.safetensors").write_text("garbage")
     with pytest.raises(UserError, match="Cannot load the reranker"):
         Reranker.load(str(folder))
-    (folder / "config.json").write_text("{")
-    with pytest.raises(UserError, match="not readable JSON"):
-        Reranker.load(str(folder))
+    for text, message in (("{", "not readable JSON"), ("[]", "holds list")):
+        (folder / "config.json").write_text(text)
+        with pytest.raises(UserError, match=message):
+            Reranker.load(str(folder))
     with pytest.raises(UserError, match="No model folder"):
         Reranker.load(str(tmp_path / "nowhere" / "deep" / "down"))
