@@ -71,6 +71,13 @@ def test_blocked_search_is_a_full_sort(tmp_path: Path, monkeypatch: pytest.Monke
             assert ranking.scores.tolist() == scores[ranking.rows].tolist()
 
 
+def test_every_float16_is_widened_exactly() -> None:
+    every = np.arange(65536, dtype=np.uint16).view(np.float16)
+    finite = every[np.isfinite(every)][None]
+    widened = dense._widen(finite, np.empty(finite.shape, np.int32))
+    assert np.array_equal(widened.view(np.int32), finite.astype(np.float32).view(np.int32))
+
+
 def test_another_dimension_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "v.npy", np.zeros((2, 3), np.float32))
     with pytest.raises(UserError, match="4 dimensions, the index has 3"):
