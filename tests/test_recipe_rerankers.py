@@ -34,7 +34,7 @@ def test_a_cross_encoder_hands_on_its_prefix_and_is_measured_against_chance(pair
     keys = [*TINY, f"data.train={pairs}", "collator.max_length=48", "collator.query_length=9"]
     first = run(load_recipe("finetune_reranker", [*keys, f"out={tmp_path / 'a'}"]))
     measures = json.loads((first / "recipe.json").read_text())["result"]["measures"]
-    assert measures["mrr@10_chance"] == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)
+    assert measures["chance_mrr@10"] == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)
     assert 1 / 3 <= measures["mrr@10"] <= 1
     reranker = Reranker.load(str(first / "export"))
     assert isinstance(reranker, CrossEncoder)
@@ -51,7 +51,7 @@ def test_a_cross_encoder_hands_on_its_prefix_and_is_measured_against_chance(pair
     collator = json.loads((second / "recipe.json").read_text())["recipe"]["collator"]
     assert (collator["query_prefix"], collator["query_length"]) == ("q: ", 9)
     measures = json.loads((second / "recipe.json").read_text())["result"]["measures"]
-    assert 0.3 < measures["mrr@10_chance"] < 1  # of five texts, or fewer where one is relevant
+    assert 0.3 < measures["chance_mrr@10"] < 1  # of five texts, or fewer where one is relevant
 
 
 def test_late_interaction_is_a_ranker_of_another_objective(pairs: Path, tmp_path: Path) -> None:

@@ -23,5 +23,5 @@ def reranking_measures(predicted: Mapping[str, Tensor]) -> dict[str, float]:
         # In a random order each place is as likely as another.
         summed = gain.cumsum(0)
         chance_Q = summed[candidates_Q.clamp(max=DEPTH) - 1] / candidates_Q
-        figures |= {name: float(found_Q.mean()), f"{name}_chance": float(chance_Q.mean())}
+        figures |= {name: float(found_Q.mean()), f"chance_{name}": float(chance_Q.mean())}
     return figures

@@ -147,6 +147,17 @@ MEASURES: Mapping[tuple[str, str], Measure] = {
     ("ranking", "positive_similarity"): Measure(
         "cosine", "mean similarity of a query and its own document", "see loss"
     ),
+    ("reranking", "loss"): Measure("nats per target", "of objective.loss, over each query's own candidates", "lower"),
+    ("reranking", "accuracy"): Measure("share", "queries whose relevant text is above its other candidates", "higher"),
+    ("reranking", "chance_mrr@10"): Measure("mean over queries", "mrr@10 of a random order", "fixed by the data"),
+    ("reranking", "chance_ndcg@10"): Measure("mean over queries", "ndcg@10 of a random order", "fixed by the data"),
+    ("late_interaction", "loss"): Measure("nats per query", "cross-entropy among texts of a held-out batch", "lower"),
+    ("late_interaction", "accuracy"): Measure(
+        "share", "queries whose own text scores above all others of its held-out batch", "higher"
+    ),
+    ("late_interaction", "positive_similarity"): Measure(
+        "cosine", "mean over the tokens of a query of the best match in its own text", "see loss"
+    ),
 }
 """(objective, figure) -> explanation. A figure that is not here is shown without one."""
 

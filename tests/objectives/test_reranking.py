@@ -102,10 +102,10 @@ def test_places_and_their_chance_by_hand() -> None:
     figures = reranking_measures(predicted)
     assert figures["mrr@10"] == pytest.approx((1 + 1 / 3) / 2)
     assert figures["ndcg@10"] == pytest.approx((1 + 1 / 2) / 2)
-    assert figures["mrr@10_chance"] == pytest.approx(((1 + 1 / 2 + 1 / 3) / 3 + (1 + 1 / 2 + 1 / 3 + 1 / 4) / 4) / 2)
+    assert figures["chance_mrr@10"] == pytest.approx(((1 + 1 / 2 + 1 / 3) / 3 + (1 + 1 / 2 + 1 / 3 + 1 / 4) / 4) / 2)
     far = reranking_measures({"rank": torch.tensor([11, 20]), "candidates": torch.tensor([20, 20])})
     assert far["mrr@10"] == far["ndcg@10"] == 0
-    assert far["mrr@10_chance"] == pytest.approx(sum(1 / n for n in range(1, 11)) / 20)
+    assert far["chance_mrr@10"] == pytest.approx(sum(1 / n for n in range(1, 11)) / 20)
 
 
 def test_an_unknown_loss_is_refused() -> None:
