@@ -48,6 +48,11 @@ class Predictor:
         architecture = (config.architectures or [""])[0]
         if (folder / "3_Dense" / "model.safetensors").is_file():
             return cls(config, _few_shot(folder))
+        if architecture.endswith("ForTokenClassification"):
+            raise UserError(
+                f"{name} tags words: read it with transformers' pipeline('token-classification', "
+                "aggregation_strategy='first')"
+            )
         if architecture.endswith("ForSequenceClassification"):
             return cls(config, _stock(folder))
         raise UserError(

@@ -43,6 +43,7 @@ ARCHITECTURES = {
     "AutoModelForMaskedLM": ("bert", "modernbert", "roberta"),
     "AutoModelForCausalLM": ("gpt2", "llama", "qwen3"),
     "AutoModelForSequenceClassification": ("bert", "modernbert"),
+    "AutoModelForTokenClassification": ("bert", "modernbert"),
     "AutoModel": ("bert", "modernbert"),
     "AutoModelForSeq2SeqLM": ("bart", "t5"),
     "AutoModelForPreTraining": ("electra",),
@@ -60,6 +61,7 @@ LABELS: dict[str, Callable[[int], Any]] = {
     "one": lambda n: n % 3,
     "several": lambda n: [c for c in range(3) if n >> c & 1],
     "number": lambda n: float(n % 7) - 3,
+    "tags": lambda n: [c % 3 for c in range(len(corpus()[n].split()))],
 }
 LEARNS: dict[str, float] = {
     "few_shot": 0.55,  # a text has several others of its class to name: sharing among three of them costs ln 3
@@ -113,7 +115,7 @@ def make_collator(name: str, seed: int = 0) -> Collator:
     tokenizer = set_framing(small_tokenizer(), cls.framing)
     collator = get_collator(cls.collator)
     options: dict[str, Any] = dict.fromkeys(getattr(collator, "lengths", ()), LENGTH)
-    if collator.label_kind == "several":
+    if collator.label_kind in ("several", "tags"):
         options["label_names"] = ["a", "b", "c"]
     if "table" in {field.name for field in dataclasses.fields(collator)}:
         options["table"] = make_stream(name).source
@@ -140,6 +142,7 @@ def make_stream(name: str, seed: int = 0) -> Stream:
         halves = [text.split(". ", 1) for text in corpus()]
         columns = {
             "text": corpus(),
+            "words": [text.split() for text in corpus()],
             "label": [LABELS[own.label_kind or "one"](n) for n in range(len(halves))],
             "query": [half[0] for half in halves],
             "positive": [half[-1] for half in halves],

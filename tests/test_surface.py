@@ -33,12 +33,16 @@ COMMANDS = {
     "curve": "overrides --draws --keep --labels --method --out --seeds",
     "predict": "model data --batch-size --out --pair --text --top",
     "push": "run repo_id --private --revision",
-    "search index": "data --batch-size --dtype --id-column --language --model --out --text-column --title-column",
+    "search index": (
+        "data --ann --batch-size --dtype --id-column --language --model --out --reranker --text-column --title-column"
+    ),
+    "search add": "index data --batch-size --id-column --model --replace --text-column --title-column",
+    "search delete": "index ids --ids",
     "search mine": (
         "pairs --batch-size --bm25 --corpus --depth --language --margin --model --negatives --out --positive-column "
         "--query-column --reranker --sample --seed --skip-top --text-column --title-column"
     ),
-    "search query": "index text --k --mode --model --no-verify --verify -k",
+    "search query": "index text --ann --depth --k --mode --model --no-verify --reranker --verify -k",
     "search evaluate": (
         "index beir --baseline --compare --json --measures --mode --model --no-verify --qrels --queries --reranker --run "
         "--verify"
@@ -86,6 +90,7 @@ COLLATOR_OPTIONS = {
     "segment_order": "eval_rate rate rate_end replace segments unit",
     "sentence_order": "eval_rate rate rate_end replace unit",
     "span_corruption": "mean_span rate",
+    "tagging": "joiner label_names max_length",
     "tsdae": "rate unit",
     "ul2": "modes r s x",
     "ul2_decoder": "modes r s x",
@@ -118,6 +123,7 @@ OBJECTIVE_OPTIONS = {
     "segment_order": "masked_weight order_weight segments",
     "sentence_order": "masked_weight order_weight",
     "span_corruption": "",
+    "tagging": "",
     "tsdae": "layers pooling",
     "ul2": "",
     "ul2_decoder": "",

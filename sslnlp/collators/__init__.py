@@ -29,6 +29,7 @@ COLLATORS: dict[str, str] = {
     "segment_order": "sslnlp.collators.sentence_order:SegmentOrderCollator",
     "sentence_order": "sslnlp.collators.sentence_order:SentenceOrderCollator",
     "span_corruption": "sslnlp.collators.span_corruption:SpanCorruptionCollator",
+    "tagging": "sslnlp.collators.tagging:TaggingCollator",
     "tsdae": "sslnlp.collators.tsdae:TSDAECollator",
     "ul2": "sslnlp.collators.ul2:UL2Collator",
     "ul2_decoder": "sslnlp.collators.ul2_decoder:UL2DecoderCollator",

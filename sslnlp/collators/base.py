@@ -29,7 +29,7 @@ class Collator(ABC):
     columns: ClassVar[tuple[str, ...]] = ()
     """For `reads = "rows"`: the columns a row must have, in order of meaning."""
     label_kind: ClassVar[str | None] = None
-    """What the `label` column of its rows holds: `one` class, `several`, or a `number`; None: they have none."""
+    """What the `label` column of its rows holds: `one` class, `several`, a `number`, `tags`; None: there is none."""
     requires: ClassVar[frozenset[str]] = frozenset()
     """Facts of the tokenizer contract it relies on (`mask`, `pad_is_not_eos`, ...), checked before anything trains."""
 

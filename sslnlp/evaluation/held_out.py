@@ -26,6 +26,7 @@ from sslnlp.evaluation.detection import detection_measures
 from sslnlp.evaluation.latent import latent_measures
 from sslnlp.evaluation.ranking import known_item_measures
 from sslnlp.evaluation.reranking import reranking_measures
+from sslnlp.evaluation.tagging import tagging_measures
 from sslnlp.objectives.base import Objective
 from sslnlp.sums import add_sums, ratios
 from sslnlp.types import Batch, Row
@@ -38,6 +39,7 @@ MEASURES: dict[str, Callable[[Mapping[str, Tensor]], dict[str, float]]] = {
     "ordinal": ordinal_measures,
     "ranking": known_item_measures,
     "regression": regression_measures,
+    "tagging": tagging_measures,
     "reranking": reranking_measures,
 }
 
@@ -116,7 +118,7 @@ def by_length(stream: Rows) -> npt.NDArray[np.int64]:
     lengths = []
     for start in range(0, len(stream), 1024):
         for row in stream.rows(range(start, min(start + 1024, len(stream)))):
-            lengths.append(sum(len(value) for value in row.values() if isinstance(value, str)))
+            lengths.append(sum(len(value) for value in row.values() if isinstance(value, (str, list))))
     return np.argsort(np.array(lengths), kind="stable").astype(np.int64)
 
 

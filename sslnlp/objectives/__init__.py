@@ -33,6 +33,7 @@ OBJECTIVES: dict[str, str] = {
     "segment_order": "sslnlp.objectives.sentence_order:SegmentOrder",
     "sentence_order": "sslnlp.objectives.sentence_order:SentenceOrder",
     "span_corruption": "sslnlp.objectives.seq2seq_lm:SpanCorruption",
+    "tagging": "sslnlp.objectives.tagging:Tagging",
     "tsdae": "sslnlp.objectives.tsdae:TSDAE",
     "ul2": "sslnlp.objectives.seq2seq_lm:UL2",
     "ul2_decoder": "sslnlp.objectives.prefix_lm:UL2Decoder",

@@ -27,6 +27,7 @@ from sslnlp.data.prepare import prepare_text, sample_texts
 from sslnlp.data.store import TokenStore
 from sslnlp.data.stream import RowSource, Stream
 from sslnlp.data.table import TableRows
+from sslnlp.data.tagged import Tagged, tagged
 from sslnlp.errors import UserError
 from sslnlp.models import build_model, max_positions
 from sslnlp.objectives.base import Objective
@@ -223,19 +224,9 @@ def _token_parts(recipe: Recipe, cache: Path, tokenizer_path: Path | None) -> Pa
 def _table_parts(recipe: Recipe, cache: Path, tokenizer_path: Path | None) -> Parts:
     """Rows of a labelled table, or of one that pairs texts: what the collator's columns ask for."""
     cls = recipe.collator_class
-    facts: dict[str, Any] = {}
-    tables: Labelled | Paired
-    more: TableRows | None = None
-    if (kind := cls.label_kind) is not None:
-        names = recipe.collator.options.get("label_names")
-        tables = labelled(recipe.data, kind=kind, names=names, cache_dir=cache)
-        facts = {"label_names": tables.label_names or None, "table": tables.train}
-        more, left_out = unlabelled(recipe.data, tables, cache_dir=cache)
-        if more is not None:
-            tables.facts |= {"unlabelled_rows": len(more), "unlabelled_left_out": left_out}
-    else:
-        tables = paired(recipe.data, cache_dir=cache)
-        facts = {"table": tables.train}
+    tables, more = _tables(recipe, cache)
+    names = None if isinstance(tables, Paired) else tables.label_names or None
+    facts: dict[str, Any] = {"label_names": names, "table": tables.train}
     rows = tables.train
     tokenizer, kept = _tokenizer(recipe, lambda: _table_texts(rows), cache, tokenizer_path)
     collator = _collator(recipe, tokenizer, facts)
@@ -248,10 +239,24 @@ def _table_parts(recipe: Recipe, cache: Path, tokenizer_path: Path | None) -> Pa
         valid=Stream.fixed(tables.valid) if tables.valid is not None else None,
         valid_bytes=None,
         max_length=max((getattr(collator, name) for name in cls.lengths), default=recipe.data.seq_length),
-        facts=tables.facts | ({"classes": tables.counts} if isinstance(tables, Labelled) else {}),
-        label_names=facts.get("label_names"),
+        facts=tables.facts | ({} if isinstance(tables, Paired) else {"classes": tables.counts}),
+        label_names=names,
         unlabelled=more,
     )
+
+
+def _tables(recipe: Recipe, cache: Path) -> tuple[Labelled | Tagged | Paired, TableRows | None]:
+    """The rows that the collator reads, by what their label column holds; and the unlabelled ones, if any."""
+    kind, names = recipe.collator_class.label_kind, recipe.collator.options.get("label_names")
+    if kind is None:
+        return paired(recipe.data, cache_dir=cache), None
+    if kind == "tags":
+        return tagged(recipe.data, names=names, cache_dir=cache), None
+    tables = labelled(recipe.data, kind=kind, names=names, cache_dir=cache)
+    more, left_out = unlabelled(recipe.data, tables, cache_dir=cache)
+    if more is not None:
+        tables.facts |= {"unlabelled_rows": len(more), "unlabelled_left_out": left_out}
+    return tables, more
 
 
 def _table_texts(rows: TableRows) -> Iterator[str]:

@@ -41,7 +41,7 @@ def decide(parts: Parts, objective: Objective, out: Path) -> Decided:
     Of several: a threshold for each class. Nothing from fewer than 50 held-out texts.
     """
     decided, kind = Decided(), parts.collator.label_kind
-    if parts.valid is None or kind is None:
+    if parts.valid is None or kind in (None, "tags"):
         return decided
     predicted = _predict(parts, objective, parts.valid)
     if kind == "number":

@@ -140,6 +140,12 @@ MEASURES: Mapping[tuple[str, str], Measure] = {
     ),
     ("regression", "pearson"): Measure("correlation", "of predictions and labels", "higher", lambda facts: 0.0),
     ("regression", "spearman"): Measure("rank correlation", "of predictions and labels", "higher", lambda facts: 0.0),
+    ("tagging", "loss"): Measure("nats per word", "mean cross-entropy of the tags", "lower", _log_of("num_labels")),
+    ("tagging", "accuracy"): Measure("share", "words whose tag is predicted", "higher", _one_of("num_labels")),
+    ("tagging", "entity_f1"): Measure("share", "F1 of entities whose type and both ends are right", "higher"),
+    ("tagging", "entity_precision"): Measure("share", "predicted entities that are right", "higher"),
+    ("tagging", "entity_recall"): Measure("share", "entities that are found", "higher"),
+    ("tagging", "entity_macro_f1"): Measure("share", "entity F1 of each type, averaged with equal weight", "higher"),
     ("ranking", "loss"): Measure("nats per query", "InfoNCE among the documents of a held-out batch", "lower"),
     ("ranking", "accuracy"): Measure(
         "share", "queries whose own document is the nearest of its held-out batch", "higher"

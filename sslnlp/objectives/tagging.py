@@ -1,0 +1,96 @@
+"""A tag for every word of a text: entities, parts of speech."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForTokenClassification, PreTrainedModel
+
+from sslnlp.objectives import functional
+from sslnlp.objectives.base import Objective
+from sslnlp.objectives.text_head import model_inputs
+from sslnlp.types import Batch, StepOutput
+
+PREFIXES = {"B": 1, "I": 2, "E": 3, "S": 4, "L": 3, "U": 4}
+"""What stands before the hyphen of a tag, in IOB, IOBES and BILOU; 0 is outside."""
+
+
+class Tagging(Objective):
+    """Cross-entropy of each word's tag at its first token, with the stock token-classification head.
+
+    Rows: words and as many tags. Held out, entities count: tags such as `B-PER`, `I-PER`, `O` (IOB1, IOB2, IOBES) are
+    read as spans, and a span is right when its type and both ends are. Other tags (parts of speech) have an accuracy.
+    """
+
+    name: ClassVar[str] = "tagging"
+    needs: ClassVar[frozenset[str]] = frozenset({"input_ids", "attention_mask", "labels"})
+    collator: ClassVar[str] = "tagging"
+    wraps: ClassVar[Any] = AutoModelForTokenClassification
+    measures: ClassVar[tuple[str, ...]] = ("tagging",)
+    best: tuple[str, str] = ("accuracy", "max")  # type: ignore[misc]  # of the class; with entities, their F1
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model)
+        self._accepted = model_inputs(model)
+        self._schemes = schemes([str(model.config.id2label[c]) for c in range(model.config.num_labels)])
+        if any(prefix for prefix, _ in self._schemes):
+            self.best = ("entity_f1", "max")
+
+    def logits(self, batch: Batch) -> Tensor:
+        """float32 [B, S, C]."""
+        inputs = {name: batch[name] for name in self._accepted if name in batch}
+        logits_BSC: Tensor = self.model(**inputs).logits.float()
+        return logits_BSC
+
+    def forward(self, batch: Batch) -> StepOutput:
+        """Mean loss over the words, and `accuracy`: the share of them whose tag is predicted."""
+        return self._outcome(self.logits(batch), batch)
+
+    def _outcome(self, logits_BSC: Tensor, batch: Batch) -> StepOutput:
+        logits_NC, label_N = logits_BSC.flatten(0, 1), batch["labels"].flatten()
+        accuracy = functional.accuracy(logits_NC, label_N)
+        return StepOutput(functional.cross_entropy(logits_NC, label_N), {"accuracy": accuracy})
+
+    def scored(self, batch: Batch) -> tuple[StepOutput, dict[str, Tensor]]:
+        logits_BSC = self.logits(batch)
+        return self._outcome(logits_BSC, batch), self._predicted(logits_BSC, batch)
+
+    def predict(self, batch: Batch) -> dict[str, Tensor]:
+        return self._predicted(self.logits(batch), batch)
+
+    def _predicted(self, logits_BSC: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Of every word, int64 [N], row by row: `row`, and prefix and type of the predicted and of the right tag
+        (`schemes`). Words that were cut off are predicted to be outside."""
+        labels_BS, guess_BS = batch["labels"], logits_BSC.argmax(-1)
+        rows_B = batch.get("position", torch.arange(len(labels_BS), device=labels_BS.device))
+        cut_BW = batch.get("cut", labels_BS.new_full((len(labels_BS), 1), -100))
+        label_BN = torch.cat([labels_BS, cut_BW], 1)
+        outside = torch.full_like(cut_BW, len(self._schemes))
+        guess_BN = torch.cat([guess_BS, outside], 1)
+        scored_BN = label_BN != functional.IGNORED
+        table = torch.tensor([*self._schemes, (0, 0)], device=labels_BS.device)
+        guess, label = table[guess_BN[scored_BN]], table[label_BN[scored_BN]]
+        return {
+            "row": rows_B[:, None].expand_as(label_BN)[scored_BN],
+            "predicted_prefix": guess[:, 0],
+            "predicted_type": guess[:, 1],
+            "label_prefix": label[:, 0],
+            "label_type": label[:, 1],
+        }
+
+
+def schemes(names: list[str]) -> list[tuple[int, int]]:
+    """Each tag as (prefix, type): `O` is (0, 0), `B-PER` (1, the number of PER), one without a prefix (0, its own)."""
+    types: dict[str, int] = {}
+    found = []
+    for name in names:
+        prefix, hyphen, kind = name.partition("-")
+        if name == "O":
+            found.append((0, 0))
+        elif hyphen and prefix in PREFIXES:
+            found.append((PREFIXES[prefix], types.setdefault(kind, len(types) + 1)))
+        else:
+            found.append((0, types.setdefault(name, len(types) + 1)))
+    return found

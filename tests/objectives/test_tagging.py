@@ -1,0 +1,151 @@
+"""Tags of words: where they stand among the tokens, how entities are counted, and a tagger from table to pipeline."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerBase, pipeline
+
+from sslnlp.collators.tagging import TaggingCollator
+from sslnlp.errors import UserError
+from sslnlp.evaluation.tagging import entities, tagging_measures
+from sslnlp.objectives.tagging import schemes
+from sslnlp.recipe import load_recipe, run
+from sslnlp.tokenizer import set_framing, train_tokenizer
+
+WORDS = ["Ada", "Lovelace", "wrote", "to", "Babbage", "in", "London", "."]
+TAGS = ["B-PER", "I-PER", "O", "O", "B-PER", "O", "B-LOC", "O"]
+NAMES = ["B-LOC", "B-PER", "I-PER", "O"]
+
+
+@pytest.fixture(scope="module", params=["bpe", "wordpiece", "unigram"])
+def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerBase:
+    texts = ["Ada Lovelace wrote to Babbage in London.", "the cat sat on a mat, and unbelievably it slept"] * 3
+    return set_framing(train_tokenizer(texts, vocab_size=400, algorithm=request.param), "encoder")
+
+
+def test_a_tag_stands_at_the_first_token_of_its_word(tokenizer: PreTrainedTokenizerBase) -> None:
+    collator = TaggingCollator(tokenizer=tokenizer, label_names=NAMES)
+    batch = collator([{"words": WORDS, "label": TAGS}, {"words": ["unbelievably", "so"], "label": ["O", "B-LOC"]}])
+    assert batch["labels"].shape == batch["input_ids"].shape
+    for ids, labels, words, tags in zip(
+        batch["input_ids"], batch["labels"], (WORDS, ["unbelievably", "so"]), (TAGS, ["O", "B-LOC"]), strict=True
+    ):
+        places = (labels != -100).nonzero().flatten().tolist()
+        assert [NAMES[int(labels[p])] for p in places] == tags
+        # From one tagged token to the next the tokens spell that word.
+        end = int((ids != tokenizer.pad_token_id).sum()) - 1
+        for start, stop, word in zip(places, [*places[1:], end], words, strict=True):
+            assert tokenizer.decode(ids[start:stop]).replace(" ", "") == word
+    assert (batch["cut"] == -100).all()
+
+
+def test_words_that_do_not_fit_are_kept_as_missed(tokenizer: PreTrainedTokenizerBase) -> None:
+    collator = TaggingCollator(tokenizer=tokenizer, label_names=NAMES, max_length=6)
+    batch = collator([{"words": WORDS, "label": TAGS}])
+    seen = [NAMES[int(t)] for t in batch["labels"][0] if t != -100]
+    cut = [NAMES[int(t)] for t in batch["cut"][0] if t != -100]
+    assert seen + cut == TAGS
+    assert cut
+
+
+def test_unlike_numbers_are_one_clear_line(tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(UserError, match="2 words and 1 tags"):
+        TaggingCollator(tokenizer=tokenizer, label_names=NAMES)([{"words": ["a", "b"], "label": ["O"]}])
+
+
+def spans(tags: list[list[str]]) -> set[tuple[int, int, int]]:
+    names = sorted({tag for row in tags for tag in row} | {"O"})
+    table = np.array(schemes(names))
+    flat = np.array([names.index(tag) for row in tags for tag in row])
+    rows = np.repeat(np.arange(len(tags)), [len(row) for row in tags])
+    return entities(rows, table[flat, 0], table[flat, 1])
+
+
+@pytest.mark.parametrize(
+    ("tags", "expected"),
+    [
+        ([["B-A", "I-A", "O", "B-A"]], [(0, 2), (3, 4)]),
+        ([["B-A", "B-A"]], [(0, 1), (1, 2)]),  # two that touch
+        ([["I-A", "I-A", "O"]], [(0, 2)]),  # IOB1
+        ([["B-A", "I-B"]], [(0, 1), (1, 2)]),  # another type begins something new
+        ([["B-A"], ["I-A"]], [(0, 1), (1, 2)]),  # another row too
+        ([["S-A", "B-A", "E-A", "S-A"]], [(0, 1), (1, 3), (3, 4)]),  # IOBES
+        ([["U-A", "B-A", "I-A", "L-A"]], [(0, 1), (1, 4)]),  # BILOU
+        ([["O", "O"]], []),
+    ],
+)
+def test_entities_are_spans(tags: list[list[str]], expected: list[tuple[int, int]]) -> None:
+    assert sorted(span[:2] for span in spans(tags)) == expected
+
+
+IOB2 = st.lists(st.sampled_from(["O", "A", "a", "B", "b"]), min_size=1, max_size=12)
+
+
+def iob2(drawn: list[str]) -> list[str]:
+    """Letters as well-formed IOB2: a small letter goes on from the letter before it, where that is its own."""
+    tags: list[str] = []
+    for letter in drawn:
+        inside = letter.islower() and tags and tags[-1].endswith(letter.upper())
+        tags.append("O" if letter == "O" else f"{'I' if inside else 'B'}-{letter.upper()}")
+    return tags
+
+
+@pytest.mark.skipif(importlib.util.find_spec("nervaluate") is None, reason="nervaluate needs Python 3.11")
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(IOB2, st.randoms(use_true_random=False)), min_size=1, max_size=4))
+def test_the_figures_are_those_of_an_independent_library(drawn: list[tuple[list[str], object]]) -> None:
+    from nervaluate import Evaluator
+
+    true = [iob2(letters) for letters, _ in drawn]
+    said = [iob2([random.choice(["O", "A", "a", "B", letter]) for letter in letters]) for letters, random in drawn]  # type: ignore[attr-defined]
+    names = ["O", "B-A", "I-A", "B-B", "I-B"]
+    table = torch.tensor(schemes(names))
+    flat = {
+        who: table[torch.tensor([names.index(t) for row in rows for t in row])]
+        for who, rows in (("predicted", said), ("label", true))
+    }
+    row = torch.repeat_interleave(torch.arange(len(true)), torch.tensor([len(tags) for tags in true]))
+    predicted = {"row": row} | {
+        f"{who}_{part}": pairs[:, i] for who, pairs in flat.items() for i, part in enumerate(("prefix", "type"))
+    }
+    ours = tagging_measures(predicted)
+    strict = Evaluator(true, said, tags=["A", "B"], loader="list").evaluate()["overall"]["strict"]
+    if not any(tag != "O" for tags in true for tag in tags):
+        assert "entity_f1" not in ours
+        return
+    assert ours["entity_precision"] == pytest.approx(strict.precision)
+    assert ours["entity_recall"] == pytest.approx(strict.recall)
+    assert ours["entity_f1"] == pytest.approx(strict.f1)
+
+
+def test_a_tagger_from_a_table_to_a_pipeline(tmp_path: Path) -> None:
+    people, places, generator = ["Ada", "Babbage", "Turing"], ["London", "Paris"], np.random.default_rng(0)
+    rows = []
+    for n in range(160):
+        who, where = people[generator.integers(3)], places[generator.integers(2)]
+        rows.append({"tokens": [who, "left", "for", where, str(n)], "tags": ["B-PER", "O", "O", "B-LOC", "O"]})
+    data = tmp_path / "tagged.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    keys = [
+        "model.architecture=bert",
+        "model.size=nano",
+        "tokenizer.vocab_size=400",
+        "train.epochs=none",
+        "train.lr=3e-3",
+    ]
+    out = run(
+        load_recipe("finetune_tagging", [*keys, "train.steps=60", f"data.train={data}", f"out={tmp_path / 'out'}"])
+    )
+    measures = json.loads((out / "recipe.json").read_text())["result"]["measures"]
+    assert measures["entity_f1"] > 0.9
+    tagger = pipeline("token-classification", model=str(out / "export"), aggregation_strategy="first")
+    found = {(one["entity_group"], one["word"].strip()) for one in tagger("Turing left for Paris 7")}
+    assert found == {("PER", "Turing"), ("LOC", "Paris")}
