@@ -44,8 +44,8 @@ COMMANDS = {
     ),
     "search query": "index text --ann --depth --k --mode --model --no-verify --reranker --verify -k",
     "search evaluate": (
-        "index beir --baseline --compare --json --measures --mode --model --no-verify --qrels --queries --reranker --run "
-        "--verify"
+        "index beir --baseline --compare --json --measures --mode --model --no-verify --qrels --queries --reranker "
+        "--run --verify"
     ),
     "search serve": "index --host --model --no-verify --port --reranker --verify",
 }

@@ -1,0 +1,152 @@
+"""`sslnlp search index | add | delete`: the commands that write."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sslnlp.errors import UserError
+
+DataArgument = Annotated[
+    Path, typer.Argument(help="A folder of text files, a BEIR folder, or .jsonl/.csv/.tsv/.parquet.")
+]
+IndexArgument = Annotated[Path, typer.Argument(help="A folder made by `sslnlp search index`.")]
+BatchOption = Annotated[int, typer.Option(min=1, help="Texts encoded at once.")]
+IdColumnOption = Annotated[str | None, typer.Option(help="Column with the document's id.")]
+TitleColumnOption = Annotated[str | None, typer.Option(help="Column with its title.")]
+TextColumnOption = Annotated[str | None, typer.Option(help="Column with its text.")]
+
+
+def index_command(
+    data: DataArgument,
+    out: Annotated[Path, typer.Option(help="Where the index goes; an index already there is replaced at the end.")],
+    model: Annotated[
+        str | None,
+        typer.Option(help="An encoder (a run's export folder or a hub name): adds vectors for dense and fused search."),
+    ] = None,
+    reranker: Annotated[
+        str | None, typer.Option(help="A cross-encoder to remember: it orders the first results of a query anew.")
+    ] = None,
+    ann: Annotated[
+        bool, typer.Option("--ann", help="Also a graph over the vectors, for approximate search (query --ann).")
+    ] = False,
+    language: Annotated[
+        str, typer.Option(help="Stemmer and stop words of the text's language; 'none' for neither.")
+    ] = "english",
+    dtype: Annotated[str, typer.Option(help="float16 or float32 vectors.")] = "float16",
+    batch_size: BatchOption = 32,
+    id_column: IdColumnOption = None,
+    title_column: TitleColumnOption = None,
+    text_column: TextColumnOption = None,
+) -> None:
+    """Index documents for searching. Interrupted or killed, the same command goes on where it was.
+
+    Example: sslnlp search index notes/ --out notes.index --model out/ranker/export
+    """
+    from sslnlp.search.documents import Columns
+    from sslnlp.search.index import build_index
+
+    with _bars() as progress:
+        facts = build_index(
+            data,
+            out,
+            model=model,
+            reranker=reranker,
+            ann=ann,
+            language=language,
+            dtype=dtype,
+            batch_size=batch_size,
+            columns=Columns(id_column, title_column, text_column),
+            progress=progress,
+            say=_say,
+        )
+    count, empty, dense = facts["documents"]["count"], facts["documents"]["empty"], facts["dense"]
+    parts = "BM25" + (f" + {dense['dimension']}-dimensional {dense['dtype']} vectors" if dense else "")
+    graph, reranks = " + graph" if ann else "", " + reranker" if reranker else ""
+    typer.echo(f"Indexed {count:,} documents{_left_out(empty)}: {parts}{graph}{reranks}.")
+    typer.echo(f'Try: sslnlp search query {out} "your words"')
+
+
+def add_command(
+    index: IndexArgument,
+    data: DataArgument,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Documents whose id is there already take the old ones' place.")
+    ] = False,
+    model: Annotated[
+        str | None, typer.Option(help="Where the index's encoder is, if it is no longer where the index says.")
+    ] = None,
+    batch_size: BatchOption = 32,
+    id_column: IdColumnOption = None,
+    title_column: TitleColumnOption = None,
+    text_column: TextColumnOption = None,
+) -> None:
+    """Add documents to an index: only they are read and encoded. Interrupted, the same command goes on where it was.
+
+    Example: sslnlp search add notes.index newer-notes/ --replace
+    """
+    from sslnlp.search.documents import Columns
+    from sslnlp.search.index import add_documents
+
+    with _bars() as progress:
+        added = add_documents(
+            index,
+            data,
+            model=model,
+            replace=replace,
+            batch_size=batch_size,
+            columns=Columns(id_column, title_column, text_column),
+            progress=progress,
+            say=_say,
+        )
+    replaced = f", {added.replaced:,} of them in place of older ones" if added.replaced else ""
+    typer.echo(f"Added {added.documents:,} documents{replaced}{_left_out(added.empty)}.")
+
+
+def delete_command(
+    index: IndexArgument,
+    ids: Annotated[list[str] | None, typer.Argument(help="Ids of documents.")] = None,
+    file: Annotated[Path | None, typer.Option("--ids", help="A file with ids, one a line.")] = None,
+) -> None:
+    """Delete documents from an index.
+
+    Example: sslnlp search delete notes.index drafts/old.md drafts/older.md
+    """
+    from sslnlp.search.index import delete_documents
+
+    deleted = delete_documents(index, [*(ids or ()), *(_lines(file) if file else ())])
+    typer.echo(f"Deleted {deleted:,} documents.")
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line]
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}).") from error
+
+
+def _left_out(empty: int) -> str:
+    return f", {empty:,} without text left out" if empty else ""
+
+
+def _say(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+@contextlib.contextmanager
+def _bars() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar for each stage, shown once the stage begins."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    bar = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*bar, console=Console(stderr=True), transient=True) as shown:
+        names = {"bm25": "words", "dense": "vectors", "ann": "graph"}
+        tasks = {stage: shown.add_task(name, total=None, visible=stage == "bm25") for stage, name in names.items()}
+        yield lambda stage, done, total: shown.update(tasks[stage], advance=done, total=total, visible=True)
