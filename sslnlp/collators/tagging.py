@@ -39,7 +39,7 @@ class TaggingCollator(ClassificationCollator):
             raise UserError("tagging needs a fast tokenizer: a slow one does not say where its tokens stand")
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
-        texts, ends, tags = [], [], []
+        texts, starts, ends, tags = [], [], [], []
         for row in rows:
             words = [str(word) for word in row["words"]]
             tags.append([self.class_of(tag) for tag in row["label"]])
@@ -47,6 +47,7 @@ class TaggingCollator(ClassificationCollator):
                 raise UserError(f"a row has {len(words)} words and {len(tags[-1])} tags; it needs as many")
             texts.append(self.joiner.join(words))
             ends.append(np.cumsum([len(word) + len(self.joiner) for word in words]) - len(self.joiner))
+            starts.append(ends[-1] - [len(word) for word in words])
         encoded: Any = self.tokenizer(
             texts,
             truncation=True,
@@ -59,11 +60,12 @@ class TaggingCollator(ClassificationCollator):
         offsets = encoded.pop("offset_mapping").numpy()
         labels = np.full(offsets.shape[:2], -100, np.int64)
         cut = []
-        for b, (end, tag) in enumerate(zip(ends, tags, strict=True)):
-            covers = offsets[b, :, 1] > offsets[b, :, 0]
-            # By its last character: some tokenizers count the space before a word to its first token.
-            word = np.searchsorted(end, offsets[b, :, 1] - 1, side="right")
-            place = np.flatnonzero(covers & (word < len(end)))
+        for b, (start, end, tag) in enumerate(zip(starts, ends, tags, strict=True)):
+            # By its last character: some tokenizers count the space before a word to its first token. Others make a
+            # token of the space alone, which is of no word.
+            last = offsets[b, :, 1] - 1
+            word = np.minimum(np.searchsorted(end, last, side="right"), len(end) - 1)
+            place = np.flatnonzero((last >= offsets[b, :, 0]) & (last >= start[word]) & (last < end[word]))
             there, first = np.unique(word[place], return_index=True)
             labels[b, place[first]] = np.array(tag, np.int64)[there]
             cut.append([t for w, t in enumerate(tag) if w > (there.max() if len(there) else -1)])

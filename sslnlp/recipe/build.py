@@ -264,8 +264,9 @@ def _table_texts(rows: TableRows) -> Iterator[str]:
     left = TOKENIZER_BYTES
     for start in range(0, len(rows), 1024):
         for row in rows.rows(range(start, min(start + 1024, len(rows)))):
-            for value in row.values():
-                for text in value if isinstance(value, list) else [value]:
+            for name, value in row.items():
+                words = name == "words"  # of one text, which a tokenizer is to see with its spaces
+                for text in [" ".join(value)] if words else value if isinstance(value, list) else [value]:
                     if isinstance(text, str):
                         left -= len(text)
                         yield text

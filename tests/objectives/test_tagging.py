@@ -47,6 +47,14 @@ def test_a_tag_stands_at_the_first_token_of_its_word(tokenizer: PreTrainedTokeni
     assert (batch["cut"] == -100).all()
 
 
+def test_a_token_of_a_space_alone_is_of_no_word() -> None:
+    """A tokenizer that never saw a space before a word splits it off."""
+    tokenizer = set_framing(train_tokenizer(["Ada", "London", "in"] * 9, vocab_size=400), "encoder")
+    batch = TaggingCollator(tokenizer=tokenizer, label_names=NAMES)([{"words": ["Ada", "in"], "label": ["B-PER", "O"]}])
+    tagged = [(tokenizer.decode([i]), int(t)) for i, t in zip(batch["input_ids"][0], batch["labels"][0], strict=True)]
+    assert [pair for pair in tagged if pair[1] != -100] == [("Ada", NAMES.index("B-PER")), ("in", NAMES.index("O"))]
+
+
 def test_words_that_do_not_fit_are_kept_as_missed(tokenizer: PreTrainedTokenizerBase) -> None:
     collator = TaggingCollator(tokenizer=tokenizer, label_names=NAMES, max_length=6)
     batch = collator([{"words": WORDS, "label": TAGS}])
