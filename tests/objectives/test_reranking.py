@@ -103,6 +103,8 @@ def test_places_and_their_chance_by_hand() -> None:
     assert figures["mrr@10"] == pytest.approx((1 + 1 / 3) / 2)
     assert figures["ndcg@10"] == pytest.approx((1 + 1 / 2) / 2)
     assert figures["chance_mrr@10"] == pytest.approx(((1 + 1 / 2 + 1 / 3) / 3 + (1 + 1 / 2 + 1 / 3 + 1 / 4) / 4) / 2)
+    last = reranking_measures({"rank": torch.tensor([10]), "candidates": torch.tensor([20])})
+    assert last["mrr@10"] == pytest.approx(0.1)
     far = reranking_measures({"rank": torch.tensor([11, 20]), "candidates": torch.tensor([20, 20])})
     assert far["mrr@10"] == far["ndcg@10"] == 0
     assert far["chance_mrr@10"] == pytest.approx(sum(1 / n for n in range(1, 11)) / 20)
