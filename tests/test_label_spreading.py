@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from sslnlp.data.joined_rows import JoinedRows
 from sslnlp.label_spreading import neighbour_graph, spread_labels
+from sslnlp.recipe.pseudo import surest
 
 
 def ring(count: int, centre: float, width: float, seed: int) -> np.ndarray:
@@ -51,3 +53,20 @@ def test_the_graph_is_symmetric_without_loops_and_the_same_in_any_block(monkeypa
     assert ((whole > 0).sum(1) >= 6).all()
     monkeypatch.setattr("sslnlp.label_spreading._BLOCK", 7)
     assert np.allclose(neighbour_graph(vectors, 6).toarray(), whole)
+
+
+def test_of_each_class_the_surest_train() -> None:
+    labels = np.array([0, 0, 0, 0, 1, 1, -100, 2])
+    sure = np.array([0.9, 0.5, 0.8, 0.7, 0.4, 0.6, 1.0, 0.1])
+    assert surest(labels, sure, 0.5).tolist() == [0, 2, 5, 7]
+    assert surest(labels, sure, 1.0).tolist() == [0, 1, 2, 3, 4, 5, 7]
+    assert surest(np.full(3, -100), np.ones(3), 0.5).tolist() == []
+
+
+def test_joined_rows_carry_the_labels_they_were_given() -> None:
+    first, second = [{"text": "a", "label": 3}, {"text": "b", "label": 4}], [{"text": "c", "label": -100}] * 2
+    rows = JoinedRows((first, None), (second, np.array([7, 8])))
+    assert len(rows) == 4
+    assert [row["label"] for row in rows.rows([3, 0, 2, 1])] == [8, 3, 7, 4]
+    assert rows[2] == {"text": "c", "label": 7}
+    assert second[0]["label"] == -100

@@ -170,6 +170,7 @@ def test_unlabelled_texts_are_counted_without_those_that_are_measured(few: Path,
     assert facts["rows"] == 18
     assert facts["unlabelled_rows"] == 160 - 18
     assert facts["unlabelled_left_out"] == 18
+    assert facts["pseudo_labelled_rows"] == pytest.approx(0.8 * (160 - 18), abs=3)
     assert measures(few)["accuracy"] > 0.6
 
 
@@ -227,3 +228,22 @@ def test_other_models_are_no_classifiers(few: Path, tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match="no classifier"):
         Predictor.load(str(tmp_path))
+
+
+def test_a_model_goes_on_learning_from_unlabelled_text_first(few: Path, files: dict[str, Path], tmp_path: Path) -> None:
+    keys = [
+        "data.label=one",
+        "train.steps=0",
+        f"model.pretrained={few / 'export'}",
+        f"data.unlabelled={files['train']}",
+    ]
+    out = trained("finetune_few_shot", files, tmp_path / "c", *keys, "adapt.steps=3", "adapt.batch_size=8")
+    story = json.loads((out / "recipe.json").read_text())
+    assert story["recipe"]["model"]["pretrained"] == str(tmp_path / "c-adapted" / "export")
+    before = json.loads((tmp_path / "c-adapted" / "recipe.json").read_text())
+    assert before["recipe"]["objective"]["name"] == "info_nce"
+    assert before["result"]["steps"] == 3
+    with pytest.raises(UserError, match=r"c-adapted holds a stage with another train\.steps"):
+        trained("finetune_few_shot", files, tmp_path / "c", *keys, "adapt.steps=4", "adapt.batch_size=8")
+    with pytest.raises(UserError, match=r"give data\.unlabelled=FILE"):
+        trained("finetune_few_shot", files, tmp_path / "d", *keys[:3], "adapt.steps=3")

@@ -51,6 +51,7 @@ COMMANDS = {
 }
 
 KEYS = """
+adapt.batch_size adapt.lr adapt.objective adapt.seq_length adapt.steps
 collator.name
 data.beir data.cache data.columns data.deduplicate data.draw data.label data.labels_per_class data.licence data.limit
 data.out_of_scope data.packing data.seq_length data.split_text data.streaming data.text data.train data.unlabelled
@@ -105,7 +106,7 @@ OBJECTIVE_OPTIONS = {
     "data2vec": "beta layers momentum momentum_end",
     "denoising": "",
     "electra": "corrective corrective_weight discriminator_weight generator_size temperature",
-    "few_shot": "neighbours pooling strength temperature",
+    "few_shot": "neighbours pooling pseudo_labels strength temperature",
     "fim": "",
     "hybrid": "masked_weight",
     "info_nce": "dimensions learn_temperature mini_batch_size pooling symmetric temperature train_layers",

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -115,6 +117,14 @@ class Objective(nn.Module, ABC):
 
     def after_step(self, progress: float) -> None:
         """Called once after each optimiser step, with progress in (0, 1]: teachers and schedules move here."""
+
+    pseudo_labels: float = 0.0
+    """Share of the unlabelled texts of each class that are to train as if labelled, the surest of what `guess` says."""
+
+    def guess(self, batches: Iterable[Batch]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """A class for each row of the batches (-100: none), and how sure it is; those that are known stay. Called
+        before the first update, with all training rows and the unlabelled ones (label -100)."""
+        raise TypeError(f"objective {self.name!r} asks for pseudo-labels but does not define guess()")
 
     concludes: ClassVar[bool] = False
     """`conclude` is to be called; held-out figures are taken after it alone."""

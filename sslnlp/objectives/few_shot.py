@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 
@@ -30,8 +31,9 @@ class FewShot(Objective):
     every other text of its class among all of them. `train.steps=0` leaves the encoder as it is: frozen features and
     logistic regression. Rows: a text and its class.
 
-    With unlabelled texts (`data.unlabelled`) the labels first spread over all vectors, from neighbour to neighbour
-    (`label_spreading`), and the head is fitted to what all of them are called then, by how sure that is.
+    With unlabelled texts (`data.unlabelled`) the labels spread over all vectors, from neighbour to neighbour
+    (`label_spreading`): once before the first update, so that the surest of them train too, and once more at the end,
+    where the head is fitted to what all of them are called then, by how sure that is.
 
     The export is a sentence-transformers model whose last module is the head, so that it encodes texts to logits.
 
@@ -40,6 +42,7 @@ class FewShot(Objective):
         pooling: how the tokens of a text become its vector: "mean", "cls", "last" or "weighted".
         strength: C of the logistic regression, on vectors of length 1: the larger, the less it is regularised.
         neighbours: of each text, in the graph that labels spread over.
+        pseudo_labels: share of the unlabelled texts of each class that train as if labelled, the surest first; 0: none.
     """
 
     name: ClassVar[str] = "few_shot"
@@ -62,11 +65,15 @@ class FewShot(Objective):
         pooling: str = "mean",
         strength: float = 10.0,
         neighbours: int = 10,
+        pseudo_labels: float = 0.8,
     ) -> None:
         super().__init__(model)
         for name, value in (("temperature", temperature), ("strength", strength)):
             if value <= 0:
                 raise UserError(f"objective.{name}={value} must be above 0")
+        if not 0 <= pseudo_labels <= 1:
+            raise UserError(f"objective.pseudo_labels={pseudo_labels} is a share from 0 to 1")
+        self.pseudo_labels = pseudo_labels
         if neighbours < 1:
             raise UserError(f"objective.neighbours must be at least 1, got {neighbours}")
         self.temperature, self.pooling, self.strength, self.neighbours = temperature, pooling, strength, neighbours
@@ -114,21 +121,17 @@ class FewShot(Objective):
         labels: Tensor = batch["labels"]
         return torch.tensor(len(labels), device=labels.device)
 
+    def guess(self, batches: Iterable[Batch]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        _, labels_N, sure_N = self._vectors_of(batches)
+        return labels_N, sure_N
+
     def conclude(self, batches: Iterable[Batch]) -> None:
         """Fit the head to the vectors of all rows; those without a label (-100) get one from their neighbours."""
         from sklearn.linear_model import LogisticRegression
 
-        vectors, labels = [], []
-        with torch.no_grad():
-            for batch in batches:
-                vectors.append(self.embed(batch["first"]).float().cpu().numpy())
-                labels.append(batch["labels"].cpu().numpy())
-        vector_NH, found_N = np.concatenate(vectors), np.concatenate(labels)
-        sure_N = np.ones(len(found_N), np.float32)
-        if (found_N == functional.IGNORED).any():
-            found_N, sure_N = spread_labels(vector_NH, found_N, neighbours=self.neighbours)
-            reached_N = found_N >= 0
-            vector_NH, sure_N, found_N = vector_NH[reached_N], sure_N[reached_N], found_N[reached_N]
+        vector_NH, found_N, sure_N = self._vectors_of(batches)
+        reached_N = found_N >= 0
+        vector_NH, found_N, sure_N = vector_NH[reached_N], found_N[reached_N], sure_N[reached_N]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that a thousand steps were not enough moves the last digit
             head = LogisticRegression(C=self.strength, max_iter=1000).fit(vector_NH, found_N, sure_N)
@@ -150,6 +153,23 @@ class FewShot(Objective):
         logits_BC, labels_B = predicted["logits"], predicted["labels"]
         accuracy = functional.accuracy(logits_BC, labels_B)
         return StepOutput(functional.cross_entropy(logits_BC, labels_B), {"accuracy": accuracy}), predicted
+
+    def _vectors_of(
+        self, batches: Iterable[Batch]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
+        """Vectors [N, H] of all rows, their labels [N], spread to those that have none, and how sure these are [N]."""
+        training = self.training
+        self.eval()
+        vectors, labels = [], []
+        with torch.no_grad():
+            for batch in batches:
+                vectors.append(self.embed(batch["first"]).float().cpu().numpy())
+                labels.append(batch["labels"].cpu().numpy())
+        self.train(training)
+        vector_NH, label_N = np.concatenate(vectors), np.concatenate(labels)
+        if not (label_N == functional.IGNORED).any():
+            return vector_NH, label_N, np.ones(len(label_N), np.float32)
+        return vector_NH, *spread_labels(vector_NH, label_N, neighbours=self.neighbours)
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         """`logits` float [B, C] of the head and `labels` int64 [B]."""

@@ -14,32 +14,30 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from sslnlp.card import CardFacts
-from sslnlp.data.stream import Stream
 from sslnlp.distributed import alone
 from sslnlp.errors import UserError
 from sslnlp.evaluation import evaluate_held_out
 from sslnlp.evaluation.beir import beir_measures
-from sslnlp.evaluation.held_out import by_length, to_device
 from sslnlp.export import export_model
 from sslnlp.lora import merged
 from sslnlp.models import count_parameters
 from sslnlp.objectives.base import Objective
+from sslnlp.recipe.adapting import adapted
 from sslnlp.recipe.build import Parts, build_objective, build_parts, processes, resolve
 from sslnlp.recipe.check import check_out
 from sslnlp.recipe.choose import apply, choose, chosen_before
 from sslnlp.recipe.decide import decide, settle
+from sslnlp.recipe.pseudo import training_rows, with_pseudo_labels
 from sslnlp.recipe.reporting import RunReport, run_report
 from sslnlp.recipe.schema import Recipe, to_dict
 from sslnlp.report import make_report
 from sslnlp.report.sections import short_form
 from sslnlp.train import Trainer
-from sslnlp.types import Batch
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +54,9 @@ def run(recipe: Recipe, *, resume: bool = False, console: Console | None = None)
     disable_progress_bar()  # what `transformers` says about loading, `models` says in one line
     set_verbosity_error()
     console = console or Console(stderr=True, quiet=not main)
+    if recipe.adapt.steps:
+        resolve(recipe)  # what is wrong with the labelled part is said before the long one
+        recipe = adapted(recipe, lambda before, begun: run(before, resume=begun, console=console))
     recipe, inherited = resolve(recipe)
     out = Path(recipe.out).expanduser()
     before = chosen_before(out) if resume else {}
@@ -71,14 +72,16 @@ def run(recipe: Recipe, *, resume: bool = False, console: Console | None = None)
     report = run_report(parts)
     objective = build_objective(parts)
     console.print(f"{type(objective.model).__name__}: {count_parameters(objective.model):,} parameters")
-    story = biography(parts, objective)
+    with alone():
+        learnt = with_pseudo_labels(parts, objective)
+    story = biography(learnt, objective)
     if not resume:
         processes().wait_for_everyone()  # nobody is still checking `out` when it appears
         if main:
             _begin(out, parts, story)
         processes().wait_for_everyone()
     try:
-        trainer = _train(parts, objective, out, story, console, resume, report)
+        trainer = _train(parts, learnt, objective, out, story, console, resume, report)
     except UserError:
         if main and not resume and not _trained(out):
             shutil.rmtree(out, ignore_errors=True)
@@ -156,6 +159,7 @@ def held_out(parts: Parts) -> Callable[[Objective], dict[str, float]] | None:
 
 def _train(
     parts: Parts,
+    learnt: Parts,
     objective: Objective,
     out: Path,
     story: Mapping[str, Any],
@@ -168,25 +172,14 @@ def _train(
         evaluate = None
     with _progress(console) as on_progress:
         trainer = Trainer(
-            objective, parts.collator, parts.stream, parts.recipe.train,
+            objective, learnt.collator, learnt.stream, parts.recipe.train,
             out=out, evaluate=evaluate, facts=story, on_progress=on_progress,
         )  # fmt: skip
         trainer.fit(resume)
     if objective.concludes:
         with alone():
-            objective.conclude(_training_rows(parts, next(objective.parameters()).device))
+            objective.conclude(training_rows(parts, next(objective.parameters()).device))
     return trainer
-
-
-def _training_rows(parts: Parts, device: torch.device) -> Iterator[Batch]:
-    """Every training row once, then every unlabelled one, each from short to long."""
-    collator, size = parts.collator.for_evaluation(0), parts.recipe.train.batch_size
-    for source in (parts.stream.source, parts.unlabelled):
-        rows = Stream.fixed(source) if source is not None else None
-        order = by_length(rows).tolist() if rows is not None else []
-        for start in range(0, len(order), size):
-            assert rows is not None
-            yield to_device(collator(rows.rows(order[start : start + size])), device)
 
 
 @contextmanager

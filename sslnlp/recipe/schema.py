@@ -17,6 +17,7 @@ from sslnlp.errors import UserError, suggest
 from sslnlp.models import ModelConfig
 from sslnlp.objectives import get_objective
 from sslnlp.objectives.base import Objective
+from sslnlp.recipe.adapt_config import AdaptConfig
 from sslnlp.recipe.overrides import coerce, fields_of
 from sslnlp.registry import keywords_of
 from sslnlp.report.config import ReportConfig
@@ -70,6 +71,7 @@ class Recipe:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    adapt: AdaptConfig = field(default_factory=AdaptConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     out: str = "out/run"
     name: str = "recipe"

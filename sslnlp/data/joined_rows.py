@@ -1,0 +1,40 @@
+"""Rows of several tables as one source: labelled ones, and others that were given labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sslnlp.data.stream import RowSource
+from sslnlp.types import Row
+
+
+class JoinedRows:
+    """The rows of `parts`, one source behind the other; those of a part with `labels` carry these instead of theirs."""
+
+    def __init__(self, *parts: tuple[RowSource, npt.NDArray[np.int64] | None]) -> None:
+        self._parts = parts
+        self._starts = np.cumsum([0, *(len(source) for source, _ in parts)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: int) -> Row:
+        return self.rows([index])[0]
+
+    def rows(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> list[Row]:
+        """The rows at `indices`, in their order."""
+        where = np.asarray(indices, np.int64)
+        part_N = np.searchsorted(self._starts, where, side="right") - 1
+        found: list[Any] = [None] * len(where)
+        for number, (source, labels) in enumerate(self._parts):
+            places = np.flatnonzero(part_N == number)
+            inside = where[places] - self._starts[number]
+            many: Any = getattr(source, "rows", None)
+            rows = many(inside) if many is not None else [source[i] for i in inside.tolist()]
+            for place, index, row in zip(places.tolist(), inside.tolist(), rows, strict=True):
+                found[place] = row if labels is None else {**row, "label": int(labels[index])}
+        return found

@@ -1,0 +1,24 @@
+"""The `adapt.*` keys of a recipe: pretraining on unlabelled text before fine-tuning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sslnlp.errors import UserError
+
+
+@dataclass(kw_only=True)
+class AdaptConfig:
+    """Pretraining on `data.unlabelled` before the labels are looked at."""
+
+    steps: int = 0
+    """Updates; 0: none."""
+    objective: str | None = None
+    """None: `masked_lm`; `info_nce` between two readings of a text for what makes vectors."""
+    lr: float = 5e-5
+    batch_size: int = 32
+    seq_length: int = 128
+
+    def __post_init__(self) -> None:
+        if self.steps < 0 or self.batch_size < 1 or self.lr <= 0:
+            raise UserError("adapt.steps cannot be negative, adapt.batch_size and adapt.lr must be above 0")

@@ -1,0 +1,64 @@
+"""Unlabelled texts that train as if they were labelled: those whose label the starting model is surest of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from sslnlp.data.joined_rows import JoinedRows
+from sslnlp.data.stream import Stream
+from sslnlp.data.table_rows import TableRows
+from sslnlp.evaluation.held_out import by_length, to_device
+from sslnlp.objectives.base import Objective
+from sslnlp.recipe.build import Parts
+from sslnlp.types import Batch
+
+Ints = npt.NDArray[np.int64]
+
+
+def training_rows(parts: Parts, device: torch.device) -> Iterator[Batch]:
+    """Every training row once, then every unlabelled one, each from short to long."""
+    collator, size = parts.collator.for_evaluation(0), parts.recipe.train.batch_size
+    for source in (parts.stream.source, parts.unlabelled):
+        rows = Stream.fixed(source) if source is not None else None
+        order = by_length(rows).tolist() if rows is not None else []
+        for start in range(0, len(order), size):
+            assert rows is not None
+            yield to_device(collator(rows.rows(order[start : start + size])), device)
+
+
+def with_pseudo_labels(parts: Parts, objective: Objective) -> Parts:
+    """The parts with the surest unlabelled texts among the training rows, as many as the objective's `pseudo_labels`
+    says; unchanged where it asks for none.
+
+    The labels are those the objective guesses before its first update, so a resumed run has the same.
+    """
+    if parts.unlabelled is None or objective.pseudo_labels == 0 or parts.recipe.train.steps == 0:
+        return parts
+    device = next(objective.parameters()).device
+    guessed, sure = objective.guess(training_rows(parts, device))
+    order, known = by_length(Stream.fixed(parts.unlabelled)), len(parts.stream.source)
+    label_M, sure_M = np.full(len(order), -100, np.int64), np.zeros(len(order))
+    label_M[order], sure_M[order] = guessed[known:], sure[known:]
+    kept = surest(label_M, sure_M, objective.pseudo_labels)
+    assert isinstance(parts.unlabelled, TableRows)
+    rows = JoinedRows((parts.stream.source, None), (parts.unlabelled.take(kept), label_M[kept]))
+    collator: Any = parts.collator
+    parts.facts["pseudo_labelled_rows"] = len(kept)
+    return replace(
+        parts, stream=Stream(rows, parts.recipe.train.seed), collator=replace(collator, table=rows), unlabelled=None
+    )
+
+
+def surest(label_M: Ints, sure_M: npt.NDArray[np.floating[Any]], share: float) -> Ints:
+    """Which texts: of each class the `share` whose label is surest, one at least; ascending."""
+    kept = []
+    for label in np.unique(label_M[label_M >= 0]):
+        members = np.flatnonzero(label_M == label)
+        kept.append(members[np.argsort(-sure_M[members], kind="stable")][: max(1, int(share * len(members)))])
+    return np.sort(np.concatenate(kept)) if kept else np.empty(0, np.int64)
