@@ -32,17 +32,16 @@ COLLECTIONS = ("cranfield", "npl", *PAIRS)
 
 
 def known_items(table: Path, folder: Path, query: str, document: str) -> Path:
-    """A BEIR folder of pairs: equal texts are one document, equal queries are one query with several answers."""
+    """A BEIR folder of pairs: each row is a query that looks for its own document; equal documents are one."""
     rows = pq.read_table(table, columns=[query, document]).to_pylist()
     documents = {text: f"d{at}" for at, text in enumerate(dict.fromkeys(row[document] for row in rows))}
-    queries = {text: f"q{at}" for at, text in enumerate(dict.fromkeys(row[query] for row in rows))}
-    relevant = dict.fromkeys((queries[row[query]], documents[row[document]]) for row in rows)
     (folder / "qrels").mkdir(parents=True, exist_ok=True)
-    for name, texts in (("corpus.jsonl", documents), ("queries.jsonl", queries)):
-        lines = (json.dumps({"_id": key, "text": text}) for text, key in texts.items())
-        (folder / name).write_text("\n".join(lines) + "\n")
-    lines = (f"{q}\t{d}\t1" for q, d in relevant)
-    (folder / "qrels" / "test.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *lines]) + "\n")
+    corpus = [{"_id": key, "text": text} for text, key in documents.items()]
+    queries = [{"_id": f"q{at}", "text": row[query]} for at, row in enumerate(rows)]
+    for name, lines in (("corpus.jsonl", corpus), ("queries.jsonl", queries)):
+        (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    judged = [f"q{at}\t{documents[row[document]]}\t1" for at, row in enumerate(rows)]
+    (folder / "qrels" / "test.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *judged]) + "\n")
     return folder
 
 
@@ -56,8 +55,7 @@ def measure(name: str, options: argparse.Namespace) -> None:
     index = Index(place, model=options.model, reranker=options.reranker)
     judged = load_judged(index, *beir_files(folder))
     runs = {mode: run_queries(index, judged.queries, mode) for mode in index.modes}
-    measures = ("recall@1", "recall@10", "mrr") if name in PAIRS else None
-    evaluation = evaluate_runs(runs, judged.qrels, measures=measures)
+    evaluation = evaluate_runs(runs, judged.qrels)
     Console().print(f"\n[bold]{name}[/bold]: {len(index.documents):,} documents")
     print_evaluation(evaluation, len(judged.queries))
     if options.out is not None:
