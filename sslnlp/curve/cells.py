@@ -89,15 +89,21 @@ class Results:
                 )
         known.write_text(json.dumps(before | described, indent=1), encoding="utf-8")
         if self.path.is_file():
-            for line in self.path.read_text(encoding="utf-8").splitlines():
+            text = self.path.read_text(encoding="utf-8")
+            whole = text[: text.rfind("\n") + 1]
+            for line in whole.splitlines():
                 self._read(line)
+            if whole != text:  # a line that a killed run left unfinished would spoil the next one
+                aside = self.path.with_name("results.jsonl.tmp")
+                aside.write_text(whole, encoding="utf-8")
+                aside.replace(self.path)
 
     def _read(self, line: str) -> None:
         try:
             plain = json.loads(line)
             found = Measured(Cell(**plain.pop("cell")), **plain)
-        except (ValueError, TypeError, KeyError):  # the end of a line that a killed run left
-            return
+        except (ValueError, TypeError, KeyError):
+            raise UserError(f"{self.path} holds a line that is no result: {line[:80]!r}; remove it") from None
         if found.error is None:
             self.done[found.cell] = found
 
