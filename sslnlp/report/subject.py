@@ -58,7 +58,7 @@ def subject_of(export: Path) -> Subject:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"cannot measure the model in {str(export)!r}: {reason}") from error
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    return in_memory(model, tokenizer, settings=read_settings(export))
+    return in_memory(model, tokenizer, settings=read_settings(export, head=True))
 
 
 def in_memory(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, settings: EncoderSettings) -> Subject:
