@@ -26,7 +26,7 @@ from sslnlp.errors import UserError
 from sslnlp.search import loading
 from sslnlp.search import serve as serving
 from sslnlp.search.cli import search_app
-from sslnlp.search.index import Index, build_index
+from sslnlp.search.index import Index, add_documents, build_index
 from sslnlp.search.page import MAX_QUERY, duration, score
 from sslnlp.search.serve import LiveIndex, Server
 
@@ -312,6 +312,8 @@ def test_the_index_may_change_and_break_under_it(tmp_path: Path, corpus: Path) -
         build_index(tmp_path / "new.jsonl", tmp_path / "i")
         assert [hit["id"] for hit in json.loads(get(server, "/api/search?q=zeppelin").text)["hits"]] == ["new"]
         assert "2 documents" in get(server, "/").words or "2 documents" in get(server, "/?q=a").words
+        add_documents(tmp_path / "i", corpus)
+        assert get(server, "/?q=plate").text.count("<li>") == 4
         shutil.move(tmp_path / "i", tmp_path / "away")
         gone = get(server, "/?q=zeppelin")
         assert gone.status == 503
