@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from sslnlp import __version__
+from sslnlp.build_cli import build_command
 from sslnlp.errors import UserError
 from sslnlp.search.cli import search_app
 
@@ -228,6 +229,7 @@ def push(
     typer.echo(f"pushed: {upload(run, repo_id, private=private, revision=revision)}")
 
 
+search_app.command("build")(build_command)
 app.add_typer(search_app)
 
 

@@ -33,6 +33,7 @@ COMMANDS = {
     "curve": "overrides --draws --keep --labels --method --out --seeds",
     "predict": "model data --batch-size --out --pair --text --top",
     "push": "run repo_id --private --revision",
+    "search build": "pairs --beir --budget --documents --encoder --out --set --text",
     "search index": (
         "data --ann --batch-size --dtype --id-column --language --model --out --reranker --text-column --title-column"
     ),
@@ -144,7 +145,7 @@ LEVELS = [
     "optim muon checkpoint metrics windows train_config sums signals finite averaging budget precision sharding",
     "train evaluation search export card hub predict",
     "recipe report",
-    "curve quickstart cli __main__",
+    "text_to_search build_cli curve quickstart cli __main__",
 ]
 # `card` and `search` may be imported by anything of their level; these pairs may not see each other.
 STRANGERS = [("collators", "objectives"), ("objectives", "collators"), ("data", "collators"), ("train", "recipe")]

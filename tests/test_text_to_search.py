@@ -1,0 +1,110 @@
+"""From text and pairs to an index that is searched, in one call; stopped, it goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from sslnlp.cli import run_command
+from sslnlp.search.index import Index
+from sslnlp.text_to_search import RECIPES, text_to_search
+from tests.contract import corpus
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("journey")
+    found = {name: folder / f"{name}.jsonl" for name in ("pairs", "documents")}
+    found["text"] = folder / "text.txt"
+    found["text"].write_text("\n\n".join(corpus()))
+    with open(found["pairs"], "w") as pairs, open(found["documents"], "w") as documents:
+        for n, text in enumerate(corpus()):
+            documents.write(json.dumps({"id": f"d{n}", "text": text}) + "\n")
+            if n % 4 == 0:
+                pairs.write(json.dumps({"query": f"what happened on day {n}", "positive": text}) + "\n")
+    beir = folder / "beir"
+    (beir / "qrels").mkdir(parents=True)
+    (beir / "queries.jsonl").write_text(
+        "".join(json.dumps({"_id": f"q{n}", "text": f"on day {n}"}) + "\n" for n in range(1, 40, 2))
+    )
+    lines = "".join(f"q{n}\td{n}\t1\n" for n in range(1, 40, 2))
+    (beir / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + lines)
+    return found | {"beir": beir}
+
+
+def short(*stages: str) -> list[str]:
+    """Two updates of each stage, and a small model where it begins."""
+    keys = [f"{stage}.train.steps=2" for stage in stages] + [f"{stage}.train.batch_size=4" for stage in stages]
+    if "masked" in stages:
+        keys += ["masked.model.size=nano", "masked.tokenizer.vocab_size=520", "masked.data.seq_length=64"]
+    return keys
+
+
+@pytest.mark.slow
+def test_from_text_to_a_measured_index(files: dict[str, Path], tmp_path: Path) -> None:
+    arguments = ["search", "build", str(files["pairs"]), "--text", str(files["text"])]
+    arguments += ["--documents", str(files["documents"]), "--beir", str(files["beir"]), "--out", str(tmp_path / "out")]
+    for key in short(*RECIPES):
+        arguments += ["--set", key]
+    assert run_command(arguments) == 0
+    starts = {
+        stage: json.loads((tmp_path / "out" / stage / "recipe.json").read_text())["recipe"]["model"]["pretrained"]
+        for stage in RECIPES
+    }
+    exports = {stage: str(tmp_path / "out" / stage / "export") for stage in RECIPES}
+    assert starts == {
+        "masked": None,
+        "retrieval": exports["masked"],
+        "contrastive": exports["retrieval"],
+        "pairs": exports["contrastive"],
+        "mined": exports["pairs"],
+        "reranker": exports["contrastive"],
+    }
+    index = Index(tmp_path / "out" / "index")
+    assert index.modes == ("bm25", "dense", "fused", "reranked")
+    assert index.search("on day 17", "bm25", 1)[0].id == "d17"
+
+
+def test_from_an_encoder_and_on_from_where_it_was_stopped(files: dict[str, Path], tmp_path: Path) -> None:
+    from sslnlp.recipe import load_recipe, run
+
+    small = ["model.size=nano", "tokenizer.vocab_size=520", "data.seq_length=64", "train.steps=2", "train.batch_size=4"]
+    encoder = run(load_recipe("pretrain_bert", [*small, f"data.train={files['text']}", f"out={tmp_path / 'e'}"]))
+    said: list[str] = []
+    for _ in range(2):
+        console = Console(file=open(tmp_path / "said.txt", "w"), width=200)  # noqa: SIM115
+        index = text_to_search(
+            files["pairs"], tmp_path / "out", documents=files["documents"], encoder=str(encoder / "export"),
+            overrides=short("pairs", "mined", "reranker"), console=console,
+        )  # fmt: skip
+        console.file.close()
+        said.append((tmp_path / "said.txt").read_text())
+    assert Index(index).modes == ("bm25", "dense", "fused", "reranked")
+    assert not (tmp_path / "out" / "masked").exists()
+    assert "2 steps; held out" in said[0]
+    assert "found finished" not in said[0]
+    assert said[1].count("found finished") == 3
+    assert "negatives: found" in said[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "one of them"),
+        (["--text", "a", "--encoder", "b"], "one of them"),
+        (["--text", "a", "--set", "nothing.train.steps=3"], "is not STAGE.key=value"),
+        (["--text", "a", "--set", "masked.train.nothing=3"], "unknown key 'train.nothing'"),
+        (["--text", "a", "--budget", "soon"], "soon"),
+        (["--text", "a", "--beir", "nowhere"], "nowhere does not exist"),
+    ],
+)
+def test_wrong_arguments_are_one_clear_line(
+    arguments: list[str], message: str, files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begin = ["search", "build", str(files["pairs"]), "--documents", str(files["documents"])]
+    assert run_command([*begin, "--out", str(tmp_path / "out"), *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
