@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from sslnlp.errors import UserError
+from sslnlp.search import changes, loading
 from sslnlp.search.cli import search_app
 
 
@@ -57,6 +58,47 @@ def test_markup_in_documents_and_queries_is_text(tmp_path: Path) -> None:
     assert result.exit_code == 0
     assert "[red]x" in result.output
     assert "an [bold]engine[/bold] <script>" in result.output
+
+
+def test_add_and_delete(tmp_path: Path, index: Path) -> None:
+    (tmp_path / "new.jsonl").write_text(
+        '{"id": "new", "text": "A zeppelin of helium."}\n{"id": "8", "text": "Helium."}\n{"id": "none", "text": ""}\n'
+    )
+    assert "'8' among them" in str(_run("add", index, tmp_path / "new.jsonl").exception)
+    added = _run("add", index, tmp_path / "new.jsonl", "--replace")
+    assert "Added 2 documents, 1 of them in place of older ones, 1 without text left out." in added.output
+    assert [row.split()[2] for row in _run("query", index, "helium").output.splitlines()[::2]] == ["8", "new"]
+    (tmp_path / "ids").write_text("new\n\nn-9\n")
+    assert "Deleted 3 documents." in _run("delete", index, "8", "--ids", tmp_path / "ids").output
+    assert "No document matches." in _run("query", index, "helium").output
+    assert "are not in the index" in str(_run("delete", index, "8").exception)
+    assert "No index" in str(_run("add", tmp_path, tmp_path / "new.jsonl").exception)
+    assert "Cannot read" in str(_run("delete", index, "--ids", tmp_path / "absent").exception)
+
+
+def test_a_reranker_and_a_graph_are_remembered(
+    tmp_path: Path, corpus: Path, make_encoder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Longest:
+        name, fingerprint = "longest", "0"
+
+        def score(self, query: str, texts: list[str], *, batch_size: int = 32) -> list[float]:
+            return [float(len(text)) for text in texts]
+
+    for module in (loading, changes):
+        monkeypatch.setattr(module, "load_reranker", lambda name: Longest())
+    options = ("--model", make_encoder(tmp_path / "m"), "--ann", "--reranker", "any")
+    made = _run("index", corpus, "--out", tmp_path / "i", *options)
+    assert "16-dimensional float16 vectors + graph + reranker." in made.output
+    first = _run("query", tmp_path / "i", "plate", "-k", 1)
+    assert "007" in first.output  # the longest text, which lacks the word
+    assert "007" not in _run("query", tmp_path / "i", "plate", "-k", 1, "--mode", "bm25").output
+    assert _run("query", tmp_path / "i", "plate", "-k", 1, "--ann").output == first.output
+    fused = _run("query", tmp_path / "i", "plate", "-k", 1, "--mode", "fused").output.split()[2]
+    assert _run("query", tmp_path / "i", "plate", "-k", 1, "--depth", 1).output.split()[2] == fused
+    monkeypatch.setattr(Longest, "fingerprint", "1")
+    assert "changed since" in str(_run("query", tmp_path / "i", "plate").exception)
+    assert _run("query", tmp_path / "i", "plate", "-k", 1, "--reranker", "other").output == first.output
 
 
 def test_wrong_use_is_a_user_error(tmp_path: Path, corpus: Path, index: Path) -> None:
