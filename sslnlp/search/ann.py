@@ -6,6 +6,7 @@ as the exact search gives, and what can differ is only which documents were seen
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from sslnlp.search.ranking import Ranking, best
 
 NAME = "vectors.usearch"
 _BLOCK = 4096
+_SAVE = 16 * _BLOCK
 _CONNECTIVITY = 16  # links a vector has; with the two breadths below, usearch's own defaults but for a wider search
 _BREADTH_ADD = 128
 _BREADTH_SEARCH = 128
@@ -34,21 +36,41 @@ def require_ann() -> Any:
 
 
 def write_ann(
-    path: Path, vectors_ND: NDArray[np.floating[Any]], progress: Callable[[int], None] = lambda done: None
+    path: Path,
+    vectors_ND: NDArray[np.floating[Any]],
+    *,
+    start: int = 0,
+    saved: Callable[[int], None] = lambda done: None,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> None:
-    """Write the graph over `vectors_ND` to `path`, added 4,096 at a time; `progress` hears each block's size."""
-    graph = require_ann().Index(
-        ndim=vectors_ND.shape[1],
-        metric="ip",
-        dtype="f16",
-        connectivity=_CONNECTIVITY,
-        expansion_add=_BREADTH_ADD,
-    )
-    for start in range(0, len(vectors_ND), _BLOCK):
-        block_ND = np.ascontiguousarray(vectors_ND[start : start + _BLOCK])
-        graph.add(np.arange(start, start + len(block_ND)), block_ND)
+    """Write the graph over `vectors_ND` to `path`, added 4,096 at a time; `progress` hears each block's size.
+
+    Every 65,536 vectors, and at the end, the file is replaced and `saved` hears how many it holds; a later call with
+    that `start` goes on from there. All cores build it, so two graphs over the same vectors differ a little.
+    """
+    module = require_ann()
+    if start:
+        graph = module.Index.restore(str(path))
+        graph.expansion_add = _BREADTH_ADD  # the file does not keep it
+        start = len(graph)  # more than was told if the kill came between the two
+    else:
+        graph = module.Index(
+            ndim=vectors_ND.shape[1],
+            metric="ip",
+            dtype="f16",
+            connectivity=_CONNECTIVITY,
+            expansion_add=_BREADTH_ADD,
+        )
+    aside = path.with_name(path.name + ".tmp")
+    for first in range(start, len(vectors_ND), _BLOCK):
+        block_ND = np.ascontiguousarray(vectors_ND[first : first + _BLOCK])
+        graph.add(np.arange(first, first + len(block_ND)), block_ND)
+        done = first + len(block_ND)
+        if done % _SAVE == 0 or done == len(vectors_ND):
+            graph.save(str(aside))
+            os.replace(aside, path)
+            saved(done)
         progress(len(block_ND))
-    graph.save(str(path))
 
 
 class AnnIndex(DenseIndex):

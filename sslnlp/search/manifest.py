@@ -106,10 +106,20 @@ def read(out: Path, *, verify: bool = True) -> dict[str, Any]:
     Sizes are always compared; `verify` also compares every SHA-256 (about a second per gigabyte). Raises UserError for
     a folder without an index and for a broken one.
     """
-    if not (out / NAME).is_file():
-        raise UserError(f"No index at {out} (no {NAME}). Make one with: sslnlp search index DATA --out {out}")
+    while True:
+        if not (out / NAME).is_file():
+            raise UserError(f"No index at {out} (no {NAME}). Make one with: sslnlp search index DATA --out {out}")
+        text = (out / NAME).read_bytes()
+        try:
+            return _checked(out, text, verify)
+        except UserError:
+            if (out / NAME).read_bytes() == text:  # else a writer committed meanwhile, and took the old files away
+                raise
+
+
+def _checked(out: Path, text: bytes, verify: bool) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads((out / NAME).read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads(text)
         seal = content.pop("seal")
     except (ValueError, KeyError, AttributeError) as error:
         raise _broken(out, f"{NAME} is damaged") from error

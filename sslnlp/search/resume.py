@@ -27,9 +27,9 @@ class Work:
     def __init__(self, folder: Path, key: str, done: dict[str, Any]) -> None:
         self.folder, self.key, self.done = folder, key, done
 
-    def finish(self, stage: str, facts: Any) -> None:
-        """Remember `facts` of a stage whose files are written; they are flushed first."""
-        if stage not in self.done:  # a stage told of in several steps flushes its own file at each
+    def finish(self, stage: str, facts: Any, flush: bool = True) -> None:
+        """Remember `facts` of a stage whose files are written; they are flushed first, unless they are already."""
+        if flush:
             for path in (path for path in self.folder.rglob("*") if path.is_file()):
                 manifest.fsync(path)
         self.done[stage] = facts
@@ -90,7 +90,6 @@ def _named(out: Path) -> Collection[str]:
 
 
 def _resuming(done: dict[str, Any]) -> str:
-    total, vectors = done["documents"]["count"], done.get("vectors", 0)
-    counted = " counted" if "postings" in done else ""
-    encoded = f", {vectors:,} encoded" if vectors else ""
-    return f"Going on where a run was interrupted: {total:,} documents read{' and' * bool(counted)}{counted}{encoded}."
+    parts = [f"{done['documents']['count']:,} documents read{' and counted' if 'postings' in done else ''}"]
+    parts += [f"{done[stage]:,} {what}" for stage, what in (("vectors", "encoded"), ("ann", "linked")) if stage in done]
+    return f"Going on where a run was interrupted: {', '.join(parts)}."

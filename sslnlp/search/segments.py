@@ -38,23 +38,31 @@ def fill(work: Work, facts: Mapping[str, Any], encoder: Any, batch_size: int, pr
 
         def flushed(done: int) -> None:
             progress("dense", done - work.done.get("vectors", 0), len(store))
-            work.finish("vectors", done)
+            work.finish("vectors", done, flush=False)  # its writer has flushed the block
 
         texts = (document.content for document in store)
         write_vectors(
             folder / VECTORS, texts, len(store), encoder,
             dtype=facts["dense"]["dtype"], batch_size=batch_size, start=start, flushed=flushed,
         )  # fmt: skip
-    if facts["dense"] and facts["dense"]["ann"] and "ann" not in work.done:
-        _write_graph(folder, progress)
-        work.finish("ann", True)
+    if facts["dense"] and facts["dense"]["ann"] and (start := work.done.get("ann", 0)) < len(store):
+        progress("ann", start, len(store))
+        _write_graph(folder, progress, start, lambda done: work.finish("ann", done))
 
 
-def _write_graph(folder: Path, progress: Progress) -> None:
+def _write_graph(
+    folder: Path, progress: Progress, start: int = 0, saved: Callable[[int], None] = lambda done: None
+) -> None:
     from sslnlp.search import ann
 
     vectors_ND = np.load(folder / VECTORS, mmap_mode="r")
-    ann.write_ann(folder / ann.NAME, vectors_ND, lambda done: progress("ann", done, len(vectors_ND)))
+    ann.write_ann(
+        folder / ann.NAME,
+        vectors_ND,
+        start=start,
+        saved=saved,
+        progress=lambda done: progress("ann", done, len(vectors_ND)),
+    )
 
 
 def commit(

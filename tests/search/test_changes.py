@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sslnlp.errors import UserError
-from sslnlp.search import ann, changes, loading
+from sslnlp.search import ann, changes, loading, manifest
 from sslnlp.search.index import Index, add_documents, build_index, delete_documents
 from sslnlp.search.segments import first_to_join
 from tests.search.counting import Letters
@@ -175,6 +175,20 @@ def test_the_graph_finds_what_the_exact_search_finds(tmp_path: Path, letters: Le
     assert near.search("aaaa", "dense", 1)[0].id == "new"
     assert len(near.search("a", "dense", 1000)) == len(exact.documents) == 252
     assert {row for row, _ in enumerate(near.rank(["a"], "fused", 5)[0].rows)} == set(range(5))
+
+
+def test_a_reader_whom_a_writer_overtakes_opens_the_new_index(
+    tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checksum, data = manifest.sha256_of, _write(tmp_path / "b.jsonl", {"9": "feed"})
+
+    def overtaken(path: Path) -> str:
+        monkeypatch.setattr(manifest, "sha256_of", checksum)
+        add_documents(small, data)
+        return "what was there before"
+
+    monkeypatch.setattr(manifest, "sha256_of", overtaken)
+    assert len(Index(small).documents) == 4
 
 
 def test_a_graph_there_is_not_or_no_library_for_is_said(

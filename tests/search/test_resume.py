@@ -24,7 +24,7 @@ MORE = {f"b{n}": f"edge {'feed ' * n}" for n in range(11)}
 # Runs a change in which one function, or the encoder's third block, says that it was reached and then waits.
 CHILD = """
 import importlib, sys, time
-from sslnlp.search import changes, dense, loading
+from sslnlp.search import ann, changes, dense, loading, resume
 from tests.search.counting import Letters
 
 kind, index, data, point = sys.argv[1:]
@@ -39,9 +39,15 @@ class Slow(Letters):
             wait()
         return super().encode(texts, *arguments, **options)
 
+if point == "second save":
+    ann._BLOCK = ann._SAVE = {block}
+    finish = resume.Work.finish
+    resume.Work.finish = lambda work, stage, facts, **options: (
+        wait() if stage == "ann" and facts == 2 * {block} else finish(work, stage, facts, **options)
+    )
 changes.load_encoder = loading.load_encoder = lambda name: Slow()
 dense._ENCODE_BLOCK = {block}
-if point != "third block":
+if "." in point:
     module, name = point.rsplit(".", 1)
     setattr(importlib.import_module("sslnlp.search." + module), name, wait)
 if kind == "index":
@@ -98,6 +104,7 @@ POINTS = {  # where it is killed -> texts that are encoded when it goes on
     "segments.write_postings": 11,
     "third block": 3,
     "segments._write_graph": 0,
+    "second save": 0,
 }
 
 
@@ -106,7 +113,7 @@ def test_adding_goes_on_where_it_was_killed(
     tmp_path: Path, letters: Letters, start: Callable[..., subprocess.Popen[bytes]], point: str
 ) -> None:
     first, more = _write(tmp_path / "first.jsonl", FIRST), _write(tmp_path / "more.jsonl", MORE)
-    ann = point == "segments._write_graph"
+    ann = point in ("segments._write_graph", "second save")
     build_index(first, tmp_path / "straight", model="letters", ann=ann)
     build_index(first, tmp_path / "killed", model="letters", ann=ann)
     before = Index(tmp_path / "killed").search("cafe", k=20)
@@ -120,6 +127,8 @@ def test_adding_goes_on_where_it_was_killed(
     assert ["interrupted" in line for line in said] == [True] * (point != "changes.write_documents")
     if point == "third block":
         assert said == ["Going on where a run was interrupted: 11 documents read and counted, 8 encoded."]
+    if point == "second save":
+        assert said == ["Going on where a run was interrupted: 11 documents read and counted, 11 encoded, 4 linked."]
     if not ann:  # a graph depends on how its threads took turns; all else is the same byte by byte
         assert _files(tmp_path / "killed") == _files(tmp_path / "straight")
     killed, straight = (Index(tmp_path / name, ann=ann).search("a feed", k=20) for name in ("killed", "straight"))
