@@ -66,6 +66,12 @@ def test_wrong_questions(built: Path, query: str, mode: str | None, message: str
         Index(built).search(query, mode)
 
 
+def test_k_below_one_is_refused(built: Path) -> None:
+    for ask in (Index(built).search, Index(built).explain):
+        with pytest.raises(UserError, match="k must be at least 1, got 0"):
+            ask("plate", k=0)
+
+
 def test_without_vectors_only_bm25(tmp_path: Path, corpus: Path) -> None:
     build_index(corpus, tmp_path / "i")
     index = Index(tmp_path / "i")
