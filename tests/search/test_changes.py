@@ -142,9 +142,10 @@ def test_a_refused_change_is_one_line_and_no_change(
 def test_vectors_of_two_dimensions_are_refused(tmp_path: Path, small: Path) -> None:
     add_documents(small, _write(tmp_path / "b.jsonl", {"9": "feed"}))
     assert len(Index(small).facts["segments"]) == 2
+    index = Index(small)
     np.save(sorted(small.glob("*/vectors.npy"))[0], np.zeros((1, 4), np.float16))
-    with pytest.raises(UserError, match=r"(broken|mixes dimensions)"):
-        Index(small, verify=False).search("bead", "dense")
+    with pytest.raises(UserError, match="mixes dimensions"):
+        index.search("bead", "dense")
 
 
 def test_an_index_without_vectors_takes_no_model(tmp_path: Path) -> None:
