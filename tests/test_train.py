@@ -170,7 +170,7 @@ def test_windows_keep_their_rows_on_other_processes() -> None:
     ("options", "message"),
     [
         ({"steps": 3, "budget": "3m"}, "one of train.steps"),
-        ({"steps": 0}, "train.steps must be at least 1"),
+        ({"steps": -1}, "train.steps must be at least 0"),
         ({"lr": -1.0}, "train.lr must be a positive number"),
         ({"lr": float("nan")}, "train.lr must be a positive number"),
         ({"schedule": "cosin"}, "Did you mean 'cosine'"),
