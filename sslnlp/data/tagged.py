@@ -17,7 +17,7 @@ from sslnlp.data.table_rows import TableRows, find_column, held_out, open_table,
 from sslnlp.errors import UserError, suggest
 
 WORD_COLUMNS = ("tokens", "words", "text")
-TAG_COLUMNS = ("tags", "ner_tags", "labels", "ner", "pos_tags")
+TAG_COLUMNS = ("tags", "ner_tags", "labels", "ner", "pos_tags", "label")
 
 
 @dataclass

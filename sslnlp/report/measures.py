@@ -114,10 +114,16 @@ MEASURES: Mapping[tuple[str, str], Measure] = {
     ("classification", "loss"): Measure(
         "nats per text", "mean cross-entropy of the labels", "lower", _log_of("num_labels")
     ),
-    ("classification", "accuracy"): Measure("share", "texts whose label is predicted", "higher", _one_of("num_labels")),
-    ("classification", "macro_f1"): Measure(
-        "share", "F1 of each class, averaged with equal weight", "higher", _one_of("num_labels")
-    ),
+    **{
+        (objective, "accuracy"): Measure("share", "texts whose label is predicted", "higher", _one_of("num_labels"))
+        for objective in ("classification", "few_shot")
+    },
+    **{
+        (objective, "macro_f1"): Measure(
+            "share", "F1 of each class, averaged with equal weight", "higher", _one_of("num_labels")
+        )
+        for objective in ("classification", "few_shot")
+    },
     ("few_shot", "loss"): Measure(
         "nats per text", "mean cross-entropy of the labels under the fitted head", "lower", _log_of("num_labels")
     ),
@@ -273,8 +279,6 @@ def measure(objective: str, figure: str) -> Measure | None:
     if name in _RANKED:
         chance = functools.partial(_chance_at, name, depth)
         return Measure("mean over queries", _RANKED[name].format(k=depth), "higher", chance)
-    if objective == "few_shot" and figure != "loss":
-        objective = "classification"
     return MEASURES.get((objective, figure))
 
 
