@@ -62,6 +62,7 @@ def evaluate_held_out(
     num_bytes: int | None = None,
     device: torch.device | str = "cpu",
     seed: int = 0,
+    keep: dict[str, Tensor] | None = None,
 ) -> dict[str, float]:
     """`loss` and the objective's metrics over all rows of `stream`, weighted by targets, so batch size hardly matters.
 
@@ -69,7 +70,7 @@ def evaluate_held_out(
     runs compare. With `num_bytes` (UTF-8 bytes of the held-out text) an exact likelihood also gets `bits_per_byte` =
     loss x targets / (ln 2 x bytes), which compares across tokenizers. What the objective's `measures` need is kept for
     all rows: a row of logits or a vector each, or a score a token, never a token's logits. Each process scores
-    everything by itself.
+    everything by itself. `keep` gets what was predicted, in the order of `stream`, where `predict` says a row a text.
     """
     collator = collator.for_evaluation(seed)
     sums: dict[str, Tensor] = {}
@@ -95,6 +96,8 @@ def evaluate_held_out(
     joined = {name: torch.cat(parts) for name, parts in kept.items()}
     for measure in objective.measures:
         figures |= MEASURES[measure](joined)
+    if keep is not None:
+        keep.update(_in_order(joined, order))
     return figures
 
 
@@ -109,8 +112,13 @@ def predict_rows(
             batch = to_device(collator(stream.rows(order[start : start + batch_size].tolist())), device)
             for name, rows in objective.predict(batch).items():
                 kept[name].append(rows.cpu())
+    return _in_order({name: torch.cat(parts) for name, parts in kept.items()}, order)
+
+
+def _in_order(read: Mapping[str, Tensor], order: npt.NDArray[np.int64]) -> dict[str, Tensor]:
+    """Rows that were read in `order`, where they stood."""
     back = torch.from_numpy(np.argsort(order))
-    return {name: torch.cat(parts)[back] for name, parts in kept.items()}
+    return {name: rows[back] for name, rows in read.items()}
 
 
 def by_length(stream: Rows) -> npt.NDArray[np.int64]:

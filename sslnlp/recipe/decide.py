@@ -10,18 +10,21 @@ from typing import Any
 
 import numpy as np
 from scipy.special import expit, softmax
+from torch import Tensor
 
 from sslnlp.data.stream import Stream
 from sslnlp.data.table_rows import TableRows, open_table
 from sslnlp.errors import UserError
 from sslnlp.evaluation.calibration import calibration_figures, f1_thresholds, unknown_figures
-from sslnlp.evaluation.held_out import predict_rows
+from sslnlp.evaluation.held_out import evaluate_held_out, predict_rows
 from sslnlp.objectives.base import Objective
 from sslnlp.recipe.build import Parts, cache_folder
 
 LEAST = 50
 """Held-out texts from which on something is settled by them."""
 PREDICTIONS = "held_out.jsonl"
+SETTLED = ("one", "several", "number")
+"""The kinds of labels of which there is one a text."""
 
 
 @dataclass
@@ -34,16 +37,35 @@ class Decided:
     temperature: float = 1.0
 
 
-def decide(parts: Parts, objective: Objective, out: Path) -> Decided:
-    """Score the held-out texts, write what is said of each to `out/held_out.jsonl`, and settle what they tell.
+class HeldOut:
+    """The held-out pass of a run: the same rows and draws in every call. What the last call predicted of labelled texts
+    stays for `decide`, so that they are read once."""
+
+    def __init__(self, parts: Parts, valid: Stream) -> None:
+        self.parts, self.valid = parts, valid
+        self.predicted: dict[str, Tensor] = {}
+
+    def __call__(self, objective: Objective) -> dict[str, float]:
+        parts = self.parts
+        self.predicted = {}
+        return evaluate_held_out(
+            objective, parts.collator, self.valid, batch_size=parts.recipe.train.batch_size,
+            num_bytes=parts.valid_bytes, device=next(objective.parameters()).device,
+            keep=self.predicted if parts.collator.label_kind in SETTLED else None,
+        )  # fmt: skip
+
+
+def decide(parts: Parts, objective: Objective, read: HeldOut | None, out: Path) -> Decided:
+    """Write what was said of each held-out text to `out/held_out.jsonl`, and settle what that tells. `read`: the last
+    held-out pass, which was over this objective.
 
     Of one class a text: the temperature, and with `data.out_of_scope` the probability below which a text is `unknown`.
     Of several: a threshold for each class. Nothing from fewer than 50 held-out texts.
     """
     decided, kind = Decided(), parts.collator.label_kind
-    if parts.valid is None or kind in (None, "tags"):
+    if read is None or kind not in SETTLED:
         return decided
-    predicted = _predict(parts, objective, parts.valid)
+    predicted = _plain(read.predicted)
     if kind == "number":
         _write(out, parts, predicted["predicted"].tolist(), predicted["labels"].tolist(), [])
         return decided
@@ -76,7 +98,10 @@ def decide(parts: Parts, objective: Objective, out: Path) -> Decided:
 
 def _predict(parts: Parts, objective: Objective, stream: Stream) -> dict[str, Any]:
     size, device = max(32, parts.recipe.train.batch_size), next(objective.parameters()).device
-    found = predict_rows(objective, parts.collator, stream, batch_size=size, device=device)
+    return _plain(predict_rows(objective, parts.collator, stream, batch_size=size, device=device))
+
+
+def _plain(found: dict[str, Tensor]) -> dict[str, Any]:
     return {name: (rows.float() if rows.is_floating_point() else rows).numpy() for name, rows in found.items()}
 
 

@@ -21,7 +21,6 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 from sslnlp.card import CardFacts
 from sslnlp.distributed import alone
 from sslnlp.errors import UserError
-from sslnlp.evaluation import evaluate_held_out
 from sslnlp.evaluation.beir import beir_measures
 from sslnlp.export import export_model
 from sslnlp.lora import merged
@@ -31,7 +30,7 @@ from sslnlp.recipe.adapting import adapted
 from sslnlp.recipe.build import Parts, build_objective, build_parts, processes, resolve
 from sslnlp.recipe.check import check_out
 from sslnlp.recipe.choose import apply, choose, chosen_before
-from sslnlp.recipe.decide import decide, settle
+from sslnlp.recipe.decide import SETTLED, HeldOut, decide, settle
 from sslnlp.recipe.pseudo import training_rows, with_pseudo_labels
 from sslnlp.recipe.reporting import RunReport, run_report
 from sslnlp.recipe.schema import Recipe, to_dict
@@ -80,13 +79,14 @@ def run(recipe: Recipe, *, resume: bool = False, console: Console | None = None)
         if main:
             _begin(out, parts, story)
         processes().wait_for_everyone()
+    held_out = HeldOut(parts, parts.valid) if parts.valid is not None else None
     try:
-        trainer = _train(parts, learnt, objective, out, story, console, resume, report)
+        trainer = _train(parts, learnt, objective, held_out, out, story, console, resume, report)
     except UserError:
         if main and not resume and not _trained(out):
             shutil.rmtree(out, ignore_errors=True)
         raise
-    _finish(parts, objective, trainer, out, story, console, report)
+    _finish(parts, objective, held_out, trainer, out, story, console, report)
     return out
 
 
@@ -143,31 +143,18 @@ def _trained(out: Path) -> bool:
     return (metrics.is_file() and metrics.stat().st_size > 0) or any((out / "state").glob("step-*"))
 
 
-def held_out(parts: Parts) -> Callable[[Objective], dict[str, float]] | None:
-    """The figures of an objective on the held-out rows, the same masks every time; None without such rows."""
-    if (valid := parts.valid) is None:
-        return None
-
-    def evaluate(objective: Objective) -> dict[str, float]:
-        return evaluate_held_out(
-            objective, parts.collator, valid, batch_size=parts.recipe.train.batch_size,
-            num_bytes=parts.valid_bytes, device=next(objective.parameters()).device,
-        )  # fmt: skip
-
-    return evaluate
-
-
 def _train(
     parts: Parts,
     learnt: Parts,
     objective: Objective,
+    held_out: HeldOut | None,
     out: Path,
     story: Mapping[str, Any],
     console: Console,
     resume: bool,
     report: RunReport | None,
 ) -> Trainer:
-    evaluate = held_out(parts) if report is None else report.beside(held_out(parts))
+    evaluate = held_out if report is None else report.beside(held_out)
     if objective.concludes:  # until then there is nothing to measure
         evaluate = None
     with _progress(console) as on_progress:
@@ -199,6 +186,7 @@ def _progress(console: Console) -> Iterator[Callable[[int, int, Mapping[str, flo
 def _finish(
     parts: Parts,
     objective: Objective,
+    held_out: HeldOut | None,
     trainer: Trainer,
     out: Path,
     story: dict[str, Any],
@@ -208,9 +196,9 @@ def _finish(
     """Final figures, on the weights that are left behind, and the export. The main process alone."""
     state = processes()
     if state.is_main_process:
-        measures = _measure(parts, objective, trainer)
+        measures = _measure(parts, objective, held_out, trainer)
         with alone():
-            decided = decide(parts, objective, out)
+            decided = decide(parts, objective, held_out, out)
         settle(objective, decided)
         measures |= decided.figures
         samples = objective.samples(parts.tokenizer, seed=parts.recipe.train.seed)
@@ -236,13 +224,16 @@ def _finish(
     state.wait_for_everyone()
 
 
-def _measure(parts: Parts, objective: Objective, trainer: Trainer) -> dict[str, float]:
+def _measure(parts: Parts, objective: Objective, held_out: HeldOut | None, trainer: Trainer) -> dict[str, float]:
     progress = trainer.progress
     with alone():
-        evaluate = held_out(parts)
-        # The last evaluation of the run is final unless an earlier one was better, whose weights are back by now.
-        known = progress.valid if progress.best_step in (None, progress.step) else {}
-        figures = dict(known or (evaluate(objective) if evaluate is not None else {}))
+        # The last evaluation of the run is final unless an earlier one was better, whose weights are back by now, or
+        # what it predicted is needed and was lost: the run was resumed after it.
+        final = progress.best_step in (None, progress.step)
+        lost = held_out is None or (parts.collator.label_kind in SETTLED and not held_out.predicted)
+        figures = dict(progress.valid) if final and not lost else {}
+        if held_out is not None and not figures:
+            figures = held_out(objective)
         if (folder := parts.recipe.data.beir) is not None:
             embedder: Any = objective
             collator: Any = parts.collator
