@@ -70,6 +70,7 @@ LEARNS: dict[str, float] = {
 """Share of its first loss that an objective comes down to when it learns one batch by heart; 0.3 where none is said."""
 
 
+@functools.cache
 def corpus() -> list[str]:
     """Two hundred different short documents with some structure to learn, written by arithmetic."""
     animals = ["the cat", "a dog", "the old owl", "one mouse", "a river otter", "the fox"]
@@ -158,7 +159,7 @@ def make_trainer(
 ) -> Trainer:
     # Adam divides a gradient by its own size; the larger eps keeps it from blowing up the rounding of one near zero.
     options: dict[str, Any] = {"steps": 4, "batch_size": 8, "lr": 1e-3, "eps": 1e-4, "seed": 3, "log_every": 1}
-    options |= {"warmup": 1} | train
+    options |= {"warmup": 1, "save_every": 1000} | train  # the last state is saved all the same
     return Trainer(
         make_objective(name, architecture, dropout=dropout),
         make_collator(name, seed=3),

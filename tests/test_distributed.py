@@ -64,23 +64,26 @@ def largest(a: Any, b: Any) -> float:
 
 def test_two_sharded_processes_are_one(tmp_path: Path) -> None:
     """Two ranks × 4 rows × 2 = 16 rows; runs stopped on two go on with one, and back."""
-    two = tmp_path / "two"
-    halves = {place: {"batch_size": 4, "accumulate": 2} for place in JOBS} | {"coupled": {"batch_size": 8}}
-    launch("tests.contract", str(two), *(job(place, **halves[place]) for place in JOBS))
-    straight = {}
+    one, two, back = (tmp_path / name for name in ("one", "two", "back"))
+    straight = {place: one_process(place, one / place, batch_size=16).fit().state_dict() for place in JOBS}
+    shutil.copytree(one, back)
     for place in JOBS:
-        straight[place] = one_process(place, tmp_path / place, batch_size=16).fit().state_dict()
+        shutil.rmtree(back / place / "state" / "step-00000004")
+    halves = {place: {"batch_size": 4, "accumulate": 2} for place in JOBS} | {"coupled": {"batch_size": 8}}
+    launch(
+        "tests.contract", str(tmp_path),
+        *(job(place, out=f"two/{place}", **halves[place]) for place in JOBS),
+        *(job(place, out=f"back/{place}", batch_size=8, resume=1) for place in JOBS),
+    )  # fmt: skip
+    for place in JOBS:
         assert difference(straight[place], torch.load(two / f"{place}.pt")) < 2e-5, place
-        ours, theirs = (load_checkpoint(run / place / "state" / "step-00000004")[0] for run in (tmp_path, two))
+        ours, theirs = (load_checkpoint(run / place / "state" / "step-00000004")[0] for run in (one, two))
         assert difference(ours["objective"], theirs["objective"]) < 2e-5, place
         assert largest(ours["optimizer"], theirs["optimizer"]) < 2e-5, place
-        for run in (tmp_path / place, two / place):
-            shutil.rmtree(run / "state" / "step-00000004")
+        shutil.rmtree(two / place / "state" / "step-00000004")
         resumed = one_process(place, two / place, batch_size=16 if place == "coupled" else 8)
         assert difference(resumed.fit(resume=True).state_dict(), straight[place]) < 2e-5, place
-    launch("tests.contract", str(tmp_path), *(job(place, batch_size=8, resume=1) for place in JOBS))
-    for place in JOBS:
-        assert difference(straight[place], torch.load(tmp_path / f"{place}.pt")) < 2e-5, place
+        assert difference(straight[place], torch.load(back / f"{place}.pt")) < 2e-5, place
 
 
 def test_a_sharded_run_leaves_the_export_of_one_process(tmp_path: Path) -> None:

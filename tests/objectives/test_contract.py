@@ -178,20 +178,23 @@ def launch(folder: Path, processes: int, *jobs: str) -> None:
 def test_two_processes_are_one(tmp_path: Path) -> None:
     """Every objective: two gloo processes × 8 rows, and a run stopped on two that goes on with one, and back."""
     cut = "save_every=2:keep=9:steps=4"
-    launch(tmp_path / "two", 2, *(f"{name}:{cut}" for name in NAMES))
+    one = {
+        name: make_trainer(name, tmp_path / "back" / name, batch_size=16, save_every=2, keep=9, dropout=0.1)
+        .fit()
+        .state_dict()
+        for name in NAMES
+    }
+    # Forget the second half of the runs of one process, and let two processes redo it; and the other way round.
     for name in NAMES:
-        one = make_trainer(name, tmp_path / name, batch_size=16, save_every=2, keep=9, dropout=0.1).fit().state_dict()
-        two = torch.load(tmp_path / "two" / f"{name}.pt")
-        assert difference(one, two) < 2e-5, name
-        # Forget the second half of both runs, and let the other number of processes redo it.
-        for run in (tmp_path / name, tmp_path / "two" / name):
-            shutil.rmtree(run / "state" / "step-00000004")
+        shutil.rmtree(tmp_path / "back" / name / "state" / "step-00000004")
+    straight = [f"{name}:{cut}:out=two/{name}" for name in NAMES]
+    launch(tmp_path, 2, *straight, *(f"{name}:{cut}:batch_size=16:resume=1:out=back/{name}" for name in NAMES))
+    for name in NAMES:
+        assert difference(one[name], torch.load(tmp_path / "two" / f"{name}.pt")) < 2e-5, name
+        assert difference(one[name], torch.load(tmp_path / "back" / f"{name}.pt")) < 2e-5, name
+        shutil.rmtree(tmp_path / "two" / name / "state" / "step-00000004")
         alone = make_trainer(name, tmp_path / "two" / name, batch_size=8, save_every=2, keep=9, dropout=0.1)
-        assert difference(alone.fit(resume=True).state_dict(), one) < 2e-5, name
-    launch(tmp_path, 2, *(f"{name}:{cut}:batch_size=16:resume=1" for name in NAMES))
-    for name in NAMES:
-        two = torch.load(tmp_path / f"{name}.pt")
-        assert difference(two, torch.load(tmp_path / "two" / f"{name}.pt")) < 2e-5, name
+        assert difference(alone.fit(resume=True).state_dict(), one[name]) < 2e-5, name
 
 
 def test_different_seeds_give_different_streams() -> None:
