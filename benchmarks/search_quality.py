@@ -1,6 +1,7 @@
 """How good search is: BM25, vectors and both fused (and reranked), with significance against BM25.
 
-    python -m benchmarks.search_quality DATA --model ENCODER --work FOLDER [--reranker R] [--only NAME ...] [--out DIR]
+    python -m benchmarks.search_quality DATA --model ENCODER --work FOLDER [--only NAME ...] [--out DIR]
+        [--reranker R] [--depth 100] [--rerank-weight 1]
     python -m benchmarks.search_quality --alarms
 
 DATA holds cranfield/ and npl/ (BEIR folders) and medquad/ and debian-pairs/ (test.parquet). The latter two are searches
@@ -22,6 +23,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from scipy.stats import ttest_rel
 
+from sslnlp.search.defaults import RERANK_DEPTH, RERANK_WEIGHT
 from sslnlp.search.evaluate import beir_files, evaluate_runs, load_judged, run_queries, write_json
 from sslnlp.search.evaluate_cli import print_evaluation
 from sslnlp.search.index import Index, build_index
@@ -52,7 +54,9 @@ def measure(name: str, options: argparse.Namespace) -> None:
         folder = known_items(folder / "test.parquet", options.work / f"{name}.beir", *PAIRS[name])
     if not (place / "index.json").is_file():
         build_index(folder, place, model=options.model)
-    index = Index(place, model=options.model, reranker=options.reranker)
+    index = Index(
+        place, model=options.model, reranker=options.reranker, depth=options.depth, rerank_weight=options.rerank_weight
+    )
     judged = load_judged(index, *beir_files(folder))
     runs = {mode: run_queries(index, judged.queries, mode) for mode in index.modes}
     evaluation = evaluate_runs(runs, judged.qrels)
@@ -90,6 +94,8 @@ def main() -> None:
     parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("--model")
     parser.add_argument("--reranker")
+    parser.add_argument("--depth", type=int, default=RERANK_DEPTH)
+    parser.add_argument("--rerank-weight", type=float, default=RERANK_WEIGHT)
     parser.add_argument("--work", type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--only", nargs="*", default=COLLECTIONS, choices=COLLECTIONS)

@@ -43,12 +43,12 @@ COMMANDS = {
         "pairs --batch-size --bm25 --corpus --depth --language --margin --model --negatives --out --positive-column "
         "--query-column --reranker --sample --seed --skip-top --text-column --title-column"
     ),
-    "search query": "index text --ann --depth --k --mode --model --no-verify --reranker --verify -k",
+    "search query": "index text --ann --depth --k --mode --model --no-verify --rerank-weight --reranker --verify -k",
     "search evaluate": (
-        "index beir --baseline --compare --json --measures --mode --model --no-verify --qrels --queries --reranker "
-        "--run --verify"
+        "index beir --ann --baseline --compare --depth --json --measures --mode --model --no-verify --qrels --queries "
+        "--rerank-weight --reranker --run --verify"
     ),
-    "search serve": "index --host --model --no-verify --port --reranker --verify",
+    "search serve": "index --ann --host --model --no-verify --port --rerank-weight --reranker --verify",
 }
 
 KEYS = """

@@ -7,9 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sslnlp.search.defaults import RERANK_DEPTH, RERANK_WEIGHT
 from sslnlp.search.evaluate_cli import evaluate_command
 from sslnlp.search.index_cli import add_command, delete_command, index_command
 from sslnlp.search.mine_cli import mine_command
+from sslnlp.search.options import (
+    AnnOption,
+    DepthOption,
+    ModelOption,
+    RerankerOption,
+    VerifyOption,
+    WeightOption,
+)
 from sslnlp.search.serve_cli import serve_command
 
 if TYPE_CHECKING:
@@ -30,11 +39,6 @@ search_app.command("mine")(mine_command)
 search_app.command("evaluate")(evaluate_command)
 search_app.command("serve")(serve_command)
 
-ModelOption = Annotated[
-    str | None, typer.Option(help="The encoder's folder or hub name, where it is no longer where the index says.")
-]
-VerifyOption = Annotated[bool, typer.Option(help="Compare every file's checksum first (a second per gigabyte).")]
-
 
 @search_app.command("query")
 def query_command(
@@ -45,11 +49,10 @@ def query_command(
     ] = None,
     k: Annotated[int, typer.Option("-k", "--k", min=1, help="How many results.")] = 10,
     model: ModelOption = None,
-    reranker: Annotated[
-        str | None, typer.Option(help="A cross-encoder that orders the first results anew; it need not be the index's.")
-    ] = None,
-    depth: Annotated[int, typer.Option(min=1, help="How many results the reranker reads.")] = 100,
-    ann: Annotated[bool, typer.Option("--ann", help="Search the vectors by their graph, not exactly.")] = False,
+    reranker: RerankerOption = None,
+    depth: DepthOption = RERANK_DEPTH,
+    rerank_weight: WeightOption = RERANK_WEIGHT,
+    ann: AnnOption = False,
     verify: VerifyOption = True,
 ) -> None:
     """Show the best documents for a query, with the words that matched.
@@ -58,7 +61,9 @@ def query_command(
     """
     from sslnlp.search.index import Index
 
-    opened = Index(index, model=model, reranker=reranker, depth=depth, ann=ann, verify=verify)
+    opened = Index(
+        index, model=model, reranker=reranker, depth=depth, rerank_weight=rerank_weight, ann=ann, verify=verify
+    )
     chosen = opened.resolve_mode(mode)
     hits = opened.search(text, chosen, k)
     if not opened.analyzer.terms(text) and chosen != "dense":

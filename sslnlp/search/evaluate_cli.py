@@ -8,6 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sslnlp.errors import UserError
+from sslnlp.search.defaults import RERANK_DEPTH, RERANK_WEIGHT
+from sslnlp.search.options import (
+    AnnOption,
+    DepthOption,
+    ModelOption,
+    RerankerOption,
+    VerifyOption,
+    WeightOption,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -45,13 +54,12 @@ def evaluate_command(
         list[Path] | None, typer.Option(help="A TREC run of any other system to measure beside; may be repeated.")
     ] = None,
     json: Annotated[Path | None, typer.Option(help="Write everything here too, query by query, as JSON.")] = None,
-    model: Annotated[
-        str | None, typer.Option(help="The encoder's folder or hub name, where it is no longer where the index says.")
-    ] = None,
-    reranker: Annotated[
-        str | None, typer.Option(help="A cross-encoder (folder or hub name): adds the mode reranked.")
-    ] = None,
-    verify: Annotated[bool, typer.Option(help="Compare every file's checksum first (a second per gigabyte).")] = True,
+    model: ModelOption = None,
+    reranker: RerankerOption = None,
+    depth: DepthOption = RERANK_DEPTH,
+    rerank_weight: WeightOption = RERANK_WEIGHT,
+    ann: AnnOption = False,
+    verify: VerifyOption = True,
 ) -> None:
     """Measure rankings (nDCG@10, MRR@10, recall@100, MAP) and test whether they differ by more than luck.
 
@@ -73,7 +81,11 @@ def evaluate_command(
         raise UserError("Give a BEIR folder, or both --queries and --qrels (for run files alone: --qrels).")
     if index is None and run is not None:
         raise UserError("--run writes what an index finds: name the index too.")
-    opened = None if index is None else Index(index, model=model, reranker=reranker, verify=verify)
+    opened = None
+    if index is not None:
+        opened = Index(
+            index, model=model, reranker=reranker, depth=depth, rerank_weight=rerank_weight, ann=ann, verify=verify
+        )
     modes = [] if opened is None else evaluate.modes_of(opened, mode)
     judged = evaluate.load_judged(opened, queries, qrels)
     others = evaluate.read_runs(compare or [], judged.qrels, modes)

@@ -14,10 +14,11 @@ from sslnlp.search import manifest
 from sslnlp.search.analysis import Analyzer
 from sslnlp.search.bm25 import BM25
 from sslnlp.search.changes import Added, add_documents, build_index, delete_documents
+from sslnlp.search.defaults import RERANK_DEPTH, RERANK_WEIGHT
 from sslnlp.search.documents import well_formed
-from sslnlp.search.fusion import reciprocal_rank_fusion
+from sslnlp.search.fusion import reciprocal_rank_fusion, rescored
 from sslnlp.search.loading import load_reranker, same_encoder, same_reranker
-from sslnlp.search.ranking import EMPTY, Ranking, rescored
+from sslnlp.search.ranking import EMPTY, Ranking
 from sslnlp.search.segments import DELETED, TABLE, VECTORS
 from sslnlp.search.store import DocumentStore
 
@@ -30,8 +31,6 @@ Mode = Literal["bm25", "dense", "fused", "reranked"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 DEPTH = 1000
 """How many documents of each part's ranking go into a fused one."""
-RERANK_DEPTH = 100
-"""How many documents of the first stage the reranker reads, unless told otherwise."""
 
 
 class Hit(NamedTuple):
@@ -62,9 +61,9 @@ class Index:
 
     `model` overrides where the encoder is found; it must be the one the index was made with. `reranker` (a folder or
     hub name of a cross-encoder; default: the one the index remembers, if any) adds the mode `reranked`, in which it
-    reads the first `depth` documents. `ann` searches the vectors by their graph instead of exactly. Raises UserError
-    when there is no index, when it is broken, and (at the first search that needs it) when a model differs from the one
-    remembered.
+    reads the first `depth` documents and has `rerank_weight` (0 to 1) of the say in their order. `ann` searches the
+    vectors by their graph instead of exactly. Raises UserError when there is no index, when it is broken, and (at the
+    first search that needs it) when a model differs from the one remembered.
     """
 
     def __init__(
@@ -74,11 +73,14 @@ class Index:
         model: str | None = None,
         reranker: str | None = None,
         depth: int = RERANK_DEPTH,
+        rerank_weight: float = RERANK_WEIGHT,
         ann: bool = False,
         verify: bool = True,
     ) -> None:
         if depth < 1:
             raise UserError(f"The reranking depth must be at least 1, got {depth}.")
+        if not 0 <= rerank_weight <= 1:
+            raise UserError(f"The reranker's weight is a share from 0 to 1, got {rerank_weight}.")
         self.path = Path(path)
         self.facts = manifest.read(self.path, verify=verify)
         if ann and not (self.facts["dense"] and self.facts["dense"]["ann"]):
@@ -88,7 +90,7 @@ class Index:
         deleted = np.load(self.path / self.facts["table"] / DELETED)
         self.documents = DocumentStore(self._folders, deleted.tolist())
         self._ann = ann
-        self.depth = depth
+        self.depth, self.rerank_weight = depth, rerank_weight
         self._model = model
         self._reranker = reranker
 
@@ -169,7 +171,7 @@ class Index:
 
     def _rerank(self, query: str, first: Ranking, k: int) -> Ranking:
         texts = [self.documents[row].content for row in first.rows[: self.depth].tolist()]
-        return rescored(first, self.reranker.score(query, texts), k) if texts else EMPTY
+        return rescored(first, self.reranker.score(query, texts), k, self.rerank_weight) if texts else EMPTY
 
     def search(self, query: str, mode: str | None = None, k: int = 10) -> list[Hit]:
         """The best `k` documents for one query, best first. Raises UserError for an empty query and k below 1."""

@@ -30,15 +30,3 @@ def best(scores: NDArray[np.floating[Any]], k: int, rows: NDArray[np.int64] | No
         candidates = np.arange(len(scores))
     order = candidates[np.argsort(-scores[candidates], kind="stable")][:k]
     return Ranking(order if rows is None else rows[order], scores[order])
-
-
-def rescored(first: Ranking, scores: NDArray[np.floating[Any]], k: int) -> Ranking:
-    """The best `k` when the first `len(scores)` documents of `first` are ordered anew by `scores`, float64.
-
-    The others follow in their old order, each one below the last: 1, 2, 3, … less than the lowest new score, so that
-    sorting by score (as trec_eval does) keeps the order, and recall and MAP still see the whole list.
-    """
-    head = best(np.asarray(scores, np.float64), len(scores), first.rows[: len(scores)])
-    tail = first.rows[len(scores) :]
-    below = head.scores[-1] - np.arange(1, len(tail) + 1)
-    return Ranking(np.concatenate([head.rows, tail])[:k], np.concatenate([head.scores, below])[:k])

@@ -8,6 +8,9 @@ from typing import Annotated
 
 import typer
 
+from sslnlp.search.defaults import RERANK_WEIGHT
+from sslnlp.search.options import AnnOption, ModelOption, RerankerOption, VerifyOption, WeightOption
+
 
 def serve_command(
     index: Annotated[Path, typer.Argument(help="A folder made by `sslnlp search index`.")],
@@ -15,13 +18,11 @@ def serve_command(
     host: Annotated[str, typer.Option(help="Address to listen at; the default is reached from this machine only.")] = (
         "127.0.0.1"
     ),
-    model: Annotated[
-        str | None, typer.Option(help="The encoder's folder or hub name, where it is no longer where the index says.")
-    ] = None,
-    reranker: Annotated[
-        str | None, typer.Option(help="A cross-encoder (folder or hub name): adds the mode reranked.")
-    ] = None,
-    verify: Annotated[bool, typer.Option(help="Compare every file's checksum first (a second per gigabyte).")] = True,
+    model: ModelOption = None,
+    reranker: RerankerOption = None,
+    rerank_weight: WeightOption = RERANK_WEIGHT,
+    ann: AnnOption = False,
+    verify: VerifyOption = True,
 ) -> None:
     """A local page to try queries, and to see which part of the pipeline ranked what. Ctrl-C ends it.
 
@@ -30,7 +31,10 @@ def serve_command(
     from sslnlp.search.index import Index
     from sslnlp.search.serve import LiveIndex, Server
 
-    live = LiveIndex(index, lambda: Index(index, model=model, reranker=reranker, verify=verify))
+    def opened() -> Index:
+        return Index(index, model=model, reranker=reranker, rerank_weight=rerank_weight, ann=ann, verify=verify)
+
+    live = LiveIndex(index, opened)
     with Server(live, index.resolve().name, host, port) as server, contextlib.suppress(KeyboardInterrupt):
         if not server.loopback:
             typer.echo(f"Warning: at {host} anybody who reaches this machine can search the index.", err=True)

@@ -198,6 +198,22 @@ def test_reranked_orders_the_head_of_the_fused_list_and_keeps_the_rest(built: Pa
     assert [len(found.rows) for found in index.rank(["noise", " "], "reranked", 2)] == [2, 0]
 
 
+def test_the_first_stage_keeps_its_share_of_the_say(built: Path, counts: WordCount) -> None:
+    first = Index(built).search("noise plate", "fused", 5)
+    order = np.argsort(-counts.score("noise plate", [Index(built).documents[hit.row].content for hit in first[:4]]))
+    for weight in (0.0, 0.3):
+        gains = {hit.id: (1 - weight) / (60 + hit.rank) for hit in first[:4]}
+        for rank, at in enumerate(order, start=1):
+            gains[first[at].id] += weight / (60 + rank)
+        found = Index(built, reranker="any", depth=4, rerank_weight=weight).search("noise plate", k=5)
+        assert [hit.id for hit in found[:4]] == sorted(gains, key=gains.__getitem__, reverse=True)
+        assert [hit.score for hit in found[:4]] == pytest.approx(sorted(gains.values(), reverse=True))
+        assert found[4].id == first[4].id
+    for wrong in (-0.1, 1.5):
+        with pytest.raises(UserError, match="share from 0 to 1"):
+            Index(built, reranker="any", rerank_weight=wrong)
+
+
 def test_explain_names_the_place_in_every_part(built: Path, counts: WordCount) -> None:
     index = Index(built, reranker="any", depth=2)
     explained = index.explain("noise plate", k=4)

@@ -1,0 +1,24 @@
+"""Options that the commands which open an index share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+ModelOption = Annotated[
+    str | None, typer.Option(help="The encoder's folder or hub name, where it is no longer where the index says.")
+]
+RerankerOption = Annotated[
+    str | None,
+    typer.Option(help="A cross-encoder (folder or hub name) that orders the first results anew: mode reranked."),
+]
+DepthOption = Annotated[int, typer.Option("--depth", min=1, help="How many results the reranker reads.")]
+WeightOption = Annotated[
+    float,
+    typer.Option(
+        "--rerank-weight", min=0, max=1, help="The reranker's say in the order; the first stage has the rest. 1: all."
+    ),
+]
+AnnOption = Annotated[bool, typer.Option("--ann", help="Search the vectors by their graph, not exactly.")]
+VerifyOption = Annotated[bool, typer.Option(help="Compare every file's checksum first (a second per gigabyte).")]
