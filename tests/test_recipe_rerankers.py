@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sslnlp.recipe import load_recipe, run
+from sslnlp.search import reranker as search_reranker
 from sslnlp.search.reranker import CrossEncoder, LateInteraction, Reranker
 from tests.contract import corpus
 
@@ -54,7 +55,9 @@ def test_a_cross_encoder_hands_on_its_prefix_and_is_measured_against_chance(pair
     assert 0.3 < measures["chance_mrr@10"] < 1  # of five texts, or fewer where one is relevant
 
 
-def test_late_interaction_is_a_ranker_of_another_objective(pairs: Path, tmp_path: Path) -> None:
+def test_late_interaction_is_a_ranker_of_another_objective(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     keys = [*TINY, f"data.train={pairs}", "objective.name=late_interaction", "collator.query_length=9"]
     out = run(load_recipe("finetune_ranking", [*keys, f"out={tmp_path / 'a'}"]))
     reranker = Reranker.load(str(out / "export"))
@@ -62,3 +65,17 @@ def test_late_interaction_is_a_ranker_of_another_objective(pairs: Path, tmp_path
     scores = reranker.score("the fox", corpus()[:5])
     assert np.ptp(scores) > 0
     assert scores.max() < 9  # a cosine for each token that is read
+
+    # What it has read it does not read again, and no more of it is kept than is said.
+    reads: list[int] = []
+    encode = reranker._vectors
+    monkeypatch.setattr(reranker, "_vectors", lambda texts, kind: reads.append(len(texts)) or encode(texts, kind))
+    again = reranker.score("the fox", [*corpus()[3:6], corpus()[3]])
+    assert reads == [1, 1]  # the query, and the one text that is new
+    np.testing.assert_allclose(again[[0, 1, 3]], scores[[3, 4, 3]], rtol=1e-5)
+    monkeypatch.setattr(search_reranker, "KEPT", reranker._kept // 2)
+    other = reranker.score("the fox", corpus()[6:8])
+    assert reranker._kept == sum(kept.nbytes for kept in reranker._known.values()) <= search_reranker.KEPT
+    assert list(reranker._known)[-1] == corpus()[7]
+    fresh = Reranker.load(str(out / "export"))
+    np.testing.assert_allclose(fresh.score("the fox", corpus()[6:8]), other, rtol=1e-5)

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from sslnlp.collators.pairs import PairTokenizer
 from sslnlp.errors import UserError
@@ -31,6 +32,8 @@ from sslnlp.search.encoder import fingerprint, quiet_loading, resolve
 from sslnlp.types import Encoding
 
 _LONGEST = 512
+KEPT = 2**29
+"""Bytes of token vectors that late interaction keeps of the documents it read last."""
 
 
 class Reranker(ABC):
@@ -114,6 +117,8 @@ class LateInteraction(Reranker):
         super().__init__(model, tokenizer, folder, name)
         self._prompts, self._lengths = facts.get("prompts") or {}, _lengths(facts, folder)
         self._longest = _longest(model, tokenizer)
+        self._known: dict[str, Tensor] = {}
+        self._kept = 0
 
     @classmethod
     def open(cls, folder: Path, facts: dict[str, Any], name: str) -> LateInteraction:
@@ -134,10 +139,32 @@ class LateInteraction(Reranker):
         scores = np.zeros(len(texts), np.float32)
         with torch.inference_mode():
             query_1TH, query_1T = self._vectors([query], "query")
-            for these in _by_length([len(text) for text in texts], batch_size):
-                text_NSH, text_NS = self._vectors([texts[n] for n in these], "document")
+            read = self._read(texts, batch_size)
+            for these in _by_length([len(text_SH) for text_SH in read], batch_size):
+                text_NSH = pad_sequence([read[n] for n in these], batch_first=True)
+                length_N = torch.tensor([len(read[n]) for n in these], device=text_NSH.device)
+                text_NS = torch.arange(text_NSH.shape[1], device=text_NSH.device) < length_N[:, None]
                 scores[these] = max_sim(query_1TH, query_1T, text_NSH, text_NS)[0].cpu().numpy()
         return scores
+
+    def _read(self, texts: Sequence[str], batch_size: int) -> list[Tensor]:
+        """The vectors [S, H] of the tokens of each text. Those of the last texts are kept: searches find many of the
+        same documents, and reading them is all that costs."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        found = {text: self._known[text] for text in texts if text in self._known}
+        for these in _by_length([len(text) for text in new], batch_size):
+            text_NSH, text_NS = self._vectors([new[n] for n in these], "document")
+            for n, text_SH, text_S in zip(these, text_NSH, text_NS, strict=True):
+                found[new[n]] = text_SH[: int(text_S.sum())].clone()  # not a view that keeps the whole batch
+        for text in dict.fromkeys(texts):
+            if text in self._known:
+                del self._known[text]
+            else:
+                self._kept += found[text].nbytes
+            self._known[text] = found[text]  # the last to go
+        while self._kept > KEPT:
+            self._kept -= self._known.pop(next(iter(self._known))).nbytes
+        return [found[text] for text in texts]
 
     def _vectors(self, texts: Sequence[str], kind: str) -> tuple[Tensor, Tensor]:
         """Vectors [N, S, H] of the tokens, and the mask [N, S] of those that are there."""
