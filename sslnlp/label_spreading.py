@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from sslnlp.errors import UserError
+from sslnlp.types import Batch
 
 Ints = npt.NDArray[np.int64]
 Vectors = npt.NDArray[np.float32]
@@ -41,6 +47,25 @@ def spread_labels(
     filled: Ints = np.where(known, label_N, spread_N).astype(np.int64)
     sure_N = believed_NC.max(1) / np.maximum(believed_NC.sum(1), 1e-30)
     return filled, np.where(known, 1.0, np.where(reached, sure_N, 0.0)).astype(np.float32)
+
+
+def vectors_of(module: nn.Module, batches: Iterable[Batch], embed: Callable[[Batch], Tensor]) -> tuple[Vectors, Ints]:
+    """The vectors [N, H] that `embed` makes of all rows, `module` being in evaluation mode, and their `labels` [N]."""
+    training = module.training
+    module.eval()
+    vectors, labels = [], []
+    with torch.no_grad():
+        for batch in batches:
+            vectors.append(embed(batch).float().cpu().numpy())
+            labels.append(batch["labels"].cpu().numpy())
+    module.train(training)
+    return np.concatenate(vectors), np.concatenate(labels)
+
+
+def check_pseudo_labels(share: float) -> None:
+    """Refuse what is no share of the unlabelled texts."""
+    if not 0 <= share <= 1:
+        raise UserError(f"objective.pseudo_labels={share} is a share from 0 to 1")
 
 
 def neighbour_graph(vector_NH: Vectors, neighbours: int) -> Any:

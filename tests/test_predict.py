@@ -230,6 +230,17 @@ def test_other_models_are_no_classifiers(few: Path, tmp_path: Path) -> None:
         Predictor.load(str(tmp_path))
 
 
+def test_fine_tuning_takes_the_surest_unlabelled_texts_too(few: Path, files: dict[str, Path], tmp_path: Path) -> None:
+    keys = ["data.label=one", "train.epochs=none", "train.steps=2", "data.labels_per_class=6"]
+    keys += [f"model.pretrained={few / 'export'}", f"data.unlabelled={files['train']}", "objective.pseudo_labels=0.5"]
+    out = trained("finetune_classification", files, tmp_path / "out", *keys)
+    facts = json.loads((out / "recipe.json").read_text())["data"]
+    assert (facts["rows"], facts["unlabelled_rows"]) == (18, 160 - 18)
+    assert facts["pseudo_labelled_rows"] == pytest.approx(0.5 * (160 - 18), abs=3)
+    with pytest.raises(UserError, match="a share from 0 to 1"):
+        trained("finetune_classification", files, tmp_path / "no", "data.label=one", "objective.pseudo_labels=2")
+
+
 def test_a_model_goes_on_learning_from_unlabelled_text_first(few: Path, files: dict[str, Path], tmp_path: Path) -> None:
     keys = [
         "data.label=one",

@@ -103,7 +103,7 @@ OBJECTIVE_OPTIONS = {
     "barlow_twins": "dimensions mini_batch_size off_diagonal pooling projector train_layers",
     "byol": "dimensions hidden mini_batch_size momentum momentum_end pooling train_layers",
     "causal_lm": "",
-    "classification": "class_weights label_smoothing ordinal",
+    "classification": "class_weights label_smoothing ordinal pseudo_labels",
     "data2vec": "beta layers momentum momentum_end",
     "denoising": "",
     "electra": "corrective corrective_weight discriminator_weight generator_size temperature",

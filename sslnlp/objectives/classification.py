@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from sslnlp.errors import UserError
+from sslnlp.label_spreading import check_pseudo_labels, spread_labels, vectors_of
+from sslnlp.nn import Pooling
 from sslnlp.objectives import functional
 from sslnlp.objectives.text_head import TextHead, rescaled
+from sslnlp.packed import hidden_states
 from sslnlp.types import Batch, StepOutput
 
 
@@ -23,12 +28,16 @@ class Classification(TextHead):
     plain cross-entropy, so that figures of runs with different options compare. Weighted or not, the loss is a mean
     over rows (not over weights), which keeps it exact under accumulation.
 
+    With unlabelled texts (`data.unlabelled`) and `pseudo_labels`, those train too whose label is surest by the vectors
+    of the model that it starts from (`label_spreading`), which should be one that makes sentence vectors.
+
     Options:
         class_weights: one factor a class, multiplied into its rows' loss. Mean 1 keeps the learning rate meaningful.
         label_smoothing: share of the target spread over all classes, in [0, 1).
         ordinal: the classes are steps of a scale (stars, grades), in the order of their names: training adds the
             ranked probability score (Epstein, 1969), which costs a prediction more the further off it lies. Held-out
             figures gain the mean distance in steps and the quadratic weighted kappa.
+        pseudo_labels: share of the unlabelled texts of each class that train as if labelled, the surest first; 0: none.
     """
 
     name: ClassVar[str] = "classification"
@@ -44,6 +53,7 @@ class Classification(TextHead):
         class_weights: Sequence[float] | None = None,
         label_smoothing: float = 0.0,
         ordinal: bool = False,
+        pseudo_labels: float = 0.0,
     ) -> None:
         super().__init__(model)
         classes = int(model.config.num_labels)
@@ -53,12 +63,21 @@ class Classification(TextHead):
             raise UserError(f"objective.label_smoothing={label_smoothing} must be at least 0 and below 1")
         if class_weights is not None and (len(class_weights) != classes or min(class_weights) < 0):
             raise UserError(f"objective.class_weights must be {classes} numbers of at least 0, one for each class")
-        self.label_smoothing, self.ordinal = label_smoothing, ordinal
+        check_pseudo_labels(pseudo_labels)
+        self.label_smoothing, self.ordinal, self.pseudo_labels = label_smoothing, ordinal, pseudo_labels
         if ordinal:
             self.measures = ("classification", "ordinal")
         self.temperature = 1.0
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
+
+    def guess(self, batches: Iterable[Batch]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        pool = Pooling("mean")
+
+        def embed(batch: Batch) -> Tensor:
+            return F.normalize(pool(hidden_states(self.model, batch), batch["attention_mask"]), dim=-1)
+
+        return spread_labels(*vectors_of(self, batches, embed))
 
     def calibrate(self, temperature: float) -> None:
         self.temperature = temperature

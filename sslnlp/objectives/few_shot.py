@@ -15,7 +15,7 @@ from transformers import AutoModel, PreTrainedModel
 
 from sslnlp.distributed import gather, rank
 from sslnlp.errors import UserError
-from sslnlp.label_spreading import spread_labels
+from sslnlp.label_spreading import check_pseudo_labels, spread_labels, vectors_of
 from sslnlp.nn import Pooling
 from sslnlp.objectives import functional
 from sslnlp.objectives.base import Objective
@@ -71,8 +71,7 @@ class FewShot(Objective):
         for name, value in (("temperature", temperature), ("strength", strength)):
             if value <= 0:
                 raise UserError(f"objective.{name}={value} must be above 0")
-        if not 0 <= pseudo_labels <= 1:
-            raise UserError(f"objective.pseudo_labels={pseudo_labels} is a share from 0 to 1")
+        check_pseudo_labels(pseudo_labels)
         self.pseudo_labels = pseudo_labels
         if neighbours < 1:
             raise UserError(f"objective.neighbours must be at least 1, got {neighbours}")
@@ -158,15 +157,7 @@ class FewShot(Objective):
         self, batches: Iterable[Batch]
     ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
         """Vectors [N, H] of all rows, their labels [N], spread to those that have none, and how sure these are [N]."""
-        training = self.training
-        self.eval()
-        vectors, labels = [], []
-        with torch.no_grad():
-            for batch in batches:
-                vectors.append(self.embed(batch["first"]).float().cpu().numpy())
-                labels.append(batch["labels"].cpu().numpy())
-        self.train(training)
-        vector_NH, label_N = np.concatenate(vectors), np.concatenate(labels)
+        vector_NH, label_N = vectors_of(self, batches, lambda batch: self.embed(batch["first"]))
         if not (label_N == functional.IGNORED).any():
             return vector_NH, label_N, np.ones(len(label_N), np.float32)
         return vector_NH, *spread_labels(vector_NH, label_N, neighbours=self.neighbours)

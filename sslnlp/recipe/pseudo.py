@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -49,10 +49,10 @@ def with_pseudo_labels(parts: Parts, objective: Objective) -> Parts:
     assert isinstance(parts.unlabelled, TableRows)
     rows = JoinedRows((parts.stream.source, None), (parts.unlabelled.take(kept), label_M[kept]))
     collator: Any = parts.collator
+    if "table" in {field.name for field in fields(collator)}:  # what draws further texts draws them from all rows
+        collator = replace(collator, table=rows)
     parts.facts["pseudo_labelled_rows"] = len(kept)
-    return replace(
-        parts, stream=Stream(rows, parts.recipe.train.seed), collator=replace(collator, table=rows), unlabelled=None
-    )
+    return replace(parts, stream=Stream(rows, parts.recipe.train.seed), collator=collator, unlabelled=None)
 
 
 def surest(label_M: Ints, sure_M: npt.NDArray[np.floating[Any]], share: float) -> Ints:
