@@ -137,7 +137,7 @@ OBJECTIVE_OPTIONS = {
 LEVELS = [
     "errors types rng __init__",
     "registry",
-    "nn attention adapt distributed label_spreading lora",
+    "nn attention adapt distributed label_spreading lora pictures augment",
     "tokenizer",
     "architectures models modes packed generation",
     "data",
