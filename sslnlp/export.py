@@ -24,6 +24,7 @@ from sslnlp.card import CardFacts, model_card, public
 from sslnlp.errors import UserError
 from sslnlp.modes import Modes, self_check, write_self_check
 from sslnlp.types import LinearHead
+from sslnlp.vision import DEVIATION, MEAN
 
 __all__ = ["ExportError", "export_model", "self_check"]
 
@@ -103,6 +104,8 @@ def export_model(
         with _quiet():
             _save_model(model, aside)
         _save_tokenizer(tokenizer, aside, max_length)
+        if (size := _picture_size(model)) is not None:
+            _save_processor(tokenizer, aside, size)
         kinds = {"prompts": {"query": "", "document": "", **(prompts or {})}, LENGTHS: dict(lengths or {})}
         ranks = "tokens" if per_token else "pairs" if prompts and pooling is None else None
         if ranks is not None:
@@ -151,7 +154,8 @@ def _check_weights(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise UserError(f"the model is not exported: {name!r} is not finite (NaN, inf); use an earlier checkpoint")
-    rows = model.get_input_embeddings().weight.shape[0]
+    reader: Any = getattr(model, "text_model", model)
+    rows = reader.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise UserError(
             f"the model is not exported: the tokenizer has {len(tokenizer)} tokens but the model embeds only {rows}"
@@ -248,6 +252,21 @@ def _save_ranker(folder: Path, ranks: str, by_kind: Mapping[str, Any]) -> None:
     _write_json(folder / "config_sentence_transformers.json", settings)
 
 
+def _picture_size(model: PreTrainedModel) -> int | None:
+    """Pixels of a side of the pictures that the model reads beside text; None where it reads none."""
+    vision = getattr(model.config, "vision_config", None)
+    return None if vision is None else int(vision.image_size)
+
+
+def _save_processor(tokenizer: PreTrainedTokenizerBase, folder: Path, size: int) -> None:
+    """What turns pictures and texts into the inputs of a dual encoder; needs no torchvision."""
+    pictures = transformers.CLIPImageProcessorPil(
+        size={"shortest_edge": size}, crop_size={"height": size, "width": size},
+        image_mean=[MEAN] * 3, image_std=[DEVIATION] * 3,
+    )  # fmt: skip
+    transformers.VisionTextDualEncoderProcessor(pictures, tokenizer).save_pretrained(folder)
+
+
 def _save_head(head: LinearHead, folder: Path) -> None:
     """One more module behind those of an embedder, as sentence-transformers (2.3 and later) writes it."""
     place = "3_Dense"
@@ -337,6 +356,9 @@ def _probe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_lengt
         for row, end in enumerate(ends):
             ids[row, end - 1] = tokenizer.eos_token_id
     batch = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
+    if (size := _picture_size(model)) is not None:
+        pixels = torch.from_numpy(rng.uniform(0, "export picture", [0, 1], 3 * size * size)).float()
+        batch["pixel_values"] = pixels.view(2, 3, size, size).to(model.device)
     if model.config.is_encoder_decoder and "SequenceClassification" not in type(model).__name__:
         batch["decoder_input_ids"] = batch["input_ids"]
     return batch

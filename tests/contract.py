@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import io
 import sys
 import tempfile
 from collections.abc import Callable
@@ -15,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
@@ -48,7 +51,10 @@ ARCHITECTURES = {
     "AutoModelForSeq2SeqLM": ("bart", "t5"),
     "AutoModelForPreTraining": ("electra",),
 }
+_PICTURES = {"vision": "nano", "image_size": 16, "patch_size": 8, "dimension": 16}
 OPTIONS: dict[str, dict[str, Any]] = {
+    "clip": _PICTURES | {"mini_batch_size": 3},
+    "siglip": _PICTURES | {"patch_dropout": 0.25},
     "info_nce": {"mini_batch_size": 3},  # the batch in parts; the other objectives between views take it at once
     "ranking": {"distill": "kl"},  # with InfoNCE at half the weight
     "joint": {
@@ -129,6 +135,19 @@ def _store() -> Any:
     return build_store(corpus(), small_tokenizer(), folder, fingerprint="tests")
 
 
+@functools.cache
+def _pictures() -> list[bytes]:
+    """A small picture for each document of the corpus, as files."""
+    found = []
+    for n in range(len(corpus())):
+        row = np.arange(20)
+        shade_HW = (row[:, None] * (n % 7) + row * (n % 11)) % 5 * 50
+        pixels_HWC = np.stack([shade_HW, np.full_like(shade_HW, n), 255 - shade_HW], -1).astype(np.uint8)
+        Image.fromarray(pixels_HWC).save(file := io.BytesIO(), "PNG")
+        found.append(file.getvalue())
+    return found
+
+
 def make_stream(name: str, seed: int = 0) -> Stream:
     cls = objective_class(name)
     own = get_collator(cls.collator)
@@ -150,6 +169,8 @@ def make_stream(name: str, seed: int = 0) -> Stream:
             "negative": [corpus()[n - 7] for n in range(len(halves))],
             "scores": [[5.0, n % 3] for n in range(len(halves))],
         }
+        if own.reads == "pictures":
+            columns = {"image": _pictures(), "captions": halves, "picture": list(range(len(halves)))}
         rows = TableRows(datasets.Dataset.from_dict(columns))
     return Stream(rows, seed)
 

@@ -68,6 +68,7 @@ train.weight_decay train.workers
 """
 
 COLLATOR_OPTIONS = {
+    "image_text": "augment captions image_size max_length",
     "autoencoding": "rate unit",
     "causal_lm": "",
     "classification": "label_names max_length",
@@ -104,6 +105,7 @@ OBJECTIVE_OPTIONS = {
     "byol": "dimensions hidden mini_batch_size momentum momentum_end pooling train_layers",
     "causal_lm": "",
     "classification": "class_weights label_smoothing ordinal pseudo_labels",
+    "clip": "dimension image_size lock mini_batch_size patch_dropout patch_size temperature vision",
     "data2vec": "beta layers momentum momentum_end",
     "denoising": "",
     "electra": "corrective corrective_weight discriminator_weight generator_size temperature",
@@ -124,6 +126,7 @@ OBJECTIVE_OPTIONS = {
     "retromae": "decoder_rate",
     "segment_order": "masked_weight order_weight segments",
     "sentence_order": "masked_weight order_weight",
+    "siglip": "dimension image_size lock mini_batch_size patch_dropout patch_size temperature vision",
     "span_corruption": "",
     "tagging": "",
     "tsdae": "layers pooling",
@@ -137,7 +140,7 @@ OBJECTIVE_OPTIONS = {
 LEVELS = [
     "errors types rng __init__",
     "registry",
-    "nn attention adapt distributed label_spreading lora pictures augment",
+    "nn attention adapt distributed label_spreading lora pictures augment vision",
     "tokenizer",
     "architectures models modes packed generation",
     "data",

@@ -15,6 +15,7 @@ COLLATORS: dict[str, str] = {
     "electra": "sslnlp.collators.electra:ElectraCollator",
     "fim": "sslnlp.collators.fim:FimCollator",
     "hybrid": "sslnlp.collators.hybrid:HybridCollator",
+    "image_text": "sslnlp.collators.image_text:ImageTextCollator",
     "joint": "sslnlp.collators.joint:JointCollator",
     "masked_diffusion": "sslnlp.collators.masked_diffusion:MaskedDiffusionCollator",
     "masked_lm": "sslnlp.collators.masked_lm:MaskedLMCollator",

@@ -23,6 +23,7 @@ from sslnlp.evaluation.classification import (
     regression_measures,
 )
 from sslnlp.evaluation.detection import detection_measures
+from sslnlp.evaluation.image_text import image_text_measures
 from sslnlp.evaluation.latent import latent_measures
 from sslnlp.evaluation.ranking import known_item_measures
 from sslnlp.evaluation.reranking import reranking_measures
@@ -34,6 +35,7 @@ from sslnlp.types import Batch, Row
 MEASURES: dict[str, Callable[[Mapping[str, Tensor]], dict[str, float]]] = {
     "classification": classification_measures,
     "detection": detection_measures,
+    "image_text": image_text_measures,
     "latent": latent_measures,
     "multi_label": multi_label_measures,
     "ordinal": ordinal_measures,

@@ -23,6 +23,7 @@ from sslnlp.collators.base import Collator
 from sslnlp.data.labelled import Labelled, labelled, unlabelled
 from sslnlp.data.packing import PackedRows, PaddedRows
 from sslnlp.data.paired import Paired, paired
+from sslnlp.data.pictured import PictureRows, pictured
 from sslnlp.data.prepare import prepare_text, sample_texts
 from sslnlp.data.store import TokenStore
 from sslnlp.data.stream import RowSource, Stream
@@ -118,7 +119,7 @@ def processes() -> PartialState:
 
 def build_parts(recipe: Recipe, *, tokenizer_path: Path | None = None) -> Parts:
     """Tokenizer, contract, rows and collator of a resolved recipe. `tokenizer_path`: that of a run being resumed."""
-    build = _token_parts if recipe.collator_class.reads == "tokens" else _table_parts
+    build = {"tokens": _token_parts, "rows": _table_parts, "pictures": _picture_parts}[recipe.collator_class.reads]
     # One process reads and writes the caches, the others find them.
     with processes().main_process_first():
         return build(recipe, cache_folder(recipe), tokenizer_path)
@@ -243,6 +244,30 @@ def _table_parts(recipe: Recipe, cache: Path, tokenizer_path: Path | None) -> Pa
         label_names=names,
         unlabelled=more,
     )
+
+
+def _picture_parts(recipe: Recipe, cache: Path, tokenizer_path: Path | None) -> Parts:
+    """Pictures and their captions."""
+    tables = pictured(recipe.data, cache_dir=cache)
+    tokenizer, kept = _tokenizer(recipe, lambda: _captions(tables.train), cache, tokenizer_path)
+    collator: Any = _collator(recipe, tokenizer, {})
+    return Parts(
+        recipe=recipe,
+        tokenizer=tokenizer,
+        contract=kept,
+        collator=collator,
+        stream=Stream(tables.train, recipe.train.seed),
+        valid=Stream.fixed(tables.valid) if tables.valid is not None else None,
+        valid_bytes=None,
+        max_length=collator.max_length,
+        facts=tables.facts,
+    )
+
+
+def _captions(rows: PictureRows) -> Iterator[str]:
+    for start in range(0, len(rows), 1024):
+        for texts in rows.texts(range(start, min(start + 1024, len(rows)))):
+            yield from texts
 
 
 def _tables(recipe: Recipe, cache: Path) -> tuple[Labelled | Tagged | Paired, TableRows | None]:

@@ -25,7 +25,7 @@ from sslnlp.train import TrainConfig
 
 Algorithm = Literal["bpe", "wordpiece", "unigram", "bytes"]
 
-_SET_BY_THE_RUN = {"tokenizer", "seed", "horizon", "table"}
+_SET_BY_THE_RUN = {"tokenizer", "seed", "horizon", "table", "training"}
 """Collator fields that are facts of the run, not options of a recipe."""
 
 
