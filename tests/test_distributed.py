@@ -86,6 +86,7 @@ def test_two_sharded_processes_are_one(tmp_path: Path) -> None:
         assert difference(straight[place], torch.load(back / f"{place}.pt")) < 2e-5, place
 
 
+@pytest.mark.slow
 def test_a_sharded_run_leaves_the_export_of_one_process(tmp_path: Path) -> None:
     """From pretrained weights, through evaluations, the best checkpoint and the final figures, to the export."""
     (tmp_path / "corpus.txt").write_text("\n".join(corpus()))

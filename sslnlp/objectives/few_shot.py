@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 
 from sslnlp.distributed import gather, rank
 from sslnlp.errors import UserError
 from sslnlp.label_spreading import check_pseudo_labels, spread_labels, vectors_of
-from sslnlp.nn import Pooling
 from sslnlp.objectives import functional
-from sslnlp.objectives.base import Objective
-from sslnlp.packed import drops_out, hidden_states, isolates, packed_hidden_states
-from sslnlp.types import Batch, Encoding, LinearHead, StepOutput
+from sslnlp.objectives.pooled import Pooled
+from sslnlp.types import Batch, LinearHead, StepOutput
 
 
-class FewShot(Objective):
+class FewShot(Pooled):
     """Supervised contrastive learning of a sentence encoder, then logistic regression on its frozen vectors.
 
     As SetFit (Tunstall et al., 2022, arXiv:2209.11055): pairs of one class are drawn from few texts, far more pairs
@@ -48,9 +46,6 @@ class FewShot(Objective):
     name: ClassVar[str] = "few_shot"
     needs: ClassVar[frozenset[str]] = frozenset({"first", "second", "labels"})
     collator: ClassVar[str] = "same_class"
-    wraps: ClassVar[Any] = AutoModel
-    couples_rows: ClassVar[bool] = True
-    pooling: str | None = "mean"  # type: ignore[misc]  # the class's default; an instance carries its own
     measures: ClassVar[tuple[str, ...]] = ("classification",)
     best: ClassVar[tuple[str, str]] = ("macro_f1", "max")
     concludes: ClassVar[bool] = True
@@ -67,7 +62,7 @@ class FewShot(Objective):
         neighbours: int = 10,
         pseudo_labels: float = 0.8,
     ) -> None:
-        super().__init__(model)
+        super().__init__(model, pooling)
         for name, value in (("temperature", temperature), ("strength", strength)):
             if value <= 0:
                 raise UserError(f"objective.{name}={value} must be above 0")
@@ -75,28 +70,11 @@ class FewShot(Objective):
         self.pseudo_labels = pseudo_labels
         if neighbours < 1:
             raise UserError(f"objective.neighbours must be at least 1, got {neighbours}")
-        self.temperature, self.pooling, self.strength, self.neighbours = temperature, pooling, strength, neighbours
+        self.temperature, self.strength, self.neighbours = temperature, strength, neighbours
         self.divisor = 1.0
-        self.pool = Pooling(pooling)
-        self._isolates, self._drops_out = isolates(model), drops_out(model)
         classes = int(model.config.num_labels)
         self.register_buffer("weight", torch.zeros(classes, model.config.hidden_size))
         self.register_buffer("bias", torch.zeros(classes))
-
-    def embed(self, encoding: Encoding) -> Tensor:
-        """Vectors of length 1 [B, H], in float32 or wider, of an encoding [B, S]."""
-        return self._vectors(hidden_states(self.model, encoding), encoding)
-
-    def _vectors(self, hidden_BSH: Tensor, encoding: Encoding) -> Tensor:
-        pooled_BH: Tensor = self.pool(hidden_BSH, encoding["attention_mask"])
-        return F.normalize(pooled_BH.to(torch.promote_types(pooled_BH.dtype, torch.float32)), dim=-1)
-
-    def _embed_both(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        first, second = batch["first"], batch["second"]
-        if "places" not in batch or not self._isolates or (self.training and self._drops_out):
-            return self.embed(first), self.embed(second)
-        states = packed_hidden_states(self.model, [first, second], batch["places"])
-        return self._vectors(states[0], first), self._vectors(states[1], second)
 
     def forward(self, batch: Batch) -> StepOutput:
         """In training the contrastive loss, and `accuracy`: the share of the texts whose nearest other text is of their
@@ -104,7 +82,8 @@ class FewShot(Objective):
         labels_B = batch["labels"]
         if not self.training:
             return self.scored(batch)[0]
-        both = self._embed_both(batch)
+        sides = {side: batch[side] for side in ("first", "second")}
+        both = tuple(self.embed_sides(sides, batch.get("places")).values())
         everyone = torch.cat([gather(side_BH) for side_BH in both])
         classes = gather(labels_B).repeat(2)
         world_rows, rows = len(everyone) // 2, len(labels_B)

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 
 from sslnlp.distributed import gather, rank
 from sslnlp.errors import UserError, suggest
-from sslnlp.nn import Pooling
 from sslnlp.objectives import functional
-from sslnlp.objectives.base import Objective
 from sslnlp.objectives.grad_cache import check_mini_batch_size, encode_in_parts
-from sslnlp.packed import drops_out, hidden_states, isolates, packed_hidden_states
+from sslnlp.objectives.pooled import Pooled
 from sslnlp.types import Batch, Encoding, StepOutput
 
 DISTILLATIONS = {"margin_mse": functional.margin_mse, "kl": functional.listwise_kl}
 
 
-class Ranking(Objective):
+class Ranking(Pooled):
     """In-batch InfoNCE over the cosine of pooled vectors (dense passage retrieval; Karpukhin et al., 2020).
 
     Rows: a query, its positive, optional negatives. Every other positive and every negative of the batch, over all
@@ -34,9 +31,6 @@ class Ranking(Objective):
     cosine / temperature: a difference of two such scores is the log-odds that the one text is the relevant one, and so
     is a difference of a cross-encoder's logits. Hence no scale is learnt: one would be free to take the teacher's
     margins into itself while InfoNCE asks for another spread of cosines. Scores of another unit: `distill_temperature`.
-
-    All texts of the batch go through the encoder together, in rows without padding, where a model keeps them apart
-    (`packed.isolates`) and drops nothing out: which elements of a text are dropped is keyed by its row of the batch.
 
     Options:
         temperature: divides the cosine; above 0.
@@ -52,9 +46,6 @@ class Ranking(Objective):
     name: ClassVar[str] = "ranking"
     needs: ClassVar[frozenset[str]] = frozenset({"query", "positive", "query_hash", "positive_hash"})
     collator: ClassVar[str] = "ranking"
-    wraps: ClassVar[Any] = AutoModel
-    couples_rows: ClassVar[bool] = True
-    pooling: str | None = "mean"  # type: ignore[misc]  # the class's default; an instance carries its own
     measures: ClassVar[tuple[str, ...]] = ("ranking",)
     best: ClassVar[tuple[str, str]] = ("mrr@10", "max")
 
@@ -70,7 +61,7 @@ class Ranking(Objective):
         distill_weight: float = 0.5,
         distill_temperature: float = 1.0,
     ) -> None:
-        super().__init__(model)
+        super().__init__(model, pooling)
         for option, value in (("temperature", temperature), ("distill_temperature", distill_temperature)):
             if value <= 0:
                 raise UserError(f"objective.{option}={value} must be above 0")
@@ -82,32 +73,17 @@ class Ranking(Objective):
         self.distill, self.distill_weight, self.distill_temperature = distill, distill_weight, distill_temperature
         check_mini_batch_size(mini_batch_size)
         self.temperature, self.symmetric, self.mini_batch_size = temperature, symmetric, mini_batch_size
-        self.pooling = pooling
-        self.pool = Pooling(pooling)
-        self._isolates, self._drops_out = isolates(model), drops_out(model)
-
-    def embed(self, encoding: Encoding) -> Tensor:
-        """Vectors of length 1 [B, H], in float32 or wider, of an encoding [B, S]."""
-        return self._vectors(hidden_states(self.model, encoding), encoding)
-
-    def _vectors(self, hidden_BSH: Tensor, encoding: Encoding) -> Tensor:
-        pooled_BH = self.pool(hidden_BSH, encoding["attention_mask"])
-        return F.normalize(pooled_BH.to(torch.promote_types(pooled_BH.dtype, torch.float32)), dim=-1)
 
     def _embed_all(self, batch: Batch) -> dict[str, Tensor]:
         """The vectors of each side of the batch that is there."""
-        sides = {name: batch[name] for name in ("query", "positive", "negative") if name in batch}
+        sides: dict[str, Encoding] = {name: batch[name] for name in ("query", "positive", "negative") if name in batch}
         if (size := self.mini_batch_size) is not None:
             rows = len(batch["query_hash"])
             return {
                 name: encode_in_parts(self.embed, encoding, size, copies=len(encoding["input_ids"]) // rows)
                 for name, encoding in sides.items()
             }
-        # Not by how full this batch is: with cut weights all processes must run the model equally often.
-        if "places" not in batch or not self._isolates or (self.training and self._drops_out):
-            return {name: self.embed(encoding) for name, encoding in sides.items()}
-        hidden = packed_hidden_states(self.model, list(sides.values()), batch["places"])
-        return {name: self._vectors(states, sides[name]) for name, states in zip(sides, hidden, strict=True)}
+        return self.embed_sides(sides, batch.get("places"))
 
     def forward(self, batch: Batch) -> StepOutput:
         """Mean loss over this process's queries, `accuracy` (own positive first among all candidates),

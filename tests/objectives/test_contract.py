@@ -31,6 +31,11 @@ from tests.contract import (
 
 NAMES = sorted(OBJECTIVES)
 PAIRS = [(name, architecture) for name in NAMES for architecture in architectures(name)]
+# Each objective with the first architecture it is tried with; the others are longer checks.
+FIRST_FAST = [
+    pytest.param(name, architecture, marks=[pytest.mark.slow] if architecture != architectures(name)[0] else [])
+    for name, architecture in PAIRS
+]
 INDEPENDENT = [name for name in NAMES if not objective_class(name).couples_rows]
 
 
@@ -84,7 +89,7 @@ def test_every_trainable_parameter_receives_a_gradient(name: str, architecture: 
     assert missing == []
 
 
-@pytest.mark.parametrize(("name", "architecture"), PAIRS)
+@pytest.mark.parametrize(("name", "architecture"), FIRST_FAST)
 def test_one_batch_can_be_learned_by_heart(name: str, architecture: str) -> None:
     objective = make_objective(name, architecture).train()
     batch = one_batch(name)
@@ -101,7 +106,7 @@ def test_one_batch_can_be_learned_by_heart(name: str, architecture: str) -> None
     assert losses[-1] <= share * losses[0]
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("dropout", [pytest.param(0.0, marks=pytest.mark.slow), 0.1])
 @pytest.mark.parametrize("name", INDEPENDENT)
 def test_accumulation_changes_nothing(name: str, dropout: float, tmp_path: Path) -> None:
     """1×32, 4×8 and 8×4 rows are the same updates: to rounding, with dropout too, targets being unequal."""
