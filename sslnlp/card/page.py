@@ -1,0 +1,186 @@
+"""The model card: what a run knows about itself, as a README that a hub and a person can both read.
+
+Every value may come from a file name, a label or a column of somebody's data, so nothing is trusted: text goes into
+code spans or is escaped, metadata goes through a YAML writer, and paths of the machine are cut to their last part.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+from sslnlp.card.facts import CardFacts, ReportRow
+from sslnlp.card.text import code, plain, public, public_text, slug
+from sslnlp.card.usage import RANKERS, modes, snippet, task_of
+
+_LICENSES = frozenset((
+    "apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0",
+    "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nd-4.0", "odc-by", "odbl", "gpl-2.0", "gpl-3.0",
+    "lgpl-3.0", "agpl-3.0", "mpl-2.0", "openrail", "unlicense", "wtfpl", "pddl", "gfdl", "other", "unknown",
+))  # fmt: skip
+"""Identifiers a hub knows; any other licence becomes `other` with its name beside it."""
+
+
+def model_card(facts: CardFacts | Mapping[str, Any]) -> str:
+    """The whole README.md: YAML front matter, then Markdown. Raises `UserError` for a fact it does not know."""
+    facts = CardFacts.of(facts)
+    sections = [
+        f"# {plain(facts.title)}",
+        _summary(facts),
+        "## How to load\n\n" + snippet(facts),
+        modes(facts),
+        _table("Model", _model_rows(facts)),
+        _table("Training data", _data_rows(facts)),
+        _table("Training", _training_rows(facts)),
+        _table("Held-out measures", [(k, _figure(v)) for k, v in facts.measures.items()]),
+        report_section(facts.report),
+        "## Intended use and limits\n\n" + _use(facts),
+        _table("Versions", list(facts.versions.items())),
+    ]
+    return f"---\n{_metadata(facts)}\n---\n\n" + "\n\n".join(s for s in sections if s) + "\n"
+
+
+_REPORT = "## Report card"
+
+
+def report_section(rows: Sequence[ReportRow]) -> str:
+    """The section of a card with the figures of the report card; an empty string without any."""
+    if not rows:
+        return ""
+    lines = ["| measure | value | 95 % interval | chance | of | |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        interval = "–" if row.low != row.low else f"{row.low:.4g} to {row.high:.4g}"
+        chance = "–" if row.chance is None else f"{row.chance:.3g}"
+        lines.append(
+            f"| {plain(row.name)} | {row.value:.4g} | {interval} | {chance} | {row.number:,} | {plain(row.meaning)} |"
+        )
+    return "\n".join([_REPORT, "", *lines])
+
+
+def with_report(card: str, rows: Sequence[ReportRow]) -> str:
+    """A card that was written before, with this report card in place of the one it has, or at its end."""
+    before, found, rest = card.partition(f"\n{_REPORT}\n")
+    if not found:
+        return f"{card.rstrip()}\n\n{report_section(rows)}\n"
+    _, heading, after = rest.partition("\n## ")
+    return f"{before}\n{report_section(rows)}\n{heading}{after}"
+
+
+def _metadata(facts: CardFacts) -> str:
+    embedder = facts.pooling is not None
+    tags = ["sslnlp", "self-supervised"]
+    if embedder:
+        tags += ["sentence-transformers"]
+        tags += ["text-classification"] if facts.head else ["feature-extraction", "sentence-similarity"]
+    if facts.ranks is not None:
+        tags += ["sentence-transformers", RANKERS[facts.ranks][1], "reranker"]
+    if facts.objective:
+        tags.append(slug(facts.objective))
+    entries: dict[str, Any] = {
+        "library_name": "sentence-transformers" if embedder or facts.ranks is not None else "transformers",
+        "pipeline_tag": task_of(facts)[0],
+        "tags": tags,
+        "language": [facts.language] if isinstance(facts.language, str) else [*(facts.language or ())] or None,
+        "datasets": [d for d in facts.datasets if _HUB_NAME.fullmatch(d)] or None,
+    }
+    if facts.license:
+        known = facts.license.strip().lower()
+        entries["license"] = known if known in _LICENSES else "other"
+        if known not in _LICENSES:
+            entries["license_name"] = slug(facts.license)
+    if facts.base_model and _HUB_NAME.fullmatch(facts.base_model) and not Path(facts.base_model).exists():
+        entries["base_model"] = facts.base_model
+    return ModelCardData(**{k: v for k, v in entries.items() if v is not None}).to_yaml().strip()
+
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
+
+
+def _summary(facts: CardFacts) -> str:
+    kind = f"A {code(facts.architecture)} model" if facts.architecture else "A model"
+    if facts.pooling is not None:
+        kind += " that turns a text into one vector" + (", and that into logits" if facts.head else "")
+    if "DualEncoder" in facts.architecture:
+        kind += " that turns a picture or a text into one vector"
+    if facts.ranks is not None:
+        kind += " that scores how well a text answers a query"
+    how = f", trained with the objective {code(facts.objective)}" if facts.objective else ""
+    start = f", continued from {code(public(facts.base_model))}" if facts.base_model else ""
+    return f"{kind}{how}{start}. Written by sslnlp from what the run recorded."
+
+
+def _model_rows(facts: CardFacts) -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = [("architecture", facts.architecture), ("parameters", facts.parameters)]
+    rows += [("longest input (tokens)", facts.max_length), ("pooling", facts.pooling)]
+    if facts.pooling is not None:
+        rows.append(("vectors of length one", "yes" if facts.normalize else "no"))
+    if labels := list(facts.label_names):
+        shown = ", ".join(labels[:50]) + (f", … ({len(labels)} in all)" if len(labels) > 50 else "")
+        rows.append(("labels", shown))
+    return rows
+
+
+def _data_rows(facts: CardFacts) -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    if "sources" not in facts.data:
+        rows.append(("sources", public(list(facts.sources))))
+    rows += _flat(facts.data)
+    return [*rows, ("licence of the data", facts.data_license)]
+
+
+def _training_rows(facts: CardFacts) -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = [("objective", facts.objective), *_flat(facts.objective_options, "objective.")]
+    rows += [("collator", facts.collator), *_flat(facts.collator_options, "collator.")]
+    rows += [("tokens seen", facts.tokens_seen), *_flat(facts.hyperparameters)]
+    return rows
+
+
+def _use(facts: CardFacts) -> str:
+    if facts.intended_use:
+        use = facts.intended_use
+    elif facts.head:
+        use = "Sorting texts like those it was trained on into the labels above."
+    elif facts.ranks is not None:
+        use = "Ranking the texts that a search found, where queries and texts are like those it was trained on."
+    elif facts.pooling is not None:
+        use = "Search, clustering and comparison of texts like those it was trained on."
+    elif "DualEncoder" in facts.architecture:
+        use = "Finding pictures by words, and words by pictures, like those it was trained on."
+    elif "ForSequenceClassification" in facts.architecture and facts.label_names:
+        use = "Sorting texts like those it was trained on into the labels above."
+    else:
+        use = "A starting point for fine-tuning, and study, on texts like those it was trained on."
+    limits = facts.limits or (
+        "It knows only what its training data holds and repeats its errors and biases; it was not checked for safety, "
+        "fairness or facts. Measure it on your own data before relying on it."
+    )
+    return f"{plain(public(use))}\n\n{plain(public(limits))}"
+
+
+def _flat(options: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for name, value in public(options).items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _table(title: str, rows: Iterable[tuple[str, Any]]) -> str:
+    """A section with a two-column table; an empty string when no row has a value."""
+    lines = [f"| {plain(public(name))} | {_cell(value)} |" for name, value in rows if value not in (None, "", [], {})]
+    return "\n".join([f"## {title}", "", "| | |", "|---|---|", *lines]) if lines else ""
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, int):
+        text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        return code(public_text(text)).replace("|", "\\|")
+    return f"{value:,}"
+
+
+def _figure(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

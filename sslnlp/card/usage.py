@@ -1,0 +1,171 @@
+"""How a card says to load the model, by what it is for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from sslnlp.card.facts import CardFacts
+from sslnlp.card.text import code, one_line
+
+# The task a hub files a class under, and the Auto class that loads it.
+TASKS = (
+    ("DualEncoderModel", "zero-shot-image-classification", "VisionTextDualEncoderModel"),
+    ("ForMaskedLM", "fill-mask", "AutoModelForMaskedLM"),
+    ("ForCausalLM", "text-generation", "AutoModelForCausalLM"),
+    ("LMHeadModel", "text-generation", "AutoModelForCausalLM"),
+    ("ForSequenceClassification", "text-classification", "AutoModelForSequenceClassification"),
+    ("ForTokenClassification", "token-classification", "AutoModelForTokenClassification"),
+    ("ForConditionalGeneration", "text2text-generation", "AutoModelForSeq2SeqLM"),
+    ("ForPreTraining", None, "AutoModelForPreTraining"),
+)
+# How a hub files what ranks, and how sentence-transformers calls it.
+RANKERS = {"pairs": ("text-ranking", "cross-encoder"), "tokens": ("sentence-similarity", "multi-vector")}
+
+
+def task_of(facts: CardFacts) -> tuple[str | None, str]:
+    if facts.ranks is not None:
+        return RANKERS[facts.ranks][0], "AutoModel"
+    if facts.pooling is not None:
+        return "text-classification" if facts.head else "sentence-similarity", "AutoModel"
+    for ending, task, auto in TASKS:
+        if facts.architecture.endswith(ending):
+            return task, auto
+    return "feature-extraction", "AutoModel"
+
+
+def snippet(facts: CardFacts) -> str:
+    # The folder is named by a placeholder: the card cannot know under which name it will be published.
+    task, auto = task_of(facts)
+    if facts.ranks is not None:
+        return _python(_ranking(facts)) + "\n\n" + _RERANKING
+    if facts.head:
+        lines = [
+            "from sentence_transformers import SentenceTransformer",
+            "from transformers import AutoConfig",
+            "",
+            'model, names = SentenceTransformer("PATH_OR_NAME"), AutoConfig.from_pretrained("PATH_OR_NAME").id2label',
+            'logits = model.encode(["first text", "second text"])',
+            "print([names[int(c)] for c in logits.argmax(1)])",
+        ]
+        return f"{_python(lines)}\n\nWith probabilities, for a file: `sslnlp predict PATH_OR_NAME texts.csv`."
+    if "DualEncoder" in facts.architecture:
+        lines = [
+            "from PIL import Image",
+            "from transformers import VisionTextDualEncoderModel, VisionTextDualEncoderProcessor",
+            "",
+            'model = VisionTextDualEncoderModel.from_pretrained("PATH_OR_NAME")',
+            'processor = VisionTextDualEncoderProcessor.from_pretrained("PATH_OR_NAME")',
+            'texts, pictures = ["first text", "second text"], [Image.open("picture.png")]  # without transparency',
+            'inputs = processor(text=texts, images=pictures, padding=True, return_tensors="pt")',
+            "print(model(**inputs).logits_per_image.softmax(-1))",
+        ]
+        return _python(lines)
+    if facts.pooling is not None:
+        lines = [
+            "from sentence_transformers import SentenceTransformer",
+            "",
+            'model = SentenceTransformer("PATH_OR_NAME")',
+            'vectors = model.encode(["first text", "second text"])',
+        ]
+        return f"{_python(lines)}\n\nWithout sentence-transformers, the same vectors:\n\n{_python(_vectors(facts))}"
+    elif task in ("fill-mask", "text-generation", "text-classification", "token-classification"):
+        text = 'f"One {pipe.tokenizer.mask_token} word."' if task == "fill-mask" else '"One text"'
+        lines = [
+            "from transformers import pipeline",
+            "",
+            f'pipe = pipeline("{task}", model="PATH_OR_NAME")',
+            f"print(pipe({text}))",
+        ]
+    else:
+        lines = [
+            f"from transformers import {auto}, AutoTokenizer",
+            "",
+            'tokenizer = AutoTokenizer.from_pretrained("PATH_OR_NAME")',
+            f'model = {auto}.from_pretrained("PATH_OR_NAME")',
+        ]
+    return _python(lines)
+
+
+def _python(lines: Sequence[str]) -> str:
+    return "```python\n" + "\n".join(lines) + "\n```"
+
+
+_POOLED = {
+    "mean": "(hidden * mask).sum(1) / mask.sum(1)",
+    "cls": "hidden[:, 0]",
+    "last": "hidden[torch.arange(len(hidden)), batch.attention_mask.sum(1) - 1]",
+    "weighted": "(hidden * (place := mask.cumsum(1) * mask)).sum(1) / place.sum(1)",
+    "max": "hidden.masked_fill(mask == 0, -torch.inf).amax(1)",
+}
+"""What sentence-transformers does with hidden [B, S, H] and mask [B, S, 1], padding on the right."""
+
+
+_RERANKING = (
+    'To put what a search finds in its order: `sslnlp search query INDEX "a question" --reranker PATH_OR_NAME`.'
+)
+
+
+def _ranking(facts: CardFacts) -> list[str]:
+    given = 'query, texts = "a question", ["first text", "second text"]'
+    if facts.ranks == "tokens":
+        return [
+            "from sentence_transformers import MultiVectorEncoder  # version 6 or later",
+            "",
+            'model = MultiVectorEncoder("PATH_OR_NAME")',
+            given,
+            "scores = model.similarity(model.encode_query([query]), model.encode_document(texts))[0]",
+        ]
+    # CrossEncoder puts no prompt before the second text.
+    query, text = (
+        f"{facts.prompts[kind]!r} + {name}" if facts.prompts.get(kind) else name
+        for kind, name in (("query", "query"), ("document", "text"))
+    )
+    return [
+        "from sentence_transformers import CrossEncoder",
+        "",
+        'model = CrossEncoder("PATH_OR_NAME")',
+        given,
+        f"scores = model.predict([({query}, {text}) for text in texts])",
+    ]
+
+
+def _vectors(facts: CardFacts) -> list[str]:
+    pooled = _POOLED[facts.pooling or "mean"]
+    if facts.normalize:
+        pooled = f"torch.nn.functional.normalize({pooled}, dim=-1)"
+    return [
+        "import torch",
+        "from transformers import AutoModel, AutoTokenizer",
+        "",
+        'tokenizer, model = (auto.from_pretrained("PATH_OR_NAME") for auto in (AutoTokenizer, AutoModel))',
+        'batch = tokenizer(["first text", "second text"], padding=True, padding_side="right", truncation=True, '
+        'return_token_type_ids=False, return_tensors="pt")',
+        "with torch.no_grad():",
+        "    hidden, mask = model(**batch).last_hidden_state, batch.attention_mask[..., None]",
+        f"vectors = {pooled}",
+    ]
+
+
+def modes(facts: CardFacts) -> str:
+    """How to load the model in each of its ways; an empty string where it has only one."""
+    if not facts.modes:
+        return ""
+    _, auto = task_of(facts)
+    lines = [f"from transformers import AutoConfig, {auto}", "", 'config = AutoConfig.from_pretrained("PATH_OR_NAME")']
+    for name, settings in facts.modes.items():
+        lines += [f"config.{key} = {value!r}  # {one_line(name)}" for key, value in settings.items()]
+        lines.append(
+            f'{re.sub(r"[^a-z0-9]+", "_", name.lower())} = {auto}.from_pretrained("PATH_OR_NAME", config=config)'
+        )
+    names = " and ".join(code(name) for name in facts.modes)
+    text = (
+        f"The same weights work in several ways: {names}. In each, the logits at a position are for the next token; "
+        "where the model reads in both directions, they fill a mask that stands there."
+    )
+    check = (
+        "A version of transformers that does not know these settings ignores them without a word. "
+        "`self_check.safetensors` holds the logits of each way on a probe; "
+        "`python -c \"from sslnlp.export import self_check; self_check('FOLDER')\"` compares."
+    )
+    return "\n\n".join(["## Ways to use it", text, "```python\n" + "\n".join(lines) + "\n```", check])
