@@ -1,10 +1,11 @@
 """Pictures found by words: train on the pictures of some vendors, search those of another.
 
     python -m benchmarks.image_text DATA [--train google,twitter] [--test openmoji] [--caption caption]
-        [--tower NAME=PATH ...] [--objective clip] [--steps 600] [--batch 128] [--vision tiny] [--seeds 3] [--out out/image_text]
+        [--tower NAME=PATH ...] [--objective clip] [--steps 600] [--batch 128] [--vision tiny] [--seeds 3] [--out DIR]
 
 DATA holds one parquet file a vendor, of the same emoji: every picture of the test vendor is of a known thing in a style
-that was never seen. The text tower is a fresh BERT; each `--tower NAME=PATH` names an export to start from beside it. Recall of the test vendor's pictures by their captions and the other way round, over all of them.
+that was never seen. The text tower is a fresh BERT; each `--tower NAME=PATH` names an export to start from beside it.
+Recall of the test vendor's pictures by their captions and the other way round, over all of them.
 """
 
 from __future__ import annotations
