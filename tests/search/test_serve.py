@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import html
 import http.client
 import json
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -374,7 +376,10 @@ def test_an_open_address_answers_to_any_name(tmp_path: Path, corpus: Path) -> No
 def test_ctrl_c_ends_it_quietly(tmp_path: Path, corpus: Path) -> None:
     build_index(corpus, tmp_path / "i")
     command = [sys.executable, "-m", "sslnlp", "search", "serve", str(tmp_path / "i"), "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # A shell that started the tests in the background has SIGINT ignored, and children inherit that.
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    with subprocess.Popen(command, preexec_fn=heard, **pipes) as process:
         assert process.stdout is not None
         assert "Ctrl-C ends it" in process.stdout.readline()
         process.send_signal(signal.SIGINT)
