@@ -65,9 +65,8 @@ def _stock_config(vision: str) -> Any:
     try:
         config = AutoConfig.from_pretrained(vision)
     except Exception as error:  # no such folder, no such name
-        near = suggest(vision, VISION_SIZES)
         raise UserError(
-            f"objective.vision={vision} is neither a size ({', '.join(VISION_SIZES)}) nor a folder of a model.{near}"
+            f"objective.vision={vision} is neither a size nor a folder of a model.{suggest(vision, VISION_SIZES)}"
         ) from error
     if not isinstance(getattr(config, "image_size", None), int):
         raise UserError(f"objective.vision={vision} is a {config.model_type!r} model, which reads no pictures")
