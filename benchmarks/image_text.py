@@ -71,7 +71,9 @@ def main() -> None:
     options = parser.parse_args()
     towers: dict[str, str | None] = {"untrained": None, **dict(text.split("=", 1) for text in options.tower)}
     table = Table(
-        "text tower", *SHOWN, title=f"{options.objective}, {options.train} → {options.test}, ×100 for recalls"
+        "text tower",
+        *(name.replace("_", " ") for name in SHOWN),
+        title=f"{options.objective}, {options.train} → {options.test}, ×100 for recalls",
     )
     for name, tower in towers.items():
         found = [
