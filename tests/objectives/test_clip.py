@@ -55,7 +55,7 @@ def test_siglip_by_hand_and_at_chance() -> None:
 
 @pytest.mark.parametrize("name", ["clip", "siglip"])
 def test_equal_captions_and_other_captions_of_a_picture_are_no_negatives(name: str) -> None:
-    """A batch in which pictures 0 and 1 have the same caption, and picture 2 has two, is four losses without these."""
+    """Pictures 0 and 1 have the same caption, and picture 2 has two: each is left out of the sums of the other."""
     objective = make_objective(name).eval()
     collator = make_collator(name)
     rows = [dict(row) for row in make_stream(name).rows(range(3))]
@@ -71,8 +71,7 @@ def test_equal_captions_and_other_captions_of_a_picture_are_no_negatives(name: s
     wanted = []
     for similarity, use, own in ((cosine, counted, range(4)), (by_text, counted_by_text, [0, 1, 2, 2])):
         total = 0.0
-        for row, (values, kept, target) in enumerate(zip(similarity, use, own, strict=True)):
-            del row
+        for values, kept, target in zip(similarity, use, own, strict=True):
             others = [float(v) for n, (v, k) in enumerate(zip(values, kept, strict=True)) if k and n != target]
             if name == "clip":
                 logits = torch.tensor([float(values[target]), *others]) / 0.07
