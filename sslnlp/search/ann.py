@@ -96,7 +96,11 @@ class AnnIndex(DenseIndex):
         return best(np.concatenate(scores), k, np.concatenate(rows))
 
     def _candidates(self, graph: Any, query_D: NDArray[np.float32], k: int, alive: NDArray[np.bool_]) -> NDArray[Any]:
-        """`k` live rows near the query. The graph knows of no deletion: it is asked for more until enough are left."""
+        """At least `k` live rows near the query, where there are so many.
+
+        The graph knows of no deletion: it is asked for more until enough are left. It may also not reach a vector at
+        all, so where even the whole of it falls short, every live row is a candidate.
+        """
         wanted = min(k, int(alive.sum()))
         asked = k
         while True:
@@ -104,6 +108,8 @@ class AnnIndex(DenseIndex):
             graph.expansion_search = max(asked, _BREADTH_SEARCH)
             found: NDArray[Any] = graph.search(query_D, asked).keys.astype(np.int64)
             found = found[alive[found]][:k]
-            if len(found) >= wanted or asked == len(alive):
+            if len(found) >= wanted:
                 return found
+            if asked == len(alive):
+                return np.flatnonzero(alive)
             asked *= 2

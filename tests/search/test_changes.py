@@ -155,6 +155,16 @@ def test_an_index_without_vectors_takes_no_model(tmp_path: Path) -> None:
     assert add_documents(tmp_path / "i", tmp_path / "b.jsonl") == (1, 0, 0)
 
 
+def test_rows_the_graph_cannot_reach_are_found_when_all_are_asked_for(tmp_path: Path) -> None:
+    vectors_ND = np.random.default_rng(0).normal(size=(60, 8)).astype(np.float16)
+    np.save(tmp_path / "vectors.npy", vectors_ND)
+    ann.write_ann(tmp_path / ann.NAME, vectors_ND[:50])  # as good as unlinked: a large enough graph may hold such rows
+    near = ann.AnnIndex([tmp_path / "vectors.npy"], deleted=[3, 55])
+    (found,) = near.search(vectors_ND[:1].astype(np.float32), 1000)
+    assert sorted(found.rows.tolist()) == [n for n in range(60) if n not in (3, 55)]
+    assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
+
+
 def test_the_graph_finds_what_the_exact_search_finds(tmp_path: Path, letters: Letters) -> None:
     draw = random.Random(0)
     texts = {f"d{n}": "".join(draw.choices("abcdefgh", k=30)) for n in range(400)}
