@@ -23,8 +23,8 @@ from sslnlp import rng
 from sslnlp.card import CardFacts, model_card, public
 from sslnlp.errors import UserError
 from sslnlp.modes import Modes, self_check, write_self_check
+from sslnlp.pictures import DEVIATION, MEAN
 from sslnlp.types import LinearHead
-from sslnlp.vision import DEVIATION, MEAN
 
 __all__ = ["ExportError", "export_model", "self_check"]
 

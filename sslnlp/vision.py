@@ -20,8 +20,6 @@ VISION_SIZES: dict[str, tuple[int, int, int]] = {
 
 IMAGE_SIZE, PATCH_SIZE = 64, 8
 """Pixels, of a fresh tower."""
-MEAN, DEVIATION = 0.5, 0.5
-"""Pixels from 0 to 1 become (x - MEAN) / DEVIATION, as for every stock ViT."""
 
 
 def build_vision(vision: str, *, image_size: int | None = None, patch_size: int | None = None) -> PreTrainedModel:

@@ -140,7 +140,7 @@ OBJECTIVE_OPTIONS = {
 LEVELS = [
     "errors types rng __init__",
     "registry",
-    "nn attention adapt distributed label_spreading lora pictures augment vision",
+    "nn attention adapt distributed label_spreading lora pictures augment vision picture_encoder",
     "tokenizer",
     "architectures models modes packed generation",
     "data",

@@ -9,16 +9,14 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from sslnlp.augment import IMAGE_TEXT, VIEWS
 from sslnlp.collators.base import Collator
 from sslnlp.data.hashes import hash_same
 from sslnlp.errors import UserError
-from sslnlp.pictures import decode, whole
+from sslnlp.pictures import decode, normalised, whole
 from sslnlp.rng import uniform
 from sslnlp.types import Batch, Row
-from sslnlp.vision import DEVIATION, MEAN
 
 AUGMENTS = {"crop": IMAGE_TEXT, "strong": VIEWS, "none": None}
 
@@ -102,9 +100,3 @@ class ImageTextCollator(Collator):
 
     def for_evaluation(self, seed: int) -> ImageTextCollator:
         return replace(self, seed=seed, horizon=None, training=False)
-
-
-def normalised(pixels_BHWC: np.ndarray) -> Tensor:
-    """uint8 [B, H, W, 3] as float32 [B, 3, H, W], the way stock ViTs read pictures."""
-    pixels_BCHW = torch.from_numpy(np.ascontiguousarray(pixels_BHWC.transpose(0, 3, 1, 2)))
-    return (pixels_BCHW.float() / 255 - MEAN) / DEVIATION

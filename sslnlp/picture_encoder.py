@@ -1,0 +1,81 @@
+"""Pictures, and texts, to vectors by an export: a vision tower alone, or one with a text tower in the same space."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, VisionTextDualEncoderModel
+
+from sslnlp.errors import UserError
+from sslnlp.pictures import decode, normalised, whole
+
+Vectors = NDArray[np.float32]
+
+POOLING = "pooling"
+"""The field of a vision tower's configuration that says how its states become one vector: "cls" or "mean"."""
+
+
+class PictureEncoder:
+    """A frozen `VisionTextDualEncoderModel`, or a vision tower alone (`tokenizer` is None then).
+
+    Vectors have length 1. Pictures are read whole, as the processor of the export reads them.
+    """
+
+    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase | None, *, max_length: int | None = None) -> None:
+        self.model, self.tokenizer = model.eval(), tokenizer
+        self.max_length = max_length or (tokenizer.model_max_length if tokenizer is not None else 0)
+        self.dual = isinstance(model, VisionTextDualEncoderModel)
+        vision = model.config.vision_config if self.dual else model.config
+        if not isinstance(getattr(vision, "image_size", None), int):
+            raise UserError(f"a {model.config.model_type!r} model reads no pictures")
+        self.size = int(vision.image_size)
+        self.dimension = int(model.config.projection_dim if self.dual else vision.hidden_size)
+
+    def pictures(self, contents: Sequence[bytes], *, batch_size: int = 64) -> Vectors:
+        """float32 [N, D] of files of pictures. Raises `BrokenPicture` where one is none."""
+
+        def embed(part: Sequence[bytes]) -> Tensor:
+            pixels_BHWC = np.stack([whole(decode(content, size=self.size), self.size) for content in part])
+            return self._picture_vectors(normalised(pixels_BHWC).to(self.model.device))
+
+        return _in_batches(embed, contents, batch_size, self.dimension)
+
+    def texts(self, texts: Sequence[str], *, batch_size: int = 64) -> Vectors:
+        """float32 [N, D] of texts, cut to what the text tower was trained to read."""
+        tokenizer = self.tokenizer
+        if tokenizer is None or not self.dual:
+            raise UserError("this model has no text tower: it cannot find pictures by words")
+
+        def embed(part: Sequence[str]) -> Tensor:
+            encoding = tokenizer(
+                list(part), truncation=True, max_length=self.max_length, padding=True, padding_side="right",
+                return_token_type_ids=False, return_tensors="pt",
+            ).to(self.model.device)  # fmt: skip
+            pooled = self.model.text_model(**encoding).pooler_output
+            return torch.nn.functional.normalize(self.model.text_projection(pooled).float(), dim=-1)
+
+        return _in_batches(embed, texts, batch_size, self.dimension)
+
+    def _picture_vectors(self, pixel_BCHW: Tensor) -> Tensor:
+        if self.dual:
+            pooled = self.model.vision_model(pixel_values=pixel_BCHW).pooler_output
+            vectors_BD = self.model.visual_projection(pooled)
+        else:
+            states_BPH = self.model.base_model(pixel_values=pixel_BCHW).last_hidden_state
+            mean = getattr(self.model.config, POOLING, "cls") == "mean"
+            vectors_BD = states_BPH[:, 1:].mean(1) if mean else states_BPH[:, 0]
+        return torch.nn.functional.normalize(vectors_BD.float(), dim=-1)
+
+
+def _in_batches(embed: Callable[[Any], Tensor], things: Sequence[Any], size: int, width: int) -> Vectors:
+    def parts() -> Iterator[Vectors]:
+        for start in range(0, len(things), size):
+            yield embed(things[start : start + size]).cpu().numpy()
+
+    with torch.no_grad():
+        return np.concatenate([np.empty((0, width), np.float32), *parts()])
