@@ -20,6 +20,16 @@ SIZES = {
     "base": Size(12, 768, 12),
 }
 """Named sizes; tiny, mini, small and base have the depth and width of the compact BERTs of Turc et al. (2019)."""
+VISION_SIZES = {
+    "nano": Size(2, 32, 2),
+    "tiny": Size(4, 128, 2),
+    "mini": Size(6, 192, 3),
+    "small": Size(12, 384, 6),
+    "base": Size(12, 768, 12),
+}
+"""The same of a ViT (Dosovitskiy et al., 2021, arXiv:2010.11929); `small` and `base` as published."""
+IMAGE_SIZE, PATCH_SIZE = 64, 8
+"""Pixels, of a fresh vision tower."""
 
 
 def _bert(size: Size, length: int) -> dict[str, Any]:
@@ -84,6 +94,17 @@ def _t5(size: Size, length: int) -> dict[str, Any]:
     }
 
 
+def _vit(size: Size, length: int) -> dict[str, Any]:
+    return {
+        "num_hidden_layers": size.layers,
+        "hidden_size": size.width,
+        "num_attention_heads": size.heads,
+        "intermediate_size": 4 * size.width,
+        "image_size": IMAGE_SIZE,
+        "patch_size": PATCH_SIZE,
+    }
+
+
 def _start_t5(model: Any) -> None:
     """Undo, at the start, the division of the decoder's states by the root of their width.
 
@@ -103,11 +124,18 @@ ARCHITECTURES: dict[str, Callable[[Size, int], dict[str, Any]]] = {
     "gpt2": _gpt2,
     "llama": _llama,
     "qwen3": _llama,
+    "vit": _vit,
 }
 """Name of a stock `transformers` architecture -> its configuration at a size, for rows of a given length."""
 
 STARTS: dict[str, Callable[[Any], None]] = {"t5": _start_t5}
 """What is done to the fresh weights of an architecture beside its own initialisation."""
+
+
+def size_of(architecture: str, name: str) -> Size:
+    """What a name means for an architecture."""
+    return (VISION_SIZES if architecture == "vit" else SIZES)[name]
+
 
 OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert")
 """Types of models that count positions from the padding id + 1."""

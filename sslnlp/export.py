@@ -23,8 +23,10 @@ from sslnlp import rng
 from sslnlp.card import CardFacts, model_card, public
 from sslnlp.errors import UserError
 from sslnlp.modes import Modes, self_check, write_self_check
+from sslnlp.picture_encoder import POOLING
 from sslnlp.pictures import DEVIATION, MEAN
 from sslnlp.types import LinearHead
+from sslnlp.vision import reads_pictures
 
 __all__ = ["ExportError", "export_model", "self_check"]
 
@@ -49,7 +51,7 @@ class ExportError(RuntimeError):
 
 def export_model(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     directory: Path,
     *,
     card: CardFacts | Mapping[str, Any],
@@ -68,7 +70,8 @@ def export_model(
     The folder is written beside its place, loaded with the stock class that its config names, compared with `model`
     (every tensor bit for bit, outputs on a probe batch) and only then renamed; an export that was there before is
     replaced in that moment. `recipe` is written with paths of this machine cut to their last part: the folder is
-    public, the run's own recipe.json keeps them. `max_length` (tokens) becomes the tokenizer's limit.
+    public, the run's own recipe.json keeps them. `max_length` (tokens) becomes the tokenizer's limit; `tokenizer` is
+    None for a model of pictures alone, whose `pooling` is written into its configuration.
 
     With `pooling` (`mean`, `cls`, `last`, `weighted`, `max`) the folder is also a sentence-transformers model:
     `normalize` scales vectors to length one, `prompts` maps `query` and `document` to the text put before each, and
@@ -101,9 +104,13 @@ def export_model(
             if left_over.exists():
                 shutil.rmtree(left_over)
         aside.mkdir(parents=True)
+        if pooling is not None and tokenizer is None:
+            model.config.update({POOLING: pooling})
+            pooling = None
         with _quiet():
             _save_model(model, aside)
-        _save_tokenizer(tokenizer, aside, max_length)
+        if tokenizer is not None:
+            _save_tokenizer(tokenizer, aside, max_length)
         if (size := _picture_size(model)) is not None:
             _save_processor(tokenizer, aside, size)
         kinds = {"prompts": {"query": "", "document": "", **(prompts or {})}, LENGTHS: dict(lengths or {})}
@@ -117,6 +124,7 @@ def export_model(
         if modes:
             write_self_check(model, modes, aside)
         facts = replace(_complete(CardFacts.of(card), model, pooling, normalize, max_length, head), modes=modes or {})
+        facts = replace(facts, pictures=tokenizer is None)
         if ranks is not None:
             facts = replace(facts, ranks=ranks, prompts=prompts or {}, label_names=())
         (aside / "README.md").write_text(model_card(facts), encoding="utf-8")
@@ -150,10 +158,12 @@ def _quiet() -> Iterator[None]:
             transformers.utils.logging.enable_progress_bar()
 
 
-def _check_weights(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def _check_weights(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> None:
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise UserError(f"the model is not exported: {name!r} is not finite (NaN, inf); use an earlier checkpoint")
+    if tokenizer is None:
+        return
     reader: Any = getattr(model, "text_model", model)
     rows = reader.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
@@ -253,18 +263,21 @@ def _save_ranker(folder: Path, ranks: str, by_kind: Mapping[str, Any]) -> None:
 
 
 def _picture_size(model: PreTrainedModel) -> int | None:
-    """Pixels of a side of the pictures that the model reads beside text; None where it reads none."""
-    vision = getattr(model.config, "vision_config", None)
-    return None if vision is None else int(vision.image_size)
+    """Pixels of a side of the pictures that the model reads; None where it reads none."""
+    vision = getattr(model.config, "vision_config", model.config)
+    return int(vision.image_size) if reads_pictures(vision) else None
 
 
-def _save_processor(tokenizer: PreTrainedTokenizerBase, folder: Path, size: int) -> None:
-    """What turns pictures and texts into the inputs of a dual encoder; needs no torchvision."""
+def _save_processor(tokenizer: PreTrainedTokenizerBase | None, folder: Path, size: int) -> None:
+    """What turns pictures (and texts) into the inputs of the model; needs no torchvision."""
     pictures = transformers.CLIPImageProcessorPil(
         size={"shortest_edge": size}, crop_size={"height": size, "width": size},
         image_mean=[MEAN] * 3, image_std=[DEVIATION] * 3,
     )  # fmt: skip
-    transformers.VisionTextDualEncoderProcessor(pictures, tokenizer).save_pretrained(folder)
+    if tokenizer is None:
+        pictures.save_pretrained(folder)
+    else:
+        transformers.VisionTextDualEncoderProcessor(pictures, tokenizer).save_pretrained(folder)
 
 
 def _save_head(head: LinearHead, folder: Path) -> None:
@@ -307,7 +320,7 @@ def _complete(
     )
 
 
-def _compare(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, max_length: int) -> None:
+def _compare(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path, max_length: int) -> None:
     """Load the folder as a stranger would and raise `ExportError` on the first difference."""
     (name,) = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"]
     # A bare BERT gets a pooler by default; a model trained without one has no weights to give it.
@@ -326,7 +339,7 @@ def _compare(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder:
         if not worst <= 1e-4 * max(1.0, float(a.abs().max())):
             raise ExportError(f"the reloaded {name} computes something else (output {i} differs by {worst:.3g})")
     text = "One probe, 2 lines."
-    if _load_tokenizer(folder)(text)["input_ids"] != tokenizer(text)["input_ids"]:
+    if tokenizer is not None and _load_tokenizer(folder)(text)["input_ids"] != tokenizer(text)["input_ids"]:
         raise ExportError("the reloaded tokenizer splits a text differently")
 
 
@@ -341,7 +354,16 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
-def _probe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Tensor]:
+def _probe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, max_length: int) -> dict[str, Tensor]:
+    """Two rows of what the model reads: pictures, texts or both."""
+    batch = {} if tokenizer is None else _probe_texts(model, tokenizer, max_length)
+    if (size := _picture_size(model)) is not None:
+        pixels = torch.from_numpy(rng.uniform(0, "export picture", [0, 1], 3 * size * size)).float()
+        batch["pixel_values"] = pixels.view(2, 3, size, size).to(model.device)
+    return batch
+
+
+def _probe_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Tensor]:
     """Two rows of drawn tokens [2, S], the second padded when there is a padding token; each row ends with one eos."""
     length = max(2, min(_PROBE_TOKENS, max_length))
     special = set(tokenizer.all_special_ids)
@@ -356,9 +378,6 @@ def _probe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_lengt
         for row, end in enumerate(ends):
             ids[row, end - 1] = tokenizer.eos_token_id
     batch = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
-    if (size := _picture_size(model)) is not None:
-        pixels = torch.from_numpy(rng.uniform(0, "export picture", [0, 1], 3 * size * size)).float()
-        batch["pixel_values"] = pixels.view(2, 3, size, size).to(model.device)
     if model.config.is_encoder_decoder and "SequenceClassification" not in type(model).__name__:
         batch["decoder_input_ids"] = batch["input_ids"]
     return batch

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from sslnlp.adapt import adapt
-from sslnlp.architectures import ARCHITECTURES, OFFSET_POSITIONS, SIZES, STARTS
+from sslnlp.architectures import ARCHITECTURES, OFFSET_POSITIONS, SIZES, STARTS, size_of
 from sslnlp.errors import UserError, suggest
 from sslnlp.lora import add_lora
 from sslnlp.modes import self_check
@@ -67,11 +67,15 @@ class ModelConfig:
 
 
 def build_config(
-    config: ModelConfig, tokenizer: PreTrainedTokenizerBase, max_length: int, **extra: Any
+    config: ModelConfig, tokenizer: PreTrainedTokenizerBase | None, max_length: int, **extra: Any
 ) -> PreTrainedConfig:
-    """The stock configuration of a model from scratch: size, vocabulary and special ids of the tokenizer."""
-    fields = ARCHITECTURES[config.architecture](SIZES[config.size], max_length)
-    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos", "cls", "sep")}
+    """The stock configuration of a model from scratch: size, vocabulary and special ids of the tokenizer, if any."""
+    fields = ARCHITECTURES[config.architecture](size_of(config.architecture, config.size), max_length)
+    ids: dict[str, Any] = {}
+    if tokenizer is not None:
+        names = [f"{name}_token_id" for name in ("pad", "bos", "eos", "cls", "sep")]
+        ids = {name: getattr(tokenizer, name) for name in names}
+        extra = {"vocab_size": len(tokenizer)} | extra
     if config.architecture == "roberta":
         fields["max_position_embeddings"] = max_length + (ids["pad_token_id"] or 0) + 1
     default = AutoConfig.for_model(config.architecture)
@@ -87,7 +91,7 @@ def build_config(
         ids |= {"decoder_start_token_id": ids[start]}
         if "forced_eos_token_id" in known:
             ids |= {"forced_eos_token_id": ids["eos_token_id"]}
-    fields |= {"vocab_size": len(tokenizer)} | ids | config.config | extra
+    fields |= ids | config.config | extra
     try:
         return AutoConfig.for_model(config.architecture, **fields)
     except Exception as error:  # transformers raises several kinds for inconsistent fields
@@ -99,9 +103,16 @@ def _one_line(error: BaseException) -> str:
 
 
 def build_model(
-    config: ModelConfig, tokenizer: PreTrainedTokenizerBase, wraps: Any, *, max_length: int, seed: int = 0, **extra: Any
+    config: ModelConfig,
+    tokenizer: PreTrainedTokenizerBase | None,
+    wraps: Any,
+    *,
+    max_length: int,
+    seed: int = 0,
+    **extra: Any,
 ) -> PreTrainedModel:
-    """A stock model of the Auto class `wraps`, in float32, whose vocabulary and length fit the tokenizer and the rows.
+    """A stock model of the Auto class `wraps`, in float32, whose vocabulary and length fit the tokenizer and the rows
+    (`tokenizer` is None for a model that reads pictures).
 
     Its dropout is keyed by row (see `sslnlp.nn`), which changes neither its parameters nor what it computes in eval.
     `extra` are configuration fields of the task (`num_labels`, `id2label`, ...). Fresh weights depend on `seed` alone.
@@ -115,7 +126,8 @@ def build_model(
             model, new = _load(config, wraps, extra)
         else:
             model = _fresh(config, tokenizer, wraps, max_length, extra)
-        _check_contract(model, tokenizer, max_length)
+        if tokenizer is not None:
+            _check_contract(model, tokenizer, max_length)
         adapt(model)
         if config.lora_rank is not None:
             add_lora(model, config.lora_rank, new)
@@ -133,12 +145,12 @@ def _supports(wraps: Any, config: PreTrainedConfig) -> None:
 
 def _without_pooler(wraps: Any, config: PreTrainedConfig) -> dict[str, bool]:
     # An unused pooler gets no gradient: it breaks DDP at the second step and leaves random weights in the export.
-    bare = wraps.__name__ == "AutoModel" and config.model_type in ("bert", "roberta")
+    bare = wraps.__name__ == "AutoModel" and config.model_type in ("bert", "roberta", "vit")
     return {"add_pooling_layer": False} if bare else {}
 
 
 def _fresh(
-    config: ModelConfig, tokenizer: PreTrainedTokenizerBase, wraps: Any, max_length: int, extra: dict[str, Any]
+    config: ModelConfig, tokenizer: PreTrainedTokenizerBase | None, wraps: Any, max_length: int, extra: dict[str, Any]
 ) -> PreTrainedModel:
     stock = build_config(config, tokenizer, max_length, **extra)
     _supports(wraps, stock)

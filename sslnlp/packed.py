@@ -118,7 +118,8 @@ def is_causal(config: PreTrainedConfig) -> bool:
 
 
 def hidden_states(model: PreTrainedModel, encoding: Encoding) -> Tensor:
-    """The last hidden states [B, S, H] of the backbone, documents isolated."""
+    """The last hidden states [B, S, H] of the backbone, documents isolated; of pictures (`pixel_values`), the state of
+    the whole and those of its patches."""
     output: Tensor = _backbone_output(model, encoding).last_hidden_state
     return output
 
@@ -186,6 +187,8 @@ def all_hidden_states(model: PreTrainedModel, encoding: Encoding) -> list[Tensor
 
 
 def _backbone_output(model: PreTrainedModel, encoding: Encoding, **options: bool) -> Any:
+    if "pixel_values" in encoding:  # a picture has nothing to keep apart, and all of it is there
+        return model.base_model(pixel_values=encoding["pixel_values"], **options)
     inputs = attention_inputs(model.config, encoding) | options
     if "token_type_ids" in encoding:
         inputs["token_type_ids"] = encoding["token_type_ids"]

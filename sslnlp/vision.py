@@ -5,21 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, PreTrainedModel, ViTConfig, ViTModel
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, ViTConfig, ViTModel
 
+from sslnlp.architectures import ARCHITECTURES, IMAGE_SIZE, PATCH_SIZE, VISION_SIZES
 from sslnlp.errors import UserError, suggest
-
-VISION_SIZES: dict[str, tuple[int, int, int]] = {
-    "nano": (32, 2, 2),
-    "tiny": (128, 4, 2),
-    "mini": (192, 6, 3),
-    "small": (384, 12, 6),
-    "base": (768, 12, 12),
-}
-"""Width, layers and heads of a ViT (Dosovitskiy et al., 2021, arXiv:2010.11929); `small` and `base` as published."""
-
-IMAGE_SIZE, PATCH_SIZE = 64, 8
-"""Pixels, of a fresh tower."""
 
 
 def build_vision(vision: str, *, image_size: int | None = None, patch_size: int | None = None) -> PreTrainedModel:
@@ -29,34 +19,62 @@ def build_vision(vision: str, *, image_size: int | None = None, patch_size: int 
     Raises `UserError` for an unknown size, pictures that patches do not tile, and a folder without a vision tower.
     """
     if vision in VISION_SIZES:
-        width, layers, heads = VISION_SIZES[vision]
         size, patch = image_size or IMAGE_SIZE, patch_size or PATCH_SIZE
         if size < 1 or patch < 1 or size % patch:
             raise UserError(f"objective.image_size={size} is not a multiple of objective.patch_size={patch}")
-        return ViTModel(
-            ViTConfig(
-                hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=4 * width,
-                image_size=size, patch_size=patch,
-            )
-        ).float()  # fmt: skip
+        fields = ARCHITECTURES["vit"](VISION_SIZES[vision], 0) | {"image_size": size, "patch_size": patch}
+        return ViTModel(ViTConfig(**fields)).float()
     config = _stock_config(vision)
     for name, given in (("image_size", image_size), ("patch_size", patch_size)):
         if given is not None and given != getattr(config, name):
             raise UserError(f"objective.{name}={given}, and {vision} has {getattr(config, name)}: leave it out")
     try:
-        model: PreTrainedModel = AutoModel.from_pretrained(vision, dtype=torch.float32)
+        model, info = AutoModel.from_pretrained(vision, dtype=torch.float32, output_loading_info=True)
     except Exception as error:  # missing weights, corrupt safetensors: all are the folder's fault
         raise UserError(f"cannot load objective.vision={vision}: {' '.join(str(error).split())[:300]}") from error
     if getattr(model, "pooler", None) is None:
         raise UserError(f"objective.vision={vision} has no pooler, through which a picture becomes one vector")
-    return model
+    if any(name.startswith("pooler.") for name in info["missing_keys"]):  # a tower that was trained by itself
+        begin_as_identity(model.pooler)
+    tower: PreTrainedModel = model
+    return tower
 
 
-def picture_size(vision: str, image_size: int | None) -> int:
-    """Pixels of a side of what the tower reads."""
+def begin_as_identity(pooler: nn.Module) -> None:
+    """A new pooler hands on (the tanh of) the first state, instead of mixing what was learned at random."""
+    assert isinstance(pooler.dense, nn.Linear)
+    nn.init.eye_(pooler.dense.weight)
+    nn.init.zeros_(pooler.dense.bias)
+
+
+def refuses_pictures(config: PreTrainedConfig) -> str | None:
+    """Why a model of this configuration reads no pictures; None when it does."""
+    return None if reads_pictures(config) else "it reads no pictures"
+
+
+def reads_pictures(config: Any) -> bool:
+    """Whether a model of this configuration is a tower that reads pictures alone."""
+    return isinstance(getattr(config, "image_size", None), int)
+
+
+def states_of_some(tower: ViTModel, pixel_BCHW: Tensor, patch_BK: Tensor) -> Tensor:
+    """The last states [B, 1 + K, H] of the whole picture and of the patches `patch_BK` (int64, from 0) that are read:
+    the stock forward pass between its parts."""
+    states_BSH: Any = tower.embeddings(pixel_BCHW)
+    index = torch.cat([torch.zeros_like(patch_BK[:, :1]), patch_BK + 1], 1)
+    states_BSH = states_BSH.gather(1, index[..., None].expand(-1, -1, states_BSH.shape[2]))
+    for layer in tower.layers:
+        states_BSH = layer(states_BSH, None)
+    last_BSH: Tensor = tower.layernorm(states_BSH)
+    return last_BSH
+
+
+def picture_sizes(vision: str, image_size: int | None, patch_size: int | None) -> tuple[int, int]:
+    """Pixels of a side of what the tower reads, and of its patches."""
     if vision in VISION_SIZES:
-        return image_size or IMAGE_SIZE
-    return int(_stock_config(vision).image_size)
+        return image_size or IMAGE_SIZE, patch_size or PATCH_SIZE
+    config = _stock_config(vision)
+    return int(config.image_size), int(config.patch_size)
 
 
 def _stock_config(vision: str) -> Any:
@@ -66,6 +84,6 @@ def _stock_config(vision: str) -> Any:
         raise UserError(
             f"objective.vision={vision} is neither a size nor a folder of a model.{suggest(vision, VISION_SIZES)}"
         ) from error
-    if not isinstance(getattr(config, "image_size", None), int):
+    if not reads_pictures(config):
         raise UserError(f"objective.vision={vision} is a {config.model_type!r} model, which reads no pictures")
     return config

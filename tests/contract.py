@@ -47,14 +47,15 @@ ARCHITECTURES = {
     "AutoModelForCausalLM": ("gpt2", "llama", "qwen3"),
     "AutoModelForSequenceClassification": ("bert", "modernbert"),
     "AutoModelForTokenClassification": ("bert", "modernbert"),
-    "AutoModel": ("bert", "modernbert"),
+    "AutoModel": ("bert", "modernbert", "vit"),
     "AutoModelForSeq2SeqLM": ("bart", "t5"),
     "AutoModelForPreTraining": ("electra",),
 }
 _PICTURES = {"vision": "nano", "image_size": 16, "patch_size": 8, "dimension": 16}
 OPTIONS: dict[str, dict[str, Any]] = {
     "clip": _PICTURES | {"mini_batch_size": 3},
-    "siglip": _PICTURES | {"patch_dropout": 0.25},
+    "clip-beside": _PICTURES | {"beside": "moco"},
+    "siglip": _PICTURES | {"patch_dropout": 0.25, "lock": "text", "unlock": 0.5},
     "info_nce": {"mini_batch_size": 3},  # the batch in parts; the other objectives between views take it at once
     "ranking": {"distill": "kl"},  # with InfoNCE at half the weight
     "joint": {
@@ -63,6 +64,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
 }
 """Options that an objective cannot do without, or whose other value the contract should see."""
+VARIANTS = {"byol-pictures": ("byol", "image_views"), "clip-beside": ("clip", "image_text")}
+"""An objective between views on views of pictures, and one beside the captions: what stands for it in the tests ->
+objective and collator."""
 LABELS: dict[str, Callable[[int], Any]] = {
     "one": lambda n: n % 3,
     "several": lambda n: [c for c in range(3) if n >> c & 1],
@@ -98,20 +102,31 @@ def small_tokenizer() -> PreTrainedTokenizerBase:
 
 
 def objective_class(name: str) -> type[Objective]:
-    return get_objective(name).bound(OPTIONS.get(name, {}))
+    registered, _ = VARIANTS.get(name, (name, ""))
+    return get_objective(registered).bound(OPTIONS.get(name, {}))
+
+
+def collator_class(name: str) -> type[Collator]:
+    _, collator = VARIANTS.get(name, ("", objective_class(name).collator))
+    return get_collator(collator)
 
 
 def architectures(name: str) -> tuple[str, ...]:
     cls = objective_class(name)
     tried = ARCHITECTURES[cls.wraps.__name__]
-    return tuple(one for one in tried if cls.refuses(AutoConfig.for_model(one)) is None)
+    of_text = collator_class(name).reads_text
+    return tuple(one for one in tried if (one != "vit") == of_text and cls.refuses(AutoConfig.for_model(one)) is None)
 
 
 def make_objective(name: str, architecture: str | None = None, *, seed: int = 0, dropout: float = 0.0) -> Objective:
     cls = objective_class(name)
-    extra = cls.config_fields(["a", "b", "c"] if get_collator(cls.collator).label_kind else [])
+    collator = collator_class(name)
+    extra = cls.config_fields(["a", "b", "c"] if collator.label_kind else [])
     config = ModelConfig(architecture=architecture or architectures(name)[0], size="nano", dropout=dropout)
-    model = build_model(config, small_tokenizer(), cls.wraps, max_length=LENGTH, seed=seed, **extra)
+    if not collator.reads_text:
+        config.config = {"image_size": 16, "patch_size": 8}
+    tokenizer = small_tokenizer() if collator.reads_text else None
+    model = build_model(config, tokenizer, cls.wraps, max_length=LENGTH, seed=seed, **extra)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.key(seed, "objective"))
         return cls(model, **OPTIONS.get(name, {}))
@@ -119,8 +134,11 @@ def make_objective(name: str, architecture: str | None = None, *, seed: int = 0,
 
 def make_collator(name: str, seed: int = 0) -> Collator:
     cls = objective_class(name)
+    collator = collator_class(name)
+    if not collator.reads_text:
+        pictures: Any = collator
+        return pictures(seed=seed, image_size=16, patch_size=8)  # type: ignore[no-any-return]
     tokenizer = set_framing(small_tokenizer(), cls.framing)
-    collator = get_collator(cls.collator)
     options: dict[str, Any] = dict.fromkeys(getattr(collator, "lengths", ()), LENGTH)
     if collator.label_kind in ("several", "tags"):
         options["label_names"] = ["a", "b", "c"]
@@ -150,7 +168,7 @@ def _pictures() -> list[bytes]:
 
 def make_stream(name: str, seed: int = 0) -> Stream:
     cls = objective_class(name)
-    own = get_collator(cls.collator)
+    own = collator_class(name)
     if own.reads == "tokens":
         frame = framing(small_tokenizer(), cls.framing)
         collator = make_collator(name)

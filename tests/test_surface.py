@@ -68,7 +68,8 @@ train.weight_decay train.workers
 """
 
 COLLATOR_OPTIONS = {
-    "image_text": "augment captions image_size max_length",
+    "image_text": "augment captions crop_min image_size max_length patch_size views",
+    "image_views": "augment crop_min image_size patch_size views",
     "autoencoding": "rate unit",
     "causal_lm": "",
     "classification": "label_names max_length",
@@ -79,6 +80,7 @@ COLLATOR_OPTIONS = {
     "joint": "parts",
     "masked_diffusion": "",
     "masked_lm": "eval_rate rate rate_end replace unit",
+    "masked_patches": "augment image_size patch_size rate",
     "multi_label": "label_names max_length",
     "pair_views": (
         "crop_max crop_min distance document_length document_prefix gap min_tokens num_negatives query_length "
@@ -89,6 +91,7 @@ COLLATOR_OPTIONS = {
     "reranking": "document_prefix max_length num_negatives query_length query_prefix",
     "retromae": "eval_rate rate rate_end replace unit",
     "regression": "label_names max_length",
+    "rotation": "augment image_size patch_size",
     "same_class": "label_names max_length",
     "segment_order": "eval_rate rate rate_end replace segments unit",
     "sentence_order": "eval_rate rate rate_end replace unit",
@@ -100,12 +103,16 @@ COLLATOR_OPTIONS = {
     "views": "crop_max crop_min distance gap min_tokens rate views",
 }
 
+TWO_TOWERS = (
+    "beside beside_weight dimension image_size "
+    "lock mini_batch_size patch_dropout patch_size temperature unlock vision"
+)
 OBJECTIVE_OPTIONS = {
     "barlow_twins": "dimensions mini_batch_size off_diagonal pooling projector train_layers",
     "byol": "dimensions hidden mini_batch_size momentum momentum_end pooling train_layers",
     "causal_lm": "",
     "classification": "class_weights label_smoothing ordinal pseudo_labels",
-    "clip": "dimension image_size lock mini_batch_size patch_dropout patch_size temperature vision",
+    "clip": TWO_TOWERS,
     "data2vec": "beta layers momentum momentum_end",
     "denoising": "",
     "electra": "corrective corrective_weight discriminator_weight generator_size temperature",
@@ -117,6 +124,7 @@ OBJECTIVE_OPTIONS = {
     "late_interaction": "temperature",
     "masked_diffusion": "",
     "masked_lm": "label_smoothing",
+    "masked_patches": "decoder_layers decoder_width normalise",
     "moco": "dimensions mini_batch_size momentum momentum_end pooling queue symmetric temperature train_layers",
     "multi_label": "",
     "prefix_lm": "",
@@ -124,9 +132,10 @@ OBJECTIVE_OPTIONS = {
     "regression": "mean std",
     "reranking": "loss",
     "retromae": "decoder_rate",
+    "rotation": "",
     "segment_order": "masked_weight order_weight segments",
     "sentence_order": "masked_weight order_weight",
-    "siglip": "dimension image_size lock mini_batch_size patch_dropout patch_size temperature vision",
+    "siglip": TWO_TOWERS,
     "span_corruption": "",
     "tagging": "",
     "tsdae": "layers pooling",
@@ -140,9 +149,9 @@ OBJECTIVE_OPTIONS = {
 LEVELS = [
     "errors types rng __init__",
     "registry",
-    "nn attention adapt distributed label_spreading lora pictures augment vision picture_encoder",
+    "nn attention adapt distributed label_spreading lora pictures augment picture_encoder",
     "tokenizer",
-    "architectures models modes packed generation",
+    "architectures vision models modes packed generation",
     "data",
     "collators objectives",
     "optim muon checkpoint metrics windows train_config sums signals finite averaging budget precision sharding",

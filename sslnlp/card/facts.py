@@ -25,8 +25,8 @@ class ReportRow(NamedTuple):
 class CardFacts:
     """What the card is written from. All optional but the title: a fact that is not known is left out, never guessed.
 
-    `export_model` fills in `architecture`, `parameters`, `max_length`, `pooling`, `normalize` and `label_names` from
-    the model itself, and `modes`; the caller brings what only the run knows.
+    `export_model` fills in `architecture`, `parameters`, `max_length`, `pooling`, `normalize`, `pictures` and
+    `label_names` from the model itself, and `modes`; the caller brings what only the run knows.
     """
 
     title: str
@@ -75,6 +75,8 @@ class CardFacts:
     """An embedder whose vectors go on through a linear head, to one logit a label."""
     ranks: str | None = None
     """What a reranker compares: `pairs`, read together by a cross-encoder, or `tokens` (late interaction)."""
+    pictures: bool = False
+    """A model of pictures alone."""
     prompts: Mapping[str, str] = field(default_factory=dict)
     """What stands before each `query` and `document`."""
     modes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

@@ -104,6 +104,8 @@ def _summary(facts: CardFacts) -> str:
     kind = f"A {code(facts.architecture)} model" if facts.architecture else "A model"
     if facts.pooling is not None:
         kind += " that turns a text into one vector" + (", and that into logits" if facts.head else "")
+    if facts.pictures:
+        kind += " that turns a picture into one vector, and one for each of its patches"
     if "DualEncoder" in facts.architecture:
         kind += " that turns a picture or a text into one vector"
     if facts.ranks is not None:
@@ -115,7 +117,7 @@ def _summary(facts: CardFacts) -> str:
 
 def _model_rows(facts: CardFacts) -> list[tuple[str, Any]]:
     rows: list[tuple[str, Any]] = [("architecture", facts.architecture), ("parameters", facts.parameters)]
-    rows += [("longest input (tokens)", facts.max_length), ("pooling", facts.pooling)]
+    rows += [("longest input (tokens)", facts.max_length or None), ("pooling", facts.pooling)]
     if facts.pooling is not None:
         rows.append(("vectors of length one", "yes" if facts.normalize else "no"))
     if labels := list(facts.label_names):
@@ -148,6 +150,8 @@ def _use(facts: CardFacts) -> str:
         use = "Ranking the texts that a search found, where queries and texts are like those it was trained on."
     elif facts.pooling is not None:
         use = "Search, clustering and comparison of texts like those it was trained on."
+    elif facts.pictures:
+        use = "A starting point for models of pictures like those it was trained on, such as `clip_image_text`."
     elif "DualEncoder" in facts.architecture:
         use = "Finding pictures by words, and words by pictures, like those it was trained on."
     elif "ForSequenceClassification" in facts.architecture and facts.label_names:

@@ -26,6 +26,8 @@ RANKERS = {"pairs": ("text-ranking", "cross-encoder"), "tokens": ("sentence-simi
 def task_of(facts: CardFacts) -> tuple[str | None, str]:
     if facts.ranks is not None:
         return RANKERS[facts.ranks][0], "AutoModel"
+    if facts.pictures:
+        return "image-feature-extraction", "AutoModel"
     if facts.pooling is not None:
         return "text-classification" if facts.head else "sentence-similarity", "AutoModel"
     for ending, task, auto in TASKS:
@@ -59,6 +61,17 @@ def snippet(facts: CardFacts) -> str:
             'texts, pictures = ["first text", "second text"], [Image.open("picture.png")]  # without transparency',
             'inputs = processor(text=texts, images=pictures, padding=True, return_tensors="pt")',
             "print(model(**inputs).logits_per_image.softmax(-1))",
+        ]
+        return _python(lines)
+    if facts.pictures:
+        lines = [
+            "from PIL import Image",
+            "from transformers import AutoImageProcessor, AutoModel",
+            "",
+            'processor = AutoImageProcessor.from_pretrained("PATH_OR_NAME")',
+            'model = AutoModel.from_pretrained("PATH_OR_NAME", add_pooling_layer=False)',
+            'inputs = processor(Image.open("picture.png"), return_tensors="pt")  # without transparency',
+            "whole = model(**inputs).last_hidden_state[:, 0]",
         ]
         return _python(lines)
     if facts.pooling is not None:

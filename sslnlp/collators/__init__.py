@@ -1,4 +1,4 @@
-"""The ways of making targets from text, by name. A new one is one new file here and one line below."""
+"""The ways of making targets from text and pictures, by name. A new one is one new file here and one line below."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ COLLATORS: dict[str, str] = {
     "fim": "sslnlp.collators.fim:FimCollator",
     "hybrid": "sslnlp.collators.hybrid:HybridCollator",
     "image_text": "sslnlp.collators.image_text:ImageTextCollator",
+    "image_views": "sslnlp.collators.images:ImageViewsCollator",
     "joint": "sslnlp.collators.joint:JointCollator",
     "masked_diffusion": "sslnlp.collators.masked_diffusion:MaskedDiffusionCollator",
     "masked_lm": "sslnlp.collators.masked_lm:MaskedLMCollator",
+    "masked_patches": "sslnlp.collators.images:MaskedPatchesCollator",
     "pair_views": "sslnlp.collators.views:PairViewsCollator",
     "multi_label": "sslnlp.collators.classification:MultiLabelCollator",
     "prefix_lm": "sslnlp.collators.prefix_lm:PrefixLMCollator",
@@ -26,6 +28,7 @@ COLLATORS: dict[str, str] = {
     "regression": "sslnlp.collators.classification:RegressionCollator",
     "reranking": "sslnlp.collators.reranking:RerankingCollator",
     "retromae": "sslnlp.collators.retromae:RetroMAECollator",
+    "rotation": "sslnlp.collators.images:RotationCollator",
     "same_class": "sslnlp.collators.same_class:SameClassCollator",
     "segment_order": "sslnlp.collators.sentence_order:SegmentOrderCollator",
     "sentence_order": "sslnlp.collators.sentence_order:SentenceOrderCollator",

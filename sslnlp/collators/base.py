@@ -25,7 +25,10 @@ class Collator(ABC):
     makes: ClassVar[frozenset[str]]
     """The keys of the batch this collator promises; an objective's `needs` must be among them."""
     reads: ClassVar[str] = "tokens"
-    """What it takes: `tokens` (packed or padded rows of text) or `rows` (mappings of a labelled or paired table)."""
+    """What it takes: `tokens` (packed or padded rows of text), `rows` (mappings of a labelled or paired table) or
+    `pictures` (with their captions)."""
+    reads_text: ClassVar[bool] = True
+    """Whether there is text in what it takes; without, there is no tokenizer, and the model reads pictures."""
     columns: ClassVar[tuple[str, ...]] = ()
     """For `reads = "rows"`: the columns a row must have, in order of meaning."""
     label_kind: ClassVar[str | None] = None

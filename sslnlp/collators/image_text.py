@@ -2,69 +2,80 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerBase
 
-from sslnlp.augment import IMAGE_TEXT, VIEWS
 from sslnlp.collators.base import Collator
+from sslnlp.collators.images import ImageViewsCollator, PictureCollator, places
 from sslnlp.data.hashes import hash_same
 from sslnlp.errors import UserError
-from sslnlp.pictures import decode, normalised, whole
+from sslnlp.pictures import normalised
 from sslnlp.rng import uniform
 from sslnlp.types import Batch, Row
 
-AUGMENTS = {"crop": IMAGE_TEXT, "strong": VIEWS, "none": None}
-
 
 @dataclass(kw_only=True)
-class ImageTextCollator(Collator):
+class ImageTextCollator(PictureCollator):
     """Decodes and crops each picture and tokenizes some of its captions, drawn anew each pass.
 
     Rows: `image` (the bytes of a file), `captions` (a list of texts) and `picture` (a hash of the picture). Batch, with
     K captions of B pictures: `pixel_values` float32 [B, 3, P, P], from -1 to 1; `text`, an encoding [K, S];
     `text_row` int64 [K], which picture a caption is of, ascending; `image_hash` int64 [B] and `text_hash` int64 [K],
-    equal for equal ones; `position` int64 [B] when the rows carry it.
+    equal for equal ones; `position` int64 [B] when the rows carry it; with `views`, also what `image_views` makes.
 
-    Held out, pictures are whole and all their captions are read.
+    Held out, pictures are whole and all their captions are read. Captions may say left and right, so `augment=crop`
+    mirrors nothing.
     """
 
     name: ClassVar[str] = "image_text"
     makes: ClassVar[frozenset[str]] = frozenset(
         {"pixel_values", "text", "text_row", "image_hash", "text_hash", "position"}
     )
-    reads: ClassVar[str] = "pictures"
+    reads_text: ClassVar[bool] = True
     columns: ClassVar[tuple[str, ...]] = ("image", "captions")
     requires: ClassVar[frozenset[str]] = frozenset({"pad"})
     lengths: ClassVar[tuple[str, ...]] = ("max_length",)
 
+    tokenizer: PreTrainedTokenizerBase
     max_length: int = 64
     """Tokens of a caption, special tokens included; the end of a longer one is cut off."""
-    image_size: int = 64
-    """Pixels of a side of what the vision tower reads; settled by the objective."""
     captions: int = 1
     """Captions of a picture in a batch, or all where it has fewer."""
-    augment: Literal["crop", "strong", "none"] = "crop"
-    """`crop`: 60 to 100 % of the picture, as large as the whole (captions may say left and right, so nothing is
-    mirrored); `strong`: also colours, blur and mirroring, as in SimCLR; `none`."""
-    training: bool = True
-    """Whether pictures are augmented and captions drawn; set by the loop."""
+    views: int = 0
+    """Further views of each picture, for self-supervision beside its captions; settled by the objective."""
+    crop_min: float | None = None
+    """Share of the picture that the crop of a further view has at least; None: 0.08."""
+
+    @classmethod
+    def bound(cls, options: Mapping[str, Any]) -> type[Collator]:
+        if not options.get("views"):
+            return cls
+        more = frozenset({"view_0", "view_1", "present"})
+        return type(cls.__name__, (cls,), {"makes": cls.makes | more, "__module__": cls.__module__})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         around = self.tokenizer.num_special_tokens_to_add(pair=False)
         if self.max_length <= around:
             raise UserError(f"collator.max_length={self.max_length} leaves no room beside {around} special tokens")
-        for name in ("image_size", "captions"):
-            if getattr(self, name) < 1:
-                raise UserError(f"collator.{name} must be at least 1, got {getattr(self, name)}")
+        if self.captions < 1:
+            raise UserError(f"collator.captions must be at least 1, got {self.captions}")
+        self._views = None
+        if self.views:
+            self._views = ImageViewsCollator(
+                seed=self.seed, image_size=self.image_size, patch_size=self.patch_size, views=self.views,
+                crop_min=self.crop_min,
+            )  # fmt: skip
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
-        positions = [int(row["position"]) if "position" in row else n for n, row in enumerate(rows)]
-        pixels_BHWC = np.stack([self._pixels(row, at) for row, at in zip(rows, positions, strict=True)])
+        positions = places(rows)
+        pixels_BHWC = np.stack([self.usual(row, at) for row, at in zip(rows, positions, strict=True)])
         chosen = [self._captions(row, at) for row, at in zip(rows, positions, strict=True)]
         texts = [text for some in chosen for text in some]
         encoded = self.tokenizer(
@@ -78,18 +89,11 @@ class ImageTextCollator(Collator):
             "image_hash": torch.tensor([int(row["picture"]) for row in rows], dtype=torch.int64),
             "text_hash": torch.from_numpy(hash_same(texts).view(np.int64).copy()),
         }
+        if self._views is not None:
+            batch = {**self._views(rows), **batch}
         if all("position" in row for row in rows):
             batch["position"] = torch.tensor(positions, dtype=torch.int64)
         return batch
-
-    def _pixels(self, row: Row, position: int) -> np.ndarray:
-        augment = AUGMENTS[self.augment] if self.training else None
-        # A large JPEG is decoded no larger than its smallest crop needs it.
-        shrunk = 1.0 if augment is None else augment.scale[0] ** 0.5
-        picture = decode(row["image"], size=math.ceil(self.image_size / shrunk))
-        if augment is None:
-            return whole(picture, self.image_size)
-        return augment(picture, self.image_size, self.seed, position)
 
     def _captions(self, row: Row, position: int) -> list[str]:
         captions: list[str] = list(row["captions"])
@@ -99,4 +103,4 @@ class ImageTextCollator(Collator):
         return [captions[at] for at in sorted(order[: self.captions].tolist())]
 
     def for_evaluation(self, seed: int) -> ImageTextCollator:
-        return replace(self, seed=seed, horizon=None, training=False)
+        return dataclasses.replace(self, seed=seed, horizon=None, training=False)

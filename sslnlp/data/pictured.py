@@ -118,7 +118,7 @@ def pictured(config: DataConfig, *, cache_dir: str | Path | None = None, caption
     Args:
         config: what to read.
         cache_dir: where tables and verdicts are kept; None keeps none.
-        captions_needed: False also takes data that has no column of captions; each row then has an empty list.
+        captions_needed: False also takes data, and pictures, without captions; such a row has an empty list.
 
     Raises:
         UserError: nothing there, no column of pictures or captions, one of the wrong type, no usable row.
@@ -217,7 +217,7 @@ def _read(config: DataConfig, name: str, cache: str | Path | None, captions_need
     verdict = check(contents, count, cache)
     good = verdict.good
     captioned = np.ones(count, bool)
-    if captions is not None:
+    if captions is not None and captions_needed:
         captioned = pc.list_value_length(captions.slice(0, count)).to_numpy() > 0
     reasons = verdict.counts()
     facts: dict[str, Any] = {"read": count, "broken": sum(reasons.values()), "broken_reasons": reasons}

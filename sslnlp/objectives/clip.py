@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, TypedDict
 
 import torch
@@ -17,20 +18,25 @@ from transformers import (
     VisionTextDualEncoderModel,
     ViTModel,
 )
-from typing_extensions import Unpack
 
+from sslnlp.architectures import IMAGE_SIZE, PATCH_SIZE
 from sslnlp.distributed import gather_ragged
 from sslnlp.errors import UserError
 from sslnlp.nn import keyed_uniform
+from sslnlp.objectives import get_objective
 from sslnlp.objectives.base import Objective
+from sslnlp.objectives.embedding import Embedding
 from sslnlp.objectives.grad_cache import check_mini_batch_size, encode_in_parts
 from sslnlp.objectives.info_nce import Texts, contrast
+from sslnlp.objectives.lock import Lock
 from sslnlp.packed import hidden_states
 from sslnlp.types import Batch, Encoding, StepOutput
-from sslnlp.vision import IMAGE_SIZE, build_vision, picture_size
+from sslnlp.vision import begin_as_identity, build_vision, picture_sizes, states_of_some
 
 COLDEST = 0.01
 """The lowest temperature that is learned, as in CLIP."""
+VIEWS = Embedding.needs
+"""What objectives between views read of a batch."""
 
 
 class ClipOptions(TypedDict, total=False):
@@ -41,8 +47,11 @@ class ClipOptions(TypedDict, total=False):
     patch_size: int | None
     dimension: int
     lock: Literal["none", "text", "image"]
+    unlock: float
     patch_dropout: float
     mini_batch_size: int | None
+    beside: str | None
+    beside_weight: float
 
 
 class Clip(Objective):
@@ -57,16 +66,21 @@ class Clip(Objective):
     the loss stays there when nothing is learnt.
 
     Options:
-        vision: a size of `vision.VISION_SIZES` from fresh weights, or the folder or hub name of a vision tower.
+        vision: a size of `architectures.VISION_SIZES` from fresh weights, or the folder or hub name of a vision tower.
         image_size, patch_size: pixels, of a fresh tower (64 and 8); a folder has its own.
         dimension: of the space of both.
         temperature: divides the cosine; learned from there, and never below 0.01.
         lock: a tower that stays as it is ("text" or "image"; LiT, Zhai et al., 2022, arXiv:2111.07991), all but its
             pooler and projection; "none": both train.
+        unlock: share of the run after which the locked tower trains too; 1: never.
         patch_dropout: share of a picture's patches that training leaves out, other ones in every step (FLIP; Li et
             al., 2023, arXiv:2212.00794): as much faster.
         mini_batch_size: pictures, and captions, that are encoded at a time (GradCache): a large batch in the memory of
             a small one. None: all at once.
+        beside: an objective between two views of each picture that trains the vision tower at the same time:
+            "info_nce", "moco", "byol", "barlow_twins" or "vicreg", as they are by default (SLIP; Mu et al., 2022,
+            arXiv:2112.12750).
+        beside_weight: of its loss, which is shown as `beside_loss`.
     """
 
     name: ClassVar[str] = "clip"
@@ -76,8 +90,8 @@ class Clip(Objective):
     couples_rows: ClassVar[bool] = True
     measures: ClassVar[tuple[str, ...]] = ("image_text",)
     best: ClassVar[tuple[str, str]] = ("mean_recall", "max")
-    reads_pixels: ClassVar[int] = IMAGE_SIZE
-    """Pixels of a side of the pictures; of a class that is bound to options."""
+    settles: ClassVar[Mapping[str, int]] = MappingProxyType({"image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE})
+    """Options of the collator that those of the objective decide; of a class that is bound to them."""
 
     def __init__(
         self,
@@ -89,8 +103,11 @@ class Clip(Objective):
         dimension: int = 128,
         temperature: float = 0.07,
         lock: Literal["none", "text", "image"] = "none",
+        unlock: float = 1.0,
         patch_dropout: float = 0.0,
         mini_batch_size: int | None = None,
+        beside: str | None = None,
+        beside_weight: float = 1.0,
     ) -> None:
         super().__init__(model)
         if not temperature >= COLDEST:
@@ -110,9 +127,20 @@ class Clip(Objective):
         self.image_projection = _projection(self.vision.config.hidden_size, dimension)
         # A vector of one number: a lone number could not be cut over processes.
         self.log_scale = nn.Parameter(torch.tensor([-math.log(temperature)]))
-        for tower in {"none": (), "text": (model,), "image": (self.vision,)}[lock]:
-            for name, parameter in tower.named_parameters():
-                parameter.requires_grad_(name.startswith("pooler."))
+        if not 0 < unlock <= 1:
+            raise UserError(f"objective.unlock is a share of the run above 0 and at most 1, got {unlock}")
+        if unlock < 1 and lock == "none":
+            raise UserError(f"objective.unlock={unlock} is about a locked tower: give objective.lock=text or image")
+        self.unlock = unlock
+        self.lock = Lock({"none": None, "text": model, "image": self.vision}[lock], until=unlock)
+        self.beside_weight = beside_weight
+        self.beside: Embedding | None = None
+        if beside is not None:
+            if lock == "image":
+                raise UserError("objective.beside trains the vision tower, which objective.lock=image keeps as it is")
+            if not beside_weight > 0:
+                raise UserError(f"objective.beside_weight must be above 0, got {beside_weight}; or leave beside out")
+            self.beside = between_views(beside, self.vision, mini_batch_size)
 
     @classmethod
     def refuses(cls, config: PreTrainedConfig) -> str | None:
@@ -124,29 +152,35 @@ class Clip(Objective):
 
     @classmethod
     def bound(cls, options: Mapping[str, Any]) -> type[Objective]:
-        size = picture_size(str(options.get("vision", "tiny")), options.get("image_size"))
-        return (
-            cls
-            if size == cls.reads_pixels
-            else type(cls.__name__, (cls,), {"reads_pixels": size, "__module__": cls.__module__})
-        )
+        vision = str(options.get("vision", "tiny"))
+        size, patch = picture_sizes(vision, options.get("image_size"), options.get("patch_size"))
+        settles = {"image_size": size, "patch_size": patch}
+        needs = cls.needs
+        if options.get("beside") is not None:
+            settles, needs = settles | {"views": 2}, needs | VIEWS
+        if settles == dict(cls.settles):
+            return cls
+        made = {"settles": MappingProxyType(settles), "needs": needs, "__module__": cls.__module__}
+        return type(cls.__name__, (cls,), made)
 
     @classmethod
     def collator_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The options with the size of the pictures that the vision tower reads."""
-        if options.get("image_size", cls.reads_pixels) != cls.reads_pixels:
-            raise UserError(
-                f"collator.image_size={options['image_size']}, and the vision tower reads {cls.reads_pixels}; "
-                "give objective.image_size alone"
-            )
-        return {**options, "image_size": cls.reads_pixels}
+        """The options with the sizes of what the vision tower reads, and the views that another objective needs."""
+        for name, value in cls.settles.items():
+            if options.get(name, value) != value:
+                hint = "objective.beside" if name == "views" else f"objective.{name}"
+                raise UserError(
+                    f"collator.{name}={options[name]}, and the objective works with {value}: {hint} says so"
+                )
+        return {**options, **cls.settles}
 
     def embed_text(self, encoding: Encoding) -> Tensor:
         """Vectors of length 1 [N, D] of an encoding [N, S]."""
 
         def encode(part: Encoding) -> Tensor:
-            pooled_NH = self.model.pooler(hidden_states(self.model, part))
-            return _unit(self.text_projection(pooled_NH))
+            with self.lock.around(self.model):
+                states_NSH = hidden_states(self.model, part)
+            return _unit(self.text_projection(self.model.pooler(states_NSH)))
 
         return encode_in_parts(encode, encoding, self.mini_batch_size)
 
@@ -157,24 +191,34 @@ class Clip(Objective):
         """
 
         def encode(part: Encoding) -> Tensor:
-            if "position" in part:
-                pooled_BH = self._pooled(part["pixel_values"], part["position"])
-            else:
-                pooled_BH = self.vision(pixel_values=part["pixel_values"]).pooler_output
-            return _unit(self.image_projection(pooled_BH))
+            return _unit(self.image_projection(self._pooled(part["pixel_values"], part.get("position"))))
 
         inputs = {"pixel_values": pixel_BCHW}
         if self.training and self.patch_dropout and position_B is not None:
             inputs["position"] = position_B
         return encode_in_parts(encode, inputs, self.mini_batch_size)
 
-    def _pooled(self, pixel_BCHW: Tensor, position_B: Tensor) -> Tensor:
-        """What the vision tower makes of some of the patches, [B, H]: the stock forward pass between its parts."""
-        states_BPH = _some_patches(self.vision.embeddings(pixel_BCHW), position_B, self.patch_dropout)
-        for layer in self.vision.layers:
-            states_BPH = layer(states_BPH, None)
-        pooled_BH: Tensor = self.vision.pooler(self.vision.layernorm(states_BPH))
+    def _pooled(self, pixel_BCHW: Tensor, position_B: Tensor | None) -> Tensor:
+        """What the vision tower makes of pictures, of some of their patches where positions are given: [B, H]."""
+        pooled_BH: Tensor
+        if not isinstance(self.vision, ViTModel):
+            with self.lock.around(self.vision):
+                pooled_BH = self.vision(pixel_values=pixel_BCHW).pooler_output
+            return pooled_BH
+        with self.lock.around(self.vision):
+            if position_B is None:
+                states_BSH = self.vision(pixel_values=pixel_BCHW).last_hidden_state
+            else:
+                states_BSH = states_of_some(self.vision, pixel_BCHW, self._kept_patches(position_B))
+        pooled_BH = self.vision.pooler(states_BSH)
         return pooled_BH
+
+    def _kept_patches(self, position_B: Tensor) -> Tensor:
+        """int64 [B, K]: the patches that are read, drawn by position."""
+        patches = (self.vision.config.image_size // self.vision.config.patch_size) ** 2
+        kept = max(1, round((1 - self.patch_dropout) * patches))
+        draw_BP = keyed_uniform(position_B, patches, purpose="patch_dropout")
+        return draw_BP.argsort(dim=1)[:, :kept].sort(dim=1).values
 
     def forward(self, batch: Batch) -> StepOutput:
         text_row_K = batch["text_row"]
@@ -200,7 +244,16 @@ class Clip(Objective):
             "temperature": (-self.log_scale.detach()).exp().sum(),
             **self.chance(chance),
         }
-        return StepOutput(torch.stack(losses).mean(), shown)
+        loss = torch.stack(losses).mean() + self.lock.touch()
+        if self.beside is None:
+            return StepOutput(loss, shown)
+        other: StepOutput = self.beside(batch)
+        pictures = self.beside.num_targets(batch)
+        figures = {"loss": other.loss.detach(), **other.metrics}
+        for name, value in figures.items():
+            shown[f"beside_{name}"] = torch.stack([value * pictures, pictures]) if value.ndim == 0 else value
+        terms = torch.stack([loss, self.beside_weight * other.loss])
+        return StepOutput(terms.sum(), shown, terms)
 
     def chance(self, naming: Tensor) -> dict[str, Tensor]:
         """`chance_loss`; `naming`: the mean logarithm of the number of candidates."""
@@ -212,13 +265,17 @@ class Clip(Objective):
         return contrast(query_QD, candidate_ND, target_Q, texts, temperature=temperature, size=self.mini_batch_size)
 
     def num_targets(self, batch: Batch) -> Tensor:
-        """The captions of the batch."""
+        """The captions of the batch, and with an objective beside also its pictures."""
         rows: Tensor = batch["text_row"]
-        return torch.tensor(len(rows), device=rows.device)
+        captions = torch.tensor(len(rows), device=rows.device)
+        return captions if self.beside is None else torch.stack([captions, self.beside.num_targets(batch)])
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
         self.log_scale.clamp_(max=-math.log(COLDEST))
+        self.lock.after_step(progress)
+        if self.beside is not None:
+            self.beside.after_step(progress)
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         """`image` and `text` [K, D], a row for each caption, and their hashes [K]."""
@@ -247,39 +304,14 @@ class Clip(Objective):
         return dual.to(self.log_scale.device)
 
 
-class Siglip(Clip):
-    """SigLIP (Zhai et al., 2023, arXiv:2303.15343): each caption fits a picture or it does not, by itself.
-
-    The loss is the sum over all candidates of a query of the logistic loss of (cosine / temperature + bias), averaged
-    over the queries. The bias is `ln(1 / negatives)`, from how many candidates there are, plus what is learned: the
-    paper's -10 fits batches of 20,000, and with 32 the model would spend its first steps on unlearning it.
-
-    Options are those of `clip`; the temperature begins at 0.1, as published.
-    """
-
-    name: ClassVar[str] = "siglip"
-
-    def __init__(self, model: PreTrainedModel, *, temperature: float = 0.1, **options: Unpack[ClipOptions]) -> None:
-        super().__init__(model, temperature=temperature, **options)
-        self.bias = nn.Parameter(torch.zeros(1))
-
-    def chance(self, naming: Tensor) -> dict[str, Tensor]:
-        """Of candidates that are all given the share of the positives among them."""
-        number = naming.exp()
-        others = (number - 1).clamp(min=1e-6)
-        return {"chance_loss": number.log() + others * (number / others).log()}
-
-    def compare(self, query_QD: Tensor, candidate_ND: Tensor, target_Q: Tensor, texts: Texts) -> tuple[Tensor, Tensor]:
-        similarity_QN = query_QD @ candidate_ND.T
-        own_QN = F.one_hot(target_Q, len(candidate_ND)).bool()
-        counted_QN = own_QN | ~texts.left_out(slice(0, len(query_QD)))
-        negatives_Q = (counted_QN.sum(1, keepdim=True) - 1).clamp(min=1)
-        logits_QN = similarity_QN * self.log_scale.exp() - negatives_Q.log() + self.bias
-        losses_QN = F.softplus(torch.where(own_QN, -logits_QN, logits_QN)).masked_fill(~counted_QN, 0)
-        seen_QN = similarity_QN.detach().masked_fill(~counted_QN, float("-inf"))
-        nearest_QN = seen_QN >= seen_QN.gather(1, target_Q[:, None])
-        hits = (nearest_QN.sum(1) == 1).float().mean()
-        return losses_QN.sum() / max(1, len(query_QD)), hits
+def between_views(name: str, tower: PreTrainedModel, mini_batch_size: int | None) -> Embedding:
+    """The objective of that name between views, on a tower that somebody else owns."""
+    found = get_objective(name)
+    if not issubclass(found, Embedding) or not found.needs <= VIEWS | {"position"}:
+        raise UserError(f"objective.beside={name} does not compare views of a picture; info_nce, moco, byol do")
+    part = found(tower, pooling="cls", mini_batch_size=mini_batch_size)
+    object.__setattr__(part, "model", part._modules.pop("model"))  # in the state once, where it belongs
+    return part
 
 
 def _unit(vectors: Tensor) -> Tensor:
@@ -298,18 +330,5 @@ def _pooler(config: PreTrainedConfig) -> nn.Module:
     with torch.device("meta"):
         kind = type(AutoModel.from_config(config).pooler)
     pooler: nn.Module = kind(config)
-    assert isinstance(pooler.dense, nn.Linear)
-    nn.init.eye_(pooler.dense.weight)
-    nn.init.zeros_(pooler.dense.bias)
+    begin_as_identity(pooler)
     return pooler
-
-
-def _some_patches(states_BPH: Tensor, position_B: Tensor, share: float) -> Tensor:
-    """The first state (of the whole picture) and all but `share` of the others, drawn by position."""
-    patches = states_BPH.shape[1] - 1
-    kept = max(1, round((1 - share) * patches))
-    draw_BP = keyed_uniform(position_B, patches, purpose="patch_dropout")
-    chosen_BK = draw_BP.argsort(dim=1)[:, :kept].sort(dim=1).values + 1
-    first_B1 = torch.zeros_like(chosen_BK[:, :1])
-    index = torch.cat([first_B1, chosen_BK], 1)[..., None].expand(-1, -1, states_BPH.shape[2])
-    return states_BPH.gather(1, index)

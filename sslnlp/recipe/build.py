@@ -30,7 +30,7 @@ from sslnlp.data.stream import RowSource, Stream
 from sslnlp.data.table import TableRows
 from sslnlp.data.tagged import Tagged, tagged
 from sslnlp.errors import UserError
-from sslnlp.models import build_model, max_positions
+from sslnlp.models import ModelConfig, build_config, build_model, max_positions
 from sslnlp.objectives.base import Objective
 from sslnlp.recipe.check import check_recipe, stock_config
 from sslnlp.recipe.inherit import inherit
@@ -53,8 +53,10 @@ class Parts:
     """What a run is made of, before the model."""
 
     recipe: Recipe
-    tokenizer: PreTrainedTokenizerBase
-    contract: Contract
+    tokenizer: PreTrainedTokenizerBase | None
+    """None where there is no text, as of pictures alone."""
+    contract: Contract | None
+    """Of the tokenizer."""
     collator: Collator
     stream: Stream
     valid: Stream | None
@@ -74,7 +76,8 @@ class Parts:
         """The same rows of text under a recipe with other batches, rates or dropout."""
         bucket = recipe.train.batch_size if recipe.data.packing == "bucket" else None
         stream = Stream(self.stream.source, recipe.train.seed, bucket=bucket)
-        collator = _collator(recipe, self.tokenizer, {})
+        facts = {} if recipe.collator_class.reads_text else picture_facts(recipe.model)
+        collator = _collator(recipe, self.tokenizer, facts)
         return replace(self, recipe=recipe, collator=collator, stream=stream, chosen=chosen)
 
 
@@ -247,10 +250,15 @@ def _table_parts(recipe: Recipe, cache: Path, tokenizer_path: Path | None) -> Pa
 
 
 def _picture_parts(recipe: Recipe, cache: Path, tokenizer_path: Path | None) -> Parts:
-    """Pictures and their captions."""
-    tables = pictured(recipe.data, cache_dir=cache)
-    tokenizer, kept = _tokenizer(recipe, lambda: _captions(tables.train), cache, tokenizer_path)
-    collator: Any = _collator(recipe, tokenizer, {})
+    """Pictures, with their captions where the collator reads text."""
+    reads_text = recipe.collator_class.reads_text
+    tables = pictured(recipe.data, cache_dir=cache, captions_needed=reads_text)
+    tokenizer, kept, facts = None, None, {}
+    if reads_text:
+        tokenizer, kept = _tokenizer(recipe, lambda: _captions(tables.train), cache, tokenizer_path)
+    else:
+        facts = picture_facts(recipe.model)
+    collator = _collator(recipe, tokenizer, facts)
     return Parts(
         recipe=recipe,
         tokenizer=tokenizer,
@@ -259,9 +267,18 @@ def _picture_parts(recipe: Recipe, cache: Path, tokenizer_path: Path | None) -> 
         stream=Stream(tables.train, recipe.train.seed),
         valid=Stream.fixed(tables.valid) if tables.valid is not None else None,
         valid_bytes=None,
-        max_length=collator.max_length,
+        max_length=getattr(collator, "max_length", 0),
         facts=tables.facts,
     )
+
+
+def picture_facts(model: ModelConfig) -> dict[str, int]:
+    """Pixels of a side of the pictures that a vision tower reads, and of their patches."""
+    stock: Any = build_config(model, None, 0) if model.pretrained is None else stock_config(model)
+    size, patch = int(stock.image_size), int(stock.patch_size)
+    if size % patch:
+        raise UserError(f"model.config.image_size={size} is not a multiple of model.config.patch_size={patch}")
+    return {"image_size": size, "patch_size": patch}
 
 
 def _captions(rows: PictureRows) -> Iterator[str]:
@@ -299,8 +316,9 @@ def _table_texts(rows: TableRows) -> Iterator[str]:
             return
 
 
-def _collator(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, facts: dict[str, Any]) -> Collator:
+def _collator(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None, facts: dict[str, Any]) -> Collator:
     """The collator; `facts` of the data fill in options that the recipe leaves open."""
     cls, options = recipe.collator_class, recipe.collator.options
     filled = {name: value for name, value in facts.items() if name in fields_of(cls)}
-    return cls(tokenizer=tokenizer, seed=recipe.train.seed, **(filled | options))
+    words: Any = tokenizer
+    return cls(tokenizer=words, seed=recipe.train.seed, **(filled | options))

@@ -18,6 +18,7 @@ from sslnlp.models import ModelConfig
 from sslnlp.objectives.base import Objective
 from sslnlp.recipe.schema import Recipe, bind, to_dict
 from sslnlp.tokenizer import Contract, load_tokenizer, vocabulary_facts
+from sslnlp.vision import reads_pictures
 
 FREE_ON_RESUME = {
     *("out", "name", "data.cache", "tokenizer.memory_mb", "train.workers", "train.batch_size", "train.accumulate"),
@@ -71,6 +72,7 @@ def check_recipe(recipe: Recipe) -> None:
         options = objective.collator_options(options)
     recipe.collator.options = bind("collator", recipe.collator_class, options)
     check(recipe.collator_class, objective)
+    check_kind(recipe)
     for part in objective.parts.values():
         check(get_collator(part.collator), part)
     check_model(recipe.model, objective)
@@ -91,6 +93,18 @@ def check_recipe(recipe: Recipe) -> None:
             )
 
 
+def check_kind(recipe: Recipe) -> None:
+    """Refuse text for a model of pictures, and pictures alone for one of text."""
+    pictures, collator = reads_pictures(stock_config(recipe.model)), recipe.collator_class
+    if pictures and collator.reads_text:
+        raise UserError(
+            f"the model reads pictures and collator {collator.name!r} gives it text: use collator.name=image_views, "
+            "rotation or masked_patches, or another model.architecture"
+        )
+    if not pictures and not collator.reads_text:
+        raise UserError(f"collator {collator.name!r} gives pictures alone: use model.architecture=vit")
+
+
 def check_tokenizer(recipe: Recipe) -> None:
     """Refuse an existing tokenizer that lacks tokens the collator works with (one that we train has them all)."""
     if recipe.tokenizer.path is not None:
@@ -102,7 +116,10 @@ def check_model(model: ModelConfig, objective: type[Objective]) -> None:
     """Refuse a model without the head, or without the reading direction, that the objective needs."""
     config = stock_config(model)
     if (reason := objective.refuses(config)) is not None:
-        fitting = [name for name in ARCHITECTURES if objective.refuses(AutoConfig.for_model(name)) is None]
+        stock = {name: AutoConfig.for_model(name) for name in ARCHITECTURES}
+        fitting = [name for name in ARCHITECTURES if objective.refuses(stock[name]) is None]
+        if get_collator(objective.collator).reads_text:
+            fitting = [name for name in fitting if not reads_pictures(stock[name])]
         advice = f"choose model.architecture from: {', '.join(sorted(fitting))}"
         if model.pretrained is not None and config.model_type in fitting:
             advice = f"choose another model.pretrained than {model.pretrained}"

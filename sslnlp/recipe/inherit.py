@@ -23,7 +23,7 @@ def inherit(recipe: Recipe) -> tuple[Recipe, dict[str, Any]]:
     taken: dict[str, Any] = {}
     if recipe.model.pretrained is None:
         return recipe, taken
-    if recipe.tokenizer.path is None:
+    if recipe.tokenizer.path is None and recipe.collator_class.reads_text:
         recipe.tokenizer.path = taken["tokenizer.path"] = recipe.model.pretrained
     biography = Path(recipe.model.pretrained).expanduser() / "recipe.json"
     if not biography.is_file():

@@ -116,11 +116,11 @@ def _count(parts: Parts, objective: Objective, world: int) -> dict[str, float]:
     parts.collator.horizon = steps * rows
     middle = steps // 2 * rows
     batch = parts.collator(parts.stream.rows(range(middle, middle + train.batch_size)))
-    encodings = [part for part in (batch, *batch.values()) if isinstance(part, dict) and "input_ids" in part]
+    encodings = [part for part in (batch, *batch.values()) if isinstance(part, dict) and "attention_mask" in part]
     tokens = float(count_tokens(batch))
     counted = count(objective.to(device), batch, train)
     return {
-        "padding": 1 - tokens / sum(encoding["input_ids"].numel() for encoding in encodings),
+        "padding": 1 - tokens / sum(encoding["attention_mask"].numel() for encoding in encodings),
         "scored": _scored(batch, tokens),
         "flops_a_token": counted.flops / tokens,
         "memory": memory(objective, train, counted.live, world=world, sharded=sharding_asked() is not None),

@@ -60,6 +60,8 @@ def _columns(batch: Mapping[str, Any], rows: int, parts: Parts, title: str = "")
             f"{title}what the model reads",
             [_row(batch, b, per_token, tokenizer, shifted=parts.collator.shifted) for b in range(rows)],
         )
+    if isinstance(pixels := batch.get("pixel_values"), Tensor):
+        yield f"{title}picture", [_picture(batch, pixels, b) for b in range(rows)]
     if labels is not None and "decoder_document_ids" in batch:
         documents = batch["decoder_document_ids"]
         yield f"{title}what it must write", [_target(labels[b], documents[b], tokenizer) for b in range(rows)]
@@ -75,6 +77,14 @@ def _columns(batch: Mapping[str, Any], rows: int, parts: Parts, title: str = "")
     if labels is not None and labels.ndim == 1:
         names = [parts.label_names[c] if parts.label_names else str(c) for c in labels.tolist()]
         yield "label", [Text(name, _KEPT) for name in names]
+
+
+def _picture(batch: Mapping[str, Any], pixel_BCHW: Tensor, b: int) -> Text:
+    """What is known of a picture: a terminal shows no pixels."""
+    shown = f"{pixel_BCHW.shape[2]} × {pixel_BCHW.shape[3]} pixels"
+    if (masked := batch.get("masked")) is not None:
+        shown += f", {int(masked[b].sum())} of {masked.shape[1]} patches hidden"
+    return Text(shown)
 
 
 def _aligned(batch: Mapping[str, Any]) -> bool:

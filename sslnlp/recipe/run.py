@@ -63,7 +63,8 @@ def run(recipe: Recipe, *, resume: bool = False, console: Console | None = None)
     check_out(recipe, resume=resume)
     _tell(console, "inherited from " + str(recipe.model.pretrained), inherited)
     parts = build_parts(recipe, tokenizer_path=out / "tokenizer" if resume else None)
-    console.print(parts.contract.table(), style="dim", highlight=False, markup=False)
+    if parts.contract is not None:
+        console.print(parts.contract.table(), style="dim", highlight=False, markup=False)
     _tell(console, "data", {name: count for name, count in parts.facts.items() if isinstance(count, int | float)})
     _tell(console, "rows of each class", parts.facts.get("classes", {}))
     parts = replace(parts, chosen=before) if resume else choose(parts)
@@ -96,7 +97,7 @@ def biography(parts: Parts, objective: Objective) -> dict[str, Any]:
         "recipe": to_dict(parts.recipe),
         "versions": _versions(),
         "data": parts.facts,
-        "tokenizer": parts.contract.to_dict(),
+        "tokenizer": parts.contract.to_dict() if parts.contract is not None else None,
         "label_names": parts.label_names,
         "chosen": parts.chosen,
         "model": {"class": type(objective.model).__name__, "parameters": count_parameters(objective.model)},
@@ -121,8 +122,9 @@ def _begin(out: Path, parts: Parts, story: Mapping[str, Any]) -> None:
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        parts.tokenizer.save_pretrained(aside / "tokenizer")
-        write_json(aside / "tokenizer" / "contract.json", parts.contract.to_dict())
+        if parts.tokenizer is not None and parts.contract is not None:
+            parts.tokenizer.save_pretrained(aside / "tokenizer")
+            write_json(aside / "tokenizer" / "contract.json", parts.contract.to_dict())
         write_json(aside / "recipe.json", story)
         os.rename(aside, out)
     except OSError as error:
@@ -201,7 +203,8 @@ def _finish(
             decided = decide(parts, objective, held_out, out)
         settle(objective, decided)
         measures |= decided.figures
-        samples = objective.samples(parts.tokenizer, seed=parts.recipe.train.seed)
+        words = parts.tokenizer
+        samples = objective.samples(words, seed=parts.recipe.train.seed) if words is not None else {}
         seen = trainer.progress.tokens
         result = {"steps": trainer.progress.steps, "tokens_seen": seen, "measures": measures, "samples": samples}
         story |= {"result": result}

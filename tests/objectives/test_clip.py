@@ -16,9 +16,10 @@ from PIL import Image
 from transformers import AutoConfig, VisionTextDualEncoderModel, VisionTextDualEncoderProcessor
 
 from sslnlp.errors import UserError
-from sslnlp.objectives.clip import Clip, Siglip
+from sslnlp.objectives.clip import Clip
+from sslnlp.objectives.siglip import Siglip
 from sslnlp.recipe import load_recipe, run
-from tests.contract import make_collator, make_objective, make_stream, one_batch
+from tests.contract import make_collator, make_objective, make_stream, make_trainer, one_batch
 
 
 def vectors(objective: Clip, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -115,9 +116,9 @@ def test_what_cannot_be_is_refused() -> None:
     ):
         with pytest.raises(UserError, match=said):
             Clip(model, **options)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="image_size alone"):
+    with pytest.raises(UserError, match=r"objective\.image_size says so"):
         Clip.bound({"image_size": 32}).collator_options({"image_size": 64})
-    assert Siglip.bound({"image_size": 32}).collator_options({}) == {"image_size": 32}
+    assert Siglip.bound({"image_size": 32}).collator_options({}) == {"image_size": 32, "patch_size": 8}
 
 
 def test_patches_are_left_out_by_position_in_training_alone() -> None:
@@ -178,3 +179,41 @@ def test_from_a_folder_to_a_stock_dual_encoder(tmp_path: Path) -> None:
     ours = make_collator("clip").for_evaluation(0)([row])["pixel_values"]
     theirs = processor(images=[Image.open(file)], return_tensors="pt")["pixel_values"]
     assert torch.allclose(ours, theirs, atol=1e-2)
+
+
+def test_a_tower_is_let_go_at_its_share_of_the_run(tmp_path: Path) -> None:
+    """Half of four updates: its weights stay bit for bit, weight decay and all, and move from the third on."""
+    trainer = make_trainer("siglip", tmp_path, weight_decay=0.5)
+    objective = trainer.objective
+    assert isinstance(objective, Siglip)
+    start = {name: p.detach().clone() for name, p in objective.model.named_parameters()}
+    seen: list[list[str]] = []
+    after_step = objective.after_step
+
+    def watched(progress: float) -> None:
+        after_step(progress)
+        seen.append([name for name, p in objective.model.named_parameters() if not torch.equal(p, start[name])])
+
+    objective.after_step = watched  # type: ignore[method-assign]
+    trainer.fit()
+    assert {name.split(".")[0] for step in seen[:2] for name in step} == {"pooler"}
+    assert any(name.startswith("encoder.") for name in seen[2])
+    assert any(name.startswith("embeddings.") for name in seen[3])
+
+
+def test_an_objective_beside_is_one_more_term_on_the_vision_tower() -> None:
+    objective, batch = make_objective("clip-beside").eval(), one_batch("clip-beside")
+    output = objective(batch)
+    assert output.terms is not None
+    assert objective.num_targets(batch).tolist() == [6, 6]
+    assert output.terms[1].item() == pytest.approx(objective.beside(batch).loss.item())  # type: ignore[misc]
+    objective.zero_grad()
+    objective(batch).terms[1].backward()
+    moved = {name.split(".")[0] for name, p in objective.named_parameters() if p.grad is not None and p.grad.any()}
+    assert moved == {"vision"}
+    with pytest.raises(UserError, match="does not compare views"):
+        Clip(objective.model, beside="masked_lm")
+    with pytest.raises(UserError, match="lock=image keeps"):
+        Clip(objective.model, beside="byol", lock="image")
+    with pytest.raises(UserError, match="about a locked tower"):
+        Clip(objective.model, unlock=0.5)
