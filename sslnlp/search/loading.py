@@ -11,16 +11,22 @@ from sslnlp.errors import UserError
 
 def load_encoder(name: str) -> Any:
     """The encoder at `name`: a `DualEncoder` where its configuration says so, else an `Encoder`."""
-    from sslnlp.picture_encoder import DUAL
     from sslnlp.search.dual import DualEncoder
-    from sslnlp.search.encoder import Encoder, resolve
+    from sslnlp.search.encoder import Encoder
+
+    return DualEncoder.load(name) if reads_pictures(name) else Encoder.load(name)
+
+
+def reads_pictures(name: str) -> bool:
+    """Whether the model at `name` is a dual encoder. Raises UserError where there is no model."""
+    from sslnlp.picture_encoder import DUAL
+    from sslnlp.search.encoder import resolve
 
     try:
         config = json.loads((resolve(name) / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        config = None  # the loader says what is wrong with it
-    dual = isinstance(config, dict) and config.get("model_type") == DUAL
-    return DualEncoder.load(name) if dual else Encoder.load(name)
+        return False  # the loader says what is wrong with it
+    return isinstance(config, dict) and config.get("model_type") == DUAL
 
 
 def load_reranker(name: str) -> Any:

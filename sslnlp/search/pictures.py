@@ -63,7 +63,7 @@ class PictureSource:
             said = str(error)
             for key, option in _OPTIONS.items():
                 said = said.replace(key, option)
-            raise UserError(f"The encoder reads pictures, and there are none to read: {said}") from error
+            raise UserError(f"The encoder reads pictures: {said}") from error
         self._ids, self._rows = _documents(self._pictures)
 
     @property

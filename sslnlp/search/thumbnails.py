@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ KIND = "image/jpeg"
 
 
 def thumbnail(content: bytes) -> bytes:
-    """The picture in the file `content` as a small JPEG, some 2 to 4 kB. Raises `BrokenPicture` where it is none."""
+    """The picture in the file `content` as a small JPEG. Raises `BrokenPicture` where it is none."""
     from sslnlp.pictures import REDUCING_GAP, decode  # it brings torch, which showing thumbnails does without
 
     image = Image.fromarray(decode(content, size=SIDE))
@@ -47,7 +47,7 @@ class ThumbnailWriter:
         self._file.write(small)
         self._places.append(self._places[-1] + len(small))
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> ThumbnailWriter:
         return self
 
     def __exit__(self, *error: Any) -> None:

@@ -180,6 +180,28 @@ def _likeness(small: bytes, content: bytes) -> float:
     return float(np.abs(np.asarray(shown, np.float32) - np.asarray(whole, np.float32)).mean())
 
 
+def test_a_vision_tower_alone_reads_pictures_and_no_words(tmp_path: Path, make_encoder: Callable[..., Path]) -> None:
+    sizes: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = ViTConfig(image_size=16, patch_size=8, intermediate_size=32, **sizes)
+    ViTModel(vision, add_pooling_layer=False).save_pretrained(tmp_path / "vit")
+    encoder = PictureEncoder.load(str(tmp_path / "vit"))
+    assert encoder.tokenizer is None
+    assert np.linalg.norm(encoder.pictures([GOOD["0.jpg"]]), axis=1) == pytest.approx([1])
+    with pytest.raises(UserError, match="no text tower"):
+        encoder.texts(["words"])
+    with pytest.raises(UserError, match="a 'bert' model reads no pictures"):
+        PictureEncoder.load(str(make_encoder(tmp_path / "texts")))
+    with pytest.raises(UserError, match="cannot load the picture encoder"):
+        PictureEncoder.load(str(tmp_path))
+
+
+def test_texts_are_cut_to_what_the_tower_was_trained_to_read(dual: Path) -> None:
+    encoder = PictureEncoder.load(str(dual))
+    assert encoder.max_length == 20  # the tokenizer's, though the tower has 32 positions
+    long = encoder.texts(["noise " * 18 + "heat", "noise " * 18])
+    assert np.array_equal(long[0], long[1])
+
+
 def test_shards_and_folders_alone_are_read_too(tmp_path: Path, dual: Path) -> None:
     with tarfile.open(tmp_path / "d.tar", "w") as tar:
         for name, content in (("a/1.jpg", GOOD["1.jpg"]), ("a/1.txt", b"Engines"), ("a/2.jpg", b"?")):
@@ -309,19 +331,20 @@ def test_what_is_wrong_is_one_line_and_leaves_nothing(
     cases: list[tuple[tuple[object, ...], str]] = [
         (("index", plain, "--model", texts, *new), "holds pictures and no texts: to search them"),
         (("index", plain, *new), "holds pictures and no texts: to search them"),
-        (("index", documents, "--model", dual, *new), "there are none to read"),
+        (("index", documents, "--model", dual, *new), "The encoder reads pictures: "),
         (("index", plain, "--model", lacking, *new), "lacks 1 of its weights, visual_projection.weight"),
         (("index", broken, "--model", dual, *new), "1.jpg: not an image"),
         (("index", twice, "--model", dual, *new), "Two documents have the id 'x'"),
         (("index", folder, "--model", dual, "--text-column", "words", *new), "no column 'words' (--text-column)"),
         (("index", folder, "--model", dual, "--title-column", "words", *new), "leave out --title-column"),
         (("index", plain, "--model", dual, "--reranker", "any", *new), "has a caption: leave --reranker out"),
-        (("add", tmp_path / "i", documents), "there are none to read"),
+        (("add", tmp_path / "i", documents), "The encoder reads pictures: "),
         (("add", tmp_path / "i", plain, "--model", texts), "holds pictures, and"),
         (("add", tmp_path / "t", plain, "--model", dual), "holds texts, and"),
         (("add", tmp_path / "i", plain, "--model", other), "another model"),
         (("add", tmp_path / "t", plain), "holds pictures and no texts"),
         (("query", tmp_path / "i", "noise", "--model", other), "another model"),
+        (("mine", tmp_path / "pairs.jsonl", "--model", dual, "--out", tmp_path / "m.jsonl"), "finds pictures"),
         (("query", tmp_path / "t", "--picture", folder / "1.jpg"), "holds texts"),
     ]
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
