@@ -9,13 +9,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, VisionTextDualEncoderModel
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase, VisionTextDualEncoderModel
 
 from sslnlp.errors import UserError
 from sslnlp.pictures import decode, normalised, whole
 
 Vectors = NDArray[np.float32]
 
+DUAL = "vision-text-dual-encoder"
+"""The `model_type` that the configuration of a dual encoder states."""
 POOLING = "pooling"
 """The field of a vision tower's configuration that says how its states become one vector: "cls" or "mean"."""
 
@@ -35,6 +37,29 @@ class PictureEncoder:
             raise UserError(f"a {model.config.model_type!r} model reads no pictures")
         self.size = int(vision.image_size)
         self.dimension = int(model.config.projection_dim if self.dual else vision.hidden_size)
+
+    @classmethod
+    def load(cls, name: str) -> PictureEncoder:
+        """The export in folder `name`, or of that name on the hub: a dual encoder, or a vision tower alone.
+
+        Raises `UserError` for what cannot be loaded, lacks weights, or reads no pictures.
+        """
+        tokenizer = length = None
+        try:
+            dual = AutoConfig.from_pretrained(name).model_type == DUAL
+            kind: Any = VisionTextDualEncoderModel if dual else AutoModel
+            model, report = kind.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+            if dual:
+                tokenizer = AutoTokenizer.from_pretrained(name)
+                length = _text_length(tokenizer, model.config.text_config)
+        except Exception as error:  # the loaders raise anything from OSError to safetensors' own type
+            raise UserError(f"cannot load the picture encoder {name}: {' '.join(str(error).split())[:300]}") from error
+        # Absent weights would be drawn at random. A vision tower alone is not asked for what its pooler makes.
+        missing = sorted(key for key in report["missing_keys"] if dual or "pooler" not in key.split("."))
+        if missing:
+            raise UserError(f"the picture encoder {name} lacks {len(missing)} of its weights, {missing[0]} among them")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return cls(model.to(device), tokenizer, max_length=length)
 
     def pictures(self, contents: Sequence[bytes], *, batch_size: int = 64) -> Vectors:
         """float32 [N, D] of files of pictures. Raises `BrokenPicture` where one is none."""
@@ -70,6 +95,13 @@ class PictureEncoder:
             mean = getattr(self.model.config, POOLING, "cls") == "mean"
             vectors_BD = states_BPH[:, 1:].mean(1) if mean else states_BPH[:, 0]
         return torch.nn.functional.normalize(vectors_BD.float(), dim=-1)
+
+
+def _text_length(tokenizer: PreTrainedTokenizerBase, config: Any) -> int:
+    """Tokens of a text that are read: what the tokenizer states, as far as the tower has positions."""
+    stated, positions = int(tokenizer.model_max_length), getattr(config, "max_position_embeddings", None)
+    # RoBERTa's table starts counting after the padding id, so two of its rows are no positions.
+    return stated if positions is None or stated <= positions else int(positions) - 2
 
 
 def _in_batches(embed: Callable[[Any], Tensor], things: Sequence[Any], size: int, width: int) -> Vectors:

@@ -35,15 +35,18 @@ COMMANDS = {
     "push": "run repo_id --private --revision",
     "search build": "pairs --beir --budget --documents --encoder --out --set --text",
     "search index": (
-        "data --ann --batch-size --dtype --id-column --language --model --out --reranker --text-column --title-column"
+        "data --ann --batch-size --dtype --id-column --image-column --language --model --out --reranker --text-column "
+        "--title-column"
     ),
-    "search add": "index data --batch-size --id-column --model --replace --text-column --title-column",
+    "search add": "index data --batch-size --id-column --image-column --model --replace --text-column --title-column",
     "search delete": "index ids --ids",
     "search mine": (
         "pairs --batch-size --bm25 --corpus --depth --language --margin --model --negatives --out --positive-column "
         "--query-column --reranker --sample --seed --skip-top --text-column --title-column"
     ),
-    "search query": "index text --ann --depth --k --mode --model --no-verify --rerank-weight --reranker --verify -k",
+    "search query": (
+        "index text --ann --depth --k --mode --model --no-verify --picture --rerank-weight --reranker --verify -k"
+    ),
     "search evaluate": (
         "index beir --ann --baseline --compare --depth --json --measures --mode --model --no-verify --qrels --queries "
         "--rerank-weight --reranker --run --verify"

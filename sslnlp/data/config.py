@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from sslnlp.errors import UserError, suggest
 
@@ -70,3 +72,14 @@ class DataConfig:
             number = getattr(self, name)
             if number is not None and number < 1:
                 raise UserError(f"data.{name} must be at least 1 (or left out), got {number}")
+
+
+def cache_at(chosen: str | None = None) -> Path:
+    """Where tables, token stores and trained tokenizers are kept: `chosen`, $SSLNLP_CACHE, else ~/.cache/sslnlp."""
+    name = chosen or os.environ.get("SSLNLP_CACHE") or "~/.cache/sslnlp"
+    folder = Path(name).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to the cache {name}: {error.strerror}; set data.cache to another") from error
+    return folder

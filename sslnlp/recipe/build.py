@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sslnlp import rng
 from sslnlp.collators.base import Collator
+from sslnlp.data.config import cache_at
 from sslnlp.data.labelled import Labelled, labelled, unlabelled
 from sslnlp.data.packing import PackedRows, PaddedRows
 from sslnlp.data.paired import Paired, paired
@@ -104,13 +105,7 @@ def _bound_lengths(recipe: Recipe) -> None:
 
 def cache_folder(recipe: Recipe) -> Path:
     """Where token stores and trained tokenizers are kept: `data.cache`, $SSLNLP_CACHE, else ~/.cache/sslnlp."""
-    chosen = recipe.data.cache or os.environ.get("SSLNLP_CACHE") or "~/.cache/sslnlp"
-    folder = Path(chosen).expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to the cache {chosen}: {error.strerror}; set data.cache to another") from error
-    return folder
+    return cache_at(recipe.data.cache)
 
 
 def processes() -> PartialState:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,11 +12,11 @@ import numpy as np
 from sslnlp.errors import UserError, suggest
 from sslnlp.search import manifest, segments
 from sslnlp.search.analysis import Analyzer
-from sslnlp.search.documents import Columns, data_fingerprint, read_documents
+from sslnlp.search.documents import Columns
 from sslnlp.search.loading import load_encoder, load_reranker, same_encoder
-from sslnlp.search.resume import Say, Work, kept_unless_wrong, take_up
-from sslnlp.search.segments import Progress
-from sslnlp.search.store import DocumentStore, write_documents
+from sslnlp.search.resume import Say, kept_unless_wrong, take_up
+from sslnlp.search.sources import Progress, Source, open_source, read
+from sslnlp.search.store import DocumentStore
 
 
 class Added(NamedTuple):
@@ -26,6 +27,8 @@ class Added(NamedTuple):
     """How many of the documents took the place of one with the same id."""
     empty: int
     """Documents without text, left out."""
+    broken: dict[str, int]
+    """Reason -> pictures that cannot be read for it, left out."""
 
 
 def build_index(
@@ -45,9 +48,10 @@ def build_index(
     """Index the documents at `data` into the folder `out` (an index already there is replaced, at the very end).
 
     BM25 always; with `model` (an encoder folder or hub name) also vectors of `dtype` float16 or float32, and with `ann`
-    a graph for approximate search over them. `reranker` is remembered for the mode `reranked`. Returns the facts kept
-    in the index. Killed or interrupted, the same call goes on where it was. Raises UserError and leaves `out` as it
-    was for anything unreadable, an empty corpus, duplicate ids, or a model that cannot be loaded.
+    a graph for approximate search over them. Where it is a dual encoder `data` are pictures, their captions the text.
+    `reranker` is remembered for the mode `reranked`. Returns the facts kept in the index. Killed or interrupted, the
+    same call goes on where it was. Raises UserError and leaves `out` as it was for anything unreadable, an empty
+    corpus, duplicate ids, or a model that cannot be loaded.
     """
     if dtype not in ("float16", "float32"):
         raise UserError(f"Unknown vector type {dtype!r}.{suggest(dtype, ('float16', 'float32'))}")
@@ -59,16 +63,19 @@ def build_index(
         _require_ann(encoder is not None)
     if encoder is not None:
         made_by = {"model": encoder.name, "fingerprint": encoder.fingerprint, "dimension": encoder.dimension}
-        facts["dense"] = {**made_by, "dtype": dtype, "ann": ann}
+        facts["dense"] = {**made_by, "reads": encoder.reads, "dtype": dtype, "ann": ann}
     if reranker is not None:
         loaded = load_reranker(reranker)
         facts["reranker"] = {"model": loaded.name, "fingerprint": loaded.fingerprint}
     with manifest.writing(out):
-        key = _key(out, "index", data, columns, {**facts, "reranker": None})
+        source = open_source(data, columns, encoder)
+        if reranker is not None and not source.captioned:
+            raise UserError(f"A reranker reads words, and no picture at {data} has a caption: leave --reranker out.")
+        key = _key(out, "index", source, columns, {**facts, "reranker": None})
         work = take_up(out, key, say)
         with kept_unless_wrong(work):
-            facts["documents"] = _read(work, data, columns)
-            segments.fill(work, facts, encoder, batch_size, progress)
+            facts["documents"] = read(work, source, progress, say)
+            segments.fill(work, facts, source, encoder, batch_size, progress)
             return segments.commit(out, facts, [work.folder.name], (), key, None, progress)
 
 
@@ -99,17 +106,21 @@ def add_documents(
         encoder = same_encoder(facts["dense"], model) if facts["dense"] else None
         if facts["dense"] and facts["dense"]["ann"]:
             _require_ann(True)
-        key = _key(index, "add", data, columns, replace)
+        source = open_source(data, columns, encoder)
+        key = _key(index, "add", source, columns, replace)
         work = take_up(index, key, say)
         with kept_unless_wrong(work):
-            read = _read(work, data, columns)
+            new = read(work, source, progress, say)
             old = _store(index, facts)
             replaced = _doubled(old, DocumentStore([work.folder]).ids, replace)
-            segments.fill(work, facts, encoder, batch_size, progress)
-            facts["documents"]["empty"] += read["empty"]
+            segments.fill(work, facts, source, encoder, batch_size, progress)
+            former = facts["documents"]
+            former["empty"] += new["empty"]
+            if "broken" in new:
+                former["broken"] = dict(Counter(former["broken"]) + Counter(new["broken"]))
             names = [*(segment["name"] for segment in facts["segments"]), work.folder.name]
             segments.commit(index, facts, names, [*old.deleted, *replaced], key, facts, progress)
-    return Added(read["count"], len(replaced), read["empty"])
+    return Added(new["count"], len(replaced), new["empty"], new.get("broken", {}))
 
 
 def delete_documents(index: str | Path, ids: Iterable[str]) -> int:
@@ -140,18 +151,10 @@ def delete_documents(index: str | Path, ids: Iterable[str]) -> int:
     return len(wanted)
 
 
-def _key(out: Path, kind: str, data: str | Path, columns: Columns, facts: Any) -> str:
+def _key(out: Path, kind: str, source: Source, columns: Columns, facts: Any) -> str:
     """What a resumed run must share with the one that was killed, as one SHA-256."""
     former = manifest.sha256_of(out / manifest.NAME) if (out / manifest.NAME).is_file() else ""
-    return manifest.digest_of([manifest.FORMAT, kind, former, data_fingerprint(data), columns, facts])
-
-
-def _read(work: Work, data: str | Path, columns: Columns) -> dict[str, int]:
-    if "documents" not in work.done:
-        written = write_documents(work.folder, read_documents(data, columns))
-        work.finish("documents", {"count": written.documents, "empty": written.empty})
-    read: dict[str, int] = work.done["documents"]
-    return read
+    return manifest.digest_of([manifest.FORMAT, kind, former, source.fingerprint(), columns, facts])
 
 
 def _store(index: Path, facts: dict[str, Any]) -> DocumentStore:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sslnlp.errors import UserError
 from sslnlp.search.defaults import RERANK_DEPTH, RERANK_WEIGHT
 from sslnlp.search.evaluate_cli import evaluate_command
 from sslnlp.search.index_cli import add_command, delete_command, index_command
@@ -43,7 +44,10 @@ search_app.command("serve")(serve_command)
 @search_app.command("query")
 def query_command(
     index: Annotated[Path, typer.Argument(help="A folder made by `sslnlp search index`.")],
-    text: Annotated[str, typer.Argument(help="What to look for.")],
+    text: Annotated[str | None, typer.Argument(help="What to look for.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Look for what is like the picture in this file instead (an index of pictures).")
+    ] = None,
     mode: Annotated[
         str | None, typer.Option(help="bm25, dense, fused or reranked (default: the last that the index can do).")
     ] = None,
@@ -57,13 +61,22 @@ def query_command(
 ) -> None:
     """Show the best documents for a query, with the words that matched.
 
-    Example: sslnlp search query notes.index "where did I write about queues" -k 5
+    Examples: sslnlp search query notes.index "where did I write about queues" -k 5
+
+    sslnlp search query pictures.index --picture beach.jpg
     """
     from sslnlp.search.index import Index
 
+    if (text is None) == (picture is None):
+        raise UserError("Give either words to look for or a --picture.")
+    if picture is not None and (mode not in (None, "dense") or reranker is not None):
+        raise UserError("A picture is compared by vectors alone: leave out --mode and --reranker.")
     opened = Index(
         index, model=model, reranker=reranker, depth=depth, rerank_weight=rerank_weight, ann=ann, verify=verify
     )
+    if picture is not None:
+        return _print_hits(opened, "", opened.search_picture(_content(picture), k))
+    assert text is not None
     chosen = opened.resolve_mode(mode)
     hits = opened.search(text, chosen, k)
     if not opened.analyzer.terms(text) and chosen != "dense":
@@ -72,6 +85,13 @@ def query_command(
     elif not hits:
         typer.echo("No document matches.")
     _print_hits(opened, text, hits)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}.") from error
 
 
 def _print_hits(index: Index, query: str, hits: list[Hit]) -> None:

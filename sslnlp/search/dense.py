@@ -14,6 +14,7 @@ from sslnlp.errors import UserError
 from sslnlp.search.ranking import EMPTY, Ranking, best
 
 if TYPE_CHECKING:
+    from sslnlp.search.dual import DualEncoder
     from sslnlp.search.encoder import Encoder
 
 _ENCODE_BLOCK = 1024
@@ -23,32 +24,33 @@ _QUERY_BLOCK = 256
 
 def write_vectors(
     path: Path,
-    texts: Iterable[str],
+    contents: Iterable[Any],
     count: int,
-    encoder: Encoder,
+    encoder: Encoder | DualEncoder,
     *,
     dtype: str = "float16",
     batch_size: int = 32,
+    block: int | None = None,
     start: int = 0,
     flushed: Callable[[int], None] = lambda done: None,
 ) -> None:
-    """Encode `count` texts into the array [count, D] at `path`, 1,024 at a time.
+    """Encode the contents of `count` documents into the array [count, D] at `path`, `block` (1,024) at a time.
 
-    After each block `flushed` hears how many vectors are on disk; a later call with that `start` (and all the texts)
-    goes on from there. float16 halves the file; a cosine moves by less than 1e-3. Raises UserError when the model
-    yields a vector that is not finite (or does not fit the dtype), which would poison every ranking in silence.
+    After each block `flushed` hears how many vectors are on disk; a later call with that `start` (and the contents from
+    there on) goes on from there. float16 halves the file; a cosine moves by less than 1e-3. Raises UserError when the
+    model yields a vector that is not finite (or does not fit the dtype), which would poison every ranking in silence.
     """
     if start:
         vectors_ND = np.lib.format.open_memmap(path, mode="r+")
     else:
         vectors_ND = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(count, encoder.dimension))
-    texts = islice(texts, start, None)
-    while block := list(islice(texts, _ENCODE_BLOCK)):
-        encoded_ND = encoder.encode(block, "document", batch_size=batch_size)
+    contents = iter(contents)
+    while some := list(islice(contents, block or _ENCODE_BLOCK)):
+        encoded_ND = encoder.encode(some, "document", batch_size=batch_size)
         if not np.isfinite(encoded_ND).all() or np.abs(encoded_ND).max() > np.finfo(dtype).max:
             raise UserError(f"{encoder.name} gives vectors that are not finite in {dtype}: it cannot be searched by.")
-        vectors_ND[start : start + len(block)] = encoded_ND
-        start += len(block)
+        vectors_ND[start : start + len(some)] = encoded_ND
+        start += len(some)
         vectors_ND.flush()
         flushed(start)
 

@@ -43,6 +43,8 @@ class Columns(NamedTuple):
     id: str | None = None
     title: str | None = None
     text: str | None = None
+    image: str | None = None
+    """Of pictures alone, whose captions are their `text`."""
 
 
 def read_documents(path: str | Path, columns: Columns = Columns()) -> Iterator[Document]:  # noqa: B008 (immutable)
@@ -86,6 +88,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """The rows of a table file, each with its line or row number (from 1) for messages."""
     suffix = _suffix(path)
     if suffix not in TABLE_SUFFIXES:
+        _refuse_pictures(path, [path])
         raise UserError(f"Cannot read {path}: give a folder of texts or one of {', '.join(sorted(TABLE_SUFFIXES))}.")
     try:
         if suffix == ".parquet":
@@ -140,8 +143,20 @@ def _documents_of_folder(folder: Path) -> Iterator[Document]:
 def _text_files(folder: Path) -> list[Path]:
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in TEXT_SUFFIXES and file.is_file())
     if not files:
+        _refuse_pictures(folder, folder.rglob("*"))
         raise UserError(f"{folder} holds no corpus.jsonl and no text file ({', '.join(sorted(TEXT_SUFFIXES))}).")
     return files
+
+
+def _refuse_pictures(path: Path, files: Iterable[Path]) -> None:
+    """Raises UserError where `files`, which hold no texts, are pictures or may do."""
+    from sslnlp.data.picture_sources import IMAGE_FILES  # only here: it brings libraries that texts do not need
+
+    if any(file.suffix.lower() in (*IMAGE_FILES, ".tar", ".arrow") for file in files):
+        raise UserError(
+            f"{path} holds pictures and no texts: to search them, name with --model the export of a `sslnlp train "
+            "clip_image_text` run, which reads both."
+        )
 
 
 def string_of(path: Path, number: int, row: Mapping[str, Any], column: str) -> str:

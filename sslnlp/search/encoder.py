@@ -29,6 +29,8 @@ from sslnlp.search.manifest import sha256_of
 from sslnlp.types import Encoding
 
 Kind = Literal["query", "document"]
+Reads = Literal["texts", "pictures"]
+"""What the documents are that an encoder makes vectors of; queries are words, whatever these are."""
 # sentence-transformers' names, the newer value and the older flag, for what `sslnlp.nn.Pooling` does.
 _POOLINGS = {"mean": "mean", "cls": "cls", "lasttoken": "last", "weightedmean": "weighted"}
 _POOLING_FLAGS = {
@@ -55,6 +57,8 @@ class EncoderSettings:
 
 class Encoder:
     """A frozen bi-encoder. `fingerprint` identifies weights, tokenizer and settings together."""
+
+    reads: Reads = "texts"
 
     def __init__(self, model: Any, tokenizer: Any, settings: EncoderSettings, name: str, fingerprint: str) -> None:
         self.model = model.eval()

@@ -19,7 +19,7 @@ from sslnlp.search.documents import well_formed
 from sslnlp.search.fusion import reciprocal_rank_fusion, rescored
 from sslnlp.search.loading import load_reranker, same_encoder, same_reranker
 from sslnlp.search.ranking import EMPTY, Ranking
-from sslnlp.search.segments import DELETED, TABLE, VECTORS
+from sslnlp.search.segments import DELETED, TABLE, VECTORS, holds_pictures
 from sslnlp.search.store import DocumentStore
 
 __all__ = [  # what is made elsewhere is found here too: one place to import from
@@ -85,6 +85,10 @@ class Index:
         self.facts = manifest.read(self.path, verify=verify)
         if ann and not (self.facts["dense"] and self.facts["dense"]["ann"]):
             raise UserError(f"The index at {self.path} has no graph for approximate search: index again with --ann.")
+        self.pictures = holds_pictures(self.facts)
+        self.wordless = self.pictures and not self.facts["bm25"]["terms"]
+        if reranker is not None and self.wordless:
+            raise UserError(f"The pictures in the index at {self.path} have no captions for a reranker to read.")
         self.analyzer = Analyzer(self.facts["bm25"]["language"])
         self._folders = [self.path / segment["name"] for segment in self.facts["segments"]]
         deleted = np.load(self.path / self.facts["table"] / DELETED)
@@ -96,7 +100,9 @@ class Index:
 
     @property
     def modes(self) -> tuple[Mode, ...]:
-        """The modes this index can answer in, the fullest last."""
+        """The modes this index can answer in, the fullest last. Pictures without captions have vectors alone."""
+        if self.wordless:
+            return ("dense",)
         vectors: tuple[Mode, ...] = ("dense", "fused") if self.facts["dense"] else ()
         reranks: tuple[Mode, ...] = ("reranked",) if self._reranker or self.facts["reranker"] else ()
         return ("bm25", *vectors, *reranks)
@@ -108,6 +114,11 @@ class Index:
         for known in MODES:
             if mode == known and known in self.modes:
                 return known
+        if mode in MODES and self.wordless:
+            raise UserError(
+                f"The pictures in the index at {self.path} have no captions, so there are no words for mode {mode!r}: "
+                "only dense."
+            )
         if mode == "reranked":
             raise UserError(f"The index at {self.path} remembers no reranker: name one with --reranker.")
         if mode in MODES:
@@ -123,13 +134,20 @@ class Index:
 
     @cached_property
     def encoder(self) -> Any:
-        """The `Encoder` the vectors were made with, its fingerprint checked."""
+        """The `Encoder` (of pictures: `DualEncoder`) the vectors were made with, its fingerprint checked."""
         return same_encoder(self.facts["dense"], self._model)
 
     @cached_property
     def reranker(self) -> Any:
         """The `Reranker` named when opening (any will do), else the remembered one, its fingerprint checked."""
         return same_reranker(self.facts["reranker"], self._reranker)
+
+    @cached_property
+    def thumbnails(self) -> Any:
+        """The `Thumbnails` of an index of pictures, by row."""
+        from sslnlp.search.thumbnails import Thumbnails
+
+        return Thumbnails(self._folders)
 
     @cached_property
     def dense(self) -> Any:
@@ -178,6 +196,22 @@ class Index:
         _check(query, k)
         return self.hits(self.rank([query], mode, k)[0])
 
+    def search_picture(self, content: bytes, k: int = 10) -> list[Hit]:
+        """The `k` pictures most like the one in the file `content`, by their vectors.
+
+        Raises UserError where the index holds texts, for what is no picture, and k below 1.
+        """
+        from sslnlp.pictures import BrokenPicture, decode
+
+        if not self.pictures:
+            raise UserError(f"The index at {self.path} holds texts: a picture finds nothing there.")
+        _check_number(k)
+        try:
+            decode(content)
+        except BrokenPicture as error:
+            raise UserError(f"This is no picture to search by ({error}).") from error
+        return self.hits(self.dense.search(self.encoder.encode([content], "document"), k)[0])
+
     def explain(self, query: str, k: int = 10, mode: str | None = None) -> list[Explained]:
         """`search`, and for every hit its place in each part that `mode` is made of (1,000 documents deep).
 
@@ -202,5 +236,9 @@ class Index:
 def _check(query: str, k: int) -> None:
     if not query.strip():
         raise UserError("The query is empty: give at least one word.")
+    _check_number(k)
+
+
+def _check_number(k: int) -> None:
     if k < 1:
         raise UserError(f"k must be at least 1, got {k}.")

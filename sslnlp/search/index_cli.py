@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -12,13 +12,17 @@ import typer
 from sslnlp.errors import UserError
 
 DataArgument = Annotated[
-    Path, typer.Argument(help="A folder of text files, a BEIR folder, or .jsonl/.csv/.tsv/.parquet.")
+    Path,
+    typer.Argument(
+        help="A folder of text files, a BEIR folder, or .jsonl/.csv/.tsv/.parquet; pictures, if the model reads them."
+    ),
 ]
 IndexArgument = Annotated[Path, typer.Argument(help="A folder made by `sslnlp search index`.")]
 BatchOption = Annotated[int, typer.Option(min=1, help="Texts encoded at once.")]
 IdColumnOption = Annotated[str | None, typer.Option(help="Column with the document's id.")]
 TitleColumnOption = Annotated[str | None, typer.Option(help="Column with its title.")]
-TextColumnOption = Annotated[str | None, typer.Option(help="Column with its text.")]
+TextColumnOption = Annotated[str | None, typer.Option(help="Column with its text; of a picture, its captions.")]
+ImageColumnOption = Annotated[str | None, typer.Option(help="Column with the picture, or the name of its file.")]
 
 
 def index_command(
@@ -26,7 +30,10 @@ def index_command(
     out: Annotated[Path, typer.Option(help="Where the index goes; an index already there is replaced at the end.")],
     model: Annotated[
         str | None,
-        typer.Option(help="An encoder (a run's export folder or a hub name): adds vectors for dense and fused search."),
+        typer.Option(
+            help="An encoder (a run's export folder or a hub name): adds vectors for dense and fused search. "
+            "The export of a clip_image_text run: DATA are pictures, found by words."
+        ),
     ] = None,
     reranker: Annotated[
         str | None, typer.Option(help="A cross-encoder to remember: it orders the first results of a query anew.")
@@ -42,13 +49,14 @@ def index_command(
     id_column: IdColumnOption = None,
     title_column: TitleColumnOption = None,
     text_column: TextColumnOption = None,
+    image_column: ImageColumnOption = None,
 ) -> None:
     """Index documents for searching. Interrupted or killed, the same command goes on where it was.
 
     Example: sslnlp search index notes/ --out notes.index --model out/ranker/export
     """
     from sslnlp.search.documents import Columns
-    from sslnlp.search.index import build_index
+    from sslnlp.search.index import Index, build_index
 
     with _bars() as progress:
         facts = build_index(
@@ -60,14 +68,19 @@ def index_command(
             language=language,
             dtype=dtype,
             batch_size=batch_size,
-            columns=Columns(id_column, title_column, text_column),
+            columns=Columns(id_column, title_column, text_column, image_column),
             progress=progress,
             say=_say,
         )
-    count, empty, dense = facts["documents"]["count"], facts["documents"]["empty"], facts["dense"]
-    parts = "BM25" + (f" + {dense['dimension']}-dimensional {dense['dtype']} vectors" if dense else "")
-    graph, reranks = " + graph" if ann else "", " + reranker" if reranker else ""
-    typer.echo(f"Indexed {count:,} documents{_left_out(empty)}: {parts}{graph}{reranks}.")
+    counts, dense = facts["documents"], facts["dense"]
+    made = Index(out, verify=False)
+    parts = [] if made.wordless else ["BM25"]
+    parts += [f"{dense['dimension']}-dimensional {dense['dtype']} vectors"] if dense else []
+    parts += [name for name, there in (("graph", ann), ("reranker", reranker)) if there]
+    what = "pictures" if made.pictures else "documents"
+    left_out = _left_out(counts["empty"], counts.get("broken", {}))
+    no_words = " (no captions, so no BM25)" if made.wordless else ""
+    typer.echo(f"Indexed {counts['count']:,} {what}{left_out}: {' + '.join(parts)}{no_words}.")
     typer.echo(f'Try: sslnlp search query {out} "your words"')
 
 
@@ -84,13 +97,14 @@ def add_command(
     id_column: IdColumnOption = None,
     title_column: TitleColumnOption = None,
     text_column: TextColumnOption = None,
+    image_column: ImageColumnOption = None,
 ) -> None:
     """Add documents to an index: only they are read and encoded. Interrupted, the same command goes on where it was.
 
     Example: sslnlp search add notes.index newer-notes/ --replace
     """
     from sslnlp.search.documents import Columns
-    from sslnlp.search.index import add_documents
+    from sslnlp.search.index import Index, add_documents
 
     with _bars() as progress:
         added = add_documents(
@@ -99,12 +113,13 @@ def add_command(
             model=model,
             replace=replace,
             batch_size=batch_size,
-            columns=Columns(id_column, title_column, text_column),
+            columns=Columns(id_column, title_column, text_column, image_column),
             progress=progress,
             say=_say,
         )
     replaced = f", {added.replaced:,} of them in place of older ones" if added.replaced else ""
-    typer.echo(f"Added {added.documents:,} documents{replaced}{_left_out(added.empty)}.")
+    what = "pictures" if Index(index, verify=False).pictures else "documents"
+    typer.echo(f"Added {added.documents:,} {what}{replaced}{_left_out(added.empty, added.broken)}.")
 
 
 def delete_command(
@@ -131,7 +146,10 @@ def _lines(path: Path) -> list[str]:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start}).") from error
 
 
-def _left_out(empty: int) -> str:
+def _left_out(empty: int, broken: Mapping[str, int]) -> str:
+    if broken:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in broken.items())
+        return f", {sum(broken.values()):,} broken left out ({reasons})"
     return f", {empty:,} without text left out" if empty else ""
 
 
@@ -147,6 +165,6 @@ def _bars() -> Iterator[Callable[[str, int, int], None]]:
 
     bar = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*bar, console=Console(stderr=True), transient=True) as shown:
-        names = {"bm25": "words", "dense": "vectors", "ann": "graph"}
+        names = {"pictures": "pictures", "bm25": "words", "dense": "vectors", "ann": "graph"}
         tasks = {stage: shown.add_task(name, total=None, visible=stage == "bm25") for stage, name in names.items()}
         yield lambda stage, done, total: shown.update(tasks[stage], advance=done, total=total, visible=True)

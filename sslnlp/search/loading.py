@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,10 +10,23 @@ from sslnlp.errors import UserError
 
 
 def load_encoder(name: str) -> Any:
-    """The `Encoder` at `name`."""
+    """The encoder at `name`: a `DualEncoder` where its configuration says so, else an `Encoder`."""
+    from sslnlp.search.dual import DualEncoder
     from sslnlp.search.encoder import Encoder
 
-    return Encoder.load(name)
+    return DualEncoder.load(name) if reads_pictures(name) else Encoder.load(name)
+
+
+def reads_pictures(name: str) -> bool:
+    """Whether the model at `name` is a dual encoder. Raises UserError where there is no model."""
+    from sslnlp.picture_encoder import DUAL
+    from sslnlp.search.encoder import resolve
+
+    try:
+        config = json.loads((resolve(name) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False  # the loader says what is wrong with it
+    return isinstance(config, dict) and config.get("model_type") == DUAL
 
 
 def load_reranker(name: str) -> Any:
@@ -28,6 +42,11 @@ def same_encoder(facts: Mapping[str, Any], model: str | None) -> Any:
     Raises UserError when its fingerprint is another: vectors of two models do not compare.
     """
     encoder = load_encoder(model or facts["model"])
+    if encoder.reads != (holds := facts.get("reads", "texts")):
+        raise UserError(
+            f"The index holds {holds}, and {encoder.name} is an encoder of {encoder.reads}: name with --model the one "
+            f"that it was made with ({facts['model']})."
+        )
     if encoder.fingerprint != facts["fingerprint"]:
         raise UserError(
             f"The vectors were made by another model ({facts['model']}) than {encoder.name}, or its files changed "

@@ -26,6 +26,7 @@ from sslnlp.data.table_rows import TableRows
 from sslnlp.errors import UserError
 from sslnlp.search.documents import Columns, read_documents
 from sslnlp.search.index import Index, build_index, load_reranker
+from sslnlp.search.loading import reads_pictures
 from sslnlp.search.negatives import Known, Miner, Mining, Retriever
 
 _BLOCK = 256
@@ -83,6 +84,8 @@ def mine(
         raise UserError(f"The mined pairs are JSON lines: name a file that ends in .jsonl, not {out}.")
     if model is None and not bm25:
         raise UserError("There is nothing to search by: name an encoder, or search by BM25.")
+    if model is not None and reads_pictures(model):
+        raise UserError(f"{model} finds pictures: the negatives of texts are mined by an encoder of texts.")
     judge = load_reranker(reranker) if reranker is not None else None  # before the long work, not after it
     with _workshop(out) as folder:
         config = DataConfig(train=str(pairs), columns=dict(columns or {}), valid_fraction=0)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
+from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -19,6 +20,8 @@ MAX_QUERY = 1000
 """Characters of a query; a longer one is a document, and an encoder would cut it anyway."""
 MAX_RESULTS = 100
 DEFAULT_RESULTS = 10
+THUMBNAILS = "/thumbnail"
+"""Where the server has thumbnails, by `id`."""
 
 PARTS = {"bm25": "BM25", "dense": "vectors", "fused": "fused", "reranked": "reranked"}
 """The parts of the pipeline, and what the page calls them."""
@@ -35,6 +38,8 @@ class Result:
     places: Mapping[str, tuple[int, float] | None]
     """Rank and score in each part; None where the part took no part or did not list it."""
     why: str
+    thumbnail: str = ""
+    """Where this server has a small picture of it; empty for texts."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,7 @@ class Answer:
                 "places": {
                     part: place and {"rank": place[0], "score": place[1]} for part, place in result.places.items()
                 },
+                **({"thumbnail": result.thumbnail} if result.thumbnail else {}),
             }
             for result in self.results
         ]
@@ -92,7 +98,8 @@ class Stopwatch:
 def watched(index: Index) -> Stopwatch:
     """Load what `index` needs for its modes, and time it from now on."""
     stopwatch = Stopwatch()
-    stopwatch.watch("BM25", index.bm25, "search")
+    if "bm25" in index.modes:
+        stopwatch.watch("BM25", index.bm25, "search")
     if "dense" in index.modes:
         stopwatch.watch("query to vector", index.encoder, "encode")
         stopwatch.watch("vectors", index.dense, "search")
@@ -138,7 +145,8 @@ def _result(index: Index, query: str, rank: int, explained: Explained) -> Result
         title=snippet(document.title, query, index.analyzer, width=300),
         snippet=snippet(document.text, query, index.analyzer, width=280),
         places={name: places[name] for name in index.modes},
-        why=_why(places) if "dense" in index.modes else "",
+        why=_why(places) if "fused" in index.modes else "",
+        thumbnail=f"{THUMBNAILS}?id={quote(explained.hit.id, safe='')}" if index.pictures else "",
     )
 
 
@@ -176,6 +184,7 @@ def render(
     *,
     name: str,
     documents: int | None = None,
+    pictures: bool = False,
     modes: tuple[str, ...] = (),
     query: str = "",
     mode: str = "",
@@ -188,8 +197,8 @@ def render(
         _environment()
         .get_template("search.html.jinja")
         .render(
-            name=name, documents=documents, modes=modes, query=query, mode=mode, k=k, answer=answer, error=error,
-            parts=PARTS, counts=sorted({10, 20, 50, k}), max_query=MAX_QUERY, depth=DEPTH,
+            name=name, documents=documents, pictures=pictures, modes=modes, query=query, mode=mode, k=k,
+            answer=answer, error=error, parts=PARTS, counts=sorted({10, 20, 50, k}), max_query=MAX_QUERY, depth=DEPTH,
         )
     )  # fmt: skip
 

@@ -15,15 +15,15 @@ from sslnlp.search.analysis import Analyzer
 from sslnlp.search.bm25 import write_table
 from sslnlp.search.postings import Postings, join, write_postings
 from sslnlp.search.resume import Work
+from sslnlp.search.sources import Progress, Source
 from sslnlp.search.store import DocumentStore
 
 POSTINGS, VECTORS, DELETED, TABLE = "postings", "vectors.npy", "deleted.npy", "bm25"
 
-Progress = Callable[[str, int, int], None]
-"""Called with (stage, documents done since the last call, documents in all)."""
 
-
-def fill(work: Work, facts: Mapping[str, Any], encoder: Any, batch_size: int, progress: Progress) -> None:
+def fill(
+    work: Work, facts: Mapping[str, Any], source: Source, encoder: Any, batch_size: int, progress: Progress
+) -> None:
     """Do what is not done yet for the documents in the folder of `work`: postings, vectors, graph, as `facts` say."""
     folder, store = work.folder, DocumentStore([work.folder])
     if "postings" not in work.done:
@@ -40,10 +40,10 @@ def fill(work: Work, facts: Mapping[str, Any], encoder: Any, batch_size: int, pr
             progress("dense", done - work.done.get("vectors", 0), len(store))
             work.finish("vectors", done, flush=False)  # its writer has flushed the block
 
-        texts = (document.content for document in store)
+        contents = source.contents(folder, work.done["documents"], start)
         write_vectors(
-            folder / VECTORS, texts, len(store), encoder,
-            dtype=facts["dense"]["dtype"], batch_size=batch_size, start=start, flushed=flushed,
+            folder / VECTORS, contents, len(store), encoder, dtype=facts["dense"]["dtype"], batch_size=batch_size,
+            block=source.block, start=start, flushed=flushed,
         )  # fmt: skip
     if facts["dense"] and facts["dense"]["ann"] and (start := work.done.get("ann", 0)) < len(store):
         progress("ann", start, len(store))
@@ -89,16 +89,23 @@ def commit(
     table = out / f"table-{key[:12]}"
     table.mkdir()
     np.save(table / DELETED, np.array(sorted(store.deleted), np.int64))
-    write_table(table / TABLE, join([Postings.load(folder / POSTINGS) for folder in folders], live))
+    postings = join([Postings.load(folder / POSTINGS) for folder in folders], live)
+    if postings.terms or not holds_pictures(facts):  # pictures may do without captions; texts without words are refused
+        write_table(table / TABLE, postings)
     named = [
         {"name": folder.name, "documents": int(alive_N.sum()), "deleted": int((~alive_N).sum())}
         for folder, alive_N in zip(folders, live, strict=True)
     ]
-    counts = {"count": len(store), "empty": facts["documents"]["empty"]}
-    found = {**facts, "documents": counts, "segments": named, "table": table.name}
+    found = {**facts, "documents": {**facts["documents"], "count": len(store)}, "segments": named, "table": table.name}
+    found["bm25"] = {**facts["bm25"], "terms": len(postings.terms)}
     found.pop("files", None)
     manifest.commit(out, found, [*folders, table], former)
     return found
+
+
+def holds_pictures(facts: Mapping[str, Any]) -> bool:
+    """Whether the documents of an index with these `facts` are pictures."""
+    return bool(facts["dense"]) and facts["dense"].get("reads") == "pictures"
 
 
 def first_to_join(rows: Sequence[int], live: Sequence[int]) -> int | None:
@@ -134,6 +141,10 @@ def _join_segments(
     folder.mkdir()
     DocumentStore(parts, np.flatnonzero(~np.concatenate(live)).tolist()).copy(folder)
     join([Postings.load(part / POSTINGS) for part in parts], live).save(folder / POSTINGS)
+    if holds_pictures(facts):
+        from sslnlp.search.thumbnails import Thumbnails
+
+        Thumbnails(parts).copy(folder, live)
     if facts["dense"]:
         from sslnlp.search.dense import copy_vectors
 

@@ -28,7 +28,8 @@ from urllib.parse import parse_qs, urlsplit
 from sslnlp.errors import UserError
 from sslnlp.search import manifest
 from sslnlp.search.index import Index
-from sslnlp.search.page import DEFAULT_RESULTS, MAX_QUERY, Answer, Stopwatch, ask, clean, render, watched
+from sslnlp.search.page import DEFAULT_RESULTS, MAX_QUERY, THUMBNAILS, Answer, Stopwatch, ask, clean, render, watched
+from sslnlp.search.thumbnails import KIND
 
 PATIENCE = 10.0
 """Seconds that a client may keep a connection without sending; each has a thread of its own, so no other waits."""
@@ -76,6 +77,14 @@ class LiveIndex:
             except OSError:  # its files were replaced between the look at the folder and the search
                 self._follow()
                 return ask(self.index, self._watch, query, mode, k)
+
+    def thumbnail(self, name: str) -> bytes | None:
+        """The small JPEG of the picture whose id is `name`; None where there is no such picture."""
+        with self._lock:
+            if self._stamp() != self._opened:
+                self._follow()
+            row = self.index.documents.row_of.get(name)
+            return None if row is None or not self.index.pictures else bytes(self.index.thumbnails[row])
 
     def _follow(self) -> None:
         try:
@@ -126,7 +135,14 @@ class Server(ThreadingHTTPServer):
         index = self.live.index
         mode = shown.pop("mode", None)
         known = mode if mode in index.modes else index.modes[-1]
-        return render(name=self.name, documents=len(index.documents), modes=index.modes, mode=known, **shown)
+        return render(
+            name=self.name,
+            documents=len(index.documents),
+            pictures=index.pictures,
+            modes=index.modes,
+            mode=known,
+            **shown,
+        )
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that hangs up is no news; anything else is."""
@@ -135,7 +151,7 @@ class Server(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """`/` is the page, `/api/search` the same as JSON; both take `q`, `mode` and `k`."""
+    """`/` is the page, `/api/search` the same as JSON; both take `q`, `mode` and `k`. `/thumbnail` takes an `id`."""
 
     server: Server
     server_version, sys_version = "sslnlp", ""
@@ -144,9 +160,12 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Answer a request, or say why not."""
         if not self._named_here():
-            return self._send(403, "This server answers only to names of its own machine.\n", "text/plain")
+            said = "This server answers only to names of its own machine.\n"
+            return self._send(403, said, "text/plain; charset=utf-8")
         # The request line was read as Latin-1; bytes that are no UTF-8 become replacement characters.
         target = urlsplit(self.path.encode("latin-1", "replace").decode("utf-8", "replace"))
+        if target.path == THUMBNAILS:
+            return self._thumbnail(target.query)
         if target.path not in ("/", "/api/search"):
             return self.send_error(404)
         as_json = target.path != "/"
@@ -176,6 +195,17 @@ class Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET  # noqa: N815 (http.server's naming)
 
+    def _thumbnail(self, fields: str) -> None:
+        """The id is looked up among those of the index; it never becomes part of a path."""
+        try:
+            given = parse_qs(fields, errors="replace", max_num_fields=_FIELDS).get("id", [""])
+            found = self.server.live.thumbnail(given[0])
+        except (UserError, ValueError, OSError):  # the index has gone, or is being replaced: the next page tells
+            found = None
+        if found is None:
+            return self._send(404, "No such picture.\n", "text/plain; charset=utf-8")
+        self._send(200, found, KIND)
+
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """What http.server refuses itself, said in our way: methods other than GET and HEAD are 405."""
         code = 405 if code == 501 else code
@@ -191,16 +221,16 @@ class Handler(BaseHTTPRequestHandler):
         return self._send(code, self.server.page(**shown, error=message))
 
     def _send_json(self, code: int, content: dict[str, Any]) -> None:
-        self._send(code, json.dumps(content) + "\n", "application/json")
+        self._send(code, json.dumps(content) + "\n", "application/json; charset=utf-8")
 
-    def _send(self, code: int, text: str, kind: str = "text/html") -> None:
-        body = text.encode("utf-8", "replace")
+    def _send(self, code: int, content: str | bytes, kind: str = "text/html; charset=utf-8") -> None:
+        body = content if isinstance(content, bytes) else content.encode("utf-8", "replace")
         self.send_response(code)
-        self.send_header("Content-Type", f"{kind}; charset=utf-8")
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         if code == 405:
             self.send_header("Allow", "GET, HEAD")
-        allowed = f"style-src 'sha256-{self.server.style_hash}'; img-src data:; form-action 'self'"
+        allowed = f"style-src 'sha256-{self.server.style_hash}'; img-src data: 'self'; form-action 'self'"
         nothing_else = "default-src 'none'; base-uri 'none'; frame-ancestors 'none'"
         self.send_header("Content-Security-Policy", f"{nothing_else}; {allowed}")
         for name, value in {

@@ -26,8 +26,8 @@ class Written(NamedTuple):
     empty: int
 
 
-def write_documents(folder: Path, documents: Iterable[Document]) -> Written:
-    """Write `documents` into `folder` in one pass; those without any text are left out and counted.
+def write_documents(folder: Path, documents: Iterable[Document], *, keep_empty: bool = False) -> Written:
+    """Write `documents` into `folder` in one pass; those without any text are left out and counted, or kept.
 
     Raises UserError when nothing is left and when an id comes twice (a judgement for it would mean two documents).
     """
@@ -35,7 +35,7 @@ def write_documents(folder: Path, documents: Iterable[Document]) -> Written:
     offsets, empty = array("q", [0]), 0
     with open(folder / LINES, "wb") as lines:
         for document in documents:
-            if not document.content:
+            if not (keep_empty or document.content):
                 empty += 1
                 continue
             if document.id in seen:
@@ -110,7 +110,7 @@ class DocumentStore:
             ids[row] = ""
         return ids
 
-    @property
+    @cached_property
     def row_of(self) -> dict[str, int]:
         """The row of every document that is left, by id."""
         return {name: row for row, name in enumerate(self.ids) if name}

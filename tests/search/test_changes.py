@@ -152,7 +152,7 @@ def test_an_index_without_vectors_takes_no_model(tmp_path: Path) -> None:
     build_index(_write(tmp_path / "a.jsonl", {"1": "bead"}), tmp_path / "i")
     with pytest.raises(UserError, match="no vectors"):
         add_documents(tmp_path / "i", _write(tmp_path / "b.jsonl", {"2": "cafe"}), model="letters")
-    assert add_documents(tmp_path / "i", tmp_path / "b.jsonl") == (1, 0, 0)
+    assert add_documents(tmp_path / "i", tmp_path / "b.jsonl") == (1, 0, 0, {})
 
 
 def test_rows_the_graph_cannot_reach_are_found_when_all_are_asked_for(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def _files(folder: Path) -> dict[str, bytes]:
 
 
 POINTS = {  # where it is killed -> texts that are encoded when it goes on
-    "changes.write_documents": 11,
+    "sources.write_documents": 11,
     "segments.write_postings": 11,
     "third block": 3,
     "segments._write_graph": 0,
@@ -124,7 +124,7 @@ def test_adding_goes_on_where_it_was_killed(
     said: list[str] = []
     add_documents(tmp_path / "killed", more, say=said.append)
     assert len(letters.encoded) == POINTS[point]
-    assert ["interrupted" in line for line in said] == [True] * (point != "changes.write_documents")
+    assert ["interrupted" in line for line in said] == [True] * (point != "sources.write_documents")
     if point == "third block":
         assert said == ["Going on where a run was interrupted: 11 documents read and counted, 8 encoded."]
     if point == "second save":
