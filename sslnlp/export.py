@@ -103,9 +103,9 @@ def export_model(
         aside.mkdir(parents=True)
         with _quiet():
             _save_model(model, aside)
-        _save_tokenizer(tokenizer, aside, max_length)
         if (size := _picture_size(model)) is not None:
             _save_processor(tokenizer, aside, size)
+        _save_tokenizer(tokenizer, aside, max_length)  # last: the processor writes a tokenizer without its limit
         kinds = {"prompts": {"query": "", "document": "", **(prompts or {})}, LENGTHS: dict(lengths or {})}
         ranks = "tokens" if per_token else "pairs" if prompts and pooling is None else None
         if ranks is not None:

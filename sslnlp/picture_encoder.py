@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, VisionTextDualEncoderModel
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase, VisionTextDualEncoderModel
 
 from sslnlp.errors import UserError
 from sslnlp.pictures import decode, normalised, whole
@@ -28,13 +28,33 @@ class PictureEncoder:
 
     def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase | None, *, max_length: int | None = None) -> None:
         self.model, self.tokenizer = model.eval(), tokenizer
-        self.max_length = max_length or (tokenizer.model_max_length if tokenizer is not None else 0)
         self.dual = isinstance(model, VisionTextDualEncoderModel)
+        self.max_length = max_length or 0
+        if max_length is None and tokenizer is not None:  # one without a limit of its own says 10^30
+            positions = getattr(model.config.text_config, "max_position_embeddings", 512) if self.dual else 512
+            self.max_length = min(tokenizer.model_max_length, positions)
         vision = model.config.vision_config if self.dual else model.config
         if not isinstance(getattr(vision, "image_size", None), int):
             raise UserError(f"a {model.config.model_type!r} model reads no pictures")
         self.size = int(vision.image_size)
         self.dimension = int(model.config.projection_dim if self.dual else vision.hidden_size)
+
+    @classmethod
+    def load(cls, name: str) -> PictureEncoder:
+        """The model in folder `name`, or of that name on the hub. Raises `UserError` when it cannot be loaded."""
+        try:
+            dual = AutoConfig.from_pretrained(name).model_type == VisionTextDualEncoderModel.config_class.model_type
+            model: Any = (VisionTextDualEncoderModel if dual else AutoModel).from_pretrained(name, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(name) if dual else None
+        except Exception as error:  # the loaders raise anything from OSError to safetensors' own type
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise UserError(f"cannot load {name!r} as a model that reads pictures: {reason}") from error
+        return cls(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer)
+
+    @property
+    def scale(self) -> float:
+        """What a cosine is multiplied by before the softmax over texts: 1 / temperature. 1 for a vision tower alone."""
+        return float(self.model.logit_scale.detach().exp()) if self.dual else 1.0
 
     def pictures(self, contents: Sequence[bytes], *, batch_size: int = 64) -> Vectors:
         """float32 [N, D] of files of pictures. Raises `BrokenPicture` where one is none."""
