@@ -23,6 +23,7 @@ from sslnlp.report.picture_material import PictureMaterial
 from sslnlp.report.runs import RunFacts, make_report, read_runs
 from sslnlp.report.sections import sheet_file, short_form
 from sslnlp.report.subject import subject_of
+from sslnlp.search.encoder import quiet_loading
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +95,8 @@ def _cards(facts: Sequence[RunFacts], given: Mapping[str, Any], tell: Tell) -> d
     for run in exported:
         export, telling = run.path / "export", _telling(tell, run.name)
         if reads_pictures(export):
-            seeing = PictureSubject(PictureEncoder.load(str(export)))
+            with quiet_loading():
+                seeing = PictureSubject(PictureEncoder.load(str(export)))
             pictures = pictures or PictureMaterial.read(config, recipe.data, cache)
             cards[run.name] = measure_pictures(seeing, pictures, tell=telling)
             continue
