@@ -15,6 +15,7 @@ import typer
 from sslnlp import __version__
 from sslnlp.build_cli import build_command
 from sslnlp.errors import UserError
+from sslnlp.predict_cli import predict_command
 from sslnlp.search.cli import search_app
 
 app = typer.Typer(
@@ -148,8 +149,9 @@ def report(
     """Measure what runs left behind: report.json, report.html, figures/, and a short form in the model card.
 
     No labels are needed. More is measured with files: pairs=FILE (minimal pairs), sts=FILE (scored sentence pairs),
-    probe_train=FILE probe_test=FILE (labelled texts), beir=FOLDER, texts=FILE (other held-out text). Several runs stand
-    side by side; documents=N bounds the work, measures=false leaves it out, out=FOLDER writes elsewhere.
+    probe_train=FILE probe_test=FILE (labelled texts, or pictures; label=COLUMN), beir=FOLDER, texts=FILE or
+    pictures=FILE (others than those held out). Several runs stand side by side; documents=N bounds the work,
+    measures=false leaves it out, out=FOLDER writes elsewhere.
     """
     from rich.console import Console
 
@@ -191,29 +193,7 @@ def curve(
     typer.echo(f"report: {measure(overrides or [], method or [], out, labels, draws, seeds, keep=keep)}")
 
 
-@app.command()
-def predict(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A classifier's export, or its name on a hub.")],
-    data: Annotated[Path, typer.Argument(metavar="FILE", help=".txt (a text a line), .jsonl, .csv, .tsv or .parquet.")],
-    out: Annotated[Path, typer.Option(help="Where the predictions go, as JSON lines.")],
-    text: Annotated[str | None, typer.Option(help="The text column, when it is not obvious.")] = None,
-    pair: Annotated[str | None, typer.Option(help="The column of the second text, for models of pairs.")] = None,
-    top: Annotated[int, typer.Option(min=0, help="Classes with their probabilities a text; 0: all.")] = 5,
-    batch_size: Annotated[int, typer.Option(min=1, help="Texts at once.")] = 32,
-) -> None:
-    """Classify every text of a file: labels with probabilities, by the thresholds that the export keeps."""
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn
-
-    from sslnlp.predict import predict_file
-
-    with Progress(SpinnerColumn(), MofNCompleteColumn(), console=Console(stderr=True), transient=True) as shown:
-        task = shown.add_task("texts", total=None)
-        count = predict_file(
-            model, data, out, text=text, pair=pair, top=top, batch_size=batch_size,
-            progress=lambda done: shown.update(task, advance=done),
-        )  # fmt: skip
-    typer.echo(f"{count:,} predictions: {out}")
+app.command("predict")(predict_command)
 
 
 @app.command()

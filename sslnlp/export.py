@@ -109,10 +109,10 @@ def export_model(
             pooling = None
         with _quiet():
             _save_model(model, aside)
-        if tokenizer is not None:
-            _save_tokenizer(tokenizer, aside, max_length)
         if (size := _picture_size(model)) is not None:
             _save_processor(tokenizer, aside, size)
+        if tokenizer is not None:
+            _save_tokenizer(tokenizer, aside, max_length)  # last: the processor writes a tokenizer without its limit
         kinds = {"prompts": {"query": "", "document": "", **(prompts or {})}, LENGTHS: dict(lengths or {})}
         ranks = "tokens" if per_token else "pairs" if prompts and pooling is None else None
         if ranks is not None:

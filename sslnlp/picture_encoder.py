@@ -30,8 +30,10 @@ class PictureEncoder:
 
     def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase | None, *, max_length: int | None = None) -> None:
         self.model, self.tokenizer = model.eval(), tokenizer
-        self.max_length = max_length or (tokenizer.model_max_length if tokenizer is not None else 0)
         self.dual = isinstance(model, VisionTextDualEncoderModel)
+        self.max_length = max_length or 0
+        if max_length is None and tokenizer is not None:
+            self.max_length = _text_length(tokenizer, model.config.text_config)
         vision = model.config.vision_config if self.dual else model.config
         if not isinstance(getattr(vision, "image_size", None), int):
             raise UserError(f"a {model.config.model_type!r} model reads no pictures")
@@ -44,14 +46,13 @@ class PictureEncoder:
 
         Raises `UserError` for what cannot be loaded, lacks weights, or reads no pictures.
         """
-        tokenizer = length = None
+        tokenizer = None
         try:
             dual = AutoConfig.from_pretrained(name).model_type == DUAL
             kind: Any = VisionTextDualEncoderModel if dual else AutoModel
             model, report = kind.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
             if dual:
                 tokenizer = AutoTokenizer.from_pretrained(name)
-                length = _text_length(tokenizer, model.config.text_config)
         except Exception as error:  # the loaders raise anything from OSError to safetensors' own type
             raise UserError(f"cannot load the picture encoder {name}: {' '.join(str(error).split())[:300]}") from error
         # Absent weights would be drawn at random. A vision tower alone is not asked for what its pooler makes.
@@ -59,7 +60,12 @@ class PictureEncoder:
         if missing:
             raise UserError(f"the picture encoder {name} lacks {len(missing)} of its weights, {missing[0]} among them")
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(model.to(device), tokenizer, max_length=length)
+        return cls(model.to(device), tokenizer)
+
+    @property
+    def scale(self) -> float:
+        """What a cosine is multiplied by before the softmax over texts: 1 / temperature. 1 for a vision tower alone."""
+        return float(self.model.logit_scale.detach().exp()) if self.dual else 1.0
 
     def pictures(self, contents: Sequence[bytes], *, batch_size: int = 64) -> Vectors:
         """float32 [N, D] of files of pictures. Raises `BrokenPicture` where one is none."""

@@ -55,6 +55,8 @@ class Predictor:
             )
         if architecture.endswith("ForSequenceClassification"):
             return cls(config, _stock(folder))
+        if hasattr(config, "vision_config"):
+            raise UserError(f"{name} reads pictures: say by which names to classify them, --labels cat,dog")
         raise UserError(
             f"{name} is a {architecture or 'model'} and no classifier; fine-tune one: finetune_classification"
         )

@@ -29,6 +29,7 @@ from sslnlp.checkpoint import keep_last, load_checkpoint, newest_valid, save_che
 from sslnlp.collators.base import Collator
 from sslnlp.data.stream import Stream
 from sslnlp.errors import UserError
+from sslnlp.evaluation.chance import ChanceWatch
 from sslnlp.evaluation.collapse import CollapseWatch
 from sslnlp.finite import Finite, NonFiniteError
 from sslnlp.metrics import MetricsLog
@@ -120,7 +121,7 @@ class Trainer:
         # Under FSDP2 the optimiser's flag would have to be a tensor of all ranks, so there it is read at once.
         self._finite = Finite(late=self.device.type == "cuda" and not self._sharded)
         self._signals = Signals()
-        self._watch = CollapseWatch()
+        self._watch, self._chance = CollapseWatch(), ChanceWatch()
 
     # --- the page ----------------------------------------------------------------------------------------------------
 
@@ -311,6 +312,7 @@ class Trainer:
         self._write(progress.step, {f"train/{k}": v for k, v in values.items()} | {"train/tokens": progress.tokens})
         if self.accelerator.is_main_process:
             self._watch(progress.step, values)
+            self._chance(progress.step, progress.steps, values)
         if self.on_progress is not None and self.accelerator.is_main_process:
             self.on_progress(
                 progress.step, progress.steps, values | {f"valid_{k}": v for k, v in progress.valid.items()}

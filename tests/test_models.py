@@ -173,7 +173,7 @@ def pairs(tokenizer: PreTrainedTokenizerBase) -> dict[str, torch.Tensor]:
 
 
 def test_every_architecture_is_tried() -> None:
-    assert {*WRAPS, *SEQ2SEQ} == set(ARCHITECTURES)
+    assert {*WRAPS, *SEQ2SEQ} == set(ARCHITECTURES) - {"vit"}  # which reads no text
 
 
 @pytest.mark.parametrize("architecture", SEQ2SEQ)

@@ -30,7 +30,7 @@ def write_run(folder: Path, objective: str = "causal_lm", **facts: object) -> Pa
 class Page(HTMLParser):
     """Collects what a browser would fetch, and checks that every element is closed."""
 
-    VOID = frozenset({"meta", "line", "circle", "polyline", "br"})
+    VOID = frozenset({"meta", "line", "circle", "polyline", "br", "img"})
 
     def __init__(self, text: str) -> None:
         super().__init__()

@@ -31,7 +31,7 @@ COMMANDS = {
     "plan": "recipe overrides",
     "report": "runs",
     "curve": "overrides --draws --keep --labels --method --out --seeds",
-    "predict": "model data --batch-size --out --pair --text --top",
+    "predict": "model data --batch-size --labels --out --pair --template --text --top",
     "push": "run repo_id --private --revision",
     "search build": "pairs --beir --budget --documents --encoder --out --set --text",
     "search index": (
@@ -62,7 +62,8 @@ data.out_of_scope data.packing data.seq_length data.split_text data.streaming da
 data.valid data.valid_fraction data.valid_tokens
 model.architecture model.config model.dropout model.fresh model.lora_rank model.pretrained model.reinit_layers
 model.size name objective.name out
-report.beir report.documents report.every report.pairs report.probe_test report.probe_train report.sts report.texts
+report.beir report.documents report.every report.label report.pairs report.pictures report.probe_test
+report.probe_train report.sts report.templates report.texts
 tokenizer.algorithm tokenizer.lowercase tokenizer.memory_mb tokenizer.path tokenizer.vocab_size
 train.accumulate train.batch_size train.betas train.budget train.clip train.compile train.decay train.ema train.epochs
 train.eps train.eval_every train.keep train.keep_best train.layer_decay train.log_every train.lr train.on_nonfinite
@@ -107,8 +108,7 @@ COLLATOR_OPTIONS = {
 }
 
 TWO_TOWERS = (
-    "beside beside_weight dimension image_size "
-    "lock mini_batch_size patch_dropout patch_size temperature unlock vision"
+    "beside beside_weight dimension image_size lock mini_batch_size patch_dropout patch_size temperature unlock vision"
 )
 OBJECTIVE_OPTIONS = {
     "barlow_twins": "dimensions mini_batch_size off_diagonal pooling projector train_layers",
@@ -158,9 +158,9 @@ LEVELS = [
     "data",
     "collators objectives",
     "optim muon checkpoint metrics windows train_config sums signals finite averaging budget precision sharding",
-    "train evaluation search export card hub predict",
+    "train evaluation search export card hub predict predict_pictures",
     "recipe report",
-    "text_to_search build_cli curve quickstart cli __main__",
+    "text_to_search build_cli predict_cli curve quickstart cli __main__",
 ]
 # `card` and `search` may be imported by anything of their level; these pairs may not see each other.
 STRANGERS = [("collators", "objectives"), ("objectives", "collators"), ("data", "collators"), ("train", "recipe")]

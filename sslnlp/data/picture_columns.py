@@ -16,6 +16,7 @@ from sslnlp.data.table_rows import find_column
 from sslnlp.errors import UserError
 
 CAPTION_NAMES = ("caption", "captions", "text", "sentence", "sentences", "title", "description")
+LABEL_NAMES = ("label", "labels", "class", "category")
 IMAGE_NAMES = ("image", "img", "picture", "file_name", "path")
 
 _CAPTIONS = pa.large_list(pa.large_string())
@@ -60,7 +61,7 @@ def known_columns(
     spec: str,
     image: str | None,
     captions: tuple[str, ...] = CAPTION_NAMES,
-    labels: tuple[str, ...] = ("label",),
+    labels: tuple[str, ...] = LABEL_NAMES,
     ids: tuple[str, ...] = ("id",),
 ) -> dict[str, str]:
     """Our name -> the name there, of the columns there are: those named in `data.columns`, else of usual names."""

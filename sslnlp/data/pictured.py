@@ -156,6 +156,19 @@ def pictured(config: DataConfig, *, cache_dir: str | Path | None = None, caption
     return Pictured(train, valid, names, facts)
 
 
+def every_picture(
+    config: DataConfig, name: str, *, cache_dir: str | Path | None = None
+) -> tuple[PictureRows, list[str]]:
+    """All usable pictures of `data.train` or `data.valid` (`name`), copies too, with captions and labels where there
+    are any; and the names of the labels.
+
+    Raises `UserError` as `pictured` does.
+    """
+    read = _read(config, name, config.cache or cache_dir, captions_needed=False)
+    names = class_names({label for label in read.labels() if label is not None}, read.pictures.label_feature)
+    return read.rows({label: i for i, label in enumerate(names)}), names
+
+
 @dataclass
 class _Read:
     """The usable pictures of one spec."""

@@ -17,6 +17,7 @@ from sslnlp.evaluation.probes import Probes
 from sslnlp.evaluation.ranking import RankingMeasures
 from sslnlp.evaluation.similarity import Spearman
 from sslnlp.evaluation.written import ReconstructionMeasures, Repetition
+from sslnlp.evaluation.zero_shot import ZeroShotClassification
 
 __all__ = [
     "AUC",
@@ -33,5 +34,6 @@ __all__ = [
     "ReconstructionMeasures",
     "Repetition",
     "Spearman",
+    "ZeroShotClassification",
     "evaluate_held_out",
 ]

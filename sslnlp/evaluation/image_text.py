@@ -1,15 +1,35 @@
-"""Retrieval between pictures and their captions, in both directions."""
+"""Retrieval between pictures and their captions, in both directions.
+
+Shapes: K captions with their pictures; Q different queries of one direction.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sslnlp.evaluation.bootstrap import Figure, Ints, drawn_figure, ratio_figure
+
+Floats = npt.NDArray[np.float64]
+
 CUTS = (1, 5, 10)
+TEXT_TO_IMAGE, IMAGE_TO_TEXT = "text_to_image", "image_to_text"
 _BLOCK = 1024
+
+
+class Ranks(NamedTuple):
+    """One direction."""
+
+    rank: Ints
+    """[Q]. Of each different query's best answer, from 1; what is as near as it counts as nearer."""
+    answers: Ints
+    """[Q]. How many candidates answer the query."""
+    candidates: int
 
 
 def image_text_measures(predicted: Mapping[str, Tensor]) -> dict[str, float]:
@@ -20,13 +40,44 @@ def image_text_measures(predicted: Mapping[str, Tensor]) -> dict[str, float]:
     of these, from 1, ties counted against it. `mean_recall` is the mean of the six (as in Karpathy and Fei-Fei, 2015).
     `chance_median_rank`: of a random order, for queries with one answer.
     """
+    ranks = retrieval_ranks(predicted)
+    figures: dict[str, float] = {}
+    for name, found in ranks.items():
+        figures |= {f"{name}_recall@{cut}": float((found.rank <= cut).mean()) for cut in CUTS}
+        figures[f"{name}_median_rank"] = float(np.median(found.rank))
+    recalls = [value for name, value in figures.items() if "recall@" in name]
+    chance = (ranks[TEXT_TO_IMAGE].candidates + 1) / 2
+    return figures | {"mean_recall": float(np.mean(recalls)), "chance_median_rank": chance}
+
+
+def image_text_figures(predicted: Mapping[str, Tensor]) -> dict[str, Figure]:
+    """The recalls and median ranks of `image_text_measures` with their intervals, queries being drawn anew.
+
+    Chance is a random order of the candidates, in which a query with several answers finds one of them sooner.
+    """
+    figures = {}
+    for name, (rank_Q, answers_Q, candidates) in retrieval_ranks(predicted).items():
+        for cut in CUTS:
+            chance = float(1 - _all_behind(candidates, answers_Q, cut).mean())
+            figures[f"{name}_recall@{cut}"] = ratio_figure((rank_Q <= cut).astype(np.float64), chance=chance)
+
+        def median(index: Ints, rank_Q: Ints = rank_Q) -> float:
+            return float(np.median(rank_Q[index]))
+
+        middle = _chance_median(candidates, answers_Q)
+        figures[f"{name}_median_rank"] = drawn_figure(median, len(rank_Q), chance=middle)
+    return figures
+
+
+def retrieval_ranks(predicted: Mapping[str, Tensor]) -> dict[str, Ranks]:
+    """`text_to_image` and `image_to_text` of what `image_text_measures` reads."""
     image_index, image_of_K = _distinct(predicted["image_hash"])
     text_index, text_of_K = _distinct(predicted["text_hash"])
     images, texts = predicted["image"][image_index], predicted["text"][text_index]
-    figures = _direction("text_to_image", texts, images, text_of_K, image_of_K)
-    figures |= _direction("image_to_text", images, texts, image_of_K, text_of_K)
-    recalls = [value for name, value in figures.items() if "recall@" in name]
-    return figures | {"mean_recall": float(np.mean(recalls)), "chance_median_rank": (len(images) + 1) / 2}
+    return {
+        TEXT_TO_IMAGE: _direction(texts, images, text_of_K, image_of_K),
+        IMAGE_TO_TEXT: _direction(images, texts, image_of_K, text_of_K),
+    }
 
 
 def _distinct(hashes: Tensor) -> tuple[Tensor, Tensor]:
@@ -36,7 +87,7 @@ def _distinct(hashes: Tensor) -> tuple[Tensor, Tensor]:
     return first, inverse
 
 
-def _direction(name: str, asked: Tensor, found: Tensor, asked_K: Tensor, found_K: Tensor) -> dict[str, float]:
+def _direction(asked: Tensor, found: Tensor, asked_K: Tensor, found_K: Tensor) -> Ranks:
     answers = torch.zeros(len(asked), len(found), dtype=torch.bool)
     answers[asked_K, found_K] = True
     ranks = []
@@ -45,6 +96,23 @@ def _direction(name: str, asked: Tensor, found: Tensor, asked_K: Tensor, found_K
         similarity = asked[part].float() @ found.float().T
         best = similarity.masked_fill(~answers[part], float("-inf")).max(1, keepdim=True).values
         ranks.append(1 + ((similarity >= best) & ~answers[part]).sum(1))
-    rank = torch.cat(ranks).numpy()
-    figures = {f"{name}_recall@{cut}": float((rank <= cut).mean()) for cut in CUTS}
-    return figures | {f"{name}_median_rank": float(np.median(rank))}
+    return Ranks(torch.cat(ranks).numpy(), answers.sum(1).numpy(), len(found))
+
+
+def _all_behind(candidates: int, answers_Q: Ints, cut: int) -> Floats:
+    """Chance that a random order of the candidates has none of a query's answers among the first `cut`: [Q]."""
+    behind_Q = np.ones(len(answers_Q))
+    for n in range(int(answers_Q.max())):
+        factor = max(0, candidates - cut - n) / max(1, candidates - n)
+        behind_Q *= np.where(answers_Q > n, factor, 1.0)
+    return behind_Q
+
+
+def _chance_median(candidates: int, answers_Q: Ints) -> float:
+    """The median, over queries and random orders, of the rank of the best answer: (candidates + 1) / 2 where each
+    query has one."""
+    different, counts = np.unique(answers_Q, return_counts=True)
+    weights = counts / counts.sum()
+    found = np.array([1 - _all_behind(candidates, different, cut) @ weights for cut in range(1, candidates + 1)])
+    lower, upper = np.searchsorted(found, 0.5 - 1e-9), np.searchsorted(found, 0.5 + 1e-9)
+    return float(lower + upper) / 2 + 1

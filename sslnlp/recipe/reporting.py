@@ -5,19 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, VisionTextDualEncoderModel
 
 from sslnlp.collators.base import Collator
 from sslnlp.metrics import read_metrics
 from sslnlp.objectives.base import Objective
+from sslnlp.picture_encoder import PictureEncoder
 from sslnlp.recipe.build import Parts, cache_folder
 from sslnlp.recipe.schema import Recipe
 from sslnlp.report.card import Card, measure
 from sslnlp.report.material import Material, held_out_texts
-from sslnlp.report.subject import Subject, in_memory
+from sslnlp.report.picture_card import PictureSubject, measure_pictures
+from sslnlp.report.picture_material import PictureMaterial
+from sslnlp.report.subject import in_memory
 from sslnlp.search.encoder import EncoderSettings
 
 Evaluate = Callable[[Objective], dict[str, float]]
+Measure = Callable[[Objective, bool], Card]
+"""The card of a model as it stands; whether it is also asked for what is looked at."""
 
 PREFIX = "report/"
 """Before the names of the card's figures in metrics.jsonl: the held-out pass has some of the same name."""
@@ -28,14 +33,13 @@ class RunReport:
 
     def __init__(self, parts: Parts) -> None:
         self.parts, self.every = parts, parts.recipe.report.every
-        fingerprint = str(parts.facts.get("fingerprint", ""))
-        held_out = held_out_texts(parts.recipe.data, fingerprint, cache_folder(parts.recipe), parts.tokenizer)
-        self.material = Material.read(parts.recipe.report, held_out, corrupting(parts.recipe, parts.tokenizer))
+        pictures = parts.recipe.collator_class.reads == "pictures"
+        self._measure = self._pictures() if pictures else self._texts()
         self._evaluations: int | None = None
 
     def card(self, objective: Objective) -> Card:
         """Of the model as it stands."""
-        return measure(self._subject(objective), self.material)
+        return self._measure(objective, True)
 
     def beside(self, evaluate: Evaluate | None) -> Evaluate | None:
         """The held-out pass with the card's figures joined to every `report.every`-th one."""
@@ -48,20 +52,40 @@ class RunReport:
                 self._evaluations = evaluations_in(Path(self.parts.recipe.out).expanduser() / "metrics.jsonl")
             self._evaluations += 1
             if self._evaluations % self.every == 0:
-                card = measure(self._subject(objective), self.material, written=False)
+                card = self._measure(objective, False)
                 found |= {PREFIX + name: figure.value for name, figure in card.figures.items()}
             return found
 
         return both
 
-    def _subject(self, objective: Objective) -> Subject:
-        settings = EncoderSettings(
-            pooling=objective.pooling or "mean",
-            max_length=self.parts.max_length,
-            prompts=dict(self.parts.collator.prompts),
-            lengths=dict(self.parts.collator.text_lengths),
-        )
-        return in_memory(objective.exported, self.parts.tokenizer, settings=settings)
+    def _texts(self) -> Measure:
+        recipe, tokenizer = self.parts.recipe, self.parts.tokenizer
+        fingerprint = str(self.parts.facts.get("fingerprint", ""))
+        held_out = held_out_texts(recipe.data, fingerprint, cache_folder(recipe), tokenizer)
+        material = Material.read(recipe.report, held_out, corrupting(recipe, tokenizer))
+
+        def made(objective: Objective, written: bool) -> Card:
+            settings = EncoderSettings(
+                pooling=objective.pooling or "mean",
+                max_length=self.parts.max_length,
+                prompts=dict(self.parts.collator.prompts),
+                lengths=dict(self.parts.collator.text_lengths),
+            )
+            return measure(in_memory(objective.exported, tokenizer, settings=settings), material, written=written)
+
+        return made
+
+    def _pictures(self) -> Measure:
+        recipe = self.parts.recipe
+        material = PictureMaterial.read(recipe.report, recipe.data, cache_folder(recipe))
+
+        def made(objective: Objective, written: bool) -> Card:
+            model = objective.exported
+            tokenizer = self.parts.tokenizer if isinstance(model, VisionTextDualEncoderModel) else None
+            encoder = PictureEncoder(model, tokenizer, max_length=self.parts.max_length)
+            return measure_pictures(PictureSubject(encoder), material, written=written)
+
+        return made
 
 
 def evaluations_in(metrics: Path) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -46,15 +47,26 @@ class Card:
     """Two principal components of a text's vector, and its label ("" without one)."""
     left_out: dict[str, str] = field(default_factory=dict)
     """Measure -> why it was not made."""
+    by_class: dict[str, Figure] = field(default_factory=dict)
+    """Zero-shot accuracy of the pictures of each class."""
+    found: list[tuple[str, int]] = field(default_factory=list)
+    """The captions of the contact sheet from the top, and the place of their own picture among all."""
+    sheet: bytes = b""
+    """The contact sheet as PNG; a file of its own, so not part of `to_dict`."""
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        plain = asdict(self)
+        del plain["sheet"]
+        return {name: value for name, value in plain.items() if value or name not in ("by_class", "found")}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Card:
-        figures = {name: Figure(**figure) for name, figure in plain.get("figures", {}).items()}
+        figures, by_class = (
+            {name: Figure(**figure) for name, figure in plain.get(key, {}).items()} for key in ("figures", "by_class")
+        )
         points = [(x, y, label) for x, y, label in plain.get("embedding_map", [])]
-        return cls(figures, dict(plain.get("samples", {})), points, dict(plain.get("left_out", {})))
+        found = [(caption, place) for caption, place in plain.get("found", [])]
+        return cls(figures, dict(plain.get("samples", {})), points, dict(plain.get("left_out", {})), by_class, found)
 
 
 def measure(subject: Subject, material: Material, *, tell: Told = lambda name: None, written: bool = True) -> Card:
@@ -62,18 +74,18 @@ def measure(subject: Subject, material: Material, *, tell: Told = lambda name: N
 
     written: also let it write texts, and draw the map. A measure that cannot be made is left out, with the reason.
     """
-    card = Card()
+    card, asked = Card(), MEASURES | WRITTEN if written else MEASURES
     with evaluating(subject.model):
-        for name, make in MEASURES.items():
-            tell(name)
-            with _noting(card, name):
-                make(card, subject, material)
-        if written:
-            for name, make in WRITTEN.items():
-                tell(name)
-                with _noting(card, name):
-                    make(card, subject, material)
+        fill(card, {name: partial(make, card, subject, material) for name, make in asked.items()}, tell)
     return card
+
+
+def fill(card: Card, asked: Mapping[str, Callable[[], None]], tell: Told) -> None:
+    """Call each of `asked`, by its name; `card` notes the reason of one that raises `NotFitting` or `UserError`."""
+    for name, make in asked.items():
+        tell(name)
+        with _noting(card, name):
+            make()
 
 
 class NotFitting(Exception):
@@ -231,7 +243,7 @@ def _map(card: Card, subject: Subject, material: Material) -> None:
 
 
 Make = Callable[[Card, Subject, Material], None]
-MEASURES: Mapping[str, Make] = {
+MEASURES: dict[str, Make] = {
     "bits per byte": _bits_per_byte,
     "fixed masks": _fixed_mask,
     "pseudo-likelihood": _pseudo_likelihood,
@@ -241,4 +253,4 @@ MEASURES: Mapping[str, Make] = {
     "probes": _probe,
     "search": _search,
 }
-WRITTEN: Mapping[str, Make] = {"samples": _samples, "reconstruction": _reconstruction, "embedding map": _map}
+WRITTEN: dict[str, Make] = {"samples": _samples, "reconstruction": _reconstruction, "embedding map": _map}

@@ -11,15 +11,19 @@ from typing import Any
 
 from sslnlp.card import with_report
 from sslnlp.errors import UserError
+from sslnlp.picture_encoder import PictureEncoder
 from sslnlp.recipe.build import cache_folder
 from sslnlp.recipe.reporting import corrupting
 from sslnlp.recipe.schema import from_dict
 from sslnlp.report.card import Card, measure
 from sslnlp.report.config import ReportConfig
 from sslnlp.report.material import Material, held_out_texts
+from sslnlp.report.picture_card import PictureSubject, measure_pictures, reads_pictures
+from sslnlp.report.picture_material import PictureMaterial
 from sslnlp.report.runs import RunFacts, make_report, read_runs
-from sslnlp.report.sections import short_form
+from sslnlp.report.sections import sheet_file, short_form
 from sslnlp.report.subject import subject_of
+from sslnlp.search.encoder import quiet_loading
 
 log = logging.getLogger(__name__)
 
@@ -35,29 +39,33 @@ def report_runs(
     title: str | None = None,
     measures: bool = True,
     texts: str | None = None,
+    pictures: str | None = None,
     pairs: str | None = None,
     sts: str | None = None,
     probe_train: str | None = None,
     probe_test: str | None = None,
+    label: str | None = None,
+    templates: list[str] | None = None,
     beir: str | None = None,
     documents: int | None = None,
 ) -> Path:
     """Measure the exports of runs and write report.json, report.html and figures/; returns the page's path.
 
-    What is not given is taken from `report.*` of the first run's recipe; all runs are measured on the same texts, the
-    ones that the first run held out unless `texts` names others. Each run's model card gets the short form of its own.
+    What is not given is taken from `report.*` of the first run's recipe; all runs are measured on the same texts (or
+    pictures), those that the first run held out unless `texts` (`pictures`) names others. Each run's model card gets
+    the short form of its own.
 
     Args:
         tell: called with the run and the name of each measure before it is made.
         against: further runs, as if they stood among `runs`.
         out: where to write; the first run's folder otherwise.
         measures: False measures nothing: shown are what the runs logged and what reports in their folders hold.
-        texts, pairs, sts, probe_train, probe_test, beir, documents: see `ReportConfig`.
+        texts, pictures, pairs, sts, probe_train, probe_test, label, templates, beir, documents: see `ReportConfig`.
     """
     facts = read_runs([*runs, *map(Path, against or [])])
     given = {
-        "texts": texts, "pairs": pairs, "sts": sts, "probe_train": probe_train, "probe_test": probe_test, "beir": beir,
-        "documents": documents,
+        "texts": texts, "pictures": pictures, "pairs": pairs, "sts": sts, "probe_train": probe_train,
+        "probe_test": probe_test, "label": label, "templates": templates, "beir": beir, "documents": documents,
     }  # fmt: skip
     if measures:
         cards = _cards(facts, {name: value for name, value in given.items() if value is not None}, tell)
@@ -79,17 +87,30 @@ def _cards(facts: Sequence[RunFacts], given: Mapping[str, Any], tell: Tell) -> d
     first = facts[0]
     kept = {f.name: first.recipe.get("report", {}).get(f.name, f.default) for f in fields(ReportConfig)}
     config = replace(ReportConfig(**kept), **given)
+    recipe = from_dict(first.recipe)
+    cache = cache_folder(recipe)
     material: Material | None = None
+    pictures: PictureMaterial | None = None
     cards: dict[str, Card] = {}
     for run in exported:
-        subject = subject_of(run.path / "export")
+        export, telling = run.path / "export", _telling(tell, run.name)
+        if reads_pictures(export):
+            with quiet_loading():
+                seeing = PictureSubject(PictureEncoder.load(str(export)))
+            pictures = pictures or PictureMaterial.read(config, recipe.data, cache)
+            cards[run.name] = measure_pictures(seeing, pictures, tell=telling)
+            continue
+        subject = subject_of(export)
         if material is None:
-            recipe = from_dict(first.recipe)
             fingerprint = str(first.biography.get("data", {}).get("fingerprint", ""))
-            held_out = held_out_texts(recipe.data, fingerprint, cache_folder(recipe), subject.tokenizer)
+            held_out = held_out_texts(recipe.data, fingerprint, cache, subject.tokenizer)
             material = Material.read(config, held_out, corrupting(recipe, subject.tokenizer))
-        cards[run.name] = measure(subject, material, tell=lambda name, run=run: tell(f"{run.name}: {name}"))  # type: ignore[misc]
+        cards[run.name] = measure(subject, material, tell=telling)
     return cards
+
+
+def _telling(tell: Tell, name: str) -> Tell:
+    return lambda line: tell(f"{name}: {line}")
 
 
 def _measured_before(run: RunFacts) -> Card | None:
@@ -101,7 +122,12 @@ def _measured_before(run: RunFacts) -> Card | None:
         cards = json.loads(path.read_text(encoding="utf-8")).get("cards", {})
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {str(path)!r}: {error}; delete it") from None
-    return Card.from_dict(cards[run.path.name]) if run.path.name in cards else None
+    if run.path.name not in cards:
+        return None
+    card, sheet = Card.from_dict(cards[run.path.name]), run.path / "figures" / sheet_file(run.path.name)
+    if card.found and sheet.is_file():
+        card.sheet = sheet.read_bytes()
+    return card
 
 
 def _into_model_card(path: Path, card: Card) -> None:

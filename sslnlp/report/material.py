@@ -65,7 +65,7 @@ class Material:
         if config.sts is not None:
             found.similar = read_similar(open_source(config.sts).rows(), config.sts)
         if config.probe_train is not None and config.probe_test is not None:
-            found.probe = _labelled(config.probe_train), _labelled(config.probe_test)
+            found.probe = _labelled(config.probe_train, config.label), _labelled(config.probe_test, config.label)
         if config.beir is not None:
             found.beir = load_beir(config.beir)
         return found
@@ -96,23 +96,24 @@ def _texts(spec: str) -> Iterator[str]:
     yield from (text for text in open_source(spec).documents() if text.strip())
 
 
-def _labelled(spec: str) -> Labelled:
+def _labelled(spec: str, label: str | None) -> Labelled:
     """`UserError` where the columns are not to be found."""
     texts, labels = [], []
     names: tuple[str, str] | None = None
     for row in open_source(spec).rows():
-        names = names or _columns(row, spec)
-        text, label = (row.get(name) for name in names)
-        if text is not None and label is not None:
+        names = names or _columns(row, spec, label)
+        text, value = (row.get(name) for name in names)
+        if text is not None and value is not None:
             texts.append(str(text))
-            labels.append(str(label))
+            labels.append(str(value))
     if not texts:
         raise UserError(f"{spec} holds no labelled text")
     return Labelled(texts, labels)
 
 
-def _columns(row: dict[str, Any], spec: str) -> tuple[str, str]:
-    label = next((name for name in LABELS if name in row), None)
+def _columns(row: dict[str, Any], spec: str, wanted: str | None) -> tuple[str, str]:
+    accepted = LABELS if wanted is None else (wanted,)
+    label = next((name for name in accepted if name in row), None)
     if label is None:
-        raise UserError(f"{spec} has no label column ({', '.join(LABELS)}); it has {', '.join(row)}")
+        raise UserError(f"{spec} has no label column ({', '.join(accepted)}); it has {', '.join(row)}")
     return text_column({name: value for name, value in row.items() if name != label}, None, spec), label

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sslnlp.report.picture_measures import PICTURES
+
 Facts = Mapping[str, Any]
 """What chance levels are computed from: `vocab_size`, `bytes_per_token`, `num_labels`, where known."""
 
@@ -221,6 +223,7 @@ CARD: Mapping[str, Measure] = {
     ),
     "knn": Measure("accuracy", "label by the ten nearest training texts, nothing trained", "higher"),
     "linear_probe": Measure("accuracy", "logistic regression on the frozen vectors", "higher"),
+    **{name: Measure(*told) for name, told in PICTURES.items()},
     "reconstruction_exact": Measure("share", "corrupted texts that are rebuilt token for token", "higher"),
     "reconstruction_similarity": Measure(
         "share",
@@ -279,7 +282,9 @@ def measure(objective: str, figure: str) -> Measure | None:
     if name in _RANKED:
         chance = functools.partial(_chance_at, name, depth)
         return Measure("mean over queries", _RANKED[name].format(k=depth), "higher", chance)
-    return MEASURES.get((objective, figure))
+    if (told := MEASURES.get((objective, figure))) is None and figure in PICTURES:
+        return Measure(*PICTURES[figure])
+    return told
 
 
 def card_measure(figure: str) -> Measure | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import re
@@ -48,6 +49,19 @@ class Chart:
 
 
 @dataclass
+class Picture:
+    """A PNG that stands in the page itself, and in `file` below figures/."""
+
+    title: str
+    file: str
+    png: bytes
+
+    @property
+    def source(self) -> str:
+        return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
+
+
+@dataclass
 class Section:
     """One heading of the report."""
 
@@ -57,6 +71,7 @@ class Section:
     charts: list[Chart] = field(default_factory=list)
     lists: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Title -> texts that stand below each other, as they are."""
+    pictures: list[Picture] = field(default_factory=list)
 
 
 @dataclass
@@ -112,7 +127,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): _plain(v) for k, v in value.items() if not isinstance(v, bytes)}  # a picture has its own file
     return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from sslnlp.errors import UserError
+from sslnlp.evaluation.chance import CHANCE, accuracy_of, at_chance, is_chance, loss_of
 from sslnlp.metrics import read_metrics
 from sslnlp.report.answers import answer_sections
 from sslnlp.report.card import Card
 from sslnlp.report.measures import Measure, card_measure, measure
 from sslnlp.report.page import Cell, Chart, Report, Section, Table
-from sslnlp.report.sections import card_sections, write_figures
+from sslnlp.report.sections import card_sections, write_figures, write_pictures
 
 TRAINING, HELD_OUT = "train/", "valid/"
 """Prefixes of the numbers in metrics.jsonl: means since the last log, and figures of held-out data."""
@@ -46,6 +47,11 @@ class RunFacts:
     def series(self, key: str) -> list[tuple[float, float]]:
         """(step, value) of one logged number."""
         return [(line["step"], line[key]) for line in self.history if _is_number(line.get(key))]
+
+    def at_chance(self, key: str) -> str | None:
+        """What is wrong when the training loss stayed at what was logged under `key` (`evaluation.chance`)."""
+        lines = [line for line in self.history if _is_number(line.get(key)) and _is_number(line.get(loss_of(key)))]
+        return at_chance([line[loss_of(key)] for line in lines], [line[key] for line in lines])
 
     def held_out(self) -> dict[str, float]:
         """The held-out figures of the weights that were left behind; of a run still going, the newest of each."""
@@ -99,12 +105,13 @@ def make_report(
     runs = read_runs([run, *map(Path, against)])
     names = ", ".join(r.name for r in runs)
     answers = [section for one in runs for section in answer_sections(one.name, one.path)]
-    shown = [*sections, *card_sections(cards or {}), *answers, *run_sections(runs)]
+    shown = [*sections, *_alarms(runs), *card_sections(cards or {}), *answers, *run_sections(runs)]
     plain = {name: card.to_dict() for name, card in (cards or {}).items()}
     report = Report(title or f"Report: {names}", subtitle=_subtitle(runs[0]), sections=shown, cards=plain)
     folder = Path(out) if out else Path(run)
     page = report.write(folder)
     write_figures([chart for section in shown for chart in section.charts], folder / "figures")
+    write_pictures([picture for section in shown for picture in section.pictures], folder / "figures")
     return page
 
 
@@ -112,6 +119,24 @@ def run_sections(runs: Sequence[RunFacts]) -> list[Section]:
     """The sections every report has, for runs side by side."""
     made = [_held_out(runs), _curves(runs), _facts(runs), _contract(runs), _recipes(runs)]
     return [section for section in made if section.tables or section.charts]
+
+
+def _alarms(runs: Sequence[RunFacts]) -> list[Section]:
+    """What is wrong with a run, before anything that it reached."""
+    said = [
+        f"{run.name}: {wrong}" + (f" ({key.removeprefix(TRAINING)})" if key != TRAINING + CHANCE else "")
+        for run in runs
+        for key in _chances(run)
+        if (wrong := run.at_chance(key)) is not None
+    ]
+    return [Section("Alarm", text="\n".join(said))] if said else []
+
+
+def _chances(run: RunFacts) -> list[str]:
+    """What a run logged of chance while it trained."""
+    return list(
+        dict.fromkeys(key for line in run.history for key in line if key.startswith(TRAINING) and is_chance(key))
+    )
 
 
 def _held_out(runs: Sequence[RunFacts]) -> Section:
@@ -143,12 +168,17 @@ def _curves(runs: Sequence[RunFacts]) -> Section:
             for key in line
             if key.startswith(MEASURED)
         }
+        chances = {key.removeprefix(TRAINING) for run in group for key in _chances(run)}
+        known |= {accuracy_of(name) for name in chances}
+        known -= chances  # drawn beside the loss
         figures = sorted(known, key=lambda f: (f.startswith("report/"), f != "loss", f))
         for figure in dict.fromkeys(["loss", *figures]):
+            keys = [("training", TRAINING + figure), ("held out", HELD_OUT + figure)]
+            keys += [("chance", TRAINING + name) for name in chances if loss_of(name) == figure]
             series = {}
             for run in group:
                 prefix = f"{run.name}: " if len(group) > 1 else ""
-                for label, key in (("training", TRAINING + figure), ("held out", HELD_OUT + figure)):
+                for label, key in keys:
                     if points := run.series(key):
                         series[f"{prefix}{label}"] = points
             told = _told(objective, figure)

@@ -12,7 +12,7 @@ from sslnlp.card import ReportRow
 from sslnlp.evaluation.bootstrap import Figure
 from sslnlp.report.card import Card
 from sslnlp.report.measures import card_measure
-from sslnlp.report.page import Cell, Chart, Section, Table
+from sslnlp.report.page import Cell, Chart, Picture, Section, Table
 from sslnlp.report.svg import OTHER
 
 log = logging.getLogger(__name__)
@@ -40,11 +40,40 @@ def card_sections(cards: Mapping[str, Card]) -> list[Section]:
         for title, lines in card.samples.items()
     }
     made = [
-        Section("Report card", tables=[*_figures(cards), *_left_out(cards)]),
+        Section("Report card", tables=[*_figures(cards), *_by_class(cards), *_left_out(cards)]),
+        *(_finds(name if len(cards) > 1 else "", card, sheet_file(name)) for name, card in cards.items()),
         Section("Map of the vectors", charts=maps),
         Section("What it writes", lists=samples),
     ]
     return [section for section in made if section.tables or section.charts or section.lists]
+
+
+def sheet_file(name: str) -> str:
+    """The contact sheet of a run of this name, below figures/."""
+    return f"contact-sheet-{_stem(name)}.png"
+
+
+def _finds(name: str, card: Card, file: str) -> Section:
+    """What the captions of the contact sheet find; nothing of a model that none was made of."""
+    title = "The nearest pictures of some held-out captions, those a caption was written for in a frame"
+    rows: list[list[Cell]] = [list(row) for row in card.found]
+    return Section(
+        f"What it finds ({name})" if name else "What it finds",
+        tables=[Table(["caption", "place of its own picture"], rows, "The captions, from the top", folded=True)]
+        if rows
+        else [],
+        pictures=[Picture(title, file, card.sheet)] if card.sheet else [],
+    )
+
+
+def _by_class(cards: Mapping[str, Card]) -> list[Table]:
+    classes = {run: Card(figures=card.by_class) for run, card in cards.items()}
+    if not any(card.by_class for card in cards.values()):
+        return []
+    names = sorted({name for card in classes.values() for name in card.figures})
+    table = _table(classes, names, meanings=False)
+    table.title, table.folded = "Zero-shot accuracy by class", True
+    return [table]
 
 
 def _figures(cards: Mapping[str, Card]) -> list[Table]:
@@ -137,8 +166,18 @@ def write_figures(charts: Sequence[Chart], folder: Path) -> list[Path]:
             axes.plot(x, y, "." if chart.points or len(points) == 1 else "-", label=name or "texts")
         axes.set(title=chart.title, xlabel=chart.x, ylabel=chart.y)
         axes.legend(fontsize="small")
-        stem = "".join(c if c.isalnum() else "-" for c in chart.title.lower()).strip("-")
         for ending in ("png", "svg"):
-            written.append(folder / f"{stem}.{ending}")
+            written.append(folder / f"{_stem(chart.title)}.{ending}")
             drawing.savefig(written[-1], dpi=150, metadata={"Date": None} if ending == "svg" else None)
     return written
+
+
+def write_pictures(pictures: Sequence[Picture], folder: Path) -> None:
+    """Every picture of the page as a file of its own in `folder`."""
+    for picture in pictures:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / picture.file).write_bytes(picture.png)
+
+
+def _stem(title: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in title.lower()).strip("-")

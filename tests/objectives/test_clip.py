@@ -165,6 +165,7 @@ def test_from_a_folder_to_a_stock_dual_encoder(tmp_path: Path) -> None:
     assert measures["text_to_image_median_rank"] < measures["chance_median_rank"]
     stock = VisionTextDualEncoderModel.from_pretrained(export).eval()
     processor = VisionTextDualEncoderProcessor.from_pretrained(export)
+    assert processor.tokenizer.model_max_length == 64  # what `truncation=True` cuts at
     square = [Image.new("RGB", (20, 20), colour) for colour in ((208, 18, 18), (18, 188, 28), (18, 28, 218))]
     texts = [f"a {name} square" for name in ("red", "green", "blue")]
     inputs = processor(text=texts, images=square, return_tensors="pt", padding=True)

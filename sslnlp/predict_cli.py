@@ -1,0 +1,57 @@
+"""`sslnlp predict`: what an export says of texts, or of pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sslnlp.errors import UserError
+
+
+def predict_command(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="An export, or its name on a hub.")],
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help=".txt (a text a line), .jsonl, .csv, .tsv, .parquet; pictures.")
+    ],
+    out: Annotated[Path, typer.Option(help="Where the predictions go, as JSON lines.")],
+    text: Annotated[str | None, typer.Option(help="The column of texts or pictures, when it is not obvious.")] = None,
+    pair: Annotated[str | None, typer.Option(help="The column of the second text, for models of pairs.")] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="Classify pictures by these names: cat,dog or a file with one a line.")
+    ] = None,
+    template: Annotated[
+        list[str] | None, typer.Option(metavar="'A PHOTO OF A {}'", help="What a name is put into; may be repeated.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=0, help="Classes with their probabilities; 0: all.")] = 5,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts or pictures at once.")] = 32,
+) -> None:
+    """Classify every text of a file, or with --labels every picture: labels with probabilities."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn
+
+    from sslnlp.predict import predict_file
+    from sslnlp.predict_pictures import predict_pictures, read_labels
+
+    if labels is None and template:
+        raise UserError("--template is what the names of --labels are put into: give --labels too")
+    if labels is not None and pair is not None:
+        raise UserError("--labels classifies pictures, which have no --pair")
+    names = None if labels is None else read_labels(labels)
+    with Progress(SpinnerColumn(), MofNCompleteColumn(), console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task("read", total=None)
+
+        def progress(done: int) -> None:
+            shown.update(task, advance=done)
+
+        if names is not None:
+            count = predict_pictures(
+                model, data, out, names,
+                templates=template or (), image=text, top=top, batch_size=batch_size, progress=progress,
+            )  # fmt: skip
+        else:
+            count = predict_file(
+                model, data, out, text=text, pair=pair, top=top, batch_size=batch_size, progress=progress
+            )
+    typer.echo(f"{count:,} predictions: {out}")

@@ -1,0 +1,105 @@
+"""What a dual encoder says of new pictures: which of the given names fits best, and how surely."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.special import softmax
+
+from sslnlp.data.config import DataConfig
+from sslnlp.data.pictured import PictureRows, every_picture
+from sslnlp.errors import UserError
+from sslnlp.evaluation.zero_shot import TEMPLATES, check_templates, class_vectors
+from sslnlp.picture_encoder import PictureEncoder, Vectors
+from sslnlp.search.encoder import quiet_loading, resolve
+
+BLOCK = 256
+
+
+def read_labels(given: str) -> list[str]:
+    """`cat,dog`, or the name of a text file with one a line. Raises `UserError` for fewer than two, and for twice
+    the same."""
+    path = Path(given)
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines() if path.is_file() else given.split(",")
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the labels in {given}: {error}") from None
+    labels = [line.strip() for line in lines if line.strip()]
+    if len(labels) < 2:
+        raise UserError(
+            f"--labels needs at least two names, separated by commas or one a line of a file; got {given!r}"
+        )
+    if twice := [label for label in labels if labels.count(label) > 1]:
+        raise UserError(f"--labels names {twice[0]!r} twice")
+    return labels
+
+
+def predict_pictures(
+    name: str,
+    data: Path,
+    out: Path,
+    labels: Sequence[str],
+    *,
+    templates: Sequence[str] = (),
+    image: str | None = None,
+    top: int = 5,
+    batch_size: int = 32,
+    progress: Callable[[int], Any] = lambda done: None,
+) -> int:
+    """Write what is said of every picture of `data` as JSON lines to `out`, and return how many there are.
+
+    `data`: whatever pictures are trained on (a folder of files, a table, tar shards); `image` names the column. A line
+    has `picture` (its file, or its row), the row's `id` where there is one, the most probable `label` and the `top`
+    most probable ones (0: all): the softmax over the labels of the cosine with each, times the learned scale. Each
+    label is put into `templates` (`evaluation.zero_shot`), whose mean stands for it. Broken pictures are left out with
+    a warning. `out` appears whole or not at all.
+
+    Raises `UserError` for a model without a text tower, and as `data.pictured` does.
+    """
+    check_templates(templates or TEMPLATES)
+    folder = resolve(name)
+    with quiet_loading():
+        encoder = PictureEncoder.load(str(folder))
+    class_CD = class_vectors(encoder.texts, labels, templates or TEMPLATES)
+    columns = {"image": image} if image is not None else {}
+    rows, _ = every_picture(DataConfig(train=str(data), columns=columns), "train")
+    aside = out.with_name(f".{out.name}.unfinished")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with open(aside, "w", encoding="utf-8") as file:
+            for start in range(0, len(rows), BLOCK):
+                at = range(start, min(start + BLOCK, len(rows)))
+                for line in _lines(encoder, rows, at, class_CD, labels, top, batch_size):
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                progress(len(at))
+        aside.replace(out)
+    finally:
+        aside.unlink(missing_ok=True)
+    return len(rows)
+
+
+def _lines(
+    encoder: PictureEncoder,
+    rows: PictureRows,
+    at: range,
+    class_CD: Vectors,
+    labels: Sequence[str],
+    top: int,
+    batch_size: int,
+) -> Iterator[dict[str, Any]]:
+    read = rows.rows(at)
+    vectors_BD = encoder.pictures([row["image"] for row in read], batch_size=batch_size)
+    shares_BC = softmax(encoder.scale * (vectors_BD @ class_CD.T).astype(np.float64), axis=-1)
+    for n, row, share_C in zip(at, read, shares_BC, strict=True):
+        order = np.argsort(-share_C, kind="stable")[: top or None].tolist()
+        named = {"id": row["id"]} if row.get("id") else {}
+        yield {
+            "picture": rows.contents.name(int(rows.index[n])),
+            **named,
+            "label": labels[order[0]],
+            "probabilities": {labels[c]: float(share_C[c]) for c in order},
+        }
