@@ -53,18 +53,21 @@ class PictureCollator(Collator):
         """N."""
         return int((self.image_size // self.patch_size) ** 2)
 
-    def seen(self, row: Row, position: int, view: int = 0, augment: Augment | None = None) -> Pixels:
-        """uint8 [P, P, 3]: the picture of a row as it is read, whole or as `augment` makes it."""
-        # A large JPEG is decoded no larger than its smallest crop needs it.
+    def opened(self, row: Row, augment: Augment | None) -> Pixels:
+        """uint8 [H, W, 3]: the picture of a row; a large JPEG no larger than its smallest crop needs it."""
         shrunk = 1.0 if augment is None else augment.scale[0] ** 0.5
-        picture = decode(row["image"], size=math.ceil(self.image_size / shrunk))
+        return decode(row["image"], size=math.ceil(self.image_size / shrunk))
+
+    def seen(self, picture_HWC: Pixels, position: int, augment: Augment | None, view: int = 0) -> Pixels:
+        """uint8 [P, P, 3]: a picture as it is read, whole or as `augment` makes it."""
         if augment is None:
-            return whole(picture, self.image_size)
-        return augment(picture, self.image_size, self.seed, position, view)
+            return whole(picture_HWC, self.image_size)
+        return augment(picture_HWC, self.image_size, self.seed, position, view)
 
     def usual(self, row: Row, position: int) -> Pixels:
         """The picture of a row under `augment`, while training."""
-        return self.seen(row, position, 0, AUGMENTS[self.augment] if self.training else None)
+        augment = AUGMENTS[self.augment] if self.training else None
+        return self.seen(self.opened(row, augment), position, augment)
 
     def encoding(self, pixels_BHWC: npt.NDArray[np.uint8]) -> Encoding:
         """`pixel_values` float32 [B, 3, P, P], from -1 to 1, with `attention_mask` and `document_ids` [B, 1 + N]: each
@@ -115,14 +118,17 @@ class ImageViewsCollator(PictureCollator):
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
         positions = places(rows)
-        batch: Batch = {f"view_{v}": self._view(rows, positions, v) for v in range(self.views)}
+        pictures = [self.opened(row, self._augment) for row in rows]
+        picture = np.array([int(row["picture"]) for row in rows], dtype=np.int64)
+        batch: Batch = {f"view_{v}": self._view(pictures, picture, positions, v) for v in range(self.views)}
         batch["present"] = torch.ones(len(rows), 1, dtype=torch.bool)
         batch["position"] = torch.tensor(positions, dtype=torch.int64)
         return batch
 
-    def _view(self, rows: Sequence[Row], positions: Sequence[int], view: int) -> Encoding:
-        pixels = [self.seen(row, at, view, self._augment) for row, at in zip(rows, positions, strict=True)]
-        picture = np.array([int(row["picture"]) for row in rows], dtype=np.int64)
+    def _view(
+        self, pictures: Sequence[Pixels], picture: npt.NDArray[np.int64], positions: Sequence[int], view: int
+    ) -> Encoding:
+        pixels = [self.seen(one, at, self._augment, view) for one, at in zip(pictures, positions, strict=True)]
         with np.errstate(over="ignore"):  # 64-bit hashes wrap around
             own = mix(picture.view(np.uint64) + np.uint64(view + 1)).view(np.int64)
         hashes = torch.from_numpy(np.stack([picture, own], -1)[:, None])
