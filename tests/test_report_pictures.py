@@ -20,7 +20,7 @@ from sslnlp.picture_encoder import PictureEncoder
 from sslnlp.recipe import load_recipe, run
 from sslnlp.report.card import Card
 from sslnlp.report.command import report_runs
-from sslnlp.report.contact_sheet import OWN, Line, box, draw, found
+from sslnlp.report.contact_sheet import OWN, Line, _font_of, box, draw, found
 from tests.pictures import COLOURS, save_dual, save_tower, shades, write_run
 from tests.test_report import Page
 
@@ -247,3 +247,12 @@ def test_a_run_measures_itself_while_it_trains(files: dict[str, Path], tmp_path:
     figure = card_of(out, "run").figures["text_to_image_recall@5"].value
     best = json.loads((out / "recipe.json").read_text())["result"]["measures"]["text_to_image_recall@5"]
     assert figure == pytest.approx(best)
+
+
+def test_a_caption_is_written_in_a_font_that_has_its_letters() -> None:
+    pytest.importorskip("matplotlib")
+    assert _font_of("plain words") is None  # Pillow's own will do
+    font = _font_of("flag: Curaçao, über, кот")
+    assert font is not None
+    assert "DejaVu" in str(font.getname())
+    assert _font_of("\ue000\uf8ff") is None  # private letters, in no font

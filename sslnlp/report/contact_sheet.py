@@ -22,7 +22,7 @@ CAPTIONS, BEST = 10, 5
 SIDE, GAP, WORDS = 96, 10, 250
 """Pixels: of a picture, between two, and of the column of captions."""
 OWN, INK, PAPER = (0, 150, 70), (30, 35, 40), (255, 255, 255)
-_LETTERS, _LINES = 36, 4
+_LETTERS, _LINES, _SIZE = 36, 4, 13
 _FRAME = 4
 
 
@@ -84,11 +84,13 @@ def draw(lines: Sequence[Line], rows: PictureRows) -> bytes:
     """A row for each line: the caption and the place of its own picture, then the best ones, the own in a frame."""
     width = 2 * GAP + WORDS + BEST * (SIDE + GAP)
     sheet = Image.new("RGB", (width, GAP + len(lines) * (SIDE + GAP)), PAPER)
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(_SIZE)
     for n, line in enumerate(lines):
         top = box(n, 0)[1]
-        words = textwrap.wrap(line.caption, _LETTERS, max_lines=_LINES, placeholder=" …") or [""]
-        pen.multiline_text((GAP, top), "\n".join(words), INK, font)
+        # Letters of the East are twice as wide.
+        letters = _LETTERS // (2 if any(ord(letter) > 0x2E7F for letter in line.caption) else 1)
+        words = textwrap.wrap(line.caption, letters, max_lines=_LINES, placeholder=" …") or [""]
+        pen.multiline_text((GAP, top), "\n".join(words), INK, _font_of(line.caption) or font)
         pen.text((GAP, top + SIDE - 16), f"its own: place {line.place}", OWN, font)
         for column, at in enumerate(line.best):
             left, top, right, bottom = box(n, column)
@@ -100,6 +102,26 @@ def draw(lines: Sequence[Line], rows: PictureRows) -> bytes:
     file = io.BytesIO()
     sheet.save(file, "PNG", optimize=True)
     return file.getvalue()
+
+
+def _font_of(caption: str) -> ImageFont.FreeTypeFont | None:
+    """A font that has the letters of a caption: Pillow's own has those of English. None where none is found."""
+    if caption.isascii():
+        return None
+    try:
+        from matplotlib.font_manager import FontProperties, findfont, fontManager
+        from matplotlib.ft2font import FT2Font
+    except ImportError:  # an extra; without it the letters that are missing show as boxes
+        return None
+    letters = {ord(letter) for letter in caption if not letter.isspace()}
+    usual = findfont(FontProperties())
+    for path in dict.fromkeys([usual, *(font.fname for font in fontManager.ttflist)]):
+        try:
+            if letters <= FT2Font(path).get_charmap().keys():
+                return ImageFont.truetype(path, _SIZE)
+        except (OSError, RuntimeError):  # a font that one of the two cannot read
+            continue
+    return None
 
 
 def box(line: int, column: int) -> tuple[int, int, int, int]:
