@@ -255,4 +255,3 @@ def test_a_caption_is_written_in_a_font_that_has_its_letters() -> None:
     font = _font_of("flag: Curaçao, über, кот")
     assert font is not None
     assert "DejaVu" in str(font.getname())
-    assert _font_of("\ue000\uf8ff") is None  # private letters, in no font
