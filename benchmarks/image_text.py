@@ -1,7 +1,7 @@
 """Pictures found by words: what the text tower's past, and self-supervision of the vision tower, bring.
 
     python -m benchmarks.image_text DATA [--train google,twitter] [--test openmoji] [--caption caption]
-        [--tower NAME=PATH ...] [--vision plain,info_nce,rotation,masked_patches] [--objective clip] [--steps 600]
+        [--tower NAME=PATH ... --locked NAME ...] [--vision plain,info_nce,rotation,masked_patches] [--objective clip] [--steps 600]
         [--before 600] [--batch 128] [--size tiny] [--patch 8] [--seeds 3] [--out DIR] [--key KEY=VALUE ...]
 
 DATA holds one parquet file a vendor, of the same emoji. A fifth of the emoji, by a hash of their id, is never trained
@@ -115,6 +115,7 @@ def measure(options: argparse.Namespace, tower: tuple[str, str | None], kind: st
     keys = [f"data.train={files['seen']}", f"data.valid={files['style']}", f"data.columns.caption={options.caption}"]
     keys += [f"objective.name={options.objective}", *vision(options, files, kind, seed)]
     keys += [f"model.pretrained={path}"] if path is not None else ["model.size=tiny"]
+    keys += ["objective.lock=text"] if name in options.locked else []
     run(load_recipe("clip_image_text", [*keys, *_common(options, options.steps, seed, out)]))
     figures = dict(json.loads((out / "recipe.json").read_text())["result"]["measures"])
     figures |= groups(PictureEncoder.load(str(out / "export")), files)
@@ -154,6 +155,7 @@ def main() -> None:
     parser.add_argument("--test", default="openmoji")
     parser.add_argument("--caption", default="caption")
     parser.add_argument("--tower", action="append", default=[])
+    parser.add_argument("--locked", action="append", default=[], help="name of a tower that stays as it is")
     parser.add_argument("--fresh", action=argparse.BooleanOptionalAction, default=True, help="also a fresh text tower")
     parser.add_argument("--vision", default="plain,info_nce,rotation,masked_patches")
     parser.add_argument("--objective", default="clip")
