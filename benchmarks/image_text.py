@@ -1,8 +1,9 @@
 """Pictures found by words: what the text tower's past, and self-supervision of the vision tower, bring.
 
     python -m benchmarks.image_text DATA [--train google,twitter] [--test openmoji] [--caption caption]
-        [--tower NAME=PATH ... --locked NAME ...] [--vision plain,info_nce,rotation,masked_patches] [--objective clip] [--steps 600]
-        [--before 600] [--batch 128] [--size tiny] [--patch 8] [--seeds 3] [--out DIR] [--key KEY=VALUE ...]
+        [--tower NAME=PATH ... --locked NAME ...] [--vision plain,info_nce,rotation,masked_patches] [--objective clip]
+        [--steps 600] [--before 600] [--batch 128] [--size tiny] [--patch 8] [--seeds 3] [--out DIR]
+        [--key KEY=VALUE ...]
 
 DATA holds one parquet file a vendor, of the same emoji. A fifth of the emoji, by a hash of their id, is never trained
 on. The model sees those left of the training vendors, and then:
@@ -11,7 +12,8 @@ on. The model sees those left of the training vendors, and then:
 * new concepts: the emoji never seen, drawn by the training vendors, are put into their group (ten classes) by its name
   alone (zero-shot), and by a linear probe on the training vendors' pictures.
 
-The text tower is a fresh BERT; each `--tower NAME=PATH` names an export to start from beside it. `--vision`: how the
+The text tower is a fresh BERT; each `--tower NAME=PATH` names an export to start from beside it, which stays as it is
+where it is `--locked`. `--vision`: how the
 vision tower is pretrained on the training pictures before, for `--before` steps (`plain`: not at all). `--key` goes
 to every run. What was measured is kept in `--out` and not measured again.
 """
