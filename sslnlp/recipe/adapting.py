@@ -49,6 +49,9 @@ def stage_before(recipe: Recipe) -> Recipe | None:
         train=TrainConfig(
             steps=adapt.steps, lr=adapt.lr, batch_size=adapt.batch_size, schedule="linear", warmup=0.1,
             seed=recipe.train.seed, keep_best=False, precision=recipe.train.precision,
+            # Its held-out texts are as many as those of the labelled stage, which is often much longer; they choose
+            # nothing here, so they are read once.
+            eval_every=adapt.steps, save_every=max(1, adapt.steps // 2),
         ),
         report=ReportConfig(),
         out=f"{recipe.out}-adapted",
