@@ -80,7 +80,7 @@ class Clip(Objective):
         beside: an objective between two views of each picture that trains the vision tower at the same time:
             "info_nce", "moco", "byol", "barlow_twins" or "vicreg", as they are by default (SLIP; Mu et al., 2022,
             arXiv:2112.12750).
-        beside_weight: of its loss, which is shown as `beside_loss`.
+        beside_weight: of its loss. The figures are then named `captions/...` and `views/...`.
     """
 
     name: ClassVar[str] = "clip"
@@ -249,9 +249,9 @@ class Clip(Objective):
             return StepOutput(loss, shown)
         other: StepOutput = self.beside(batch)
         pictures = self.beside.num_targets(batch)
-        figures = {"loss": other.loss.detach(), **other.metrics}
-        for name, value in figures.items():
-            shown[f"beside_{name}"] = torch.stack([value * pictures, pictures]) if value.ndim == 0 else value
+        shown = {f"captions/{name}": value for name, value in {"loss": loss.detach(), **shown}.items()}
+        for name, value in {"loss": other.loss.detach(), **other.metrics}.items():
+            shown[f"views/{name}"] = torch.stack([value * pictures, pictures]) if value.ndim == 0 else value
         terms = torch.stack([loss, self.beside_weight * other.loss])
         return StepOutput(terms.sum(), shown, terms)
 

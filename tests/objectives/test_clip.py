@@ -208,6 +208,9 @@ def test_an_objective_beside_is_one_more_term_on_the_vision_tower() -> None:
     assert output.terms is not None
     assert objective.num_targets(batch).tolist() == [6, 6]
     assert output.terms[1].item() == pytest.approx(objective.beside(batch).loss.item())  # type: ignore[misc]
+    assert output.metrics["captions/loss"].item() == pytest.approx(output.terms[0].item())
+    assert output.metrics["captions/chance_loss"].item() == pytest.approx(math.log(6))
+    assert "views/effective_rank" in output.metrics
     objective.zero_grad()
     objective(batch).terms[1].backward()
     moved = {name.split(".")[0] for name, p in objective.named_parameters() if p.grad is not None and p.grad.any()}
