@@ -50,7 +50,7 @@ figures = result(
     f"data.train={seen}",
     "model.config.patch_size=16",
     "collator.crop_min=0.3",
-    "train.steps=100",
+    "train.steps=60",
     "out=out/vit",
     *small,
 )
@@ -74,7 +74,7 @@ figures = result(
     "objective.vision=out/vit/export",
     "objective.lock=text",
     "train.lr=1e-3",
-    "train.steps=200",
+    "train.steps=120",
     "out=out/clip",
     *small,
 )
