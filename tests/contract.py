@@ -53,10 +53,10 @@ ARCHITECTURES = {
 }
 _PICTURES = {"vision": "nano", "image_size": 16, "patch_size": 8, "dimension": 16}
 OPTIONS: dict[str, dict[str, Any]] = {
-    "clip": _PICTURES | {"mini_batch_size": 3},
+    "clip": _PICTURES | {"mini_batch_size": 5},
     "clip-beside": _PICTURES | {"beside": "moco"},
     "siglip": _PICTURES | {"patch_dropout": 0.25, "lock": "text", "unlock": 0.5},
-    "info_nce": {"mini_batch_size": 3},  # the batch in parts; the other objectives between views take it at once
+    "info_nce": {"mini_batch_size": 5},  # the batch in parts; the other objectives between views take it at once
     "ranking": {"distill": "kl"},  # with InfoNCE at half the weight
     "joint": {
         "weights": {"masked_lm": 1.0, "data2vec": 0.1, "masked_diffusion": 0.5},
@@ -78,6 +78,8 @@ LEARNS: dict[str, float] = {
     "vicreg": 0.85,  # a handful of documents cannot make 256 features vary and not covary: its terms work against it
 }
 """Share of its first loss that an objective comes down to when it learns one batch by heart; 0.3 where none is said."""
+RATES: dict[str, float] = dict.fromkeys(("clip", "clip-beside", "siglip"), 1e-3)
+"""Learning rate at which it does, where the quick 3e-3 is too much."""
 
 
 @functools.cache
@@ -111,6 +113,7 @@ def collator_class(name: str) -> type[Collator]:
     return get_collator(collator)
 
 
+@functools.cache
 def architectures(name: str) -> tuple[str, ...]:
     cls = objective_class(name)
     tried = ARCHITECTURES[cls.wraps.__name__]

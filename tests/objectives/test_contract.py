@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -14,10 +15,12 @@ import pytest
 import torch
 import transformers
 
+from sslnlp.checkpoint import newest_valid
 from sslnlp.metrics import read_metrics
 from sslnlp.objectives import OBJECTIVES
 from tests.contract import (
     LEARNS,
+    RATES,
     VARIANTS,
     architectures,
     difference,
@@ -38,6 +41,8 @@ FIRST_FAST = [
     for name, architecture in PAIRS
 ]
 INDEPENDENT = [name for name in NAMES if not objective_class(name).couples_rows]
+# Begun on two processes, not only gone on with: rows apart, a queue and an average, rows together, several losses.
+FRESH = ("masked_lm", "moco", "ranking", "joint")
 
 
 def flatten(batch: Any, prefix: str = "") -> dict[str, torch.Tensor]:
@@ -94,7 +99,7 @@ def test_every_trainable_parameter_receives_a_gradient(name: str, architecture: 
 def test_one_batch_can_be_learned_by_heart(name: str, architecture: str) -> None:
     objective = make_objective(name, architecture).train()
     batch = one_batch(name)
-    optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=RATES.get(name, 3e-3))
     losses: list[float] = []
     share = LEARNS.get(name, 0.3)
     while not losses or (losses[-1] > share * losses[0] and len(losses) < 300):
@@ -107,27 +112,51 @@ def test_one_batch_can_be_learned_by_heart(name: str, architecture: str) -> None
     assert losses[-1] <= share * losses[0]
 
 
-@pytest.mark.parametrize("dropout", [pytest.param(0.0, marks=pytest.mark.slow), 0.1])
+@dataclasses.dataclass
+class Run:
+    """A run of one objective from its beginning to its end, which other ways to the same end are held against."""
+
+    name: str
+    out: Path
+    start: dict[str, torch.Tensor]
+    end: dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def straight(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Four updates of 16 rows with dropout; one run for all tests of an objective that come to it."""
+    out = tmp_path_factory.mktemp("straight")
+    trainer = make_trainer(request.param, out, dropout=0.1, batch_size=16)
+    start = copy.deepcopy(trainer.objective.state_dict())
+    return Run(request.param, out, start, trainer.fit().state_dict())
+
+
+@pytest.mark.parametrize("straight", INDEPENDENT, indirect=True)
+def test_accumulation_changes_nothing(straight: Run, tmp_path: Path) -> None:
+    """1×16 and 4×4 rows are the same updates: to rounding, with dropout, targets being unequal."""
+    assert difference(straight.end, straight.start) > 1e-4
+    parts = make_trainer(straight.name, tmp_path, dropout=0.1, batch_size=4, accumulate=4)
+    assert difference(straight.end, parts.fit().state_dict()) < 2e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("name", INDEPENDENT)
-def test_accumulation_changes_nothing(name: str, dropout: float, tmp_path: Path) -> None:
-    """1×32, 4×8 and 8×4 rows are the same updates: to rounding, with dropout too, targets being unequal."""
-    states = []
-    for size, accumulate in ((32, 1), (8, 4), (4, 8)):
-        trainer = make_trainer(
-            name, tmp_path / str(size), dropout=dropout, batch_size=size, accumulate=accumulate, steps=3
-        )
-        start = copy.deepcopy(trainer.objective.state_dict())
-        states.append(trainer.fit().state_dict())
-    assert difference(states[0], start) > 1e-4
+def test_no_way_to_accumulate_changes_anything(name: str, dropout: float, tmp_path: Path) -> None:
+    """1×32, 4×8 and 8×4 rows."""
+    states = [
+        make_trainer(name, tmp_path / str(size), dropout=dropout, batch_size=size, accumulate=accumulate, steps=3)
+        .fit()
+        .state_dict()
+        for size, accumulate in ((32, 1), (8, 4), (4, 8))
+    ]
     assert difference(states[0], states[1]) < 2e-5
     assert difference(states[0], states[2]) < 2e-5
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_resumed_with_other_workers_is_the_straight_run(name: str, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"steps": 6, "save_every": 2, "dropout": 0.1, "keep": 5}
-    straight = make_trainer(name, tmp_path / "straight", **options).fit()
-    broken = make_trainer(name, tmp_path / "broken", **options)
+def test_resumed_with_other_workers_is_the_straight_run(straight: Run, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"batch_size": 16, "save_every": 2, "dropout": 0.1}
+    broken = make_trainer(straight.name, tmp_path, **options)
 
     def die(step: int, steps: int, metrics: Any) -> None:
         if step == 3:
@@ -136,13 +165,13 @@ def test_resumed_with_other_workers_is_the_straight_run(name: str, tmp_path: Pat
     broken.on_progress = die
     with pytest.raises(KeyboardInterrupt):
         broken.fit()
-    resumed = make_trainer(name, tmp_path / "broken", workers=2, **options)
-    assert digest(resumed.fit(resume=True).state_dict()) == digest(straight.state_dict())
-    curves = [read_metrics(tmp_path / run / "metrics.jsonl") for run in ("straight", "broken")]
+    resumed = make_trainer(straight.name, tmp_path, workers=2, **options)
+    assert digest(resumed.fit(resume=True).state_dict()) == digest(straight.end)
+    curves = [read_metrics(out / "metrics.jsonl") for out in (straight.out, tmp_path)]
     for line in (*curves[0], *curves[1]):
         line.pop("train/tokens_per_second")
     assert curves[0] == curves[1]
-    assert [line["step"] for line in curves[0]] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in curves[0]] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(("name", "architecture"), PAIRS)
@@ -186,25 +215,26 @@ def launch(folder: Path, processes: int, *jobs: str) -> None:
 
 
 def test_two_processes_are_one(tmp_path: Path) -> None:
-    """Every objective: two gloo processes × 8 rows, and a run stopped on two that goes on with one, and back."""
-    cut = "save_every=2:keep=9:steps=4"
+    """Every objective: a run stopped on one process that goes on with two gloo processes × 8 rows, and back on one."""
     one = {
-        name: make_trainer(name, tmp_path / "back" / name, batch_size=16, save_every=2, keep=9, dropout=0.1)
+        name: make_trainer(name, tmp_path / "run" / name, batch_size=16, save_every=2, keep=9, dropout=0.1)
         .fit()
         .state_dict()
         for name in NAMES
     }
-    # Forget the second half of the runs of one process, and let two processes redo it; and the other way round.
+    # Forget the second half of the runs of one process, and let two processes redo it; then one the last step of that.
     for name in NAMES:
-        shutil.rmtree(tmp_path / "back" / name / "state" / "step-00000004")
-    straight = [f"{name}:{cut}:out=two/{name}" for name in NAMES]
-    launch(tmp_path, 2, *straight, *(f"{name}:{cut}:batch_size=16:resume=1:out=back/{name}" for name in NAMES))
+        shutil.rmtree(tmp_path / "run" / name / "state" / "step-00000004")
+    redone = [f"{name}:batch_size=16:save_every=3:keep=9:resume=1:out=run/{name}" for name in NAMES]
+    launch(tmp_path, 2, *redone, *(f"{name}:out=fresh/{name}" for name in FRESH))
     for name in NAMES:
-        assert difference(one[name], torch.load(tmp_path / "two" / f"{name}.pt")) < 2e-5, name
-        assert difference(one[name], torch.load(tmp_path / "back" / f"{name}.pt")) < 2e-5, name
-        shutil.rmtree(tmp_path / "two" / name / "state" / "step-00000004")
-        alone = make_trainer(name, tmp_path / "two" / name, batch_size=8, save_every=2, keep=9, dropout=0.1)
+        assert difference(one[name], torch.load(tmp_path / "run" / f"{name}.pt")) < 2e-5, name
+        shutil.rmtree(tmp_path / "run" / name / "state" / "step-00000004")
+        assert newest_valid(tmp_path / "run" / name / "state").name == "step-00000003"
+        alone = make_trainer(name, tmp_path / "run" / name, batch_size=8, save_every=9, keep=9, dropout=0.1)
         assert difference(alone.fit(resume=True).state_dict(), one[name]) < 2e-5, name
+    for name in FRESH:
+        assert difference(one[name], torch.load(tmp_path / "fresh" / f"{name}.pt")) < 2e-5, name
 
 
 def test_different_seeds_give_different_streams() -> None:

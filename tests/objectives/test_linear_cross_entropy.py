@@ -312,26 +312,26 @@ def test_label_smoothing_of_masked_lm_is_that_of_the_slow_path_in_training_only(
 
 
 @pytest.mark.parametrize(("name", "architecture"), [("masked_lm", "bert"), ("causal_lm", "gpt2")])
-def test_two_hundred_steps_are_those_of_the_slow_path(tmp_path: Any, name: str, architecture: str) -> None:
+def test_sixty_steps_are_those_of_the_slow_path(tmp_path: Any, name: str, architecture: str) -> None:
     """A nano model through the real loop in float32: rounding is all that differs, and it grows with the steps.
 
-    Tolerance: 1e-3 nats at any step, of losses that fall by more than 1 nat.
+    Tolerance: 1e-4 nats at any step, of losses that fall by more than 1 nat.
     """
     curves = []
     for path in ("fast", "slow"):
-        trainer = make_trainer(name, tmp_path / path, architecture=architecture, steps=200)
+        trainer = make_trainer(name, tmp_path / path, architecture=architecture, steps=60, lr=2e-3)
         if path == "slow":
             trainer.objective.head = None  # type: ignore[assignment]
         trainer.module.train()
         losses = []
-        for step in range(200):
+        for step in range(60):
             rows = trainer.stream.rows(range(8 * step, 8 * step + 8))
-            sums = trainer.train_step([trainer.collator(rows)], step, 200)
+            sums = trainer.train_step([trainer.collator(rows)], step, 60)
             losses.append(float(sums["loss"] / sums["targets"]))
         curves.append(losses)
     fast, slow = curves
     assert slow[0] - slow[-1] > 1.0
-    assert fast == pytest.approx(slow, abs=1e-3)
+    assert fast == pytest.approx(slow, abs=1e-4)
 
 
 def test_the_head_is_not_kept_twice() -> None:
