@@ -29,7 +29,8 @@ emoji = Path(os.environ.get("EMOJI", "emoji"))
 # %% [markdown]
 # ## A vision tower that has seen pictures before
 #
-# Two views of each picture, cropped and recoloured, find each other among those of the others (SimCLR). No word is read.
+# Two views of each picture, cropped and recoloured, find each other among those of the others (SimCLR). No word is
+# read.
 
 # %%
 from rich.console import Console
