@@ -219,7 +219,7 @@ def test_there_are_enough_of_them() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [["train", "pretrain_bert", "data.train=nowhere.txt"], ["nonsense"]],
+    [["train", "pretrain_bert", "data.train=nowhere.txt"], pytest.param(["nonsense"], marks=pytest.mark.slow)],
     ids=["missing-path", "unknown-command"],
 )
 def test_the_real_process_says_the_same(command: list[str], tmp_path: Path) -> None:
@@ -229,6 +229,11 @@ def test_the_real_process_says_the_same(command: list[str], tmp_path: Path) -> N
     assert done.returncode == 2
     assert [line.startswith("error: ") for line in done.stderr.splitlines()] == [True]
     assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_command_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["nonsense"]) == 2
+    assert [line.startswith("error: ") for line in capsys.readouterr().err.splitlines()] == [True]
 
 
 def test_odd_but_good_text_trains(tmp_path: Path) -> None:

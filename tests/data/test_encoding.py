@@ -67,18 +67,28 @@ def by_us(made: Encoder, texts: list[str]) -> list[list[int]]:
     return [part.tolist() for part in np.split(ids, np.cumsum(lengths)[:-1])]
 
 
+@pytest.mark.parametrize("number", [1000, pytest.param(10_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", LOCAL)
-def test_ids_are_those_of_tokenizers(kind):
-    texts = random_texts(2500, seed=2)
+def test_ids_are_those_of_tokenizers(kind, number):
+    texts = random_texts(number, seed=2)
     both = zip(texts, by_us(encoder(kind), texts), by_tokenizers(local(kind), texts), strict=True)
     wrong = [text for text, ours, theirs in both if ours != theirs]
     assert not wrong, min(wrong, key=len)
 
 
 @pytest.mark.parametrize("kind", LOCAL)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(texts=TEXTS)
 def test_ids_are_the_same_across_blocks_resets_and_merging(kind, texts):
+    with tiny_tables():
+        assert by_us(small(kind), texts) == by_tokenizers(local(kind), texts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", LOCAL)
+@settings(max_examples=200, deadline=None)
+@given(texts=TEXTS)
+def test_ids_are_the_same_across_blocks_resets_and_merging_of_many_texts(kind, texts):
     with tiny_tables():
         assert by_us(small(kind), texts) == by_tokenizers(local(kind), texts)
 
