@@ -237,6 +237,14 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
         assert difference(one[name], torch.load(tmp_path / "fresh" / f"{name}.pt")) < 2e-5, name
 
 
+@pytest.mark.slow
+def test_all_can_begin_on_two_processes(tmp_path: Path) -> None:
+    launch(tmp_path, 2, *(f"{name}:out=fresh/{name}" for name in NAMES))
+    for name in NAMES:
+        one = make_trainer(name, tmp_path / "one" / name, batch_size=16, dropout=0.1).fit().state_dict()
+        assert difference(one, torch.load(tmp_path / "fresh" / f"{name}.pt")) < 2e-5, name
+
+
 def test_different_seeds_give_different_streams() -> None:
     orders = [make_stream("masked_lm", seed).index(range(20)).tolist() for seed in (0, 1)]
     assert orders[0] != orders[1]
