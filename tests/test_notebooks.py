@@ -44,7 +44,7 @@ def test_a_changed_script_makes_its_notebook_stale(tmp_path: Path) -> None:
     script.write_text(script.read_text() + "\n# %%\n1 + 1\n")
     assert load(tmp_path / "build.py").stale() == ["pretrain"]
     (tmp_path / "finetune_and_search.ipynb").unlink()
-    assert load(tmp_path / "build.py").stale() == ["finetune_and_search", "picture_search", "pretrain"]
+    assert load(tmp_path / "build.py").stale() == ["finetune_and_search", "pretrain"]
 
 
 @pytest.mark.parametrize("path", notebooks(), ids=lambda path: path.stem)
