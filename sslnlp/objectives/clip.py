@@ -8,7 +8,6 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Literal, TypedDict
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
     AutoModel,
@@ -23,20 +22,18 @@ from sslnlp.architectures import IMAGE_SIZE, PATCH_SIZE
 from sslnlp.distributed import gather_ragged
 from sslnlp.errors import UserError
 from sslnlp.nn import keyed_uniform
-from sslnlp.objectives import get_objective
 from sslnlp.objectives.base import Objective
 from sslnlp.objectives.embedding import Embedding
 from sslnlp.objectives.grad_cache import check_mini_batch_size, encode_in_parts
 from sslnlp.objectives.info_nce import Texts, contrast
 from sslnlp.objectives.lock import Lock
+from sslnlp.objectives.towers import VIEWS, between_views, projection, stock_pooler, unit
 from sslnlp.packed import hidden_states
 from sslnlp.types import Batch, Encoding, StepOutput
-from sslnlp.vision import begin_as_identity, build_vision, picture_sizes, states_of_some
+from sslnlp.vision import build_vision, picture_sizes, states_of_some
 
 COLDEST = 0.01
 """The lowest temperature that is learned, as in CLIP."""
-VIEWS = Embedding.needs
-"""What objectives between views read of a batch."""
 
 
 class ClipOptions(TypedDict, total=False):
@@ -122,9 +119,9 @@ class Clip(Objective):
         if patch_dropout and not isinstance(self.vision, ViTModel):
             raise UserError(f"objective.patch_dropout needs a ViT; {vision} is a {type(self.vision).__name__}")
         if getattr(model, "pooler", None) is None:
-            model.pooler = _pooler(model.config)
-        self.text_projection = _projection(model.config.hidden_size, dimension)
-        self.image_projection = _projection(self.vision.config.hidden_size, dimension)
+            model.pooler = stock_pooler(model.config)
+        self.text_projection = projection(model.config.hidden_size, dimension)
+        self.image_projection = projection(self.vision.config.hidden_size, dimension)
         # A vector of one number: a lone number could not be cut over processes.
         self.log_scale = nn.Parameter(torch.tensor([-math.log(temperature)]))
         if not 0 < unlock <= 1:
@@ -180,7 +177,7 @@ class Clip(Objective):
         def encode(part: Encoding) -> Tensor:
             with self.lock.around(self.model):
                 states_NSH = hidden_states(self.model, part)
-            return _unit(self.text_projection(self.model.pooler(states_NSH)))
+            return unit(self.text_projection(self.model.pooler(states_NSH)))
 
         return encode_in_parts(encode, encoding, self.mini_batch_size)
 
@@ -191,7 +188,7 @@ class Clip(Objective):
         """
 
         def encode(part: Encoding) -> Tensor:
-            return _unit(self.image_projection(self._pooled(part["pixel_values"], part.get("position"))))
+            return unit(self.image_projection(self._pooled(part["pixel_values"], part.get("position"))))
 
         inputs = {"pixel_values": pixel_BCHW}
         if self.training and self.patch_dropout and position_B is not None:
@@ -302,33 +299,3 @@ class Clip(Objective):
             dual.visual_projection.weight.copy_(self.image_projection.weight)
             dual.logit_scale.copy_(self.log_scale[0])
         return dual.to(self.log_scale.device)
-
-
-def between_views(name: str, tower: PreTrainedModel, mini_batch_size: int | None) -> Embedding:
-    """The objective of that name between views, on a tower that somebody else owns."""
-    found = get_objective(name)
-    if not issubclass(found, Embedding) or not found.needs <= VIEWS | {"position"}:
-        raise UserError(f"objective.beside={name} does not compare views of a picture; info_nce, moco, byol do")
-    part = found(tower, pooling="cls", mini_batch_size=mini_batch_size)
-    object.__setattr__(part, "model", part._modules.pop("model"))  # in the state once, where it belongs
-    return part
-
-
-def _unit(vectors: Tensor) -> Tensor:
-    """At length 1, in float32 or wider."""
-    return F.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1)
-
-
-def _projection(width: int, dimension: int) -> nn.Linear:
-    linear = nn.Linear(width, dimension, bias=False)
-    nn.init.normal_(linear.weight, std=width**-0.5)
-    return linear
-
-
-def _pooler(config: PreTrainedConfig) -> nn.Module:
-    """The pooler that a stock model of this configuration has, beginning as (the tanh of) its first token."""
-    with torch.device("meta"):
-        kind = type(AutoModel.from_config(config).pooler)
-    pooler: nn.Module = kind(config)
-    begin_as_identity(pooler)
-    return pooler
