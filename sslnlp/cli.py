@@ -110,7 +110,7 @@ def prepare(
     merge: Annotated[bool, typer.Option("--merge", help="Join the shards, once all are in the cache.")] = False,
 ) -> None:
     """Tokenise the text of a recipe before training; in shards, on several machines, where it is much."""
-    from sslnlp.data.shards import Shard
+    from sslnlp.data.dealing import Shard
     from sslnlp.recipe import load_recipe
     from sslnlp.recipe.prepare import prepare as make
 

@@ -58,8 +58,8 @@ KEYS = """
 adapt.batch_size adapt.lr adapt.objective adapt.seq_length adapt.steps
 collator.name
 data.beir data.cache data.columns data.deduplicate data.draw data.label data.labels_per_class data.licence data.limit
-data.out_of_scope data.packing data.seq_length data.split_text data.streaming data.text data.train data.unlabelled
-data.valid data.valid_fraction data.valid_tokens
+data.out_of_scope data.packing data.processes data.seq_length data.split_text data.streaming data.text data.train
+data.unlabelled data.valid data.valid_fraction data.valid_tokens
 model.architecture model.config model.dropout model.fresh model.lora_rank model.pretrained model.reinit_layers
 model.size name objective.name out
 report.beir report.documents report.every report.label report.pairs report.pictures report.probe_test

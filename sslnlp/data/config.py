@@ -42,6 +42,8 @@ class DataConfig:
     """Remove exact duplicates from `train`; text that is in `valid` is removed from `train` always."""
     cache: str | None = None
     """Where token stores and trained tokenizers are kept. None: $SSLNLP_CACHE, else ~/.cache/sslnlp."""
+    processes: int | None = None
+    """Processes that tokenise `train`, with the same result. None: a core each, where there is much text."""
     labels_per_class: int | None = None
     """Train on this many labelled rows of each class only, chosen by `draw` (few-label studies)."""
     draw: int = 0
@@ -68,7 +70,7 @@ class DataConfig:
             raise UserError(f"data.valid_fraction must be at least 0 and below 1, got {self.valid_fraction}")
         if self.seq_length < 4:
             raise UserError(f"data.seq_length must be at least 4, got {self.seq_length}")
-        for name in ("valid_tokens", "limit", "labels_per_class"):
+        for name in ("valid_tokens", "limit", "processes", "labels_per_class"):
             number = getattr(self, name)
             if number is not None and number < 1:
                 raise UserError(f"data.{name} must be at least 1 (or left out), got {number}")

@@ -121,7 +121,7 @@ class Parts:
 
     def _linked(self, decisions: npt.NDArray[np.uint8], wanted: int, directory: Path, name: str) -> bool:
         """Where all that one folder stores is wanted, its files become those of `directory`, and nothing is copied."""
-        if len(self._pieces) > 1:
+        if len(self._notes) > 1 or len(self._pieces) > 1:
             return False
         (folder,) = self._notes
         if not (decisions[self._notes[folder]["stored"]] == wanted).all():

@@ -20,10 +20,12 @@ from transformers import PreTrainedTokenizerBase
 
 from sslnlp.data import split
 from sslnlp.data.config import DataConfig
+from sslnlp.data.dealing import Shard, read_share
 from sslnlp.data.encoding import split_long, tokenizer_fingerprint
 from sslnlp.data.hashes import HashSet, hash_texts
-from sslnlp.data.joining import NOTE, Parts, noted
-from sslnlp.data.sources import Source, open_source
+from sslnlp.data.joining import Parts
+from sslnlp.data.processes import processes_of, read_in_processes
+from sslnlp.data.sources import Source, open_part
 from sslnlp.data.store import TokenStore, open_array
 from sslnlp.data.texts import Texts
 from sslnlp.data.tokens import build_store
@@ -71,7 +73,7 @@ def prepare_text(
             aside = root / f".{final.name}.building"
             aside.mkdir(parents=True, exist_ok=True)
             with bars(progress) as bar:
-                _build(config, tokenizer, train, valid, aside, key, bar)
+                _build(config, tokenizer, train, valid, aside, key, cache_dir, bar)
             shutil.rmtree(final, ignore_errors=True)
             os.replace(aside, final)
     return prepared(final)
@@ -112,20 +114,6 @@ def sample_texts(config: DataConfig, n_bytes: int, *, spread: bool = True) -> It
                     return
 
 
-def open_part(config: DataConfig, name: str, cache: str | Path | None) -> Source:
-    """`data.train` or `data.valid`, settled. Raises `UserError` when it is not set or cannot be read."""
-    spec = getattr(config, name)
-    if spec is None:
-        raise UserError(f"data.{name} is not set: give a file, glob, folder or hub name, e.g. data.{name}=texts/")
-    where = "train" if name == "train" else "validation"
-    return open_source(spec, streaming=config.streaming, split=where, cache=str(config.cache or cache or "") or None)
-
-
-def runs_of(source: Source, config: DataConfig) -> Iterator[Texts]:
-    """The training documents, up to `data.limit`, many at a time."""
-    return source.runs(config.text, config.split_text, config.limit)
-
-
 def texts_of(source: Source, config: DataConfig) -> Iterator[str]:
     """The training documents, up to `data.limit`."""
     return islice(source.documents(config.text, config.split_text), config.limit)
@@ -146,19 +134,18 @@ def _build(
     valid: Source | None,
     aside: Path,
     key: str,
+    cache_dir: str | Path,
     bar: Bar,
 ) -> None:
     read = aside / "read"
     read.mkdir(exist_ok=True)
-    if not (read / "pieces.npy").exists():
-        seen = HashSet() if config.deduplicate else None
-        with (read / "notes.npy").open("wb") as notes:
-            texts = noted(runs_of(train, config), notes, seen)
-            build_store(texts, tokenizer, read / "store", fingerprint=key, advance=bar("tokenising", None))
-            count = notes.tell() // NOTE.itemsize
-        np.save(read / "pieces.new.npy", np.array([[0, count]]))
-        os.replace(read / "pieces.new.npy", read / "pieces.npy")
-    join(config, tokenizer, train, valid, Parts([read]), aside, key, bar)
+    of, advance = processes_of(config, train), bar("tokenising", None)
+    if of == 1:
+        folders = [read / "1-of-1"]
+        read_share(config, train, Shard(1, 1), tokenizer, folders[0], fingerprint=key, advance=advance)
+    else:
+        folders = read_in_processes(config, tokenizer, read, of, fingerprint=key, cache_dir=cache_dir, advance=advance)
+    join(config, tokenizer, train, valid, Parts(folders), aside, key, bar)
     shutil.rmtree(read)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import datasets
 
 from sslnlp.data import text as plain
+from sslnlp.data.config import DataConfig
 from sslnlp.data.files import LOADERS, checked_kind, find_files
 from sslnlp.data.readers import (
     diagnose,
@@ -214,6 +215,15 @@ def open_source(
         for path in found or ():
             source.files.setdefault(checked_kind(path), []).append(path)
     return source
+
+
+def open_part(config: DataConfig, name: str, cache: str | Path | None) -> Source:
+    """`data.train` or `data.valid`, settled. Raises `UserError` when it is not set or cannot be read."""
+    spec = getattr(config, name)
+    if spec is None:
+        raise UserError(f"data.{name} is not set: give a file, glob, folder or hub name, e.g. data.{name}=texts/")
+    where = "train" if name == "train" else "validation"
+    return open_source(spec, streaming=config.streaming, split=where, cache=str(config.cache or cache or "") or None)
 
 
 def text_column(row: dict[str, Any], wanted: str | None, spec: str) -> str:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from sslnlp.data.dealing import Shard
 from sslnlp.data.prepare import lock, prepare_text
-from sslnlp.data.shards import Shard, merge_shards, prepare_shard
+from sslnlp.data.shards import merge_shards, prepare_shard
 from sslnlp.errors import UserError
 from sslnlp.recipe.build import cache_folder, resolve, text_tokenizer
 from sslnlp.recipe.schema import Recipe

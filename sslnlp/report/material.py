@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from sslnlp.collators.base import Collator
 from sslnlp.data.config import DataConfig
-from sslnlp.data.prepare import open_part, texts_of
-from sslnlp.data.sources import open_source, text_column
+from sslnlp.data.prepare import texts_of
+from sslnlp.data.sources import open_part, open_source, text_column
 from sslnlp.data.store import TokenStore
 from sslnlp.errors import UserError
 from sslnlp.evaluation.beir import Beir, load_beir

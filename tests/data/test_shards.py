@@ -13,7 +13,8 @@ import pytest
 
 from sslnlp.cli import run_command
 from sslnlp.data import DataConfig, joining, prepare_text, readers, shards, sources, tokens
-from sslnlp.data.shards import Shard, merge_shards, prepare_shard
+from sslnlp.data.dealing import Shard
+from sslnlp.data.shards import merge_shards, prepare_shard
 from sslnlp.errors import UserError
 from sslnlp.recipe import load_recipe
 from sslnlp.recipe.prepare import prepare
@@ -125,7 +126,7 @@ def test_a_killed_shard_goes_on_where_it_was(tiny, tmp_path, monkeypatch):
     assert files_of(resumed) == files_of(whole)
     assert sum(encoded[5:]) < json.loads((whole / "shard.json").read_text())["documents"]
     before = files_of(resumed)
-    monkeypatch.setattr(shards, "build_store", None)  # a second call finds the shard
+    monkeypatch.setattr(shards, "read_share", None)  # a second call finds the shard
     assert files_of(prepare_shard(config, tiny, Shard(1, 2), cache_dir=tmp_path / "cut")) == before
 
 
@@ -154,7 +155,7 @@ def test_shards_that_are_missing_or_of_something_else_are_one_line(tiny, tmp_pat
     with pytest.raises(UserError, match="2-of-4 was made from other text"):
         merge_shards(other, tiny, cache_dir=cache)
     prepare_shard(config, tiny, Shard(3, 4), cache_dir=cache, progress=False)
-    (theirs / "notes.npy").write_bytes((theirs / "notes.npy").read_bytes()[: -shards.NOTE.itemsize])
+    (theirs / "notes.npy").write_bytes((theirs / "notes.npy").read_bytes()[: -joining.NOTE.itemsize])
     with pytest.raises(UserError, match="2-of-4 is damaged"):
         merge_shards(config, tiny, cache_dir=cache)
 
@@ -166,7 +167,7 @@ def test_the_command_line_prepares_what_training_finds(tmp_path, capsys, monkeyp
         assert run_command(["prepare", "pretrain_bert", *keys, "--shard", number]) == 0
     assert "join them with --merge" in capsys.readouterr().err
     assert run_command(["prepare", "pretrain_bert", *keys, "--merge"]) == 0
-    monkeypatch.setattr("sslnlp.data.prepare.build_store", None)
+    monkeypatch.setattr("sslnlp.data.prepare.read_share", None)
     keys += [f"out={tmp_path / 'run'}", "train.steps=1", "train.batch_size=2"]
     assert run_command(["train", "pretrain_bert", *keys]) == 0
     monkeypatch.undo()

@@ -1,0 +1,81 @@
+"""Several processes that read make the store of one, byte for byte; what goes wrong in one of them is told."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+
+import pytest
+
+from sslnlp.data import DataConfig, prepare_text, processes, sources
+from sslnlp.errors import UserError
+from tests.data.test_prepare import TEXTS, write
+from tests.data.test_shards import MANY, files_of, several
+
+
+@pytest.mark.parametrize(("files", "of"), [(1, 2), (12, 2)])
+def test_processes_make_the_store_of_one(tiny, tmp_path, files, of):
+    spec = several(tmp_path / "texts", MANY, files)
+    alone = prepare_text(DataConfig(train=spec, valid_fraction=0.1), tiny, cache_dir=tmp_path / "one")
+    config = DataConfig(train=spec, valid_fraction=0.1, processes=of)
+    got = prepare_text(config, tiny, cache_dir=tmp_path / "several")
+    assert got.train.path.parent.name == alone.train.path.parent.name  # found by a run with another number
+    assert files_of(got.train.path.parent) == files_of(alone.train.path.parent)
+
+
+def test_as_many_as_there_are_cores_and_files_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "PROCESS_BYTES", 1000)
+    monkeypatch.setattr(processes, "_cores", lambda: 4)
+    source = sources.open_source(write(tmp_path / "a.txt", ["x" * 2500]))
+    assert processes.processes_of(DataConfig(train="a.txt"), source) == 2
+    assert processes.processes_of(DataConfig(train="a.txt", processes=7), source) == 7
+    monkeypatch.setattr(processes, "_cores", lambda: 1)
+    assert processes.processes_of(DataConfig(train="a.txt"), source) == 1
+
+
+def test_what_one_says_of_the_data_is_one_error(tiny, tmp_path):
+    spec = write(tmp_path / "a.jsonl", TEXTS)
+    with open(spec, "a", encoding="utf-8") as file:
+        file.write('{"text": "cut off\n')
+    with pytest.raises(UserError, match=r"a\.jsonl"):
+        prepare_text(DataConfig(train=spec, processes=2), tiny, cache_dir=tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("text-*"))
+
+
+def test_a_killed_one_is_told_and_gone_on_with(tiny, tmp_path, monkeypatch):
+    spec = several(tmp_path / "texts", MANY, 12)
+    config = DataConfig(train=spec, processes=2)
+    whole = files_of(prepare_text(DataConfig(train=spec), tiny, cache_dir=tmp_path / "whole").train.path)
+    started = processes._start
+
+    def start(folder, shard) -> subprocess.Popen[str]:
+        process = started(folder, shard)
+        if shard.number == 2:
+            done = folder / "1-of-2" / "pieces.npy"
+
+            def kill() -> None:  # as soon as the other has finished its share, or before
+                while not done.exists() and process.poll() is None:
+                    time.sleep(0.01)
+                process.kill()
+
+            os.kill(process.pid, signal.SIGSTOP)
+            threading.Thread(target=kill).start()
+        return process
+
+    monkeypatch.setattr(processes, "_start", start)
+    with pytest.raises(UserError, match=r"share 2/2 .* killed \(signal 9\)"):
+        prepare_text(config, tiny, cache_dir=tmp_path / "cut")
+    (read,) = (tmp_path / "cut").glob(".text-*.building/read")
+    before = (read / "1-of-2" / "pieces.npy").stat()
+    begun: list[int] = []
+
+    def once_more(folder, shard) -> subprocess.Popen[str]:
+        begun.append((read / "1-of-2" / "pieces.npy").stat().st_mtime_ns)
+        return started(folder, shard)
+
+    monkeypatch.setattr(processes, "_start", once_more)
+    assert files_of(prepare_text(config, tiny, cache_dir=tmp_path / "cut").train.path) == whole
+    assert begun == [before.st_mtime_ns] * 2
