@@ -1,15 +1,16 @@
 """From raw text to batches, against `tokenizers`, `datasets` and the collator of `transformers`.
 
     python -m benchmarks.data encode  corpus.parquet [--algorithm bpe|wordpiece|unigram | --tokenizer FOLDER]
-    python -m benchmarks.data prepare corpus.parquet
+    python -m benchmarks.data prepare corpus.parquet [--threads 2 --size 500]
     python -m benchmarks.data mask    corpus.parquet
     python -m benchmarks.data scale   corpus.parquet [--sizes 10 30 100 300 1000]
 
 `encode`: texts to ids; every round begins with a new encoder that remembers nothing. No ratio is printed unless all
 ids are equal. `prepare`: a file to the first masked batch, everything on the way included, caches empty; the peer is
 `datasets.map` twice (tokenise, then concatenate and cut) and `DataCollatorForLanguageModeling`, as run_mlm.py has it,
-and without the masks that nobody reads. `mask`: rows to masked batches, 15 % of the tokens, 80/10/10. `scale`: time
-and memory of a preparation as the corpus grows, of the next start on the same, and the slopes in logarithms.
+and without the masks that nobody reads; with `--threads` 2 or more, one process of ours, so many, and so many of the
+peer's. `mask`: rows to masked batches, 15 % of the tokens, 80/10/10. `scale`: time and memory of a preparation as the
+corpus grows, of the next start on the same, and the slopes in logarithms.
 
 A corpus is a parquet file with a column `text`, or a text file with blank lines between documents.
 """
@@ -139,7 +140,9 @@ def encode(arguments: argparse.Namespace, folder: str) -> Comparison:
 # --- prepare ----------------------------------------------------------------------------------------------------------
 
 
-def first_batch(corpus: str, tokenizer: Any, cache: str, *, length: int, batch: int) -> tuple[Any, int]:
+def first_batch(
+    corpus: str, tokenizer: Any, cache: str, *, length: int, batch: int, processes: int | None = 1
+) -> tuple[Any, int]:
     """Ours: the first masked batch, and the tokens of text that were prepared."""
     from sslnlp.collators.masked_lm import MaskedLMCollator
     from sslnlp.data.config import DataConfig
@@ -148,7 +151,8 @@ def first_batch(corpus: str, tokenizer: Any, cache: str, *, length: int, batch: 
     from sslnlp.data.stream import Stream
     from sslnlp.tokenizer import framing
 
-    config = DataConfig(train=corpus, text="text" if corpus.endswith("parquet") else None, valid_fraction=0)
+    column = "text" if corpus.endswith("parquet") else None
+    config = DataConfig(train=corpus, text=column, valid_fraction=0, processes=processes)
     prepared = prepare_text(config, tokenizer, cache_dir=cache, progress=False)
     frame = framing(tokenizer, "encoder")
     rows = PackedRows(prepared.train, length, frame.prefix, frame.suffix, pad_id=tokenizer.pad_token_id)
@@ -156,13 +160,13 @@ def first_batch(corpus: str, tokenizer: Any, cache: str, *, length: int, batch: 
     return collator(Stream(rows, 0).rows(range(batch))), prepared.train.num_tokens
 
 
-def prepare_ours(gate: Gate, *, corpus: Path, tokenizer: str, length: int, batch: int) -> None:
+def prepare_ours(gate: Gate, *, corpus: Path, tokenizer: str, length: int, batch: int, processes: int = 1) -> None:
     own, size = load_tokenizer(tokenizer), sum(len(text.encode()) for text in read_texts(corpus))
     tokens = 0
     while True:
         gate(units=size, tokens=tokens)
         with tempfile.TemporaryDirectory() as cache:
-            made, tokens = first_batch(str(corpus), own, cache, length=length, batch=batch)
+            made, tokens = first_batch(str(corpus), own, cache, length=length, batch=batch, processes=processes)
         assert made["input_ids"].shape == (batch, length)
 
 
@@ -217,14 +221,17 @@ def same_tokens(result: Comparison) -> None:
 def prepare(arguments: argparse.Namespace, folder: str) -> Comparison:
     options = {"corpus": arguments.corpus, "tokenizer": make_tokenizer(arguments, folder)}
     options |= {"length": arguments.length, "batch": arguments.batch}
-    contenders: dict[str, Any] = {
-        "sslnlp": (prepare_ours, options),
-        "datasets, run_mlm": (prepare_datasets, options | {"processes": None, "lean": False}),
-        "datasets, lean": (prepare_datasets, options | {"processes": None, "lean": True}),
-    }
-    if arguments.threads > 1:
-        many = {"processes": arguments.threads, "lean": True}
-        contenders[f"datasets, lean, {arguments.threads} processes"] = (prepare_datasets, options | many)
+    if arguments.size:
+        options["corpus"] = Path(folder) / f"{arguments.size}.parquet"
+        write_corpus(read_texts(arguments.corpus), arguments.size * MB, options["corpus"])
+    contenders: dict[str, Any] = {"sslnlp": (prepare_ours, options)}
+    if (many := arguments.threads) > 1:
+        contenders[f"sslnlp, {many} processes"] = (prepare_ours, options | {"processes": many})
+        peer = options | {"processes": many, "lean": True}
+        contenders[f"datasets, lean, {many} processes"] = (prepare_datasets, peer)
+    else:
+        for name, lean in (("run_mlm", False), ("lean", True)):
+            contenders[f"datasets, {name}"] = (prepare_datasets, options | {"processes": None, "lean": lean})
     result = compare(contenders, rounds=arguments.rounds, unit="bytes", threads=arguments.threads)
     same_tokens(result)
     return result
@@ -431,6 +438,7 @@ def main() -> None:
         task.add_argument("--threads", type=int, default=1)
         task.add_argument("--rounds", type=int, default=5)
         task.add_argument("--out", type=Path, help="stem of the .json and .svg written")
+    tasks.choices["prepare"].add_argument("--size", type=int, help="megabytes of text, the corpus again and again")
     tasks.choices["mask"].add_argument("--batches", type=int, default=100, help="batches of a round")
     tasks.choices["scale"].add_argument("--sizes", type=int, nargs="+", default=[10, 30, 100], help="megabytes of text")
     arguments = parser.parse_args()
