@@ -39,8 +39,10 @@ def processes_of(config: DataConfig, source: Source) -> int:
     """How many processes read the source: `data.processes`, else as many as there are cores and enough files for."""
     if config.processes is not None:
         return config.processes
+    if source.hub or config.limit is not None:  # how much is read is not known
+        return 1
     size = sum(file.stat().st_size for files in source.files.values() for file in files)
-    return 1 if source.hub else max(1, min(_cores(), MOST, size // PROCESS_BYTES))
+    return max(1, min(_cores(), MOST, size // PROCESS_BYTES))
 
 
 def read_in_processes(

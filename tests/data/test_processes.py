@@ -32,6 +32,7 @@ def test_as_many_as_there_are_cores_and_files_for(tmp_path, monkeypatch):
     source = sources.open_source(write(tmp_path / "a.txt", ["x" * 2500]))
     assert processes.processes_of(DataConfig(train="a.txt"), source) == 2
     assert processes.processes_of(DataConfig(train="a.txt", processes=7), source) == 7
+    assert processes.processes_of(DataConfig(train="a.txt", limit=2), source) == 1
     monkeypatch.setattr(processes, "_cores", lambda: 1)
     assert processes.processes_of(DataConfig(train="a.txt"), source) == 1
 
