@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from sslnlp.adapt import adapt
@@ -18,6 +18,8 @@ from sslnlp.modes import self_check
 
 log = logging.getLogger(__name__)
 
+_NEW = "_sslnlp_new_weights"
+"""Attribute of a model: the names of its weights that its checkpoint did not have; None: all are new."""
 _DROPOUTS = (
     *("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout", "embedding_dropout", "mlp_dropout"),
     *("attn_pdrop", "embd_pdrop", "resid_pdrop", "classifier_dropout"),
@@ -131,7 +133,14 @@ def build_model(
         adapt(model)
         if config.lora_rank is not None:
             add_lora(model, config.lora_rank, new)
+    setattr(model, _NEW, frozenset(new) if config.pretrained else None)
     return model
+
+
+def is_new(model: PreTrainedModel, weight: Tensor) -> bool:
+    """Whether this parameter of the model is random, not read from a checkpoint."""
+    new: frozenset[str] | None = getattr(model, _NEW, None)
+    return new is None or any(own is weight and name in new for name, own in model.named_parameters())
 
 
 def _supports(wraps: Any, config: PreTrainedConfig) -> None:

@@ -114,7 +114,7 @@ OBJECTIVE_OPTIONS = {
     "barlow_twins": "dimensions mini_batch_size off_diagonal pooling projector train_layers",
     "byol": "dimensions hidden mini_batch_size momentum momentum_end pooling train_layers",
     "causal_lm": "",
-    "classification": "class_weights label_smoothing ordinal pseudo_labels",
+    "classification": "class_weights head label_smoothing ordinal pseudo_labels",
     "clip": TWO_TOWERS,
     "data2vec": "beta layers momentum momentum_end",
     "denoising": "",

@@ -126,6 +126,13 @@ class Objective(nn.Module, ABC):
         before the first update, with all training rows and the unlabelled ones (label -100)."""
         raise TypeError(f"objective {self.name!r} asks for pseudo-labels but does not define guess()")
 
+    begins: bool = False
+    """`begin` is to be called."""
+
+    def begin(self, batches: Iterable[Batch]) -> None:
+        """Called once before the first update, with training rows (the first 5,000 of the order of training): weights
+        that may start from what the model makes of these are set here."""
+
     concludes: ClassVar[bool] = False
     """`conclude` is to be called; held-out figures are taken after it alone."""
 

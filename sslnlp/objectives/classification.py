@@ -12,13 +12,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sslnlp.errors import UserError
+from sslnlp.errors import UserError, suggest
 from sslnlp.label_spreading import check_pseudo_labels, spread_labels, vectors_of
+from sslnlp.models import is_new
 from sslnlp.nn import Pooling
 from sslnlp.objectives import functional
-from sslnlp.objectives.text_head import TextHead, rescaled
+from sslnlp.objectives.fitted_head import fitted_head
+from sslnlp.objectives.text_head import TextHead, output_layer, rescaled
 from sslnlp.packed import hidden_states
 from sslnlp.types import Batch, StepOutput
+
+HEADS = ("fitted", "random")
+STRENGTH = 10.0
+"""C of the logistic regression a head starts as, on vectors of mean length 1."""
 
 
 class Classification(TextHead):
@@ -31,7 +37,12 @@ class Classification(TextHead):
     With unlabelled texts (`data.unlabelled`) and `pseudo_labels`, those train too whose label is surest by the vectors
     of the model that it starts from (`label_spreading`), which should be one that makes sentence vectors.
 
+    A head that is new starts as logistic regression on what the model gives it of (at most 5,000 of) the training rows,
+    and fine-tuning goes on from there: the features of pretraining are not bent to random weights first (Kumar et al.,
+    2022, arXiv:2202.10054). Not where the head reads all tokens, as those of decoders do.
+
     Options:
+        head: how a new head starts, "fitted" or "random".
         class_weights: one factor a class, multiplied into its rows' loss. Mean 1 keeps the learning rate meaningful.
         label_smoothing: share of the target spread over all classes, in [0, 1).
         ordinal: the classes are steps of a scale (stars, grades), in the order of their names: training adds the
@@ -50,6 +61,7 @@ class Classification(TextHead):
         self,
         model: PreTrainedModel,
         *,
+        head: str = "fitted",
         class_weights: Sequence[float] | None = None,
         label_smoothing: float = 0.0,
         ordinal: bool = False,
@@ -64,12 +76,41 @@ class Classification(TextHead):
         if class_weights is not None and (len(class_weights) != classes or min(class_weights) < 0):
             raise UserError(f"objective.class_weights must be {classes} numbers of at least 0, one for each class")
         check_pseudo_labels(pseudo_labels)
+        if head not in HEADS:
+            raise UserError(f"objective.head={head!r} is not known.{suggest(head, HEADS)}")
+        self.begins = head == "fitted" and is_new(model, output_layer(model).weight)
         self.label_smoothing, self.ordinal, self.pseudo_labels = label_smoothing, ordinal, pseudo_labels
         if ordinal:
             self.measures = ("classification", "ordinal")
         self.temperature = 1.0
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
+
+    def begin(self, batches: Iterable[Batch]) -> None:
+        """Fit the last linear map to what comes to it."""
+        last = output_layer(self.model)
+        found: list[Tensor] = []
+        hook = last.register_forward_pre_hook(lambda module, inputs: found.append(inputs[0]))
+
+        def features(batch: Batch) -> Tensor:
+            found.clear()
+            self.logits(batch)
+            return found[0].flatten(1)
+
+        try:
+            vector_NH, label_N = vectors_of(self, batches, features)
+        finally:
+            hook.remove()
+        known_N = label_N >= 0
+        vector_NH, label_N = vector_NH[known_N], label_N[known_N]
+        if vector_NH.shape[1] != last.in_features or len(np.unique(label_N)) < 2:
+            return
+        scale = 1 / max(float(np.linalg.norm(vector_NH, axis=1).mean()), 1e-6)
+        weight, bias = fitted_head(vector_NH * scale, label_N, last.out_features, strength=STRENGTH)
+        with torch.no_grad():
+            last.weight.copy_(torch.from_numpy(weight * scale))
+            if last.bias is not None:
+                last.bias.copy_(torch.from_numpy(bias))
 
     def guess(self, batches: Iterable[Batch]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         pool = Pooling("mean")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from typing import ClassVar
 
@@ -17,6 +16,7 @@ from sslnlp.distributed import gather, rank
 from sslnlp.errors import UserError
 from sslnlp.label_spreading import check_pseudo_labels, spread_labels, vectors_of
 from sslnlp.objectives import functional
+from sslnlp.objectives.fitted_head import fitted_head
 from sslnlp.objectives.pooled import Pooled
 from sslnlp.types import Batch, LinearHead, StepOutput
 
@@ -105,19 +105,12 @@ class FewShot(Pooled):
 
     def conclude(self, batches: Iterable[Batch]) -> None:
         """Fit the head to the vectors of all rows; those without a label (-100) get one from their neighbours."""
-        from sklearn.linear_model import LogisticRegression
-
         vector_NH, found_N, sure_N = self._vectors_of(batches)
         reached_N = found_N >= 0
         vector_NH, found_N, sure_N = vector_NH[reached_N], found_N[reached_N], sure_N[reached_N]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that a thousand steps were not enough moves the last digit
-            head = LogisticRegression(C=self.strength, max_iter=1000).fit(vector_NH, found_N, sure_N)
-        weight, bias = np.atleast_2d(head.coef_), np.atleast_1d(head.intercept_)
-        if len(head.classes_) == 2:  # one row that tells the second class from the first
-            weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
-        self.weight[head.classes_] = torch.from_numpy(weight).to(self.weight)
-        self.bias[head.classes_] = torch.from_numpy(bias).to(self.bias)
+        weight, bias = fitted_head(vector_NH, found_N, len(self.bias), strength=self.strength, sure_N=sure_N)
+        self.weight.copy_(torch.from_numpy(weight))
+        self.bias.copy_(torch.from_numpy(bias))
 
     def calibrate(self, temperature: float) -> None:
         self.divisor = temperature

@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from sslnlp.data.joined_rows import JoinedRows
 from sslnlp.data.stream import Stream
 from sslnlp.data.table_rows import TableRows
-from sslnlp.evaluation.held_out import by_length, to_device
+from sslnlp.evaluation.held_out import by_length
 from sslnlp.objectives.base import Objective
 from sslnlp.recipe.build import Parts
-from sslnlp.types import Batch
+from sslnlp.recipe.rows import training_rows
 
 Ints = npt.NDArray[np.int64]
-
-
-def training_rows(parts: Parts, device: torch.device) -> Iterator[Batch]:
-    """Every training row once, then every unlabelled one, each from short to long."""
-    collator, size = parts.collator.for_evaluation(0), parts.recipe.train.batch_size
-    for source in (parts.stream.source, parts.unlabelled):
-        rows = Stream.fixed(source) if source is not None else None
-        order = by_length(rows).tolist() if rows is not None else []
-        for start in range(0, len(order), size):
-            assert rows is not None
-            yield to_device(collator(rows.rows(order[start : start + size])), device)
 
 
 def with_pseudo_labels(parts: Parts, objective: Objective) -> Parts:

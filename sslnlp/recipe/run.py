@@ -31,8 +31,9 @@ from sslnlp.recipe.build import Parts, build_objective, build_parts, processes, 
 from sslnlp.recipe.check import check_out
 from sslnlp.recipe.choose import apply, choose, chosen_before
 from sslnlp.recipe.decide import SETTLED, HeldOut, decide, settle
-from sslnlp.recipe.pseudo import training_rows, with_pseudo_labels
+from sslnlp.recipe.pseudo import with_pseudo_labels
 from sslnlp.recipe.reporting import RunReport, run_report
+from sslnlp.recipe.rows import first_rows, training_rows
 from sslnlp.recipe.schema import Recipe, to_dict
 from sslnlp.report import make_report
 from sslnlp.report.sections import short_form
@@ -74,6 +75,8 @@ def run(recipe: Recipe, *, resume: bool = False, console: Console | None = None)
     console.print(f"{type(objective.model).__name__}: {count_parameters(objective.model):,} parameters")
     with alone():
         learnt = with_pseudo_labels(parts, objective)
+        if objective.begins and not resume:
+            objective.begin(first_rows(learnt, next(objective.parameters()).device))
     story = biography(learnt, objective)
     if not resume:
         processes().wait_for_everyone()  # nobody is still checking `out` when it appears

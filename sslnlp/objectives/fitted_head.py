@@ -1,0 +1,34 @@
+"""A linear map from vectors to classes that is fitted rather than trained: logistic regression."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vectors = NDArray[np.float32]
+
+
+def fitted_head(
+    vector_NH: Vectors, label_N: NDArray[np.int64], classes: int, *, strength: float, sure_N: Vectors | None = None
+) -> tuple[Vectors, Vectors]:
+    """Weight float32 [C, H] and bias [C] of logistic regression, for `classes` classes of which some may not occur.
+
+    Args:
+        strength: C, the larger, the less it is regularised.
+        sure_N: how much each row counts; None: all alike.
+
+    A class that does not occur gets no weight and the least bias. Raises `ValueError` where fewer than two occur.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a thousand steps were not enough moves the last digit
+        head = LogisticRegression(C=strength, max_iter=1000).fit(vector_NH, label_N, sure_N)
+    weight, bias = np.atleast_2d(head.coef_), np.atleast_1d(head.intercept_)
+    if len(head.classes_) == 2:  # one row that tells the second class from the first
+        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    whole_CH, whole_C = np.zeros((classes, vector_NH.shape[1]), np.float32), np.full(classes, bias.min(), np.float32)
+    whole_CH[head.classes_], whole_C[head.classes_] = weight, bias
+    return whole_CH, whole_C
