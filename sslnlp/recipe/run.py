@@ -75,7 +75,7 @@ def run(recipe: Recipe, *, resume: bool = False, console: Console | None = None)
     console.print(f"{type(objective.model).__name__}: {count_parameters(objective.model):,} parameters")
     with alone():
         learnt = with_pseudo_labels(parts, objective)
-        if objective.begins and not resume:
+        if objective.begins:  # on a resume too: there may be no checkpoint yet; one that there is overwrites it
             objective.begin(first_rows(learnt, next(objective.parameters()).device))
     story = biography(learnt, objective)
     if not resume:

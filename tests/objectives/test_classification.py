@@ -1,18 +1,26 @@
 """The classification objective: the loss, its exactness under accumulation, and the inputs each architecture takes."""
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.linear_model import LogisticRegression
 from transformers import (
+    AutoModel,
     AutoModelForSequenceClassification,
     BertConfig,
+    GPT2Config,
     ModernBertConfig,
     PreTrainedModel,
     RobertaConfig,
 )
 
 from sslnlp.errors import UserError
+from sslnlp.models import ModelConfig, build_model
 from sslnlp.objectives.classification import Classification
+from sslnlp.objectives.text_head import output_layer
 
 SIZES = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
 CONFIGS = {
@@ -133,3 +141,64 @@ def test_one_class_is_refused() -> None:
     config = BertConfig(**SIZES, num_labels=1)
     with pytest.raises(UserError, match="at least 2 classes"):
         Classification(AutoModelForSequenceClassification.from_config(config))
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "modernbert"])
+def test_a_new_head_begins_as_logistic_regression(architecture: str) -> None:
+    objective, given = Classification(model(architecture)).train(), batch(40)
+    given["labels"][::7] = -100
+    assert objective.begins
+    body = {name: weight.clone() for name, weight in objective.named_parameters()}
+    objective.begin([{name: rows[at : at + 16] for name, rows in given.items()} for at in range(0, 40, 16)])
+    assert objective.training
+    changed = {name for name, weight in objective.named_parameters() if not torch.equal(weight, body[name])}
+    last = output_layer(objective.model)
+    assert {objective.get_parameter(name).shape for name in changed} == {last.weight.shape, last.bias.shape}
+    seen: list[torch.Tensor] = []
+    last.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    logits = objective.eval().predict(given)["logits"].detach()
+    known = given["labels"] >= 0
+    features = seen[0].detach().numpy()
+    scale = 1 / np.linalg.norm(features[known], axis=1).mean()
+    fitted = LogisticRegression(C=10, max_iter=1000).fit(features[known] * scale, given["labels"][known])
+    np.testing.assert_allclose(logits.softmax(-1), fitted.predict_proba(features * scale), atol=1e-3)
+
+
+def test_two_classes_and_one_that_does_not_occur() -> None:
+    objective, given = Classification(model()), batch(30)
+    given["labels"] = (torch.arange(30) % 2) * 2  # 0 and 2
+    objective.begin([given])
+    logits = objective.eval().predict(given)["logits"]
+    assert not (logits.argmax(-1) == 1).any()
+    right = (logits.argmax(-1) == given["labels"]).float().mean()
+    assert right > 0.6
+
+
+def test_a_head_stays_as_it_is_where_it_reads_all_tokens_or_there_is_one_class() -> None:
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=30, n_embd=16, n_layer=1, n_head=2, num_labels=3, pad_token_id=0)
+    for start, given in (
+        (AutoModelForSequenceClassification.from_config(config), batch()),
+        (model(), {**batch(), "labels": torch.ones(6, dtype=torch.int64)}),
+    ):
+        objective = Classification(start)
+        before = output_layer(objective.model).weight.clone()
+        objective.begin([given])
+        assert torch.equal(output_layer(objective.model).weight, before)
+
+
+def test_a_head_that_was_trained_is_not_fitted_anew(tmp_path) -> None:
+    def built(**options: Any) -> PreTrainedModel:
+        config = ModelConfig(pretrained=str(tmp_path), **options)
+        return build_model(config, None, AutoModelForSequenceClassification, max_length=8, num_labels=3)
+
+    AutoModel.from_config(CONFIGS["bert"]).save_pretrained(tmp_path)
+    assert Classification(built()).begins
+    assert Classification(built(lora_rank=2)).begins
+    assert not Classification(built(), head="random").begins
+    model().save_pretrained(tmp_path)
+    assert not Classification(built()).begins
+    assert not Classification(built(lora_rank=2)).begins
+    assert Classification(built(fresh=True)).begins
+    with pytest.raises(UserError, match=r"objective.head='fited' is not known. .*fitted"):
+        Classification(model(), head="fited")
