@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 
@@ -16,11 +17,10 @@ from tests.data.test_prepare import TEXTS, write
 from tests.data.test_shards import MANY, files_of, several
 
 
-@pytest.mark.parametrize(("files", "of"), [(1, 2), (12, 2)])
-def test_processes_make_the_store_of_one(tiny, tmp_path, files, of):
-    spec = several(tmp_path / "texts", MANY, files)
+def test_processes_make_the_store_of_one(tiny, tmp_path):
+    spec = several(tmp_path / "texts", MANY, 12)
     alone = prepare_text(DataConfig(train=spec, valid_fraction=0.1), tiny, cache_dir=tmp_path / "one")
-    config = DataConfig(train=spec, valid_fraction=0.1, processes=of)
+    config = DataConfig(train=spec, valid_fraction=0.1, processes=2)
     got = prepare_text(config, tiny, cache_dir=tmp_path / "several")
     assert got.train.path.parent.name == alone.train.path.parent.name  # found by a run with another number
     assert files_of(got.train.path.parent) == files_of(alone.train.path.parent)
@@ -46,7 +46,26 @@ def test_what_one_says_of_the_data_is_one_error(tiny, tmp_path):
     assert not list((tmp_path / "cache").glob("text-*"))
 
 
-def test_a_killed_one_is_told_and_gone_on_with(tiny, tmp_path, monkeypatch):
+def test_a_killed_one_and_one_that_fails_are_told(tiny, tmp_path, monkeypatch, capfd):
+    ends = {1: "import time; time.sleep(60)", 2: "import os; os.kill(os.getpid(), 9)"}
+
+    def start(folder, shard) -> subprocess.Popen[str]:
+        return subprocess.Popen([sys.executable, "-c", ends[shard.number]], stdout=subprocess.PIPE, encoding="utf-8")
+
+    monkeypatch.setattr(processes, "_start", start)
+    config = DataConfig(train=write(tmp_path / "a.txt", TEXTS), processes=2)
+    began = time.monotonic()
+    with pytest.raises(UserError, match=r"share 2/2 .* killed \(signal 9\).* data.processes=N"):
+        prepare_text(config, tiny, cache_dir=tmp_path / "cache")
+    ends[2] = "raise ValueError('a defect of ours')"
+    with pytest.raises(RuntimeError, match=r"share 2/2 of the text failed: see above"):
+        prepare_text(config, tiny, cache_dir=tmp_path / "cache")
+    assert "a defect of ours" in capfd.readouterr().err
+    assert time.monotonic() - began < 50  # the other one is not waited for
+
+
+@pytest.mark.slow
+def test_a_killed_one_is_gone_on_with(tiny, tmp_path, monkeypatch):
     spec = several(tmp_path / "texts", MANY, 12)
     config = DataConfig(train=spec, processes=2)
     whole = files_of(prepare_text(DataConfig(train=spec), tiny, cache_dir=tmp_path / "whole").train.path)

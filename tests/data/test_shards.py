@@ -49,6 +49,7 @@ def several(folder: Path, texts: list[str], files: int) -> str:
         (12, 2, {"limit": 211}),
         (2, 7, {}),  # fewer files than shards, and shards without any document
         (3, 1, {}),
+        (1, 2, {"limit": 60}),  # all in one block: the second shard has no document
         (12, 4, {"valid": "other"}),
     ],
 )
