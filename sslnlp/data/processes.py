@@ -29,8 +29,8 @@ from sslnlp.errors import UserError
 
 log = logging.getLogger(__name__)
 
-PROCESS_BYTES = 128 << 20
-"""Of files for each process: less is read sooner than the imports of another process are done."""
+PROCESS_BYTES = 256 << 20
+"""Of files for each process. Less is not read sooner: another process has its imports, and meets the same words anew."""
 MOST = 16
 """Processes that are started unasked, each of about half a GiB."""
 
