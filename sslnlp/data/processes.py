@@ -30,7 +30,7 @@ from sslnlp.errors import UserError
 log = logging.getLogger(__name__)
 
 PROCESS_BYTES = 256 << 20
-"""Of files for each process. Less is not read sooner: another process has its imports, and meets the same words anew."""
+"""Of files for each process. Less is not read sooner: each has its imports, and meets most of the words anew."""
 MOST = 16
 """Processes that are started unasked, each of about half a GiB."""
 
