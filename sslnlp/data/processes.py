@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 PROCESS_BYTES = 256 << 20
 """Of files for each process. Less is not read sooner: each has its imports, and meets most of the words anew."""
 MOST = 16
-"""Processes that are started unasked, each of about half a GiB."""
+"""Processes that are started unasked, each of about 0.6 GiB."""
 
 
 def processes_of(config: DataConfig, source: Source) -> int:
