@@ -33,7 +33,8 @@ from typing import Any
 from benchmarks.common import machine, median_interval
 
 PEER = {"warmup_steps": 0.05, "lr_scheduler_type": "cosine", "weight_decay": 0.01, "adam_beta2": 0.98}
-"""What the tuned peer has beside its learning rate; everything else is as `TrainingArguments` has it."""
+"""What the tuned peer has beside its learning rate, and bf16 where the machine has units for it; everything else is as
+`TrainingArguments` has it."""
 
 
 # --- the two sides: each is a process of its own ----------------------------------------------------------------------
@@ -67,6 +68,7 @@ def ours(job: dict[str, Any]) -> dict[str, Any]:
 def peer(job: dict[str, Any]) -> dict[str, Any]:
     """A script in the manner of run_clm.py, with public parts only, and a clock."""
     import datasets
+    import torch
     from transformers import (
         AutoModelForCausalLM,
         DataCollatorForLanguageModeling,
@@ -76,8 +78,12 @@ def peer(job: dict[str, Any]) -> dict[str, Any]:
         set_seed,
     )
 
+    from sslnlp.precision import fitting_precision
+
     datasets.disable_progress_bars()
+    paused = clock()
     score = Scorer(job)
+    paused = {name: now - paused[name] for name, now in clock().items()}
     block = job["block"]
 
     def tokenise(examples: dict[str, list[str]]) -> Any:
@@ -93,16 +99,17 @@ def peer(job: dict[str, Any]) -> dict[str, Any]:
     raw = datasets.load_dataset("parquet", data_files=job["train"], split="train", cache_dir=job["folder"] + "/cache")
     raw = raw.map(tokenise, batched=True, remove_columns=raw.column_names)
     rows = raw.map(group, batched=True)
-    prepared = clock()
+    prepared = {name: now - paused[name] for name, now in clock().items()}
     set_seed(job["seed"])
-    model = AutoModelForCausalLM.from_config(score.config)
-    options = PEER | {"optim": "adamw_torch_fused", "learning_rate": job["lr"]} if job["tuned"] else {}
+    # In bf16 plain matrix products are the faster attention on a CPU (`benchmarks.step`).
+    half = job["tuned"] and fitting_precision(torch.device("cpu")) == "bf16"
+    model = AutoModelForCausalLM.from_config(score.config, **({"attn_implementation": "eager"} if half else {}))
+    options = PEER | {"optim": "adamw_torch_fused", "learning_rate": job["lr"], "bf16": half} if job["tuned"] else {}
     arguments = TrainingArguments(
         job["folder"] + "/trainer", per_device_train_batch_size=job["batch"], max_steps=job["steps"], seed=job["seed"],
         use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True, dataloader_pin_memory=False, **options,
     )  # fmt: skip
     curve: list[dict[str, float]] = []
-    paused = {"wall": 0.0, "cpu": 0.0}
 
     class Look(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

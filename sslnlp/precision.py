@@ -1,16 +1,41 @@
-"""Whether half precision pays on this machine: measured, because a CPU without bf16 units emulates it."""
+"""Half precision: whether it pays on this machine, which is measured, because a CPU without bf16 units emulates it."""
 
 from __future__ import annotations
 
 import logging
 import time
+from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, SharedDict
 
 log = logging.getLogger(__name__)
 
+FASTER = 2.0
+"""A product that takes this much longer in float32 than in bf16 means that a CPU has units for bf16 (AMX: 8 times)."""
+
 SLOWER = 1.5
 """A product that takes this much longer in bf16 than in float32 means that the CPU has no units for it."""
+
+
+def fitting_precision(device: torch.device) -> str:
+    """`bf16` where the device has matrix units for it, measured on a CPU, else `no` (float32)."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    paying = device.type == "cpu" and _seconds(torch.float32) > FASTER * _seconds(torch.bfloat16)
+    return "bf16" if paying else "no"
+
+
+def new_accelerator(precision: str, **options: Any) -> Accelerator:
+    """An `Accelerator` of this precision, also after one of another in this process, which Accelerate refuses.
+
+    A run may train in bf16 and the next one in float32; the first keeps what it has.
+    """
+    known: Any = AcceleratorState
+    if known._shared_state.get("_mixed_precision", precision) != precision:
+        known._shared_state = SharedDict()
+    return Accelerator(mixed_precision=precision, **options)
 
 
 def warn_if_slower(precision: str, device: torch.device) -> float | None:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import Tensor
 
@@ -36,7 +35,7 @@ from sslnlp.metrics import MetricsLog
 from sslnlp.nn import row_keyed_dropout
 from sslnlp.objectives.base import Objective
 from sslnlp.optim import OPTIMIZERS, learning_rate_factor
-from sslnlp.precision import warn_if_slower
+from sslnlp.precision import new_accelerator, warn_if_slower
 from sslnlp.sharding import gathered, load_whole, refill, shard, sharding_asked
 from sslnlp.signals import Signals
 from sslnlp.sums import Running, add_sums, count_tokens
@@ -104,8 +103,8 @@ class Trainer:
         self.evaluate, self.facts, self.on_progress = evaluate, dict(facts or {}), on_progress
         sharding = sharding_asked()
         loggers: Any = list(config.trackers)
-        self.accelerator = Accelerator(
-            mixed_precision=config.precision, log_with=loggers or None, project_dir=str(out / "trackers")
+        self.accelerator = new_accelerator(
+            config.precision, log_with=loggers or None, project_dir=str(out / "trackers")
         )
         self.device = self.accelerator.device
         self._whole = objective

@@ -129,3 +129,21 @@ def test_a_run_says_and_records_what_was_chosen_and_resumes_with_it(
 
     run(load_recipe("pretrain_gpt", keys), resume=True, console=Console(quiet=True))
     assert json.loads((out / "recipe.json").read_text())["chosen"] == chosen
+
+
+@pytest.mark.parametrize("given", [None, "no"])
+def test_half_precision_is_chosen_where_the_machine_has_units_for_it(
+    given: str | None, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sslnlp.recipe.choose.fitting_precision", lambda device: "bf16")
+    timed_in = []
+    monkeypatch.setattr(
+        "sslnlp.recipe.choose.timed",
+        lambda parts, seconds: timed_in.append(parts.recipe.train.precision) or Speed(fixed=0.01, per_row=0.01),
+    )
+    pairs = [] if given is None else [f"train.precision={given}"]
+    asked, _ = resolve(load_recipe("pretrain_gpt", [*TINY, *pairs, f"data.train={text_file}", "train.budget=2s"]))
+    parts = choose(build_parts(asked))
+    assert parts.recipe.train.precision == (given or "bf16")
+    assert timed_in == [given or "bf16"]
+    assert ("train.precision" in parts.chosen) == (given is None)

@@ -246,3 +246,20 @@ def test_emulated_half_precision_is_said(monkeypatch: pytest.MonkeyPatch, caplog
         monkeypatch.setattr(precision, "_seconds", lambda dtype, s=slow: 8.0 if s and dtype == torch.bfloat16 else 1.0)
         assert precision.warn_if_slower("bf16", cpu) == (8.0 if slow else 1.0)
         assert ("train.precision=no" in caplog.text) == slow
+
+
+@pytest.mark.parametrize(("seconds", "fitting"), [(0.1, "bf16"), (0.9, "no"), (9.0, "no")])
+def test_half_precision_fits_a_cpu_that_is_fast_in_it(
+    seconds: float, fitting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "_seconds", lambda dtype: seconds if dtype == torch.bfloat16 else 1.0)
+    assert precision.fitting_precision(torch.device("cpu")) == fitting
+    assert precision.fitting_precision(torch.device("meta")) == "no"
+
+
+def test_one_process_trains_in_one_precision_after_another(tmp_path: Path) -> None:
+    for n, dtype in enumerate(("no", "bf16", "no")):
+        trainer = make_trainer("masked_lm", tmp_path / str(n), steps=1, precision=dtype)
+        with trainer.accelerator.autocast():
+            assert torch.is_autocast_enabled("cpu") == (dtype == "bf16")
+        trainer.fit()

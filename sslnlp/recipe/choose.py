@@ -1,4 +1,4 @@
-"""What a budget chooses: rows an update, learning rate, held-out passes, dropout and an average of the weights.
+"""What a budget chooses: precision, rows an update, learning rate, held-out passes, dropout, an average of the weights.
 
 `train.budget` says how long to train. What fits into that time depends on the machine, so a few updates are timed
 first; the rest is a rule, fitted on small runs (`benchmarks.defaults`; the figures are in docs/pretraining.md). It
@@ -19,7 +19,8 @@ from typing import Any
 from sslnlp import distributed
 from sslnlp.architectures import SIZES
 from sslnlp.budget import parse_duration, time_updates
-from sslnlp.recipe.build import Parts, build_objective
+from sslnlp.precision import fitting_precision
+from sslnlp.recipe.build import Parts, build_objective, processes
 from sslnlp.recipe.load import read_biography
 from sslnlp.recipe.schema import Recipe, override
 from sslnlp.sharding import sharding_asked
@@ -74,9 +75,12 @@ def choose(parts: Parts) -> Parts:
         return parts
     assert recipe.train.budget is not None
     seconds = parse_duration(recipe.train.budget)
+    # First, because the speed is that of this precision. All processes take what the first of them found.
+    half = distributed.broadcast_number(float(fitting_precision(processes().device) == "bf16"))
+    precision = {"train.precision": "bf16" if half else "no"}
     found = rule(
         recipe,
-        speed=timed(parts, TIMED_SHARE * seconds),
+        speed=timed(parts.under(apply(recipe, precision), {}), TIMED_SHARE * seconds),
         seconds=seconds,
         rows_of_data=len(parts.stream),
         rows_held_out=len(parts.valid) if parts.valid is not None else 0,
@@ -85,7 +89,7 @@ def choose(parts: Parts) -> Parts:
     )
     if sharding_asked() is not None:  # cut weights have no average
         del found["train.ema"]
-    chosen = {key: value for key, value in found.items() if key not in recipe.given}
+    chosen = {key: value for key, value in (precision | found).items() if key not in recipe.given}
     return parts.under(apply(recipe, chosen), chosen)
 
 
