@@ -89,9 +89,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         scale = gradients[0]
         d_features_NH, d_weight_VH, d_bias_V = ctx.saved_tensors
         weight_type, bias_type = ctx.types
+        # What is new is scaled in place: to touch as much new memory again takes longer than the product.
+        widened = d_weight_VH.element_size() < weight_type.itemsize and not torch.compiler.is_compiling()
+        d_weight_VH = d_weight_VH.to(weight_type).mul_(scale) if widened else (d_weight_VH * scale).to(weight_type)
         return (
             d_features_NH * scale.to(d_features_NH.dtype),
-            (d_weight_VH * scale).to(weight_type),
+            d_weight_VH,
             None if bias_type is None else (d_bias_V * scale).to(bias_type),
             None,
             None,
@@ -108,7 +111,10 @@ def _compute(
     differentiate: bool,
     fused: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The summed losses, the number of hits, and the gradients by features, matrix and bias (empty where not asked)."""
+    """The summed losses, the number of hits, and the gradients by features, matrix and bias (empty where not asked).
+
+    The gradient by the matrix is summed over panels in float32 at least; of one panel it is the product as it came.
+    """
     dtype, sums = features_NH.dtype, torch.promote_types(features_NH.dtype, torch.float32)
     w_VH, b_V = weight_VH.to(dtype), None if bias_V is None else bias_V.to(dtype)
     vocabulary = len(w_VH)
@@ -116,13 +122,14 @@ def _compute(
     score = _fused_score() if fused else _score
     total = torch.zeros((), dtype=sums, device=features_NH.device)
     hits = torch.zeros((), dtype=torch.float32, device=features_NH.device)
-    d_features_NH, d_weight_VH, d_bias_V = _buffers(features_NH, weight_VH, bias_V, differentiate)
     positions = len(target_N)
     chunk, panel = (_rows(limit, features_NH, vocabulary) for limit in (CHUNK, PANEL))
     if dtype == sums:
         chunk = max(chunk, LEAST) if features_NH.device.type == "cpu" else chunk
         panel = chunk  # the product adds to the gradient of the matrix by itself
     chunk, panel = min(chunk, positions), min(panel, positions)
+    whole = 0 < positions == panel
+    d_features_NH, d_weight_VH, d_bias_V = _buffers(features_NH, weight_VH, bias_V, differentiate, matrix=not whole)
     # One place for what all chunks make, because the first touch of new memory costs as much as the sums in it.
     logits_RV = features_NH.new_empty(chunk, vocabulary)
     chance_RV = None if fused else features_NH.new_empty(chunk, vocabulary, dtype=sums)
@@ -147,7 +154,9 @@ def _compute(
             panel_PV = d_logits_CV if panel_RV is None else panel_RV[: part.stop - start]
             # What is not scored is left out here, on H numbers a position, not on V.
             seen_PH = features_NH[part] * scored_N1[part]
-            if dtype == sums:
+            if whole:
+                d_weight_VH = panel_PV.T @ seen_PH
+            elif dtype == sums:
                 d_weight_VH.addmm_(panel_PV.T, seen_PH)
             else:
                 d_weight_VH += panel_PV.T @ seen_PH
@@ -166,14 +175,16 @@ def _product(features_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, *, o
 
 
 def _buffers(
-    features_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, differentiate: bool
+    features_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, differentiate: bool, matrix: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Room for the gradients, those that are summed up in float32 at least; empty where there is none."""
+    """Room for the gradients, those that are summed up in float32 at least; empty where there is none, and that of the
+    matrix where not asked."""
     sums = torch.promote_types(features_NH.dtype, torch.float32)
     if not differentiate:
         return features_NH.new_empty(0), weight_VH.new_empty(0, dtype=sums), weight_VH.new_empty(0, dtype=sums)
     d_bias_V = weight_VH.new_empty(0, dtype=sums) if bias_V is None else torch.zeros_like(bias_V, dtype=sums)
-    return torch.empty_like(features_NH), torch.zeros_like(weight_VH, dtype=sums), d_bias_V
+    d_weight_VH = torch.zeros_like(weight_VH, dtype=sums) if matrix else weight_VH.new_empty(0, dtype=sums)
+    return torch.empty_like(features_NH), d_weight_VH, d_bias_V
 
 
 # To torch.compile the whole of it is one operation. Traced, its loop over chunks would fix the number of positions,
@@ -188,7 +199,9 @@ _LIBRARY.define(  # type: ignore[no-untyped-call]
 @torch.library.impl(_LIBRARY, "linear_cross_entropy", "CompositeExplicitAutograd")
 def _operation(features_NH: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     with torch.no_grad(), torch.autocast(features_NH.device.type, enabled=False):
-        return _compute(features_NH, *arguments)
+        total, hits, d_features_NH, d_weight_VH, d_bias_V = _compute(features_NH, *arguments)
+    sums = torch.promote_types(features_NH.dtype, torch.float32)
+    return total, hits, d_features_NH, d_weight_VH.to(sums), d_bias_V
 
 
 @torch.library.register_fake("sslnlp::linear_cross_entropy", lib=_LIBRARY)  # type: ignore[untyped-decorator]

@@ -203,7 +203,7 @@ def test_without_gradients_none_are_made_or_kept(monkeypatch: pytest.MonkeyPatch
     made: list[bool] = []
     buffers = module_under_test._buffers
     monkeypatch.setattr(
-        module_under_test, "_buffers", lambda *arguments: made.append(arguments[-1]) or buffers(*arguments)
+        module_under_test, "_buffers", lambda *said, **matrix: made.append(said[-1]) or buffers(*said, **matrix)
     )
     with torch.no_grad():
         loss, hits = linear_cross_entropy(*leaves, bias, target)
