@@ -15,6 +15,9 @@ of like length are found among those of a round only, which costs them: 87 % of 
 are its defaults). All go through the same pairs in the same batches, in which no text is twice, so that
 `BatchSamplers.NO_DUPLICATES` would change nothing; the vectors of the first batch are compared. Units are pairs.
 
+With `--bf16` ours and the tuned peer compute in bf16, and the peer has the attention that is faster in it on a CPU; for
+a machine that has units for it.
+
 All start from the same weights. No ratio is printed where tokens, vectors or loss curves differ. FILE is parquet, jsonl
 or csv.
 """
@@ -41,6 +44,7 @@ RATE = 0.15
 LEARNING_RATE = {"masked": 3e-4, "contrastive": 5e-5}
 """That of the other benchmarks, and the peer's default."""
 OPTIMISER = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}
+EAGER = {"attn_implementation": "eager"}
 TEMPERATURE = 0.05
 NOISE = {"masked": 0.06, "contrastive": 0.02}
 """How far the mean losses of two contenders may be apart, in nats. Masks and the texts of an update differ in `masked`
@@ -80,7 +84,7 @@ def make_work(kind: str, folder: Path, arguments: argparse.Namespace) -> dict[st
     )  # fmt: skip
     torch.manual_seed(0)
     (BertForMaskedLM if kind == "masked" else BertModel)(config).save_pretrained(folder / "model")
-    facts = {name: getattr(arguments, name) for name in ("length", "batch", "steps")}
+    facts = {name: getattr(arguments, name) for name in ("length", "batch", "steps", "bf16")}
     facts |= {"folder": str(folder), "lr": LEARNING_RATE[kind]}
     if kind == "masked":
         texts, rows = choose_texts(mixed, tokenizer, arguments)
@@ -187,8 +191,9 @@ class Rounds:
 
 
 def our_trainer(
-    rounds: Rounds, see: Any, units: int | None, lr: float, rows: int, objective: Any, collator: Any, stream: Any
-) -> Any:
+    rounds: Rounds, see: Any, units: int | None, work: Mapping[str, Any], rows: int, objective: Any, collator: Any,
+    stream: Any,
+) -> Any:  # fmt: skip
     """Our loop as it is; `see(rounds, batch)` counts what a step is given."""
     from sslnlp.train import TrainConfig, Trainer
 
@@ -200,7 +205,8 @@ def our_trainer(
             return sums
 
     config = TrainConfig(
-        steps=10**6, batch_size=rows, schedule="constant", warmup=0, log_every=10**6, lr=lr, **OPTIMISER
+        steps=10**6, batch_size=rows, schedule="constant", warmup=0, log_every=10**6, lr=work["lr"],
+        precision="bf16" if work["bf16"] else "no", **OPTIMISER,
     )  # fmt: skip
     return Counted(objective, collator, stream, config, out=Path(tempfile.mkdtemp(prefix="short-")))
 
@@ -259,24 +265,25 @@ def masked_ours(gate: Gate, *, work: dict[str, Any], packing: str) -> None:
     stream = Stream(source, 0, bucket=None if packing == "pack" else rows)
     collator = MaskedLMCollator(tokenizer=tokenizer, rate=RATE, replace="bert")
     rounds = Rounds(gate, work["steps"])
-    our_trainer(rounds, see_masked, None, work["lr"], rows, MaskedLM(model), collator, stream).fit()
+    our_trainer(rounds, see_masked, None, work, rows, MaskedLM(model), collator, stream).fit()
 
 
 def masked_trainer(
-    gate: Gate, *, work: dict[str, Any], dropout: float, full: bool = False, grouped: bool = False
+    gate: Gate, *, work: dict[str, Any], dropout: float, full: bool = False, tuned: bool = False
 ) -> None:
     import datasets
     from transformers import BertForMaskedLM, DataCollatorForLanguageModeling, Trainer, TrainingArguments
 
-    model, tokenizer, texts = load(work, BertForMaskedLM, dropout)
+    half = tuned and work["bf16"]
+    model, tokenizer, texts = load(work, BertForMaskedLM, dropout, **(EAGER if half else {}))
     padding: Any = "max_length" if full else False
     options = {"padding": padding, "truncation": True, "max_length": work["length"], "return_special_tokens_mask": True}
     rows = datasets.Dataset.from_dict({"text": texts}).map(
         lambda batch: tokenizer(batch["text"], **options), batched=True, remove_columns=["text"]
     )
-    order = {"train_sampling_strategy": "group_by_length"} if grouped else {}
+    order = {"train_sampling_strategy": "group_by_length"} if tuned else {}
     with tempfile.TemporaryDirectory() as folder:
-        arguments = their_arguments(TrainingArguments, folder, work, **order)
+        arguments = their_arguments(TrainingArguments, folder, work, bf16=half, **order)
         collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=RATE)
         rounds = Rounds(gate, work["steps"])
         their_trainer(
@@ -312,7 +319,7 @@ def contrastive_ours(gate: Gate, *, work: dict[str, Any], packed: bool, dropout:
         found = objective.eval()._embed_all(collator(stream.rows(range(work["batch"]))))
     said = {"vectors": torch.stack([found["query"], found["positive"]]).numpy()}
     rounds, batch = Rounds(gate, work["steps"], said), work["batch"]
-    our_trainer(rounds, see_pairs, batch * work["steps"], work["lr"], batch, objective, collator, stream).fit()
+    our_trainer(rounds, see_pairs, batch * work["steps"], work, batch, objective, collator, stream).fit()
 
 
 def see_pairs(rounds: Rounds, batch: Mapping[str, Any]) -> None:
@@ -332,7 +339,7 @@ def in_order(dataset: Any, *, batch_size: int, drop_last: bool, **options: Any) 
     )
 
 
-def sentence_transformers_(gate: Gate, *, work: dict[str, Any], dropout: float) -> None:
+def sentence_transformers_(gate: Gate, *, work: dict[str, Any], dropout: float, tuned: bool = False) -> None:
     import datasets
     from sentence_transformers import (
         SentenceTransformer,
@@ -345,7 +352,11 @@ def sentence_transformers_(gate: Gate, *, work: dict[str, Any], dropout: float) 
 
     _, _, pairs = load(work, BertModel)
     rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-    encoder = Transformer(f"{work['folder']}/model", max_seq_length=work["length"], config_kwargs=rates)
+    half = tuned and work["bf16"]
+    encoder = Transformer(
+        f"{work['folder']}/model", max_seq_length=work["length"], config_kwargs=rates,
+        model_kwargs=EAGER if half else {},
+    )  # fmt: skip
     model = SentenceTransformer(modules=[encoder, Pooling(encoder.get_embedding_dimension())], device="cpu")
     table = datasets.Dataset.from_dict({"query": [a for a, _ in pairs], "positive": [b for _, b in pairs]})
     first = [[pair[side] for pair in pairs[: work["batch"]]] for side in (0, 1)]
@@ -353,7 +364,7 @@ def sentence_transformers_(gate: Gate, *, work: dict[str, Any], dropout: float) 
     rounds = Rounds(gate, work["steps"], said)
     with tempfile.TemporaryDirectory() as folder:
         arguments = their_arguments(
-            SentenceTransformerTrainingArguments, folder, work, batch_sampler=in_order
+            SentenceTransformerTrainingArguments, folder, work, batch_sampler=in_order, bf16=half
         )  # fmt: skip
         loss = MultipleNegativesRankingLoss(model, scale=1 / TEMPERATURE)
         their_trainer(
@@ -411,14 +422,14 @@ def contenders(kind: str, work: dict[str, Any]) -> tuple[dict[str, Any], set[str
             "sslnlp, buckets": (masked_ours, base | {"packing": "bucket"}),
             "HF Trainer, default": (masked_trainer, base | {"dropout": 0.1}),
             "HF Trainer, pad_to_max_length": (masked_trainer, base | {"dropout": 0.1, "full": True}),
-            "HF Trainer, tuned": (masked_trainer, base | {"dropout": 0.0, "grouped": True}),
+            "HF Trainer, tuned": (masked_trainer, base | {"dropout": 0.0, "tuned": True}),
         }
         return made, {"HF Trainer, default", "HF Trainer, pad_to_max_length"}
     made = {
         "sslnlp, packed": (contrastive_ours, base | {"packed": True}),
         "sslnlp, padded": (contrastive_ours, base | {"packed": False}),
         "sentence-transformers, default": (sentence_transformers_, base | {"dropout": 0.1}),
-        "sentence-transformers, tuned": (sentence_transformers_, base | {"dropout": 0.0}),
+        "sentence-transformers, tuned": (sentence_transformers_, base | {"dropout": 0.0, "tuned": True}),
     }
     return made, {"sentence-transformers, default"}
 
@@ -459,6 +470,7 @@ def main() -> None:
         task.add_argument("--columns", nargs="+", required=True)
         for name, value in {**sizes, "batch": batch, "steps": steps}.items():
             task.add_argument(f"--{name}", type=int, default=value)
+        task.add_argument("--bf16", action="store_true", help="ours and the tuned peer in bf16")
         task.add_argument("--only", nargs="*", help="names of contenders")
         task.add_argument("--out", type=Path, help="stem of the .json and .svg written")
     arguments = parser.parse_args()

@@ -19,7 +19,16 @@ from benchmarks.common import Comparison
 from tests.turns import Turns
 
 ROUNDS = 2
-SIZES = {"layers": 1, "width": 32, "vocabulary": 600, "length": 32, "batch": 8, "steps": 3, "rounds": ROUNDS}
+SIZES = {
+    "bf16": False,
+    "layers": 1,
+    "width": 32,
+    "vocabulary": 600,
+    "length": 32,
+    "batch": 8,
+    "steps": 3,
+    "rounds": ROUNDS,
+}
 
 
 @pytest.fixture(autouse=True)
