@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -147,3 +148,22 @@ def test_half_precision_is_chosen_where_the_machine_has_units_for_it(
     assert parts.recipe.train.precision == (given or "bf16")
     assert timed_in == [given or "bf16"]
     assert ("train.precision" in parts.chosen) == (given is None)
+
+
+@pytest.mark.parametrize(
+    ("fitting", "keys", "said"),
+    [
+        ("bf16", [], True),
+        ("no", [], False),
+        ("bf16", ["train.precision=no"], False),
+        ("bf16", ["train.steps=0"], False),
+    ],
+)
+def test_training_in_float32_unasked_is_said_where_half_precision_is_faster(
+    fitting: str, keys: list[str], said: bool, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(sys.modules["sslnlp.recipe.run"], "fitting_precision", lambda device: fitting)
+    pairs = [*TINY, f"data.train={text_file}", f"out={tmp_path / 'run'}", "train.steps=1", *keys]
+    run(load_recipe("pretrain_gpt", pairs), console=Console(stderr=True, width=200))
+    assert ("train.precision=bf16" in capsys.readouterr().err) == said

@@ -26,6 +26,7 @@ from sslnlp.export import export_model
 from sslnlp.lora import merged
 from sslnlp.models import count_parameters
 from sslnlp.objectives.base import Objective
+from sslnlp.precision import fitting_precision
 from sslnlp.recipe.adapting import adapted
 from sslnlp.recipe.build import Parts, build_objective, build_parts, processes, resolve
 from sslnlp.recipe.check import check_out
@@ -73,6 +74,8 @@ def run(recipe: Recipe, *, resume: bool = False, console: Console | None = None)
     report = run_report(parts)
     objective = build_objective(parts)
     console.print(f"{type(objective.model).__name__}: {count_parameters(objective.model):,} parameters")
+    if _half_would_do(parts.recipe):
+        console.print("this machine has units for bf16: train.precision=bf16 trains faster", style="dim")
     with alone():
         learnt = with_pseudo_labels(parts, objective)
         if objective.begins:  # on a resume too: there may be no checkpoint yet; one that there is overwrites it
@@ -92,6 +95,12 @@ def run(recipe: Recipe, *, resume: bool = False, console: Console | None = None)
         raise
     _finish(parts, objective, held_out, trainer, out, story, console, report)
     return out
+
+
+def _half_would_do(recipe: Recipe) -> bool:
+    """Whether it trains in float32 unasked, on a device that is faster in half precision."""
+    unasked = recipe.train.precision == "no" and "train.precision" not in recipe.given and recipe.train.steps != 0
+    return unasked and fitting_precision(processes().device) == "bf16"
 
 
 def biography(parts: Parts, objective: Objective) -> dict[str, Any]:
