@@ -217,7 +217,7 @@ def test_plan_counts_what_can_be_counted(text_file: Path, tmp_path: Path) -> Non
     assert 0.2 < figures["scored"] < 0.35  # a rate of 0.3, of the tokens that are not framing
     parts = ("seconds_an_update", "seconds_an_evaluation", "seconds_a_checkpoint")
     assert all(figures[name] > 0 for name in parts)
-    assert figures["training"] >= 3 * sum(figures[name] for name in parts) > 0
+    assert figures["training"] * (1 + 1e-9) >= 3 * sum(figures[name] for name in parts) > 0  # sums round
     assert figures["expected_time"] == figures["finding_the_data"] + figures["training"]
     assert not list(tmp_path.glob("*plan*"))
     assert not (tmp_path / "o").exists()
