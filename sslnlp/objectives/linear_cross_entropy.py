@@ -22,7 +22,7 @@ CHUNK = {"cpu": 2**21, "cuda": 2**29}
 """Logits made at a time: on a CPU 8 MiB in float32, which the last-level cache holds; on a GPU enough to fill it."""
 
 LEAST = {2: 128, 4: 256}
-"""Positions of a chunk at least on a CPU, by the bytes of a logit: fewer would read the matrix of a large vocabulary too
+"""Positions of a chunk at least on a CPU, by the bytes of a logit: fewer read the matrix of a large vocabulary too
 often. 1.3 times as fast as 64 positions at V 32,768 and width 768, in float32 (AVX2, 152 targets) and in bf16 (AMX,
 608 targets)."""
 
