@@ -189,9 +189,11 @@ def save_work(path: Path, kind: str, sizes: Mapping[str, int], text: Path | None
 
 
 def _without_readers() -> None:
-    """Where `datasets` is not installed something stands in for it: steps are made of batches, and nothing is read."""
-    if importlib.util.find_spec("datasets") is None:
-        sys.modules["datasets"] = MagicMock(__spec__=ModuleSpec("datasets", None))
+    """Where `datasets` and `evaluate` are not installed something stands in for them: steps are made of batches, and
+    nothing is read or measured."""
+    for name in ("datasets", "evaluate"):
+        if importlib.util.find_spec(name) is None:
+            sys.modules[name] = MagicMock(__spec__=ModuleSpec(name, None), Metric=object)
 
 
 def sslnlp_(

@@ -18,6 +18,10 @@ from torch.overrides import TorchFunctionMode
 from sslnlp import rng
 from sslnlp.errors import UserError
 
+ROWS = 32
+"""In bf16 on a CPU a product of a new shape builds a kernel, which took a quarter of the first updates of a small
+model. So where the number of rows is another one in each batch it is rounded up to a multiple of this."""
+
 POOLINGS = ("mean", "cls", "last", "weighted")
 
 
@@ -35,19 +39,31 @@ class Pooling(nn.Module):
         """[B, S, H] and [B, S] -> [B, H]. A row without a real token gives zeros under both means."""
         if self.mode == "cls":
             return hidden_BSH[:, 0]
-        mask_BS = attention_mask_BS.to(hidden_BSH.dtype)
         if self.mode == "last":
-            last_B = (mask_BS * torch.arange(mask_BS.shape[1], device=mask_BS.device)).argmax(dim=1)
+            place_S = torch.arange(attention_mask_BS.shape[1], device=hidden_BSH.device)
+            last_B = (attention_mask_BS.bool() * place_S).argmax(dim=1)
             return hidden_BSH[torch.arange(len(last_B), device=last_B.device), last_B]
         if self.mode == "weighted":
             return (hidden_BSH * _by_place(attention_mask_BS > 0).to(hidden_BSH.dtype)[..., None]).sum(1)
-        return (hidden_BSH * mask_BS[..., None]).sum(1) / mask_BS.sum(1, keepdim=True).clamp(min=1)
+        mask_BS = attention_mask_BS.to(hidden_BSH.dtype)
+        # Summed and counted in float32 at least: in bf16 there is no 257.
+        exact = torch.promote_types(hidden_BSH.dtype, torch.float32)
+        total_BH = (hidden_BSH * mask_BS[..., None]).sum(1, dtype=exact)
+        return (total_BH / attention_mask_BS.sum(1, keepdim=True).clamp(min=1)).to(hidden_BSH.dtype)
 
 
 def _by_place(own: Tensor) -> Tensor:
     """float32 [..., S]: the places 1, 2, ... of the tokens marked in a bool [..., S], as shares of their sum."""
     place = own * own.cumsum(-1)
     return place / place.sum(-1, keepdim=True).clamp(min=1)
+
+
+def rows_missing(x_NH: Tensor) -> int:
+    """How many rows to add to [N, H] before it is multiplied, where that spares kernels."""
+    if x_NH.device.type != "cpu" or torch.compiler.is_compiling():
+        return 0
+    half = torch.is_autocast_enabled("cpu") or x_NH.dtype == torch.bfloat16
+    return -len(x_NH) % ROWS if half else 0
 
 
 def document_count(document_ids_BS: Tensor) -> int:

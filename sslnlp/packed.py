@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from sslnlp.architectures import OFFSET_POSITIONS
 from sslnlp.errors import UserError
+from sslnlp.nn import rows_missing
 from sslnlp.types import Encoding
 
 
@@ -252,7 +253,12 @@ def _find_head(model: PreTrainedModel) -> Head | None:
 def scored_features(model: PreTrainedModel, head: Head, encoding: Encoding, index_N: Tensor | None = None) -> Tensor:
     """What `head.projection` multiplies, [N, H]: at the flat positions `index_N` of [B × S], or at all of them."""
     hidden_NH = hidden_states(model, encoding).flatten(0, 1)
-    return head.features(hidden_NH if index_N is None else hidden_NH[index_N])
+    if index_N is None:
+        return head.features(hidden_NH)
+    asked = hidden_NH[index_N]
+    if missing := rows_missing(asked):
+        return head.features(nn.functional.pad(asked, (0, 0, 0, missing)))[: len(index_N)]
+    return head.features(asked)
 
 
 def scored_logits(

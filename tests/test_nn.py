@@ -41,6 +41,13 @@ def test_pooling_by_hand() -> None:
         Pooling("max")
 
 
+def test_pooling_in_bf16_knows_places_beyond_256() -> None:
+    hidden = torch.arange(320.0).bfloat16().view(1, 320, 1)
+    mask = (torch.arange(320) <= 298).long()[None]
+    assert torch.equal(Pooling("last")(hidden, mask), hidden[:, 298])
+    assert torch.equal(Pooling("mean")(torch.ones_like(hidden), mask), torch.ones(1, 1).bfloat16())
+
+
 def test_pooling_of_packed_documents_by_hand() -> None:
     hidden = torch.tensor([[[1.0], [3.0], [100.0], [9.0]], [[2.0], [4.0], [6.0], [8.0]]])
     documents = torch.tensor([[0, 0, 1, -1], [0, 0, 0, 0]])

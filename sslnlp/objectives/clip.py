@@ -235,7 +235,7 @@ class Clip(Objective):
             (own_text_KD, image_BD, text_row_K + first_image, by_text),
         )
         losses, hits = zip(*(self.compare(*side) for side in sides), strict=True)
-        chance = torch.tensor(math.log(max(1, len(text_KD) * len(image_BD))) / 2, device=text_KD.device)
+        chance = torch.full((), math.log(max(1, len(text_KD) * len(image_BD))) / 2, device=text_KD.device)
         shown = {
             "accuracy": torch.stack(hits).mean().detach(),
             "temperature": (-self.log_scale.detach()).exp().sum(),
@@ -264,7 +264,7 @@ class Clip(Objective):
     def num_targets(self, batch: Batch) -> Tensor:
         """The captions of the batch, and with an objective beside also its pictures."""
         rows: Tensor = batch["text_row"]
-        captions = torch.tensor(len(rows), device=rows.device)
+        captions = torch.full((), len(rows), device=rows.device)
         return captions if self.beside is None else torch.stack([captions, self.beside.num_targets(batch)])
 
     @torch.no_grad()

@@ -103,7 +103,7 @@ class Data2Vec(Objective):
     def num_targets(self, batch: Batch) -> Tensor:
         # Known from the shape: no look at the labels, no wait for the device.
         index_N: Tensor = batch["target_index"]
-        return torch.tensor(index_N.shape[0], device=index_N.device)
+        return torch.full((), index_N.shape[0], device=index_N.device)
 
     def after_step(self, progress: float) -> None:
         self.teacher.update(self.model, progress)
@@ -116,7 +116,7 @@ def _normalised(x_NH: Tensor) -> Tensor:
 
 def _metrics(predicted_NH: Tensor, target_NH: Tensor) -> dict[str, Tensor]:
     """`explained_variance` as a ratio of sums of squares about the mean target of the batch, and `target_std`."""
-    tokens = target_NH.new_tensor(float(len(target_NH)))
+    tokens = target_NH.new_full((), float(len(target_NH)))
     if not len(target_NH):
         nothing = target_NH.new_zeros(2)
         return {"explained_variance": nothing, "target_std": nothing}

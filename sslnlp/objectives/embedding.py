@@ -173,7 +173,7 @@ def live(first_MH: Tensor, second_MH: Tensor, compared_MZ: Tensor | None = None)
     ]
     if compared_MZ is not None:
         figures.append(functional.spread(compared_MZ[:MEASURED].detach()))
-    count = torch.tensor(float(len(first_MH)), device=first.device)
+    count = torch.full((), float(len(first_MH)), device=first.device)
     return {name: torch.stack([value * count, count]) for name, value in zip(names, figures, strict=True)}
 
 

@@ -87,8 +87,9 @@ class FewShot(Pooled):
         everyone = torch.cat([gather(side_BH) for side_BH in both])
         classes = gather(labels_B).repeat(2)
         world_rows, rows = len(everyone) // 2, len(labels_B)
-        start = rank() * rows  # gathered rows stand in the order of ranks
-        own_N = torch.cat([start + torch.arange(rows), start + world_rows + torch.arange(rows)]).to(labels_B.device)
+        # Gathered rows stand in the order of ranks.
+        own_B = rank() * rows + torch.arange(rows, device=labels_B.device)
+        own_N = torch.cat([own_B, world_rows + own_B])
         loss, nearest = functional.supervised_contrastive(
             torch.cat(both), everyone, labels_B.repeat(2), classes, own_N, temperature=self.temperature
         )
@@ -97,7 +98,7 @@ class FewShot(Pooled):
     def num_targets(self, batch: Batch) -> Tensor:
         """The rows of the batch."""
         labels: Tensor = batch["labels"]
-        return torch.tensor(len(labels), device=labels.device)
+        return torch.full((), len(labels), device=labels.device)
 
     def guess(self, batches: Iterable[Batch]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         _, labels_N, sure_N = self._vectors_of(batches)

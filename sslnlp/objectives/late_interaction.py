@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 
-from sslnlp.distributed import all_reduce_max, gather, rank
+from sslnlp.distributed import all_reduce_max, gather, rank, world_size
 from sslnlp.errors import UserError
 from sslnlp.objectives import functional
 from sslnlp.objectives.base import Objective
@@ -95,11 +95,13 @@ class LateInteraction(Objective):
     def num_targets(self, batch: Batch) -> Tensor:
         """The queries of the batch."""
         ids: Tensor = batch["query"]["input_ids"]
-        return torch.tensor(ids.size(0), device=ids.device)
+        return torch.full((), ids.size(0), device=ids.device)
 
 
 def _gathered(token_DSH: Tensor, mask_DS: Tensor) -> tuple[Tensor, Tensor]:
     """The documents of all processes, padded to the longest of them."""
+    if world_size() == 1:
+        return token_DSH, mask_DS
     longest = int(all_reduce_max(torch.tensor([mask_DS.shape[1]], device=mask_DS.device)))
     missing = longest - mask_DS.shape[1]
     return gather(F.pad(token_DSH, (0, 0, 0, missing))), gather(F.pad(mask_DS, (0, missing)))

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sslnlp.nn import rows_missing
 from sslnlp.objectives.functional import IGNORED
 
 CHUNK = {"cpu": 2**21, "cuda": 2**29}
@@ -117,6 +118,10 @@ def _compute(
     The gradient by the matrix is summed over panels in float32 at least; of one panel it is the product as it came.
     """
     dtype, sums = features_NH.dtype, torch.promote_types(features_NH.dtype, torch.float32)
+    asked = len(target_N)
+    if missing := rows_missing(features_NH):
+        features_NH = torch.nn.functional.pad(features_NH, (0, 0, 0, missing))
+        target_N = torch.nn.functional.pad(target_N, (0, missing), value=IGNORED)
     w_VH, b_V = weight_VH.to(dtype), None if bias_V is None else bias_V.to(dtype)
     vocabulary = len(w_VH)
     scored_N1 = (target_N != IGNORED)[:, None]
@@ -166,7 +171,7 @@ def _compute(
                 d_bias_V += (scored_N1[part].to(dtype).T @ panel_PV)[0]
     if differentiate:
         d_features_NH *= scored_N1
-    return total, hits, d_features_NH, d_weight_VH, d_bias_V
+    return total, hits, d_features_NH[:asked], d_weight_VH, d_bias_V
 
 
 def _product(features_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, *, out: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ class MaskedDiffusion(Objective):
         logits_NV = scored_logits(self.model, self.head, batch, index_N).float()
         losses_N = F.cross_entropy(logits_NV, target_N, reduction="none")
         loss = (losses_N * batch["weights"]).sum() / self.num_targets(batch).clamp(min=1)
-        masked = torch.tensor(float(len(target_N)), device=loss.device)
+        masked = torch.full((), float(len(target_N)), device=loss.device)
         hits = (logits_NV.detach().argmax(-1) == target_N).float().sum()
         metrics = {
             "accuracy": torch.stack([hits, masked]),

@@ -51,4 +51,4 @@ class MaskedLM(Objective):
     def num_targets(self, batch: Batch) -> Tensor:
         # Known from the shape: no look at the labels, no wait for the device.
         index_N: Tensor = batch["target_index"]
-        return torch.tensor(index_N.shape[0], device=index_N.device)
+        return torch.full((), index_N.shape[0], device=index_N.device)

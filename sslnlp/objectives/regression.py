@@ -52,7 +52,7 @@ class Regression(TextHead):
     def num_targets(self, batch: Batch) -> Tensor:
         """The texts of the batch."""
         labels: Tensor = batch["labels"]
-        return torch.tensor(len(labels), device=labels.device)
+        return torch.full((), len(labels), device=labels.device)
 
     def predicted(self, logits_BC: Tensor, batch: Batch) -> dict[str, Tensor]:
         """`predicted` and `labels`, float [B], in the unit of the data."""

@@ -93,7 +93,7 @@ class Reranking(TextHead):
         relevance_BK = batch["relevance"]
         total = LOSSES[self.loss][0](logits_BC, relevance_BK)
         rank_B = _ranks(logits_BC.detach(), relevance_BK)
-        accuracy = torch.stack([(rank_B == 1).sum(), torch.tensor(len(rank_B), device=rank_B.device)])
+        accuracy = torch.stack([(rank_B == 1).sum(), torch.full((), len(rank_B), device=rank_B.device)])
         return StepOutput(total / self.num_targets(batch).clamp(min=1), {"accuracy": accuracy})
 
     def num_targets(self, batch: Batch) -> Tensor:

@@ -93,4 +93,4 @@ class RetroMAE(Objective):
         """int64 [2]: masked tokens, rebuilt tokens."""
         index_N: Tensor = batch["target_index"]
         rebuilt = (batch["decoder_targets"] != IGNORED).sum()
-        return torch.stack([torch.tensor(index_N.shape[0], device=index_N.device), rebuilt])
+        return torch.stack([torch.full((), index_N.shape[0], device=index_N.device), rebuilt])

@@ -50,4 +50,4 @@ class Rotation(Objective):
     def num_targets(self, batch: Batch) -> Tensor:
         """The pictures of the batch."""
         labels: Tensor = batch["labels"]
-        return torch.tensor(len(labels), device=labels.device)
+        return torch.full((), len(labels), device=labels.device)

@@ -66,7 +66,7 @@ class SentenceOrder(Objective):
         accuracies = {"masked": "accuracy", "order": "order_accuracy"}
         for name, (weight, logits, target) in parts.items():
             loss = cross_entropy(logits, target)
-            count = torch.tensor(float(len(target)), device=loss.device)
+            count = torch.full((), float(len(target)), device=loss.device)
             terms.append(weight * loss)
             metrics[f"{name}_loss"] = torch.stack([loss.detach() * count, count])
             metrics[accuracies[name]] = torch.stack([accuracy(logits, target) * count, count])
@@ -83,7 +83,7 @@ class SentenceOrder(Objective):
         # Known from the shapes: no wait for the device.
         label_M = batch[f"{self._target}_labels"]
         counts = [batch["target_index"].shape[0]] if self.masked_weight else []
-        return torch.tensor([*counts, label_M.shape[0]], device=label_M.device)
+        return torch.stack([torch.full((), count, device=label_M.device) for count in (*counts, label_M.shape[0])])
 
 
 class SegmentOrder(SentenceOrder):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from typing_extensions import Unpack
 
+from sslnlp.objectives import functional
 from sslnlp.objectives.clip import Clip, ClipOptions
 from sslnlp.objectives.info_nce import Texts
 
@@ -37,7 +38,7 @@ class Siglip(Clip):
         return {"chance_loss": number.log() + others * (number / others).log()}
 
     def compare(self, query_QD: Tensor, candidate_ND: Tensor, target_Q: Tensor, texts: Texts) -> tuple[Tensor, Tensor]:
-        similarity_QN = query_QD @ candidate_ND.T
+        similarity_QN = functional.dot_products(query_QD, candidate_ND)
         own_QN = F.one_hot(target_Q, len(candidate_ND)).bool()
         counted_QN = own_QN | ~texts.left_out(slice(0, len(query_QD)))
         negatives_Q = (counted_QN.sum(1, keepdim=True) - 1).clamp(min=1)

@@ -38,6 +38,7 @@ from sslnlp.recipe.rows import first_rows, training_rows
 from sslnlp.recipe.schema import Recipe, to_dict
 from sslnlp.report import make_report
 from sslnlp.report.sections import short_form
+from sslnlp.sharding import sharding_asked
 from sslnlp.train import Trainer
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,8 @@ def run(recipe: Recipe, *, resume: bool = False, console: Console | None = None)
     console.print(f"{type(objective.model).__name__}: {count_parameters(objective.model):,} parameters")
     if _half_would_do(parts.recipe):
         console.print("this machine has units for bf16: train.precision=bf16 trains faster", style="dim")
+    if (objective.begins or objective.pseudo_labels) and sharding_asked() is None:
+        objective.to(processes().device)  # the trainer's own place for it: what is read before training is read there
     with alone():
         learnt = with_pseudo_labels(parts, objective)
         if objective.begins:  # on a resume too: there may be no checkpoint yet; one that there is overwrites it

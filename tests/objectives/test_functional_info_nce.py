@@ -66,3 +66,13 @@ def test_relevant_pairs_follow_equal_texts_on_both_sides() -> None:
         [False, True, False, True, False],
         [True, False, True, False, False],
     ]
+
+
+def test_cosines_keep_their_digits_under_autocast() -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, document = (torch.nn.functional.normalize(torch.randn(6, 16, generator=generator)) for _ in range(2))
+    exact, similarity = info_nce(query, document, torch.arange(6), temperature=0.05)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, found = info_nce(query, document, torch.arange(6), temperature=0.05)
+    assert torch.equal(found, similarity)
+    assert torch.equal(loss, exact)

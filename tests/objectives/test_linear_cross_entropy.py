@@ -233,7 +233,7 @@ def test_on_a_cpu_a_chunk_has_no_fewer_positions_than_pay(monkeypatch: pytest.Mo
     assert shapes == [8, 8, 7]
     with torch.autocast("cpu", torch.bfloat16):
         differentiated(linear_cross_entropy, problem(7, 6, 20))
-    assert shapes[3:] == [4, 3]
+    assert shapes[3:] == [4] * 8  # 7 positions are rounded up to 32
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -338,3 +338,22 @@ def test_the_head_is_not_kept_twice() -> None:
     objective: Any = make_objective("masked_lm", "bert")
     assert isinstance(objective.head.projection, nn.Linear)
     assert not any(name.startswith("head") for name in objective.state_dict())
+
+
+def test_in_bf16_on_a_cpu_batches_with_other_numbers_of_targets_need_no_other_kernels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    products: set[tuple[int, ...]] = set()
+    product = module_under_test._product
+
+    def noted(features: Tensor, *rest: Any, **kept: Any) -> Tensor:
+        products.add(tuple(features.shape))
+        return product(features, *rest, **kept)
+
+    monkeypatch.setattr(module_under_test, "_product", noted)
+    with torch.autocast("cpu", torch.bfloat16):
+        for count in (33, 41, 64):
+            inputs = problem(count, 6, 20)
+            same(inputs, tolerance=2e-2)
+            assert differentiated(linear_cross_entropy, inputs)[2].shape == inputs[0].shape
+    assert products == {(64, 6)}
