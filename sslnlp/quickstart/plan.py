@@ -11,8 +11,10 @@ from sslnlp.budget import parse_duration
 from sslnlp.data.config import DataConfig
 from sslnlp.metrics import read_metrics
 from sslnlp.models import ModelConfig
+from sslnlp.precision import fitting_precision
 from sslnlp.quickstart.corpus import Corpus
 from sslnlp.recipe import Options, Recipe, TokenizerConfig, TrainConfig
+from sslnlp.recipe.build import processes
 
 SHARES: Mapping[str, float] = {"encoder": 0.4, "decoder": 0.15, "classifier": 0.2, "ranker": 0.25}
 """Parts of the budget. Fine-tuning is done several times, from pretrained and fresh weights, inside its share."""
@@ -26,15 +28,16 @@ CLASSIFIER_ROWS, RANKER_ROWS = 16, 64
 
 @dataclass(frozen=True)
 class Plan:
-    """Makes the recipes of one quickstart: its corpus, its folder, its seconds."""
+    """Makes the recipes of one quickstart: its corpus, its folder, its seconds, and the precision that is faster here."""
 
     corpus: Corpus
     out: Path
     seconds: float
+    precision: str
 
     @classmethod
     def of(cls, corpus: Corpus, out: Path, budget: str) -> Plan:
-        return cls(corpus, out, parse_duration(budget))
+        return cls(corpus, out, parse_duration(budget), fitting_precision(processes().device))
 
     def budget(self, part: str) -> str:
         """The wall clock of a part, as a recipe takes it."""
@@ -127,11 +130,11 @@ class Plan:
     def _pretrain(self, part: str) -> TrainConfig:
         # After a million tokens a masked LM of this size is at 5.5 nats with it, at 6.4 with AdamW (docs/log.md).
         return TrainConfig(
-            budget=self.budget(part), batch_size=16, optimizer="muon", lr=1e-2, eval_every=400, save_every=500, keep=1
-        )
+            budget=self.budget(part), batch_size=16, optimizer="muon", lr=1e-2, eval_every=400, save_every=500, keep=1,
+            precision=self.precision,
+        )  # fmt: skip
 
-    @staticmethod
-    def _finetune(steps: int, *, batch_size: int, seed: int) -> TrainConfig:
+    def _finetune(self, steps: int, *, batch_size: int, seed: int) -> TrainConfig:
         # One evaluation, after the last step, and its weights are kept whatever it says.
         return TrainConfig(
             steps=steps,
@@ -144,6 +147,7 @@ class Plan:
             eval_every=steps,
             save_every=steps,
             keep=1,
+            precision=self.precision,
         )
 
 
