@@ -28,7 +28,7 @@ CLASSIFIER_ROWS, RANKER_ROWS = 16, 64
 
 @dataclass(frozen=True)
 class Plan:
-    """Makes the recipes of one quickstart: its corpus, its folder, its seconds, and the precision that is faster here."""
+    """Makes the recipes of one quickstart: corpus, folder, seconds, and the precision that is faster here."""
 
     corpus: Corpus
     out: Path
