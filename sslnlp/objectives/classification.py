@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
@@ -22,9 +23,15 @@ from sslnlp.objectives.text_head import TextHead, output_layer, rescaled
 from sslnlp.packed import hidden_states
 from sslnlp.types import Batch, StepOutput
 
+log = logging.getLogger(__name__)
+
 HEADS = ("fitted", "random")
 STRENGTH = 10.0
 """C of the logistic regression a head starts as, on vectors of mean length 1."""
+
+
+class _NotLinear(Exception):
+    """What a model says is not the linear map of what its last layer was given."""
 
 
 class Classification(TextHead):
@@ -39,7 +46,7 @@ class Classification(TextHead):
 
     A head that is new starts as logistic regression on what the model gives it of (at most 5,000 of) the training rows,
     and fine-tuning goes on from there: the features of pretraining are not bent to random weights first (Kumar et al.,
-    2022, arXiv:2202.10054). Not where the head reads all tokens, as those of decoders do.
+    2022, arXiv:2202.10054). Not where the logits are something else than a linear map of one vector a text.
 
     Options:
         head: how a new head starts, "fitted" or "random".
@@ -94,16 +101,24 @@ class Classification(TextHead):
 
         def features(batch: Batch) -> Tensor:
             found.clear()
-            self.logits(batch)
-            return found[0].flatten(1)
+            logits_BC = self.logits(batch)
+            vector_BH = found[0]
+            if vector_BH.ndim == 3:  # stock decoders map every token, and take what the last one says
+                vector_BH = Pooling("last")(vector_BH, batch["attention_mask"])
+            if not torch.allclose(last(vector_BH), logits_BC, rtol=1e-3, atol=1e-4):
+                raise _NotLinear
+            return vector_BH
 
         try:
             vector_NH, label_N = vectors_of(self, batches, features)
+        except _NotLinear:
+            log.info("the new head starts at random: its logits are not a linear map of one vector a text")
+            return
         finally:
             hook.remove()
         known_N = label_N >= 0
         vector_NH, label_N = vector_NH[known_N], label_N[known_N]
-        if vector_NH.shape[1] != last.in_features or len(np.unique(label_N)) < 2:
+        if len(np.unique(label_N)) < 2:
             return
         scale = 1 / max(float(np.linalg.norm(vector_NH, axis=1).mean()), 1e-6)
         weight, bias = fitted_head(vector_NH * scale, label_N, last.out_features, strength=STRENGTH)

@@ -174,16 +174,32 @@ def test_two_classes_and_one_that_does_not_occur() -> None:
     assert right > 0.6
 
 
-def test_a_head_stays_as_it_is_where_it_reads_all_tokens_or_there_is_one_class() -> None:
+def decoder() -> PreTrainedModel:
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=30, n_embd=16, n_layer=1, n_head=2, num_labels=3, pad_token_id=0)
-    for start, given in (
-        (AutoModelForSequenceClassification.from_config(config), batch()),
-        (model(), {**batch(), "labels": torch.ones(6, dtype=torch.int64)}),
-    ):
-        objective = Classification(start)
+    return AutoModelForSequenceClassification.from_config(config)
+
+
+def test_the_head_of_a_decoder_begins_so_too_on_batches_of_any_width() -> None:
+    objective, wide = Classification(decoder()), batch(30)
+    narrow = {**batch(), "input_ids": batch()["input_ids"][:, :3], "attention_mask": batch()["attention_mask"][:, :3]}
+    wide["input_ids"][::4, 3:] = 0
+    wide["attention_mask"][::4, 3:] = 0
+    before = objective.eval()(wide).loss
+    objective.begin([narrow, wide])
+    assert objective(wide).loss < 0.8 * before
+
+
+def test_a_head_stays_as_it_is_where_its_logits_are_not_linear_or_there_is_one_class(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for bent, labels in ((True, torch.arange(6) % 3), (False, torch.ones(6, dtype=torch.int64))):
+        objective = Classification(model())
+        if bent:
+            plain = objective.logits
+            monkeypatch.setattr(objective, "logits", lambda batch, plain=plain: plain(batch).square() + 1)
         before = output_layer(objective.model).weight.clone()
-        objective.begin([given])
+        objective.begin([{**batch(), "labels": labels}])
         assert torch.equal(output_layer(objective.model).weight, before)
 
 
