@@ -98,6 +98,8 @@ class Objective(nn.Module, ABC):
         """Why a model of this configuration does not suit the objective; None when it does."""
         if type(config) not in cls.wraps._model_mapping:
             return f"transformers has no {cls.wraps.__name__} of it"
+        if config.is_encoder_decoder and cls.framing != "seq2seq":
+            return "it has an encoder and a decoder, and this trains one stack"
         # The other way round, a left-to-right model can classify and embed.
         if cls.framing == "decoder" and not is_causal(config):
             return "it reads in both directions and would see what it is to predict"

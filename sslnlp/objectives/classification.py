@@ -121,7 +121,9 @@ class Classification(TextHead):
         if len(np.unique(label_N)) < 2:
             return
         scale = 1 / max(float(np.linalg.norm(vector_NH, axis=1).mean()), 1e-6)
-        weight, bias = fitted_head(vector_NH * scale, label_N, last.out_features, strength=STRENGTH)
+        weight, bias = fitted_head(
+            vector_NH * scale, label_N, last.out_features, strength=STRENGTH, intercept=last.bias is not None
+        )
         with torch.no_grad():
             last.weight.copy_(torch.from_numpy(weight * scale))
             if last.bias is not None:

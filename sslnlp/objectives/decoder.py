@@ -23,7 +23,7 @@ _DROPOUTS = ("hidden_dropout_prob", "mlp_dropout", "dropout", "dropout_rate", "r
 
 def no_encoder(config: PreTrainedConfig) -> str | None:
     """Why a model of this configuration gives no vector for these decoders; None when it does."""
-    if config.is_encoder_decoder or is_causal(config):
+    if is_causal(config):
         return "it is not an encoder, which one vector of a whole text comes from"
     return None
 

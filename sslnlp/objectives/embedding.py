@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypedDict
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 
 from sslnlp.errors import UserError
 from sslnlp.nn import POOLINGS, Pooling, document_pool
@@ -83,12 +83,6 @@ class Embedding(Objective):
         self.dimensions = sorted({*(dimensions or []), width})
         if train_layers is not None:
             freeze_below(model, train_layers)
-
-    @classmethod
-    def refuses(cls, config: PreTrainedConfig) -> str | None:
-        if (reason := super().refuses(config)) is not None:
-            return reason
-        return "an encoder and a decoder do not make one vector" if config.is_encoder_decoder else None
 
     def vectors(
         self, encoding: Encoding, present_BC: Tensor, model: nn.Module | None = None, *, copies: int = 1

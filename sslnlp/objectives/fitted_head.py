@@ -11,13 +11,20 @@ Vectors = NDArray[np.float32]
 
 
 def fitted_head(
-    vector_NH: Vectors, label_N: NDArray[np.int64], classes: int, *, strength: float, sure_N: Vectors | None = None
+    vector_NH: Vectors,
+    label_N: NDArray[np.int64],
+    classes: int,
+    *,
+    strength: float,
+    sure_N: Vectors | None = None,
+    intercept: bool = True,
 ) -> tuple[Vectors, Vectors]:
     """Weight float32 [C, H] and bias [C] of logistic regression, for `classes` classes of which some may not occur.
 
     Args:
         strength: C, the larger, the less it is regularised.
         sure_N: how much each row counts; None: all alike.
+        intercept: False where the map has no bias to take it: then it is 0.
 
     A class that does not occur gets no weight and the least bias. Raises `ValueError` where fewer than two occur.
     """
@@ -25,7 +32,7 @@ def fitted_head(
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a thousand steps were not enough moves the last digit
-        head = LogisticRegression(C=strength, max_iter=1000).fit(vector_NH, label_N, sure_N)
+        head = LogisticRegression(C=strength, fit_intercept=intercept, max_iter=1000).fit(vector_NH, label_N, sure_N)
     weight, bias = np.atleast_2d(head.coef_), np.atleast_1d(head.intercept_)
     if len(head.classes_) == 2:  # one row that tells the second class from the first
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2

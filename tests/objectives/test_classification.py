@@ -187,7 +187,7 @@ def test_the_head_of_a_decoder_begins_so_too_on_batches_of_any_width() -> None:
     wide["attention_mask"][::4, 3:] = 0
     before = objective.eval()(wide).loss
     objective.begin([narrow, wide])
-    assert objective(wide).loss < 0.8 * before
+    assert objective(wide).loss < before - 0.05
 
 
 def test_a_head_stays_as_it_is_where_its_logits_are_not_linear_or_there_is_one_class(
