@@ -41,6 +41,7 @@ Overrides = Annotated[
 
 
 _INTERRUPTED = 130
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # as torch says it of a GPU and of a CPU
 
 
 def _version(asked: bool) -> None:
@@ -249,7 +250,7 @@ def _explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, OSError):
         where = f": {error.filename}" if error.filename else ""
         return f"error: {_one_line(error.strerror or str(error))}{where}", 2
-    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+    if isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _OUT_OF_MEMORY):
         advice = "lower train.batch_size (and raise train.accumulate), data.seq_length or model.size"
         return f"error: out of memory: {advice}", 2
     return f"error: unexpected {type(error).__name__}: {_one_line(str(error))} (run with --debug for the traceback)", 1

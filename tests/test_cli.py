@@ -67,6 +67,11 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
         (OSError(28, "No space left on device"), 2, "error: No space left on device"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (MemoryError(), 2, "error: out of memory: lower train.batch_size"),
+        (
+            RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 640 bytes"),
+            2,
+            "error: out of memory: lower train.batch_size",
+        ),
         (RuntimeError("odd"), 1, "error: unexpected RuntimeError: odd (run with --debug for the traceback)"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,

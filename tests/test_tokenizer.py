@@ -246,3 +246,15 @@ def test_load(tmp_path):
     (tmp_path / "here" / "tokenizer.json").write_text("{ broken")
     with pytest.raises(UserError, match="no tokenizer could be loaded"):
         load_tokenizer(str(tmp_path / "here"))
+
+
+@pytest.mark.parametrize("algorithm", ["bpe", "unigram"])
+def test_a_mask_in_a_text_takes_the_space_before_it_as_in_training(algorithm, tmp_path):
+    texts = [f"The city is nice in France and {i} miles from the sea" for i in range(100)]
+    train_tokenizer(texts, vocab_size=500, algorithm=algorithm).save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    whole = tokenizer("The city is nice in France")["input_ids"]
+    masked = tokenizer("The city is [MASK] in France")["input_ids"]
+    place = masked.index(tokenizer.mask_token_id)
+    behind = len(masked) - place - 1
+    assert masked[:place] == whole[:place] and masked[-behind:] == whole[-behind:]

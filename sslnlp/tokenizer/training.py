@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from sslnlp.errors import UserError, suggest
@@ -200,7 +200,9 @@ def _metaspace(scheme: str) -> Any:
     return pre_tokenizers.Sequence([pieces, pre_tokenizers.Metaspace(prepend_scheme=scheme)])
 
 
-_COMMON: Final[dict[str, Any]] = {"special_tokens": list(SPECIALS), "show_progress": False}
+# A mask stands for a token with the space before it, as in training: "a [MASK]" has no lone space (as in RoBERTa).
+_ADDED: Final = [AddedToken(token, special=True, lstrip=token == ROLES["mask_token"]) for token in SPECIALS]
+_COMMON: Final[dict[str, Any]] = {"special_tokens": _ADDED, "show_progress": False}
 
 _ALGORITHMS: Final[dict[str, _Algorithm]] = {
     "bpe": _Algorithm(

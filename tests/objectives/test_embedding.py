@@ -220,7 +220,7 @@ def test_bad_options(cls: Any, options: dict[str, Any], words: str) -> None:
 def test_an_encoder_decoder_is_not_one_stack() -> None:
     for name in ("info_nce", "ranking", "classification", "few_shot", "reranking"):
         assert "one stack" in str(get_objective(name).refuses(AutoConfig.for_model("t5")))
-    assert get_objective("seq2seq_lm").refuses(AutoConfig.for_model("t5")) is None
+    assert get_objective("span_corruption").refuses(AutoConfig.for_model("t5")) is None
     assert InfoNCE.refuses(AutoConfig.for_model("llama")) is None
 
 
