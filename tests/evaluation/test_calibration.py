@@ -47,6 +47,16 @@ def test_figures_say_what_the_temperature_does_for_new_texts() -> None:
     assert figures["calibrated_loss"] == pytest.approx(cross_entropy(logits / 3, labels), abs=0.002)
 
 
+def test_a_temperature_that_makes_new_texts_worse_is_not_taken() -> None:
+    # All but one of 60 are right: the half without the wrong one would have any confidence, and the other one pays.
+    logits, labels = np.tile([2.0, 0.0], (60, 1)), np.zeros(60, int)
+    labels[7] = 1
+    figures = calibration_figures(logits, labels)
+    assert figures["temperature"] == 1
+    assert figures["calibrated_error"] == figures["calibration_error"]
+    assert figures["calibrated_loss"] == cross_entropy(logits, labels)
+
+
 def test_thresholds_have_the_best_f1_of_all() -> None:
     generator = np.random.default_rng(1)
     labels = generator.random((300, 3)) < [0.5, 0.1, 0.02]
