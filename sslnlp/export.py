@@ -43,6 +43,8 @@ _PROBE_TOKENS = 16
 _HEAD = "model.safetensors"
 LENGTHS = "max_lengths"
 """Our key of config_sentence_transformers.json, which ignores it: kind of text -> tokens that are read."""
+LABEL_NAMES = "label_names"
+"""Our key of config.json for the logits of a head that transformers does not know."""
 
 
 class ExportError(RuntimeError):
@@ -78,7 +80,7 @@ def export_model(
     `lengths` to the tokens of each that are read (`sslnlp search` does so; sentence-transformers knows `max_length`).
 
     With a `head` (on vectors of length one) the last module of that is a `Dense` layer, so that sentence-transformers
-    encodes a text to its logits; the labels' names stand in the configuration.
+    encodes a text to its logits; `label_names` in the configuration says what they are called.
 
     With `per_token` each token has a vector (late interaction) and sentence-transformers reads a `MultiVectorEncoder`.
     Without that and without `pooling`, `prompts` are those of a cross-encoder; its `CrossEncoder` needs no more files
@@ -120,7 +122,7 @@ def export_model(
         if pooling is not None:
             _save_embedder(model, aside, pooling, normalize, kinds, max_length)
         if head is not None:
-            _save_head(head, aside)
+            _save_head(head, [model.config.id2label[c] for c in range(len(head.weight))], aside)
         if modes:
             write_self_check(model, modes, aside)
         facts = replace(_complete(CardFacts.of(card), model, pooling, normalize, max_length, head), modes=modes or {})
@@ -184,6 +186,9 @@ def _save_model(model: PreTrainedModel, folder: Path) -> None:
     model.save_pretrained(folder, state_dict=_state(model))
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config.pop("_name_or_path", None)  # may be a path of this machine
+    config.pop(LABEL_NAMES, None)  # of what this model started from
+    if "Classification" not in name:  # with them a stock pipeline would put a random head under real names
+        config.pop("id2label", None), config.pop("label2id", None)
     _write_json(folder / "config.json", config)
     for weights in folder.glob("*.safetensors"):  # safetensors leaves them readable by their owner alone
         shutil.copymode(folder / "config.json", weights)
@@ -280,8 +285,11 @@ def _save_processor(tokenizer: PreTrainedTokenizerBase | None, folder: Path, siz
         transformers.VisionTextDualEncoderProcessor(pictures, tokenizer).save_pretrained(folder)
 
 
-def _save_head(head: LinearHead, folder: Path) -> None:
-    """One more module behind those of an embedder, as sentence-transformers (2.3 and later) writes it."""
+def _save_head(head: LinearHead, names: list[str], folder: Path) -> None:
+    """One more module behind those of an embedder, as sentence-transformers (2.3 and later) writes it, and the names of
+    its logits, where no pipeline takes them for those of a classifier of transformers."""
+    described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    _write_json(folder / "config.json", described | {LABEL_NAMES: names})
     place = "3_Dense"
     (folder / place).mkdir()
     weights = {"linear.weight": head.weight, "linear.bias": head.bias}

@@ -50,10 +50,12 @@ def push(
 
     `token` defaults to `HF_TOKEN`, then the cached login; the server is `HF_ENDPOINT` where set.
 
-    Raises `UserError` for an incomplete export, a refused token, a name that belongs to someone else, a public
-    repository where `private` was asked for, or a server that stays out of reach.
+    Raises `UserError` in offline mode, for an incomplete export, a refused token, a name that belongs to someone else,
+    a public repository where `private` was asked for, or a server that stays out of reach.
     """
-    folder = _export_folder(Path(run_or_export_dir))
+    folder = export_folder(Path(run_or_export_dir))
+    if constants.HF_HUB_OFFLINE:  # the client would refuse each of our attempts
+        raise UserError("nothing is pushed in offline mode: unset HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE)")
     # Handed over explicitly: the client reads the variable once, when it is imported.
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, token=token, library_name="sslnlp")
     try:
@@ -98,29 +100,36 @@ def _create(api: HfApi, repo_id: str, private: bool) -> str:
     return repo_id if "/" in repo_id else f"{api.whoami()['name']}/{repo_id}"
 
 
-def _export_folder(path: Path) -> Path:
-    """The folder to upload. Raises `UserError` naming what is missing."""
+def export_folder(path: Path) -> Path:
+    """The export that a run's folder holds, or that `path` is. Raises `UserError` naming what it lacks, or what of it
+    is damaged, and how to make it again."""
     if not path.is_dir():
         raise UserError(f"there is no folder {str(path)!r} to push; give a run's folder or its export/")
     folder = path / "export" if (path / "export").is_dir() else path
-    missing = []
-    if not (folder / "config.json").is_file():
-        missing.append("config.json")
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        missing.append("model.safetensors")
-    if not (folder / "tokenizer_config.json").is_file():
-        missing.append("tokenizer_config.json")
-    if missing:
-        lacks = ", ".join(missing)
-        raise UserError(f"{str(folder)!r} is not a complete export: it lacks {lacks}; train or export first")
-    for file in weights:
-        try:
-            with safe_open(file, framework="pt") as opened:
+    weights, reads = sorted(folder.glob("*.safetensors")), ("tokenizer_config.json", "preprocessor_config.json")
+    there = {
+        "config.json": (folder / "config.json").is_file(),
+        "model.safetensors": bool(weights),
+        reads[0]: any((folder / name).is_file() for name in reads),  # a model of pictures alone has no tokenizer
+    }
+    if missing := ", ".join(name for name, found in there.items() if not found):
+        raise UserError(f"{str(folder)!r} is not a complete export: it lacks {missing}; {how_again(folder)}")
+    checked = folder / "config.json"
+    try:
+        json.loads(checked.read_text(encoding="utf-8"))
+        for checked in weights:
+            with safe_open(checked, framework="pt") as opened:
                 opened.keys()
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{file.name} in {str(folder)!r} is damaged: {_first_line(error)}; export again") from error
+    except (SafetensorError, OSError, ValueError) as error:
+        what = f"{checked.name} in {str(folder)!r} is damaged: {_first_line(error)}"
+        raise UserError(f"{what}; {how_again(folder)}") from error
     return folder
+
+
+def how_again(export: Path) -> str:
+    """What to do about an export that is not whole: a finished run that goes on writes its export anew."""
+    recipe = export.parent / "recipe.json"
+    return f"make it again: sslnlp train {recipe} --resume" if recipe.is_file() else "train or download it again"
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,8 +15,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
+from sslnlp.data.labelled import TEXT_PAIRS
 from sslnlp.errors import UserError
+from sslnlp.export import LABEL_NAMES
 from sslnlp.search.encoder import Encoder, quiet_loading, resolve
+from sslnlp.search.writing import check_output, replacing
+
+log = logging.getLogger(__name__)
 
 UNKNOWN = "unknown"
 """What a text is called that looks like none of the classes (`unknown_below` in the configuration)."""
@@ -35,10 +41,13 @@ class Prediction(NamedTuple):
 class Predictor:
     """A classifier's export, ready to read texts: a stock sequence classifier or a few-shot one."""
 
-    def __init__(self, config: Any, score: Any) -> None:
+    def __init__(self, config: Any, score: Any, names: Sequence[str], columns: Mapping[str, str]) -> None:
         self.config = config
+        self.columns = columns
+        """Our name -> the column that training read, of its `text` and, for pairs, its `text_pair`; empty where the
+        export does not say."""
         self._score = score
-        self.names = [str(config.id2label[c]) for c in range(config.num_labels)]
+        self.names = names
 
     @classmethod
     def load(cls, name: str) -> Predictor:
@@ -46,15 +55,17 @@ class Predictor:
         folder = resolve(name)
         config = AutoConfig.from_pretrained(folder)
         architecture = (config.architectures or [""])[0]
+        columns = _columns_read(folder / "recipe.json")
+        names = [str(config.id2label[c]) for c in range(config.num_labels)]
         if (folder / "3_Dense" / "model.safetensors").is_file():
-            return cls(config, _few_shot(folder))
+            return cls(config, _few_shot(folder), getattr(config, LABEL_NAMES, names), columns)
         if architecture.endswith("ForTokenClassification"):
             raise UserError(
                 f"{name} tags words: read it with transformers' pipeline('token-classification', "
                 "aggregation_strategy='first')"
             )
         if architecture.endswith("ForSequenceClassification"):
-            return cls(config, _stock(folder))
+            return cls(config, _stock(folder), names, columns)
         if hasattr(config, "vision_config"):
             raise UserError(f"{name} reads pictures: say by which names to classify them, --labels cat,dog")
         raise UserError(
@@ -66,7 +77,7 @@ class Predictor:
         """In the words of transformers: single_label_classification, multi_label_classification or regression."""
         if self.config.problem_type:
             return str(self.config.problem_type)
-        return "regression" if self.config.num_labels == 1 else "single_label_classification"
+        return "regression" if len(self.names) == 1 else "single_label_classification"
 
     def __call__(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, batch_size: int = 32
@@ -75,7 +86,7 @@ class Predictor:
         if not texts:
             return []
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # like lengths together: little padding
-        logits_NC = np.zeros((len(texts), max(1, self.config.num_labels)), np.float32)
+        logits_NC = np.zeros((len(texts), max(1, len(self.names))), np.float32)
         for start in range(0, len(order), batch_size):
             part = order[start : start + batch_size]
             second = None if pairs is None else [pairs[i] for i in part]
@@ -95,6 +106,17 @@ class Predictor:
             return Prediction([name for name, share in ranked if share >= least[name]], probabilities)
         unsure = ranked[0][1] < (getattr(self.config, "unknown_below", None) or 0.0)
         return Prediction(UNKNOWN if unsure else ranked[0][0], probabilities)
+
+
+def _columns_read(path: Path) -> dict[str, str]:
+    """What the recipe.json of an export says of the columns of its run's table; empty without one."""
+    try:
+        columns = dict(json.loads(path.read_text(encoding="utf-8"))["data"]["columns"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    if "query" in columns:  # a cross-encoder, trained to rank
+        return {"text": columns["query"], "text_pair": columns["positive"]}
+    return columns if "text" in columns else {}
 
 
 def _stock(folder: Path) -> Any:
@@ -154,34 +176,58 @@ def predict_file(
     """Write a prediction for every row of `data` as JSON lines to `out`, and return how many there are.
 
     `data`: `.jsonl`, `.csv`, `.tsv`, `.parquet`, or `.txt` with a text a line. A line has the row's `text` (and its
-    `id`, where there is one), `label`, and the `top` most probable classes (0: all). `out` appears whole or not at all.
+    `id`, where there is one), `label`, and the `top` most probable classes (0: all). The label of a row without text
+    (of a pair: without one of the two) is null. `out` appears whole or not at all.
+
+    Raises `UserError` for an `out` that is `data`, and for single texts where the model was trained on pairs, or pairs
+    where it was not.
     """
-    predictor, count = Predictor.load(name), 0
-    aside = out.with_name(f".{out.name}.unfinished")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with open(aside, "w", encoding="utf-8") as file:
-            for rows in _blocks(data, text, pair):
-                pairs = [row["text_pair"] for row in rows] if pair is not None else None
-                for row, found in zip(
-                    rows, predictor([row["text"] for row in rows], pairs, batch_size=batch_size), strict=True
-                ):
-                    shown = dict(list(found.probabilities.items())[: top or None])
-                    said = {"label": found.label} | ({"probabilities": shown} if shown else {})
-                    file.write(json.dumps(row | said, ensure_ascii=False) + "\n")
-                count += len(rows)
-                progress(len(rows))
-        if not count:
+    check_output(out, data)
+    predictor, count, blank = Predictor.load(name), 0, 0
+    _check_pairs(name, predictor, pair)
+    single = predictor.columns and "text_pair" not in predictor.columns
+    with replacing(out) as file:
+        for rows in _blocks(data, text, pair, refused=TEXT_PAIRS if single else ()):
+            told = [row for row in rows if _has_text(row)]
+            pairs = [row["text_pair"] for row in told] if pair is not None else None
+            answers = iter(predictor([row["text"] for row in told], pairs, batch_size=batch_size))
+            for row in rows:
+                said = _said(next(answers), top) if _has_text(row) else {"label": None}
+                file.write(json.dumps(row | said, ensure_ascii=False) + "\n")
+            count += len(rows)
+            blank += len(rows) - len(told)
+            progress(len(rows))
+        if count == blank:
             raise UserError(f"{data} holds no text to classify")
-        aside.replace(out)
-    finally:
-        aside.unlink(missing_ok=True)
+    if blank:
+        log.warning("%s rows of %s hold no text: their label is null", f"{blank:,}", data)
     return count
 
 
-def _blocks(data: Path, text: str | None, pair: str | None) -> Iterator[list[dict[str, Any]]]:
+def _has_text(row: Mapping[str, Any]) -> bool:
+    return all(row[name].strip() for name in ("text", "text_pair") if name in row)
+
+
+def _said(found: Prediction, top: int) -> dict[str, Any]:
+    shown = dict(list(found.probabilities.items())[: top or None])
+    return {"label": found.label} | ({"probabilities": shown} if shown else {})
+
+
+def _check_pairs(name: str, predictor: Predictor, pair: str | None) -> None:
+    """Raises `UserError` where the export says that it reads two texts and one is given, or the other way round."""
+    columns = predictor.columns
+    if pair is None and "text_pair" in columns:
+        read = f"{columns['text']!r} and {columns['text_pair']!r}"
+        raise UserError(f"{name} was trained on pairs of texts ({read}): name the column of the second, --pair NAME")
+    if pair is not None and columns and "text_pair" not in columns:
+        raise UserError(f"{name} was trained on single texts ({columns['text']!r}): leave --pair {pair} out")
+
+
+def _blocks(
+    data: Path, text: str | None, pair: str | None, refused: Sequence[tuple[str, str]] = ()
+) -> Iterator[list[dict[str, Any]]]:
     block: list[dict[str, Any]] = []
-    for row in _rows(data, text, pair):
+    for row in _rows(data, text, pair, refused):
         block.append(row)
         if len(block) == BLOCK:
             yield block
@@ -190,19 +236,30 @@ def _blocks(data: Path, text: str | None, pair: str | None) -> Iterator[list[dic
         yield block
 
 
-def _rows(data: Path, text: str | None, pair: str | None) -> Iterator[dict[str, Any]]:
+def _rows(
+    data: Path, text: str | None, pair: str | None, refused: Sequence[tuple[str, str]]
+) -> Iterator[dict[str, Any]]:
     from sslnlp.search.documents import ID_COLUMNS, TEXT_COLUMNS, find_column, read_rows, string_of
 
     if not data.is_file():
         raise UserError(f"there is no file {data}")
     if data.suffix.lower() == ".txt":
-        with open(data, encoding="utf-8-sig") as lines:
-            try:
+        if pair is not None:
+            raise UserError(f"{data} has one text a line and no column {pair!r}: give pairs as a table")
+        try:
+            with open(data, encoding="utf-8-sig") as lines:
                 yield from ({"text": line.rstrip("\r\n")} for line in lines if line.strip())
-            except UnicodeDecodeError as error:
-                raise UserError(f"{data} is not UTF-8 text (byte {error.start}): convert it first") from error
+        except UnicodeDecodeError as error:
+            raise UserError(f"{data} is not UTF-8 text (byte {error.start}): convert it first") from error
+        except OSError as error:
+            raise UserError(f"cannot read {data}: {error.strerror}") from error
         return
     for number, row in read_rows(data):
+        if text is None and (two := next((two for two in refused if row.keys() >= set(two)), None)):
+            raise UserError(
+                f"{data} holds two texts a row ({', '.join(two)}), and the model was trained on single ones: say which "
+                "to read, --text NAME"
+            )
         column = find_column(data, row, text, (*TEXT_COLUMNS, "sentence", "sentence1", "question"))
         if column is None:
             raise UserError(f"which column of {data} is the text? It has {', '.join(row)}; say --text NAME")

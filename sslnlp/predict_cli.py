@@ -33,12 +33,14 @@ def predict_command(
 
     from sslnlp.predict import predict_file
     from sslnlp.predict_pictures import predict_pictures, read_labels
+    from sslnlp.search.writing import check_output
 
     if labels is None and template:
         raise UserError("--template is what the names of --labels are put into: give --labels too")
     if labels is not None and pair is not None:
         raise UserError("--labels classifies pictures, which have no --pair")
     names = None if labels is None else read_labels(labels)
+    check_output(out, labels)
     with Progress(SpinnerColumn(), MofNCompleteColumn(), console=Console(stderr=True), transient=True) as shown:
         task = shown.add_task("read", total=None)
 

@@ -16,6 +16,7 @@ from sslnlp.errors import UserError
 from sslnlp.evaluation.zero_shot import TEMPLATES, check_templates, class_vectors
 from sslnlp.picture_encoder import PictureEncoder, Vectors
 from sslnlp.search.encoder import quiet_loading, resolve
+from sslnlp.search.writing import check_output, replacing
 
 BLOCK = 256
 
@@ -58,8 +59,9 @@ def predict_pictures(
     label is put into `templates` (`evaluation.zero_shot`), whose mean stands for it. Broken pictures are left out with
     a warning. `out` appears whole or not at all.
 
-    Raises `UserError` for a model without a text tower, and as `data.pictured` does.
+    Raises `UserError` for an `out` that is read, a model without a text tower, and as `data.pictured` does.
     """
+    check_output(out, data)
     check_templates(templates or TEMPLATES)
     folder = resolve(name)
     with quiet_loading():
@@ -67,18 +69,12 @@ def predict_pictures(
     class_CD = class_vectors(encoder.texts, labels, templates or TEMPLATES)
     columns = {"image": image} if image is not None else {}
     rows, _ = every_picture(DataConfig(train=str(data), columns=columns), "train")
-    aside = out.with_name(f".{out.name}.unfinished")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with open(aside, "w", encoding="utf-8") as file:
-            for start in range(0, len(rows), BLOCK):
-                at = range(start, min(start + BLOCK, len(rows)))
-                for line in _lines(encoder, rows, at, class_CD, labels, top, batch_size):
-                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
-                progress(len(at))
-        aside.replace(out)
-    finally:
-        aside.unlink(missing_ok=True)
+    with replacing(out) as file:
+        for start in range(0, len(rows), BLOCK):
+            at = range(start, min(start + BLOCK, len(rows)))
+            for line in _lines(encoder, rows, at, class_CD, labels, top, batch_size):
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            progress(len(at))
     return len(rows)
 
 

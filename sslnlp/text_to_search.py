@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
 
 from sslnlp.budget import parse_duration
+from sslnlp.data import DataConfig
+from sslnlp.data.paired import paired
+from sslnlp.data.sources import open_part
 from sslnlp.errors import UserError
 from sslnlp.recipe import Recipe, load_recipe, run
 from sslnlp.search.changes import build_index
+from sslnlp.search.documents import read_documents
 from sslnlp.search.mining import mine
 from sslnlp.search.negatives import Mining
 
@@ -27,6 +33,7 @@ RECIPES = {
     "mined": "finetune_ranking",
     "reranker": "finetune_reranker",
 }
+ON_TEXT = ("masked", "retrieval", "contrastive")
 NEGATIVES = 7
 
 
@@ -72,7 +79,8 @@ class Journey:
         if mined.is_file():
             self.tell(f"negatives: found in {mined}")
             return mined
-        found = mine(pairs, mined, model=model, bm25=True, options=Mining(negatives=NEGATIVES))
+        columns = stage_recipe("pairs", self.overrides.get("pairs", [])).data.columns
+        found = mine(pairs, mined, model=model, bm25=True, columns=columns, options=Mining(negatives=NEGATIVES))
         self.tell(f"negatives: {NEGATIVES} for each of {found.written:,} pairs, out of {found.documents:,} documents")
         return mined
 
@@ -103,9 +111,10 @@ def text_to_search(
         if not path.exists():
             raise UserError(f"{path} does not exist")
     journey = Journey(out, parse_duration(budget), _by_stage(overrides), console or Console(stderr=True))
+    _check(journey, pairs, text, documents)
     start = encoder
     if text is not None:
-        for stage in ("masked", "retrieval", "contrastive"):
+        for stage in ON_TEXT:
             start = journey.train(stage, start, text)
     pretrained = start
     ranker = journey.train("pairs", pretrained, pairs)
@@ -119,6 +128,36 @@ def text_to_search(
         evaluate(index, beir)
     journey.tell(f'Try: sslnlp search query {index} "your words", or sslnlp search serve {index}')
     return index
+
+
+def _check(journey: Journey, pairs: Path, text: str | None, documents: Path) -> None:
+    """Raises `UserError` where `out` holds something else, or the columns that a stage to come reads are not there."""
+    ours = {*RECIPES, "mined.jsonl", "index"}
+    if journey.out.is_dir() and (there := {path.name for path in journey.out.iterdir()}) and not there & ours:
+        raise UserError(f"{journey.out} already holds other files ({min(there)}): choose another --out")
+    to_come = [stage for stage in RECIPES if not (journey.out / stage / "export" / "config.json").is_file()]
+    for stage in to_come:
+        if stage == "pairs":
+            with _of_stage(stage), TemporaryDirectory() as folder:
+                paired(_data(journey, stage, pairs), cache_dir=folder)
+        elif stage in ON_TEXT and text is not None:
+            with _of_stage(stage):
+                data = _data(journey, stage, text)
+                next(open_part(data, "train", None).documents(data.text, data.split_text), None)
+    next(read_documents(documents), None)
+
+
+def _data(journey: Journey, stage: str, train: Path | str) -> DataConfig:
+    return stage_recipe(stage, [f"data.train={train}", *journey.overrides.get(stage, [])]).data
+
+
+@contextmanager
+def _of_stage(stage: str) -> Iterator[None]:
+    """What is wrong with the data names a key of a recipe: here it is one of a stage."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace("say data.", f"say --set {stage}.data.")) from error
 
 
 def stage_recipe(stage: str, overrides: Sequence[str] = ()) -> Recipe:

@@ -68,7 +68,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
         (KeyboardInterrupt(), 130, "interrupted"),
         (MemoryError(), 2, "error: out of memory: lower train.batch_size"),
         (
-            RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 640 bytes"),
+            RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory: you tried 640 bytes"),
             2,
             "error: out of memory: lower train.batch_size",
         ),
@@ -121,7 +121,8 @@ def test_tokenizer_command(text_file: Path, tmp_path: Path, capsys: pytest.Captu
     assert run_command(command) == 2  # taken now
     assert "already exists" in capsys.readouterr().err
     # The saved tokenizer goes into a run as it is.
-    recipe = load_recipe("pretrain_bert", [*TINY, f"data.train={text_file}", f"tokenizer.path={out}"])
+    small = [key for key in TINY if not key.startswith("tokenizer.")]
+    recipe = load_recipe("pretrain_bert", [*small, f"data.train={text_file}", f"tokenizer.path={out}"])
     parts = build_parts(resolve(recipe)[0])
     assert parts.contract.figures["vocab_size"] <= 600
 

@@ -15,7 +15,7 @@ from sslnlp.cli import run_command
 from sslnlp.curve import label_curve
 from sslnlp.curve.cells import FRESH, LEXICAL, Cell, Measured, Results, cells, parse_labels
 from sslnlp.curve.command import parse_method
-from sslnlp.curve.page import shown
+from sslnlp.curve.page import shown, write_page
 from sslnlp.curve.summary import summarise
 from sslnlp.errors import UserError
 from sslnlp.recipe import Recipe, load_recipe, run
@@ -116,7 +116,7 @@ def test_a_curve_from_end_to_end_goes_on_where_it_was_stopped(
         if len(seen) == 3:
             raise KeyboardInterrupt
 
-    options: dict[str, Any] = {"labels": [2, None], "draws": 1, "seeds": 1}
+    options: dict[str, Any] = {"labels": [2, 100], "draws": 1, "seeds": 1}
     methods = {"trained": recipes(keys)["trained"]}
     with pytest.raises(KeyboardInterrupt):
         label_curve(methods, tmp_path, told=stop, **options)
@@ -127,16 +127,27 @@ def test_a_curve_from_end_to_end_goes_on_where_it_was_stopped(
     lines = [line for line in (tmp_path / "results.jsonl").read_text().splitlines() if line.endswith("}")]
     assert len(lines) == len(set(lines)) == len(told) == 3 * 2
     report = json.loads((tmp_path / "report.json").read_text())
+    assert report["sections"][0]["tables"][0]["columns"] == ["× 100", "2 a class", "100 a class (30 there)"]
     rows = {row[0]: row[1:] for row in report["sections"][0]["tables"][0]["rows"]}
     assert set(rows) == {LEXICAL, "trained", FRESH, "draws (runs)"}
     assert rows["draws (runs)"] == ["1 (1)", "1 (1)"]
-    all_of_them = [json.loads(line) for line in lines if json.loads(line)["cell"]["labels"] is None]
+    all_of_them = [json.loads(line) for line in lines if json.loads(line)["cell"]["labels"] == 100]
     lexical = next(m for m in all_of_them if m["cell"]["method"] == LEXICAL)
     assert lexical["measures"]["accuracy"] == 1.0  # every topic has words of its own
     assert page.is_file()
     assert list((tmp_path / "runs").iterdir()) == []
     monkeypatch.setattr("sslnlp.curve.run.run", lambda *args, **kwargs: pytest.fail("measured again"))
     label_curve(methods, tmp_path, **options)
+
+
+def test_a_column_says_where_there_are_fewer_labels_than_asked_for(tmp_path: Path) -> None:
+    for rows, heads in (
+        ([46, 70], ["8 a class", "60 a class (46–60 there)", "1000 a class (46–70 there)", "all a class"]),
+        ([60, 60], ["8 a class", "60 a class", "1000 a class (60 there)", "all a class"]),
+    ):
+        write_page(Results(tmp_path, {}), ["m"], [8, 60, 1000, None], rows, tmp_path)
+        report = json.loads((tmp_path / "report.json").read_text())
+        assert report["sections"][0]["tables"][0]["columns"] == ["× 100", *heads]
 
 
 def test_another_method_of_the_same_name_is_refused(keys: list[str], tmp_path: Path) -> None:

@@ -114,6 +114,23 @@ def test_two_503s_at_each_step_are_survived(hub: Hub, export: Path) -> None:
     assert hub.took("PUT /lfs/") == 1, "the tries after the first did not send the weights again"
 
 
+def test_offline_mode_is_said_at_once(
+    hub: Hub, export: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="offline mode: unset HF_HUB_OFFLINE"):
+        push(export, "me/tiny")
+    assert hub.requests == []
+    assert not [r for r in caplog.records if r.name == "sslnlp.hub"], "it was tried again"
+
+
+def test_a_model_of_pictures_has_no_tokenizer(hub: Hub, export: Path, tmp_path: Path) -> None:
+    tower = shutil.copytree(export, tmp_path / "tower")
+    (tower / "tokenizer_config.json").rename(tower / "preprocessor_config.json")
+    push(tower, "me/tower")
+    assert "preprocessor_config.json" in hub.content("me/tower")
+
+
 def test_a_connection_cut_in_mid_upload_is_survived(hub: Hub, export: Path) -> None:
     hub.cut("PUT /lfs/")
     push(export, "me/tiny")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -158,11 +160,20 @@ def test_a_few_shot_classifier_is_a_sentence_transformer_that_encodes_to_logits(
     asked = [row["text"] for row in texts(12, 5)]
     ours = Predictor.load(str(few / "export"))(asked)
     logits = SentenceTransformer(str(few / "export"), device="cpu").encode(asked, convert_to_tensor=True)
-    names = AutoConfig.from_pretrained(few / "export").id2label
+    names = AutoConfig.from_pretrained(few / "export").label_names
     for mine, shares in zip(ours, torch.softmax(logits, -1), strict=True):
         expected = {names[c]: float(share) for c, share in enumerate(shares)}
         assert mine.probabilities == pytest.approx(expected, abs=1e-5)
         assert mine.label == max(expected, key=lambda name: expected[name])
+
+
+def test_no_stock_classifier_answers_with_the_labels_of_a_few_shot_one(few: Path) -> None:
+    """It would have a new random head: nothing of the export may give that the names of real classes."""
+    from transformers import AutoModelForSequenceClassification
+
+    random_head = AutoModelForSequenceClassification.from_pretrained(few / "export")
+    assert not set(random_head.config.id2label.values()) & COLOURS.keys()
+    assert "pipeline_tag: feature-extraction" in (few / "export" / "README.md").read_text()
 
 
 def test_unlabelled_texts_are_counted_without_those_that_are_measured(few: Path, files: dict[str, Path]) -> None:
@@ -188,6 +199,68 @@ def test_a_file_is_predicted_whole_or_not_at_all(single: Path, files: dict[str, 
     with pytest.raises(UserError, match="line 2 is not JSON"):
         predict_file(str(single / "export"), broken, tmp_path / "none.jsonl")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.jsonl", "said"]
+
+
+def test_what_is_read_is_not_written_over(single: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, link = tmp_path / "new.jsonl", tmp_path / "link.jsonl"
+    data.write_text(before := json.dumps({"text": "a rose"}) + "\n")
+    link.symlink_to(data)
+    read = "is what is to be read"
+    for out, said in ((data, read), (link, read), (tmp_path, f"Cannot write {tmp_path}: it is a folder")):
+        assert run_command(["predict", str(single / "export"), str(data), "--out", str(out)]) == 2
+        assert said in capsys.readouterr().err
+    with pytest.raises(UserError, match="/dev/null: it is no ordinary file"):
+        predict_file(str(single / "export"), data, Path("/dev/null"))
+    assert data.read_text() == before
+    assert link.is_symlink()
+
+
+def test_a_full_disk_names_the_file(single: Path, files: dict[str, Path], tmp_path: Path) -> None:
+    def full(done: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    out = tmp_path / "out.jsonl"
+    with pytest.raises(UserError, match=rf"Cannot write {out}: No space left on device; free some space and run"):
+        predict_file(str(single / "export"), files["valid"], out, progress=full)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_row_without_text_gets_no_label(single: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data, out = tmp_path / "new.jsonl", tmp_path / "out.jsonl"
+    rows = [{"text": text} for text in ("", "a rose and a cherry", None, " \n", "the sea")]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert predict_file(str(single / "export"), data, out) == 5
+    said = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line["label"] is None for line in said] == [True, False, True, True, False]
+    assert said[4]["probabilities"] == pytest.approx(Predictor.load(str(single / "export"))(["the sea"])[0][1])
+    assert "3 rows of" in caplog.text
+    data.write_text(json.dumps({"text": ""}) + "\n")
+    with pytest.raises(UserError, match="holds no text to classify"):
+        predict_file(str(single / "export"), data, out)
+
+
+def test_single_texts_and_pairs_are_told_apart(single: Path, tmp_path: Path) -> None:
+    data, out = tmp_path / "new.jsonl", tmp_path / "out.jsonl"
+    data.write_text(json.dumps({"sentence1": "a rose", "sentence2": "a cherry"}) + "\n")
+    with pytest.raises(UserError, match="single texts \\('text'\\): leave --pair sentence2 out"):
+        predict_file(str(single / "export"), data, out, pair="sentence2")
+    with pytest.raises(UserError, match=r"two texts a row \(sentence1, sentence2\).* say which to read, --text NAME"):
+        predict_file(str(single / "export"), data, out)
+    assert predict_file(str(single / "export"), data, out, text="sentence1") == 1
+
+    pairs = tmp_path / "pairs"
+    shutil.copytree(single / "export", pairs)
+    story = json.loads((pairs / "recipe.json").read_text())
+    story["data"]["columns"] = {"text": "sentence1", "text_pair": "sentence2", "label": "one"}
+    (pairs / "recipe.json").write_text(json.dumps(story))
+    with pytest.raises(UserError, match=r"pairs of texts \('sentence1' and 'sentence2'\).* --pair NAME"):
+        predict_file(str(pairs), data, out)
+    assert predict_file(str(pairs), data, out, pair="sentence2") == 1
+    (tmp_path / "new.txt").write_text("a rose\n")
+    with pytest.raises(UserError, match="one text a line"):
+        predict_file(str(pairs), tmp_path / "new.txt", out, pair="sentence2")
+    (pairs / "recipe.json").unlink()  # somebody else's export does not say
+    assert predict_file(str(pairs), data, out, text="sentence1") == 1
 
 
 def test_the_report_shows_confusions_and_mistakes(single: Path, tmp_path: Path) -> None:

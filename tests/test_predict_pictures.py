@@ -70,12 +70,23 @@ def test_a_file_is_written_whole_or_not_at_all(files: dict[str, Path], tmp_path:
     def vanish(done: int) -> None:
         raise OSError("full")
 
-    with pytest.raises(OSError, match="full"):
+    with pytest.raises(UserError, match=r"Cannot write .*out\.jsonl: full"):
         predict_pictures(str(files["dual"]), pictures, out, LABELS, progress=vanish)
     assert out.read_text() == "before"
     (pictures / "2.png").write_bytes(b"no picture")
     assert predict_pictures(str(files["dual"]), pictures, out, LABELS) == 3  # a broken one is left out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "pictures"]
+
+
+def test_what_is_read_is_not_written_over(files: dict[str, Path], tmp_path: Path) -> None:
+    pictures = shades(tmp_path / "pictures", 2)
+    (pictures / "metadata.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match=r"lies in .*pictures, which is to be read"):
+        predict_pictures(str(files["dual"]), pictures, pictures / "metadata.jsonl", LABELS)
+    (tmp_path / "names.txt").write_text("\n".join(LABELS))
+    names, data = str(tmp_path / "names.txt"), str(pictures)
+    assert run_command(["predict", str(files["dual"]), data, "--labels", names, "--out", names]) == 2
+    assert read_labels(names) == LABELS
 
 
 def test_labels_of_a_file(tmp_path: Path) -> None:

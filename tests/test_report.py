@@ -123,6 +123,17 @@ def test_text_of_a_run_cannot_become_markup(tmp_path: Path) -> None:
     assert "&lt;script&gt;" in html
 
 
+def test_a_full_disk_names_the_file_and_leaves_the_report_before(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "gpt")
+    before = make_report(run).read_text()
+    for name in ("report.json", "report.html"):
+        (run / f"{name}.tmp").symlink_to("/dev/full")
+        with pytest.raises(UserError, match=rf"Cannot write .*gpt/{name}: No space left on device; free some space"):
+            make_report(run, title="another")
+        assert not list(run.glob("*.tmp"))
+    assert (run / "report.html").read_text() == before
+
+
 def test_numbers_that_json_does_not_know_are_written_as_text(tmp_path: Path) -> None:
     Report("r", sections=[Section("s", tables=[Table(["v"], [[math.nan], [math.inf]])])]).write(tmp_path)
 

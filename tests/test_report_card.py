@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import shutil
 from itertools import pairwise
 from pathlib import Path
@@ -13,11 +15,14 @@ import pytest
 
 from sslnlp.card import ReportRow, report_section, with_report
 from sslnlp.cli import run_command
+from sslnlp.data.config import DataConfig
+from sslnlp.evaluation.bootstrap import Figure
 from sslnlp.recipe import load_recipe, run
 from sslnlp.report.card import Card, measure
 from sslnlp.report.command import report_runs
 from sslnlp.report.config import ReportConfig
-from sslnlp.report.material import Material
+from sslnlp.report.material import Material, held_out_texts
+from sslnlp.report.runs import make_report
 from sslnlp.report.subject import in_memory, subject_of
 from tests.contract import corpus
 
@@ -147,6 +152,73 @@ def test_a_run_without_its_data_is_still_reported(
     card = card_of(moved, "gpt")
     assert card.left_out["bits per byte"] == "no held-out text: give texts=FILE"
     assert "elsewhere.txt" in caplog.text
+
+
+def test_an_export_is_measured_as_its_run_and_never_written_into(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = shutil.copytree(runs["gpt"], tmp_path / "gpt")
+    before = sorted(path.name for path in (moved / "export").iterdir())
+    assert report_runs([moved / "export"], measures=False) == moved / "report.html"
+    alone = shutil.copytree(moved / "export", tmp_path / "alone")
+    for arguments, message in (
+        ([str(alone)], "is an export without its run; give the run's folder"),
+        ([str(moved), f"out={alone}", "measures=false"], "is an export, and what lies in it is published"),
+    ):
+        assert run_command(["report", *arguments]) == 2
+        assert message in capsys.readouterr().err
+    for folder in (moved / "export", alone):
+        assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def test_a_damaged_export_says_what_it_lacks_and_what_to_do(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = shutil.copytree(runs["gpt"], tmp_path / "gpt")
+    again = f"make it again: sslnlp train {moved / 'recipe.json'} --resume"
+    cases = (
+        ("model.safetensors", b"{", "model.safetensors in .* is damaged"),
+        ("tokenizer.json", b"{", "cannot measure the model in"),
+        ("config.json", b"{", "config.json in .* is damaged"),
+        ("model.safetensors", None, "lacks model.safetensors"),
+    )
+    for name, content, message in cases:
+        path = moved / "export" / name
+        whole = path.read_bytes()
+        path.unlink() if content is None else path.write_bytes(content)
+        assert run_command(["report", str(moved)]) == 2
+        said = capsys.readouterr().err.strip()
+        assert re.search(message, said)
+        assert said.endswith(again)
+        path.write_bytes(whole)
+
+
+def test_nothing_measured_is_said_with_the_reasons(
+    runs: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    moved = shutil.copytree(runs["gpt"], tmp_path / "gpt")
+    story = json.loads((moved / "recipe.json").read_text())
+    story["data"]["fingerprint"] = "of a table, whose rows were split off"
+    (moved / "recipe.json").write_text(json.dumps(story))
+    report_runs([moved])
+    assert "gpt: nothing was measured: no held-out text: give texts=FILE; " in caplog.text
+
+
+def test_held_out_pairs_are_read_by_the_columns_that_the_run_read(runs: dict[str, Path], tmp_path: Path) -> None:
+    rows = [{"query": f"question {n}", "positive": f"answer {n}"} for n in range(3)]
+    data = DataConfig(train="x", valid=str(write(tmp_path / "pairs.jsonl", rows)))
+    facts = {"columns": {"query": "query", "positive": "positive"}}
+    held_out = held_out_texts(data, facts, tmp_path, subject_of(runs["gpt"] / "export").tokenizer)
+    assert held_out(2) == ["answer 0", "answer 1"]
+
+
+def test_an_interval_that_is_no_number_is_shown_again(runs: dict[str, Path], tmp_path: Path) -> None:
+    moved = shutil.copytree(runs["gpt"], tmp_path / "gpt")
+    figures = {"effective_rank": Figure(1.5, math.nan, math.nan, 2)}
+    make_report(moved, cards={"gpt": Card(figures)})
+    report_runs([moved], measures=False)
+    found = card_of(moved, "gpt").figures["effective_rank"]
+    assert (found.value, math.isnan(found.low)) == (1.5, True)
 
 
 def test_a_card_is_the_same_every_time(runs: dict[str, Path], files: dict[str, Path]) -> None:

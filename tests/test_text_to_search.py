@@ -99,12 +99,28 @@ def test_from_an_encoder_and_on_from_where_it_was_stopped(files: dict[str, Path]
         (["--text", "a", "--set", "masked.train.nothing=3"], "unknown key 'train.nothing'"),
         (["--text", "a", "--budget", "soon"], "soon"),
         (["--text", "a", "--beir", "nowhere"], "nowhere does not exist"),
+        (["--text", "{two}"], "which column of {two} is the text? It has a, b; say --set masked.data.text=NAME"),
+        (["--text", "{two}", "--set", "masked.data.text=a"], "say --set retrieval.data.text=NAME"),
+        (["--encoder", "e", "--set", "pairs.data.columns.query=nothing"], "has no column 'nothing'"),
     ],
 )
 def test_wrong_arguments_are_one_clear_line(
     arguments: list[str], message: str, files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    two = tmp_path / "two.jsonl"
+    two.write_text(json.dumps({"a": "one text", "b": "another"}) + "\n")
     begin = ["search", "build", str(files["pairs"]), "--documents", str(files["documents"])]
-    assert run_command([*begin, "--out", str(tmp_path / "out"), *arguments]) == 2
-    assert message in capsys.readouterr().err
+    filled = [argument.format(two=two) for argument in arguments]
+    assert run_command([*begin, "--out", str(tmp_path / "out"), *filled]) == 2
+    assert message.format(two=two) in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_other_files_is_left_alone(
+    files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    begin = ["search", "build", str(files["pairs"]), "--documents", str(files["documents"]), "--text"]
+    assert run_command([*begin, str(files["text"]), "--out", str(tmp_path)]) == 2
+    assert "already holds other files (notes.txt): choose another --out" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]

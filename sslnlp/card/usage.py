@@ -29,7 +29,7 @@ def task_of(facts: CardFacts) -> tuple[str | None, str]:
     if facts.pictures:
         return "image-feature-extraction", "AutoModel"
     if facts.pooling is not None:
-        return "text-classification" if facts.head else "sentence-similarity", "AutoModel"
+        return "feature-extraction" if facts.head else "sentence-similarity", "AutoModel"
     for ending, task, auto in TASKS:
         if facts.architecture.endswith(ending):
             return task, auto
@@ -46,9 +46,10 @@ def snippet(facts: CardFacts) -> str:
             "from sentence_transformers import SentenceTransformer",
             "from transformers import AutoConfig",
             "",
-            'model, names = SentenceTransformer("PATH_OR_NAME"), AutoConfig.from_pretrained("PATH_OR_NAME").id2label',
+            'model = SentenceTransformer("PATH_OR_NAME")',
+            'names = AutoConfig.from_pretrained("PATH_OR_NAME").label_names',
             'logits = model.encode(["first text", "second text"])',
-            "print([names[int(c)] for c in logits.argmax(1)])",
+            "print([names[c] for c in logits.argmax(1)])",
         ]
         return f"{_python(lines)}\n\nWith probabilities, for a file: `sslnlp predict PATH_OR_NAME texts.csv`."
     if "DualEncoder" in facts.architecture:

@@ -18,12 +18,14 @@ NOTE = (
 )
 
 
-def write_page(results: Results, methods: Sequence[str], labels: Sequence[int | None], out: Path) -> Path:
-    """Write report.html, report.json and figures/ into `out` and return the page's path."""
+def write_page(
+    results: Results, methods: Sequence[str], labels: Sequence[int | None], rows: Sequence[int], out: Path
+) -> Path:
+    """Write report.html, report.json and figures/ into `out` and return the page's path. `rows`: of each class."""
     sections, charts = [], []
     for figure in FIGURES:
         found = {(m, n): summarise(results.of(m, n), figure) for m in methods for n in labels}
-        sections.append(Section(figure.replace("_", "-"), tables=[_table(found, methods, labels)]))
+        sections.append(Section(figure.replace("_", "-"), tables=[_table(found, methods, labels, rows)]))
         charts.append(_chart(found, methods, labels, figure))
     sections[0].charts = charts
     if failed := _failed(results, methods, labels):
@@ -41,11 +43,23 @@ def shown(summary: Summary | None) -> str:
 
 
 def _table(
-    found: dict[tuple[str, int | None], Summary | None], methods: Sequence[str], labels: Sequence[int | None]
+    found: dict[tuple[str, int | None], Summary | None],
+    methods: Sequence[str],
+    labels: Sequence[int | None],
+    rows: Sequence[int],
 ) -> Table:
-    rows: list[list[Cell]] = [[method, *(shown(found[method, n]) for n in labels)] for method in methods]
-    rows.append(["draws (runs)", *(_counted([found[m, n] for m in methods]) for n in labels)])
-    return Table(["× 100", *(f"{n or ALL} a class" for n in labels)], rows, note=NOTE)
+    lines: list[list[Cell]] = [[method, *(shown(found[method, n]) for n in labels)] for method in methods]
+    lines.append(["draws (runs)", *(_counted([found[m, n] for m in methods]) for n in labels)])
+    return Table(["× 100", *(_head(n, rows) for n in labels)], lines, note=NOTE)
+
+
+def _head(labels: int | None, rows: Sequence[int]) -> str:
+    """How many labels a class were asked for, and where there are fewer: how many there were."""
+    head = f"{labels or ALL} a class"
+    if labels is None or labels <= min(rows):
+        return head
+    least, most = min(rows), min(labels, max(rows))
+    return f"{head} ({least if least == most else f'{least}–{most}'} there)"
 
 
 def _counted(summaries: Sequence[Summary | None]) -> str:

@@ -59,7 +59,13 @@ def label_curve(
             found.seconds = time.monotonic() - began
             results.add(found)
         told(results.done[cell], number, len(todo))
-    return write_page(results, list(everything), labels, out)
+    return write_page(results, list(everything), labels, _rows_of_classes(first), out)
+
+
+def _rows_of_classes(recipe: Recipe) -> list[int]:
+    """Training rows of each class, of which a cell takes so many as it asks for."""
+    data = replace(recipe.data, labels_per_class=None)
+    return [*labelled(data, cache_dir=cache_folder(recipe)).counts.values()]
 
 
 def _prepared(recipe: Recipe) -> Recipe:

@@ -60,8 +60,7 @@ class RunReport:
 
     def _texts(self) -> Measure:
         recipe, tokenizer = self.parts.recipe, self.parts.tokenizer
-        fingerprint = str(self.parts.facts.get("fingerprint", ""))
-        held_out = held_out_texts(recipe.data, fingerprint, cache_folder(recipe), tokenizer)
+        held_out = held_out_texts(recipe.data, self.parts.facts, cache_folder(recipe), tokenizer)
         material = Material.read(recipe.report, held_out, corrupting(recipe, tokenizer))
 
         def made(objective: Objective, written: bool) -> Card:

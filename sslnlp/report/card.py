@@ -62,11 +62,17 @@ class Card:
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Card:
         figures, by_class = (
-            {name: Figure(**figure) for name, figure in plain.get(key, {}).items()} for key in ("figures", "by_class")
+            {name: _figure(figure) for name, figure in plain.get(key, {}).items()} for key in ("figures", "by_class")
         )
         points = [(x, y, label) for x, y, label in plain.get("embedding_map", [])]
         found = [(caption, place) for caption, place in plain.get("found", [])]
         return cls(figures, dict(plain.get("samples", {})), points, dict(plain.get("left_out", {})), by_class, found)
+
+
+def _figure(written: Mapping[str, Any]) -> Figure:
+    # An interval of too few items is not a number, which JSON has only as text (`page.Report`).
+    plain: dict[str, Any] = {key: float(x) if isinstance(x, str) else x for key, x in written.items()}
+    return Figure(**plain)
 
 
 def measure(subject: Subject, material: Material, *, tell: Told = lambda name: None, written: bool = True) -> Card:

@@ -11,6 +11,7 @@ from typing import Any
 
 from sslnlp.card import with_report
 from sslnlp.errors import UserError
+from sslnlp.hub import export_folder
 from sslnlp.picture_encoder import PictureEncoder
 from sslnlp.recipe.build import cache_folder
 from sslnlp.recipe.reporting import corrupting
@@ -20,10 +21,11 @@ from sslnlp.report.config import ReportConfig
 from sslnlp.report.material import Material, held_out_texts
 from sslnlp.report.picture_card import PictureSubject, measure_pictures, reads_pictures
 from sslnlp.report.picture_material import PictureMaterial
-from sslnlp.report.runs import RunFacts, make_report, read_runs
+from sslnlp.report.runs import RunFacts, make_report, read_runs, run_of
 from sslnlp.report.sections import sheet_file, short_form
 from sslnlp.report.subject import subject_of
 from sslnlp.search.encoder import quiet_loading
+from sslnlp.search.writing import naming, replacing
 
 log = logging.getLogger(__name__)
 
@@ -56,13 +58,14 @@ def report_runs(
     the short form of its own.
 
     Args:
+        runs: their folders; of a run's export/ its run is meant.
         tell: called with the run and the name of each measure before it is made.
         against: further runs, as if they stood among `runs`.
         out: where to write; the first run's folder otherwise.
         measures: False measures nothing: shown are what the runs logged and what reports in their folders hold.
         texts, pictures, pairs, sts, probe_train, probe_test, label, templates, beir, documents: see `ReportConfig`.
     """
-    facts = read_runs([*runs, *map(Path, against or [])])
+    facts = read_runs([run_of(folder) for folder in (*runs, *map(Path, against or []))])
     given = {
         "texts": texts, "pictures": pictures, "pairs": pairs, "sts": sts, "probe_train": probe_train,
         "probe_test": probe_test, "label": label, "templates": templates, "beir": beir, "documents": documents,
@@ -78,9 +81,11 @@ def report_runs(
 
 
 def _cards(facts: Sequence[RunFacts], given: Mapping[str, Any], tell: Tell) -> dict[str, Card]:
-    exported = [run for run in facts if (run.path / "export" / "config.json").is_file()]
+    exported = [run for run in facts if (run.path / "export").is_dir()]
     for run in facts:
-        if run not in exported:
+        if run in exported:
+            export_folder(run.path / "export")  # whole, or an error that says what is missing
+        else:
             log.warning("%s has no export/ yet, so it is not measured", run.path)
     if not exported:
         return {}
@@ -102,10 +107,12 @@ def _cards(facts: Sequence[RunFacts], given: Mapping[str, Any], tell: Tell) -> d
             continue
         subject = subject_of(export)
         if material is None:
-            fingerprint = str(first.biography.get("data", {}).get("fingerprint", ""))
-            held_out = held_out_texts(recipe.data, fingerprint, cache, subject.tokenizer)
+            held_out = held_out_texts(recipe.data, first.biography.get("data", {}), cache, subject.tokenizer)
             material = Material.read(config, held_out, corrupting(recipe, subject.tokenizer))
         cards[run.name] = measure(subject, material, tell=telling)
+    for name, card in cards.items():
+        if not card.figures:
+            log.warning("%s: nothing was measured: %s", name, "; ".join(dict.fromkeys(card.left_out.values())))
     return cards
 
 
@@ -131,10 +138,7 @@ def _measured_before(run: RunFacts) -> Card | None:
 
 
 def _into_model_card(path: Path, card: Card) -> None:
-    try:
+    with naming(path):
         text = path.read_text(encoding="utf-8")
-        aside = path.with_name(path.name + ".part")
-        aside.write_text(with_report(text, short_form(card)), encoding="utf-8")
-        aside.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot add the report to the model card {str(path)!r}: {error.strerror}") from error
+    with replacing(path) as file:
+        file.write(with_report(text, short_form(card)))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -71,18 +71,23 @@ class Material:
         return found
 
 
-def held_out_texts(data: DataConfig, fingerprint: str, cache: Path, tokenizer: PreTrainedTokenizerBase) -> HeldOut:
+def held_out_texts(
+    data: DataConfig, facts: Mapping[str, Any], cache: Path, tokenizer: PreTrainedTokenizerBase
+) -> HeldOut:
     """The first n held-out documents of a run: of `data.valid`, else those that the preparation of its text split off,
-    decoded; none where a table held out rows."""
+    decoded; none where a table held out rows. `facts` are what the preparation found: its fingerprint, and of a table
+    the columns that were read, of which the text (or the relevant text of a query) is the one meant here."""
+    columns = facts.get("columns", {})
+    data = replace(data, text=data.text or columns.get("text") or columns.get("positive"))
 
     def first(number: int) -> list[str]:
         if data.valid is not None:
             try:
                 return list(islice(texts_of(open_part(data, "valid", None), data), number))
-            except UserError as error:  # not on this machine, or a table of pairs, which has no single text
+            except UserError as error:  # not on this machine
                 log.warning("the held-out text of the run cannot be read, so texts=FILE is needed: %s", error)
                 return []
-        store = cache / f"text-{fingerprint}" / "valid"
+        store = cache / f"text-{facts.get('fingerprint')}" / "valid"
         if not store.is_dir():
             return []
         documents = TokenStore(store)

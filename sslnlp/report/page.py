@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from sslnlp.report.svg import line_chart, point_chart
+from sslnlp.search.writing import replacing
 
 Cell = str | int | float | bool | None
 
@@ -86,9 +87,11 @@ class Report:
 
     def write(self, folder: Path) -> Path:
         """Write `report.json` and `report.html` into `folder`, each whole or not at all; returns the page's path."""
-        folder.mkdir(parents=True, exist_ok=True)
-        _replace(folder / "report.json", json.dumps(_plain(asdict(self)), indent=2, ensure_ascii=False) + "\n")
-        return _replace(folder / "report.html", self.html())
+        with replacing(folder / "report.json") as file:
+            file.write(json.dumps(_plain(asdict(self)), indent=2, ensure_ascii=False) + "\n")
+        with replacing(folder / "report.html") as file:
+            file.write(self.html())
+        return folder / "report.html"
 
     def html(self) -> str:
         """The page: no script, nothing fetched, light or dark as the reader's device is set."""
@@ -129,10 +132,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items() if not isinstance(v, bytes)}  # a picture has its own file
     return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
-
-
-def _replace(path: Path, text: str) -> Path:
-    aside = path.with_name(path.name + ".part")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
-    return path

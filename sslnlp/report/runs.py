@@ -17,6 +17,7 @@ from sslnlp.report.card import Card
 from sslnlp.report.measures import Measure, card_measure, measure
 from sslnlp.report.page import Cell, Chart, Report, Section, Table
 from sslnlp.report.sections import card_sections, write_figures, write_pictures
+from sslnlp.search.writing import naming
 
 TRAINING, HELD_OUT = "train/", "valid/"
 """Prefixes of the numbers in metrics.jsonl: means since the last log, and figures of held-out data."""
@@ -76,6 +77,21 @@ def read_run(run: Path) -> RunFacts:
     return RunFacts(run.name, run, biography, _history(run / "metrics.jsonl"))
 
 
+def run_of(folder: Path) -> Path:
+    """The run's folder, where `folder` is its export. Raises UserError for the export of a run that is not here: what
+    is written into an export would be published with it."""
+    if not _is_export(folder):
+        return folder
+    parent = folder.resolve().parent
+    if folder.resolve().name == "export" and (parent / "recipe.json").is_file():
+        return parent
+    raise UserError(f"{str(folder)!r} is an export without its run; give the run's folder, which holds export/")
+
+
+def _is_export(folder: Path) -> bool:
+    return (folder / "config.json").is_file()
+
+
 def read_runs(folders: Sequence[Path]) -> list[RunFacts]:
     """`read_run` of each, under names that differ: of folders of one name, as many of the parents as it takes."""
     runs = [read_run(folder) for folder in folders]
@@ -109,9 +125,13 @@ def make_report(
     plain = {name: card.to_dict() for name, card in (cards or {}).items()}
     report = Report(title or f"Report: {names}", subtitle=_subtitle(runs[0]), sections=shown, cards=plain)
     folder = Path(out) if out else Path(run)
+    if _is_export(folder):
+        raise UserError(f"out={folder} is an export, and what lies in it is published: name another folder")
     page = report.write(folder)
-    write_figures([chart for section in shown for chart in section.charts], folder / "figures")
-    write_pictures([picture for section in shown for picture in section.pictures], folder / "figures")
+    figures = folder / "figures"
+    with naming(figures):
+        write_figures([chart for section in shown for chart in section.charts], figures)
+        write_pictures([picture for section in shown for picture in section.pictures], figures)
     return page
 
 

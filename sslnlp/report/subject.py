@@ -13,6 +13,7 @@ import transformers
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from sslnlp.errors import UserError
+from sslnlp.hub import how_again
 from sslnlp.search.encoder import Encoder, EncoderSettings, quiet_loading, read_settings
 
 Kind = Literal["masked", "causal", "encoder-decoder", "encoder"]
@@ -55,8 +56,8 @@ def subject_of(export: Path) -> Subject:
             model = cls.from_pretrained(export, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(export)
     except Exception as error:  # the loaders raise anything from OSError to safetensors' own type
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"cannot measure the model in {str(export)!r}: {reason}") from error
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"cannot measure the model in {str(export)!r}: {reason}; {how_again(export)}") from error
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     return in_memory(model, tokenizer, settings=read_settings(export, head=True))
 

@@ -81,7 +81,7 @@ def query_command(
     hits = opened.search(text, chosen, k)
     if not opened.analyzer.terms(text) and chosen != "dense":
         what = "contributed nothing" if "dense" in opened.modes and chosen != "bm25" else "found nothing"
-        typer.echo(f"BM25 {what}: the query holds only stop words or single letters.")
+        typer.echo(f"BM25 {what}: the query holds only stop words, single letters or signs (emoji too).")
     elif not hits:
         typer.echo("No document matches.")
     _print_hits(opened, text, hits)

@@ -12,7 +12,8 @@ from sslnlp.errors import UserError, suggest
 from sslnlp.evaluation.ranking import MEASURES, mean_measures, parse_measure, query_measures
 from sslnlp.search.index import Index
 from sslnlp.search.significance import Comparison, compare, holm
-from sslnlp.search.trec import Qrels, Run, read_qrels, read_queries, read_run, replacing
+from sslnlp.search.trec import Qrels, Run, read_qrels, read_queries, read_run
+from sslnlp.search.writing import replacing
 
 RUN_DEPTH = 1000
 """Results kept per query, trec_eval's custom: MAP and recall@100 see the same list in every tool."""

@@ -70,6 +70,7 @@ def evaluate_command(
     from sslnlp.search import evaluate
     from sslnlp.search.index import Index
     from sslnlp.search.trec import write_run
+    from sslnlp.search.writing import check_output
 
     asked = None if measures is None else evaluate.parse_measures(measures)
     if beir is not None:
@@ -81,6 +82,8 @@ def evaluate_command(
         raise UserError("Give a BEIR folder, or both --queries and --qrels (for run files alone: --qrels).")
     if index is None and run is not None:
         raise UserError("--run writes what an index finds: name the index too.")
+    for written in filter(None, (run, json)):
+        check_output(written, queries, qrels, *(compare or []))
     opened = None
     if index is not None:
         opened = Index(

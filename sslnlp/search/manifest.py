@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from sslnlp.errors import UserError
-from sslnlp.search import lock
+from sslnlp.locks import exclusive
 
 NAME = "index.json"
+LOCK = "lock"
 FORMAT = 2
 WORK = "work.json"
 """What an unfinished segment has reached; it stays beside the files and is no part of the index."""
@@ -57,7 +58,7 @@ def writing(out: Path) -> Iterator[None]:
             raise UserError(f"Cannot write an index to {out}: it {what}. Choose a new folder.")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with lock.exclusive(out):
+        with exclusive(out / LOCK, f"writing to the index at {out}"):
             yield
     except OSError as error:
         raise UserError(f"Writing the index to {out} failed: {error.strerror or error}.") from error
@@ -160,4 +161,4 @@ def _broken(out: Path, why: str) -> UserError:
 
 
 def _ours(path: Path) -> bool:
-    return path.name == lock.NAME or path.name.startswith((*_FOLDERS, NAME))
+    return path.name == LOCK or path.name.startswith((*_FOLDERS, NAME))

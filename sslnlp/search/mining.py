@@ -28,6 +28,7 @@ from sslnlp.search.documents import Columns, read_documents
 from sslnlp.search.index import Index, build_index, load_reranker
 from sslnlp.search.loading import reads_pictures
 from sslnlp.search.negatives import Known, Miner, Mining, Retriever
+from sslnlp.search.writing import check_output, naming
 
 _BLOCK = 256
 SIDES = ("query", "positive")
@@ -80,8 +81,9 @@ def mine(
     `out` as it was, for what cannot be read or loaded and for fewer documents than negatives.
     """
     out = Path(out)
-    if out.suffix != ".jsonl" or out.is_dir():
+    if out.suffix != ".jsonl":
         raise UserError(f"The mined pairs are JSON lines: name a file that ends in .jsonl, not {out}.")
+    check_output(out, pairs, corpus)
     if model is None and not bm25:
         raise UserError("There is nothing to search by: name an encoder, or search by BM25.")
     if model is not None and reads_pictures(model):
@@ -115,11 +117,10 @@ def _workshop(out: Path) -> Iterator[Path]:
     """A folder beside `out`, empty at the beginning (whatever a killed run left in it) and gone at the end."""
     folder = out.with_name(f".{out.name}.unfinished")
     try:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        yield folder
-    except OSError as error:
-        raise UserError(f"Cannot write {out}: {error.strerror or error}.") from error
+        with naming(out):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -128,7 +128,7 @@ def ask(index: Index, stopwatch: Stopwatch, query: str, mode: str | None, k: int
     note = ""
     if not index.analyzer.terms(query) and chosen != "dense":
         what = "found nothing" if chosen == "bm25" else "contributed nothing"
-        note = f"BM25 {what}: the query holds only stop words or single letters."
+        note = f"BM25 {what}: the query holds only stop words, single letters or signs (emoji too)."
     elif chosen not in ("bm25", "dense") and all(e.places["bm25"] is None for e in explained):
         note = "BM25 contributed nothing: no document holds a word of the query."
     seconds = time.perf_counter() - start

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TextIO
 
 from sslnlp.errors import UserError
 from sslnlp.search.documents import ID_COLUMNS, find_column, read_rows, string_of
+from sslnlp.search.writing import replacing
 
 Qrels = dict[str, dict[str, int]]
 """Judgements: query id -> document id -> relevance (0: judged and not relevant)."""
@@ -94,24 +92,6 @@ def write_run(path: str | Path, run: Mapping[str, Mapping[str, float]], tag: str
         for query, found in run.items():
             for rank, (document, score) in enumerate(found.items(), start=1):
                 file.write(f"{query} Q0 {document} {rank} {score!r} {tag}\n")
-
-
-@contextlib.contextmanager
-def replacing(path: str | Path) -> Iterator[TextIO]:
-    """A text file to write beside `path`, which takes its place at the end; taken away again if the body raises."""
-    path = Path(path)
-    aside = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(aside, "w", encoding="utf-8") as file:
-            yield file
-        os.replace(aside, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            aside.unlink()
-        if isinstance(error, OSError):
-            raise UserError(f"Cannot write {path}: {error.strerror}.") from error
-        raise
 
 
 def _table_queries(path: Path) -> Iterator[tuple[str, str]]:

@@ -48,6 +48,7 @@ def test_a_query_of_stop_words_says_so_and_succeeds(index: Path) -> None:
     result = _run("query", index, "of the and")
     assert result.exit_code == 0
     assert "only stop words" in result.output
+    assert "or signs (emoji too)" in _run("query", index, "🙂").output
     assert "No document matches" in _run("query", index, "zeppelin").output
 
 

@@ -248,3 +248,23 @@ def test_wrong_use_is_one_line_and_leaves_the_former_file(tmp_path: Path) -> Non
         assert "\n" not in str(error)
         assert out.read_text() == "former"
         assert not list(tmp_path.glob(".*unfinished"))
+
+
+def test_pairs_and_corpus_are_not_written_over(tmp_path: Path) -> None:
+    pairs, corpus = write(tmp_path / "pairs.jsonl", pairs_of(ZEBRAS)), tmp_path / "corpus.jsonl"
+    before = write(corpus, [{"id": str(n), "text": text} for n, text in enumerate(ZEBRAS)]).read_bytes()
+    for out in (pairs, corpus):
+        with pytest.raises(UserError, match="is what is to be read"):
+            mine(pairs, out, corpus=corpus)
+    assert corpus.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.jsonl", "pairs.jsonl"]
+
+
+def test_a_missing_column_is_named_by_the_option_of_this_command(tmp_path: Path) -> None:
+    data = write(tmp_path / "labelled.jsonl", [{"text": "a", "label": "b"}])
+    found = CliRunner().invoke(search_app, ["mine", str(data), "--out", str(tmp_path / "out.jsonl")])
+    assert "say --query-column NAME" in str(found.exception)
+    found = CliRunner().invoke(
+        search_app, ["mine", str(data), "--out", str(tmp_path / "out.jsonl"), "--query-column", "nothing"]
+    )
+    assert "'nothing' (--query-column)" in str(found.exception)

@@ -186,7 +186,7 @@ def test_two_writers_are_one_too_many_until_the_first_is_dead(
     writer = start("add", tmp_path / "i", more, "third block")
     before = _files(tmp_path / "i")
     for change in (lambda: add_documents(tmp_path / "i", more), lambda: delete_documents(tmp_path / "i", ["a1"])):
-        with pytest.raises(UserError, match=rf"Another process \({writer.pid}\) is writing"):
+        with pytest.raises(UserError, match=rf"another process \({writer.pid}\) is writing"):
             change()
     assert _files(tmp_path / "i") == before
     assert Index(tmp_path / "i").search("cafe", "bm25")  # reading goes on

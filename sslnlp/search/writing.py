@@ -1,0 +1,55 @@
+"""Files that appear whole or not at all, and never in place of what is read."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+from sslnlp.errors import UserError
+
+
+def check_output(path: str | Path, *inputs: str | Path | None) -> None:
+    """Raises UserError where `path` is a folder, a device, or one of `inputs` (a file in one), by whatever link."""
+    path = Path(path)
+    if path.exists() and not path.is_file():  # a device would be replaced by a file
+        what = "a folder" if path.is_dir() else "no ordinary file"
+        raise UserError(f"Cannot write {path}: it is {what}; name a file.")
+    for known in (Path(given) for given in inputs if given is not None):
+        if not (path.exists() and known.exists()):
+            continue
+        if path.samefile(known):
+            raise UserError(f"{path} is what is to be read: name another file to write to.")
+        if known.is_dir() and path.resolve().is_relative_to(known.resolve()):
+            raise UserError(f"{path} lies in {known}, which is to be read: name a file elsewhere to write to.")
+
+
+@contextlib.contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """An error of the disk while `path` is written is one line that names it, and says what to do."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        advice = "free some space and run the same again" if full else "name a place that can be written"
+        raise UserError(f"Cannot write {path}: {error.strerror or error}; {advice}.") from error
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[TextIO]:
+    """A text file to write beside `path`, which takes its place at the end; taken away again if the body raises."""
+    path = Path(path)
+    aside = path.with_name(path.name + ".tmp")
+    with naming(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(aside, "w", encoding="utf-8") as file:
+                yield file
+            os.replace(aside, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                aside.unlink()
+            raise
