@@ -6,6 +6,7 @@ Under a budget the number is then fixed and recorded, so a run resumes exactly.
 from __future__ import annotations
 
 import copy
+import math
 import os
 import re
 import statistics
@@ -82,12 +83,19 @@ class Pace:
         return steps
 
 
+def distances(steps: int, config: TrainConfig) -> tuple[int, int]:
+    """Updates from one evaluation to the next, and from one checkpoint to the next: a tenth of the run where nothing
+    else is given, rounded up, so that there are ten at most."""
+    tenth = max(1, math.ceil(steps / 10))
+    return config.eval_every or tenth, config.save_every or tenth
+
+
 def occasions(steps: int, config: TrainConfig, *, evaluates: bool = True) -> tuple[int, int]:
     """How many evaluations and checkpoints a run of `steps` updates has. Each evaluation is taken to be the best so
     far, which saves the weights: so it is while a model learns."""
-    every = max(1, steps // 10)
-    evaluations = {*range(0, steps + 1, config.eval_every or every), steps} - {0} if evaluates else set()
-    checkpoints = {*range(0, steps + 1, config.save_every or every), steps} - {0} | evaluations
+    eval_every, save_every = distances(steps, config)
+    evaluations = {*range(0, steps + 1, eval_every), steps} - {0} if evaluates else set()
+    checkpoints = {*range(0, steps + 1, save_every), steps} - {0} | evaluations
     at_the_start = config.budget is not None or config.on_nonfinite == "rollback"
     return len(evaluations), len(checkpoints) + at_the_start
 

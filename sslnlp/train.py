@@ -23,7 +23,7 @@ from torch import Tensor
 
 from sslnlp import distributed
 from sslnlp.averaging import Average
-from sslnlp.budget import calibrate, parse_duration
+from sslnlp.budget import calibrate, distances, parse_duration
 from sslnlp.checkpoint import keep_last, load_checkpoint, newest_valid, save_checkpoint
 from sslnlp.collators.base import Collator
 from sslnlp.data.stream import Stream
@@ -141,8 +141,7 @@ class Trainer:
 
     def _run(self, progress: _Progress) -> None:
         windows = self.windows(progress)
-        every = max(1, progress.steps // 10)
-        eval_every, save_every = self.config.eval_every or every, self.config.save_every or every
+        eval_every, save_every = distances(progress.steps, self.config)
         running, clock = Running(), time.perf_counter()
         self.module.train()
         batches = iterate(

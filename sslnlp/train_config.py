@@ -100,6 +100,12 @@ class TrainConfig:
             raise UserError("train.layer_decay works with train.optimizer=adamw")
         if not 0 <= self.ema < 1:
             raise UserError(f"train.ema is a share from 0 to below 1, got {self.ema}")
-        if self.warmup < 0 or not 0 <= self.decay <= 1 or self.workers < 0:
-            raise UserError("train.warmup and train.workers cannot be negative, and train.decay lies in [0, 1]")
+        for name in ("warmup", "workers", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"train.{name} must be 0 or more, got {getattr(self, name)}")
+        if not 0 <= self.decay <= 1:
+            raise UserError(f"train.decay is a share of the steps from 0 to 1, got {self.decay}")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            shown = ", ".join(map(str, self.betas))
+            raise UserError(f"train.betas are two shares from 0 to below 1, such as 0.9,0.98; got {shown}")
         check_trackers(self.trackers)

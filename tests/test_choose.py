@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from sslnlp.budget import occasions
 from sslnlp.recipe import Recipe, load_recipe, override, resolve, run
 from sslnlp.recipe.build import build_parts
 from sslnlp.recipe.choose import Speed, apply, choose, chooses, rule
@@ -75,7 +77,18 @@ def test_held_out_passes_take_a_tenth_of_the_time_at_most() -> None:
     few, many = ruled(recipe(), rows_held_out=9000), ruled(recipe(), rows_held_out=9)
     updates = 600 / (0.01 * few["train.batch_size"] * few["train.accumulate"])
     assert math.ceil(updates / few["train.eval_every"]) == 2  # a pass takes 30 of 600 seconds
-    assert math.ceil(updates / many["train.eval_every"]) == 10
+    assert many["train.eval_every"] is None
+
+
+@pytest.mark.parametrize("rows_held_out", [9, 1900, 2250, 9000])
+@pytest.mark.parametrize("faster", [0.7, 1.0, 1.31, 1.9])
+def test_there_are_ten_held_out_passes_at_most_whatever_a_few_updates_promised(
+    rows_held_out: int, faster: float
+) -> None:
+    chosen = ruled(recipe(), rows_held_out=rows_held_out)
+    updates = 600 / (0.01 * chosen["train.batch_size"] * chosen["train.accumulate"])
+    config = replace(recipe().train, eval_every=chosen["train.eval_every"])
+    assert 1 <= occasions(int(faster * updates), config)[0] <= 10
 
 
 def test_the_learning_rate_follows_the_root_of_the_batch_and_knows_its_bounds() -> None:

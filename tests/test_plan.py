@@ -164,8 +164,9 @@ def test_activations_grow_with_the_rows_and_logits_do_not_stand_whole(text_file:
     ("steps", "options", "expected"),
     [
         (100, {}, (10, 10)),
-        (19, {}, (19, 19)),  # a tenth of 19 is 1
-        (25, {}, (13, 13)),  # every 2, and the last
+        (19, {}, (10, 10)),  # every 2, and the last: ten at most
+        (25, {}, (9, 9)),  # every 3, and the last
+        (0, {}, (0, 0)),
         (100, {"eval_every": 30, "save_every": 50}, (4, 5)),  # 30 60 90 100, and 50
         (100, {"on_nonfinite": "rollback"}, (10, 11)),
     ],
@@ -242,6 +243,11 @@ def test_processes_share_the_rows(text_file: Path, monkeypatch: pytest.MonkeyPat
     assert two["memory"] - alone["memory"] == pytest.approx(4 * alone["parameters"], rel=0.2)  # buckets
     four, _ = planned("pretrain_bert", keys, text_file, world=4)
     assert four["updates"] == math.ceil(4 * four["rows"] / (4 * 2))
+
+
+def test_no_update_is_planned_where_none_is_asked_for(text_file: Path) -> None:
+    figures, _ = planned("pretrain_bert", [*TINY, "train.steps=0"], text_file)
+    assert figures["updates"] == figures["tokens_seen"] == figures["evaluations"] == figures["checkpoints"] == 0
 
 
 def test_a_budget_is_what_it_says(text_file: Path) -> None:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar, Literal
 
 import pytest
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
+from sslnlp.architectures import ARCHITECTURES
 from sslnlp.collators import COLLATORS, Collator, get_collator
 from sslnlp.errors import UserError
+from sslnlp.models import ModelConfig
 from sslnlp.objectives import OBJECTIVES, Objective, get_objective
 from sslnlp.recipe import Options, Recipe, check, from_dict, load_recipe, override, run, shipped, to_dict
 from sslnlp.recipe.build import resolve
-from sslnlp.recipe.check import check_model
+from sslnlp.recipe.check import check_compared, check_config, check_model
 from sslnlp.recipe.overrides import coerce, parse
 from tests.contract import corpus
 
@@ -84,7 +87,12 @@ def test_lossy_values_are_refused(value: Any, annotation: Any) -> None:
 
 
 def test_parse_keeps_the_value_as_typed() -> None:
-    assert parse(["collator.query_prefix=q: ", "out=a=b", "out=c"]) == {"collator.query_prefix": "q: ", "out": "c"}
+    assert parse(["collator.query_prefix=q: ", "out=a=b"]) == {"collator.query_prefix": "q: ", "out": "a=b"}
+
+
+def test_of_two_values_of_a_key_the_last_counts_and_it_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    assert parse(["out=a", "out=b", "name=x", "name=x"]) == {"out": "b", "name": "x"}
+    assert caplog.messages == ["out is given more than once: b counts, not a"]
 
 
 @pytest.mark.parametrize("argument", ["steps", "=3", "train..lr=1", "train.lr =", "--x=1"])
@@ -221,6 +229,72 @@ def test_architectures_are_judged_by_what_they_can_do(objective: str, architectu
 def test_a_decoder_config_makes_an_encoder_causal() -> None:
     pairs = {"model.architecture": "bert", "model.config.is_decoder": "true"}
     check_model(override(Recipe(objective=Options("causal_lm")), pairs).model, get_objective("causal_lm"))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (["model.config.hidden_sise=64"], "unknown model.config.hidden_sise"),
+        (["model.config.hidden_size=63"], "model.config is not valid for modernbert"),
+        (["model.config.num_hidden_layers=many"], "model.config is not valid for modernbert"),
+    ],
+)
+def test_a_wrong_field_of_the_model_is_refused_before_data_is_read(keys: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        resolve(load_recipe("pretrain_bert", ["data.train=never-read.txt", *keys]))
+
+
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+def test_every_architecture_takes_a_good_field_before_there_is_a_tokenizer(architecture: str) -> None:
+    for name in OBJECTIVES:
+        objective = get_objective(name).bound({"weights": {"masked_lm": 1.0}} if name == "joint" else {})
+        if objective.refuses(AutoConfig.for_model(architecture)) is None:
+            fields = {"vocab_size": 99} if architecture != "vit" else {"image_size": 32}
+            check_config(ModelConfig(architecture=architecture, size="nano", config=fields), objective, 32)
+
+
+def test_rows_that_are_compared_with_nothing() -> None:
+    """A queue and mined negatives are something, and so are the other processes; accumulation is nothing."""
+    for name, keys, world, refused in (
+        ("ranking", [], 1, True),
+        ("ranking", ["train.accumulate=8"], 1, True),
+        ("ranking", [], 2, False),
+        ("ranking", ["train.batch_size=2"], 1, False),
+        ("ranking", ["train.steps=0"], 1, False),
+        ("late_interaction", [], 1, True),
+        ("moco", ["collator.name=pair_views"], 1, False),
+        ("moco", ["collator.name=pair_views", "objective.queue=0"], 1, True),
+        ("info_nce", ["collator.name=pair_views"], 1, True),
+        ("byol", ["collator.name=pair_views"], 1, False),
+        ("info_nce", [], 1, False),  # packed text has several documents in a row
+        ("masked_lm", [], 1, False),
+    ):
+        recipe = override(
+            Recipe(objective=Options(name)), dict(key.split("=") for key in ["train.batch_size=1", *keys])
+        )
+        for negatives in (False, True):
+            batch = {"negative": 1} if negatives else {}
+            parts: Any = SimpleNamespace(
+                recipe=recipe, collator=lambda rows, batch=batch: batch, stream=SimpleNamespace(rows=list)
+            )
+            if refused and not negatives:
+                with pytest.raises(UserError, match=r"train\.batch_size=1 gives it one"):
+                    check_compared(parts, world)
+            else:
+                check_compared(parts, world)
+
+
+def test_a_model_that_is_given_has_a_size_of_its_own(bert: Path) -> None:
+    """What says the same is taken, and a recipe's own defaults are for when no model is given."""
+    start = ["data.train=pairs.jsonl", f"model.pretrained={bert / 'export'}"]
+    load_recipe("finetune_ranking", [*start, "model.size=nano", "model.architecture=modernbert"])
+    story = from_dict(to_dict(load_recipe("finetune_ranking", start)))
+    assert story.model.size == "mini"
+    for key in ("model.size=tiny", "model.architecture=bert"):
+        with pytest.raises(UserError, match=f"{key} would do nothing"):
+            load_recipe("finetune_ranking", [*start, key])
+        with pytest.raises(UserError, match=f"{key} would do nothing"):
+            load_recipe("finetune_ranking", [*start, "model.fresh=true", key])
 
 
 # --- runs ------------------------------------------------------------------------------------------------------------

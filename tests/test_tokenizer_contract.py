@@ -33,6 +33,13 @@ def test_bytes_keep_the_whole_contract():
     assert measured.figures["word_start_agreement"] > 0.999
 
 
+def test_lower_case_is_no_exact_round_trip_and_bytes_are_not_to_blame():
+    measured = contract(train_tokenizer([], algorithm="bytes", lowercase=True), ["One Two"])
+    assert not measured.facts["exact_round_trip"]
+    with pytest.raises(UserError, match="algorithm bpe or bytes, and without lowercase"):
+        measured.require(["exact_round_trip"])
+
+
 def test_unigram_round_trip_is_exact_where_it_knows_the_characters():
     assert contract(tiny("unigram"), ENGLISH).facts["exact_round_trip"]
 

@@ -30,7 +30,11 @@ def pretrain(*arguments: str) -> Make:
 
     def make(folder: Path) -> list[str]:
         given = [argument.replace("{}", str(folder)) for argument in arguments]
-        return ["train", "pretrain_bert", *TINY, f"data.train={text(folder / 'good.txt')}", *given]
+        settled = {"model.pretrained": "model.size", "tokenizer.path": "tokenizer.vocab_size"}
+        keys = {argument.partition("=")[0] for argument in given}
+        left_out = keys | {settled[key] for key in keys & settled.keys()}
+        small = [argument for argument in TINY if argument.partition("=")[0] not in left_out]
+        return ["train", "pretrain_bert", *small, f"data.train={text(folder / 'good.txt')}", *given]
 
     return make
 
@@ -94,6 +98,38 @@ def too_few_embeddings(folder: Path) -> list[str]:
     return pretrain(f"model.pretrained={model_folder(folder, weights=None, vocabulary=100)}")(folder)
 
 
+def another_size(folder: Path) -> list[str]:
+    return [*pretrain(f"model.pretrained={model_folder(folder, weights=None)}")(folder), "model.size=base"]
+
+
+def another_architecture(folder: Path) -> list[str]:
+    return [*pretrain(f"model.pretrained={model_folder(folder, weights=None)}")(folder), "model.architecture=gpt2"]
+
+
+def another_vocabulary(folder: Path) -> list[str]:
+    small_tokenizer().save_pretrained(folder / "tokenizer")
+    return [*pretrain("tokenizer.path={}/tokenizer")(folder), "tokenizer.vocab_size=9999"]
+
+
+def ranking(*arguments: str) -> Make:
+    """`train finetune_ranking` on good pairs, from fresh weights."""
+    rows = [json.dumps({"query": f"q {n}", "positive": f"p {n}"}) for n in range(20)]
+    return with_file("pairs.jsonl", "\n".join(rows), *arguments, recipe="finetune_ranking")
+
+
+def search_collection(corpus_line: str, judged: str = "1") -> Make:
+    """`train finetune_ranking` with a collection to measure, one line of whose corpus is given."""
+
+    def make(folder: Path) -> list[str]:
+        (folder / "beir" / "qrels").mkdir(parents=True)
+        text(folder / "beir" / "corpus.jsonl", corpus_line)
+        text(folder / "beir" / "queries.jsonl", '{"_id": "q", "text": "words"}')
+        text(folder / "beir" / "qrels" / "test.tsv", f"query-id\tcorpus-id\tscore\nq\td\t{judged}\n")
+        return ranking(f"data.beir={folder / 'beir'}")(folder)
+
+    return make
+
+
 def unseen_label(folder: Path) -> list[str]:
     valid = text(folder / "valid.csv", "text,label\none text,c\n")
     return table("text,label\n" + "a text,a\nb text,b\n" * 5, f"data.valid={valid}")(folder)
@@ -103,6 +139,10 @@ def taken_out(folder: Path) -> list[str]:
     (folder / "out").mkdir()
     text(folder / "out" / "precious.txt", "mine")
     return pretrain()(folder)
+
+
+def resuming_among_other_files(folder: Path) -> list[str]:
+    return [*taken_out(folder), "--resume"]
 
 
 def out_under_a_file(folder: Path) -> list[str]:
@@ -174,7 +214,20 @@ CASES = [
     Wrong("label unseen in training", unseen_label, "'c' of data.valid never occurs"),
     Wrong("no positive column", pairs({"query": "q", "other": "p"}), "positive"),
     Wrong("pairs without text", pairs({"query": "q", "positive": ""}), "no row"),
-    Wrong("taken folder", taken_out, "already holds other files"),
+    Wrong("architecture beside a model", another_architecture, "model.architecture=gpt2 would do nothing"),
+    Wrong("size beside a model", another_size, "model.size=base would do nothing"),
+    Wrong("vocabulary beside a tokenizer", another_vocabulary, "tokenizer.vocab_size=9999 would do nothing"),
+    Wrong("algorithm beside a tokenizer", pretrain("tokenizer.path=t", "tokenizer.algorithm=bytes"), "do nothing"),
+    Wrong("unknown activation", pretrain("model.architecture=bert", "model.config.hidden_act=gellu"), "gellu"),
+    Wrong("unreachable averages", pretrain("train.betas=2,3"), "train.betas are two shares"),
+    Wrong("negative workers", pretrain("train.workers=-1"), "train.workers must be 0 or more, got -1"),
+    Wrong("nothing to compare with", ranking("train.batch_size=1"), "train.batch_size=1 gives it one"),
+    Wrong("no search collection", ranking("data.beir={}"), "no folder"),
+    Wrong("broken search collection", search_collection('{"_id": "d", "txt": "words"}'), "corpus.jsonl, line 1"),
+    Wrong("nothing relevant", search_collection('{"_id": "d", "text": "words"}', "0"), "no query has a relevant"),
+    Wrong("taken folder", taken_out, "already holds other files, which a run does not go among: choose another out"),
+    Wrong("resuming among other files", resuming_among_other_files, "holds other files and no run; choose another out"),
+    Wrong("no name for the folder", pretrain("out="), "out= names no folder"),
     Wrong("unwritable folder", out_under_a_file, "cannot write"),
     Wrong("nothing to resume", lambda folder: [*pretrain()(folder), "--resume"], "nothing to resume"),
     Wrong("unknown command", lambda _: ["trian"], "Did you mean 'train'"),

@@ -76,6 +76,14 @@ class DataConfig:
                 raise UserError(f"data.{name} must be at least 1 (or left out), got {number}")
 
 
+def all_held_out(config: DataConfig) -> UserError:
+    """What is said where `data.valid` leaves nothing to train on."""
+    return UserError(
+        f"everything in data.train ({config.train}) is also in data.valid ({config.valid}) and was left out; give "
+        "another data.valid"
+    )
+
+
 def cache_at(chosen: str | None = None) -> Path:
     """Where tables, token stores and trained tokenizers are kept: `chosen`, $SSLNLP_CACHE, else ~/.cache/sslnlp."""
     name = chosen or os.environ.get("SSLNLP_CACHE") or "~/.cache/sslnlp"

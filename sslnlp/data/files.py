@@ -38,6 +38,8 @@ def find_files(spec: str, split: str) -> list[Path] | None:
         if not os.access(path, os.R_OK):
             raise UserError(f"{spec} cannot be read: permission denied")
         return [path]
+    if spec.startswith("[") and spec.endswith("]"):
+        raise UserError(f'{spec} is not written as a list is: give a.txt,b.txt or, in quotes, \'["a.txt","b.txt"]\'')
     if glob.has_magic(spec):
         matched = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
         if not matched:
@@ -70,11 +72,12 @@ def _folder(path: Path, split: str) -> list[Path]:
     return found
 
 
-def checked_kind(path: Path) -> str:
+def checked_kind(path: Path, several: bool = False) -> str:
+    """The extension. An empty `.txt` file is refused unless it is one of `several`: then it is an empty document."""
     extension = kind(path)
     if not extension:
         known = f"{' '.join(LOADERS)}, also with {' '.join(COMPRESSED)}"
         raise UserError(f"{path}: unknown kind of file; the kinds read are {known}")
-    if path.stat().st_size == 0:
+    if path.stat().st_size == 0 and not (several and extension == ".txt"):
         raise UserError(f"{path} is empty")
     return extension

@@ -38,14 +38,17 @@ def class_names(found: Sequence[str] | set[str], feature: Any) -> list[str]:
     if isinstance(feature, datasets.ClassLabel):
         return [name for name in feature.names if name in found]
     if all(label.lstrip("-").isdecimal() for label in found):
-        return sorted(found, key=int)
+        return sorted(found, key=lambda label: (int(label), label))  # 01 beside 1
     return sorted(found)
 
 
 def _one(value: Any, feature: Any, column: str) -> str | None:
-    """A label as its name; None where there is none (also -1 of a `ClassLabel`, the hub's mark for a hidden label)."""
-    if value is None or value == "":
+    """A label as its name, without white space around it; None where there is none (also -1 of a `ClassLabel`, the
+    hub's mark for a hidden label)."""
+    if value is None:
         return None
+    if isinstance(value, bool):
+        return str(value).lower()  # as JSON writes it
     if isinstance(feature, datasets.ClassLabel):
         return None if value < 0 else str(feature.int2str(int(value)))
     if isinstance(value, float) and not value.is_integer():
@@ -61,7 +64,7 @@ def _one(value: Any, feature: Any, column: str) -> str | None:
         )
     if not isinstance(value, str):
         raise UserError(f"label column {column!r} holds {type(value).__name__}: labels must be names or whole numbers")
-    return value
+    return value.strip() or None
 
 
 def _several(value: Any, feature: Any, column: str) -> tuple[str, ...] | None:
@@ -69,7 +72,7 @@ def _several(value: Any, feature: Any, column: str) -> tuple[str, ...] | None:
     if value is None:
         return None
     if isinstance(value, str):
-        value = [part.strip() for part in value.split(SEPARATOR) if part.strip()]
+        value = value.split(SEPARATOR)
     if not isinstance(value, list):
         value = [value]
     inner = getattr(feature, "feature", feature)
@@ -78,7 +81,7 @@ def _several(value: Any, feature: Any, column: str) -> tuple[str, ...] | None:
 
 
 def _number(value: Any, feature: Any, column: str) -> float | None:
-    if value is None or value == "":
+    if value is None or (isinstance(value, str) and not value.strip()):
         return None
     try:
         number = float(value)

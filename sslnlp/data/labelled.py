@@ -12,7 +12,7 @@ import datasets
 import numpy as np
 import numpy.typing as npt
 
-from sslnlp.data.config import DataConfig
+from sslnlp.data.config import DataConfig, all_held_out
 from sslnlp.data.hashes import HashSet, hash_texts
 from sslnlp.data.label_kinds import KINDS, Label, class_names, few
 from sslnlp.data.sources import text_column
@@ -88,6 +88,8 @@ def labelled(
         facts["sources"]["valid"] = str(config.valid)
         leaked = set_of(held.hashes).contains(read.hashes)
         facts["overlap"] = int(leaked.sum())
+        if leaked.all():
+            raise all_held_out(config)
         read = read.only(~leaked)
     else:
         mask = held_out(read.hashes, config.valid_fraction)
@@ -104,10 +106,14 @@ def labelled(
         seen = np.array([set(names) <= known for names in held.classes()], bool)
         held, read = held.only(seen), read.join(held.only(~seen))
         found = read.classes()
-    ordered = _ordered(set().union(*found), names, table.features[label], config) if kind != "number" else []
+    left_out = f" ({facts['overlap']} of its rows are in data.valid too and were left out)" if facts["overlap"] else ""
+    known = set().union(*found)
+    ordered = _ordered(known, names, table.features[label], config, left_out) if kind != "number" else []
     unseen = sorted(set().union(*held.classes()) - set(ordered))
     if unseen:
-        raise UserError(f"label {unseen[0]!r} of data.valid never occurs in data.train.{suggest(unseen[0], ordered)}")
+        raise UserError(
+            f"label {unseen[0]!r} of data.valid never occurs in data.train{left_out}.{suggest(unseen[0], ordered)}"
+        )
     if config.labels_per_class is not None:
         if kind == "number":
             raise UserError("data.labels_per_class takes classes, and the labels are numbers; use data.limit")
@@ -222,15 +228,19 @@ def _read_labelled(table: datasets.Dataset, columns: Mapping[str, str], label: s
     return _Read(kind, np.array(index), labels, np.concatenate(hashes), np.concatenate(row_hashes), facts)
 
 
-def _ordered(found: set[str], names: Sequence[str] | None, feature: Any, config: DataConfig) -> list[str]:
-    """The classes in order: as given, else as the data has them."""
+def _ordered(
+    found: set[str], names: Sequence[str] | None, feature: Any, config: DataConfig, left_out: str
+) -> list[str]:
+    """The classes in order: as given, else as the data has them. `left_out`: of which rows they are not."""
     ordered = class_names(found, feature) if names is None else list(names)
     if unknown := sorted(found - set(ordered)):
         raise UserError(
             f"label {unknown[0]!r} of {config.train} is not in collator.label_names.{suggest(unknown[0], ordered)}"
         )
     if len(ordered) < 2:
-        raise UserError(f"{config.train} has {len(ordered)} class among its labels; classification needs at least two")
+        raise UserError(
+            f"{config.train} has {len(ordered)} class among its labels{left_out}; classification needs at least two"
+        )
     return ordered
 
 

@@ -11,7 +11,7 @@ import datasets
 import numpy as np
 import numpy.typing as npt
 
-from sslnlp.data.config import DataConfig
+from sslnlp.data.config import DataConfig, all_held_out
 from sslnlp.data.hashes import HashSet, hash_texts
 from sslnlp.data.table_rows import Ints, TableRows, find_column, held_out, open_table, set_of
 from sslnlp.errors import UserError
@@ -58,6 +58,8 @@ def paired(config: DataConfig, *, cache_dir: str | Path | None = None) -> Paired
         facts["sources"]["valid"] = str(config.valid)
         leaked = set_of(held_hashes).contains(hashes)
         facts["overlap"] = int(leaked.sum())
+        if leaked.size and leaked.all():
+            raise all_held_out(config)
         kept, hashes = kept[~leaked], hashes[~leaked]
         valid = TableRows(held_table, held_kept, columns=held_columns) if len(held_kept) else None
     if config.deduplicate:

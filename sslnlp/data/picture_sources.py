@@ -107,8 +107,11 @@ def _open_folder(folder: Path, config: DataConfig, split: str, cache: str | None
         yield _open_list(tables[0], config)
     elif found := sorted(_picture_files(folder)):
         yield _open_labelled(folder, found, config)
-    else:
+    elif any(map(kind, folder.rglob("*"))):
         yield _open_table_files([str(folder)], config, split, cache)
+    else:
+        known = " ".join(IMAGE_FILES)
+        raise UserError(f"the folder {folder} holds no pictures ({known}); pictures are read from {KINDS_READ}")
 
 
 def _open_labelled(folder: Path, found: list[Path], config: DataConfig) -> Pictures:

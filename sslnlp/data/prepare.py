@@ -19,7 +19,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from sslnlp.data import split
-from sslnlp.data.config import DataConfig
+from sslnlp.data.config import DataConfig, all_held_out
 from sslnlp.data.dealing import Shard, read_share
 from sslnlp.data.encoding import split_long, tokenizer_fingerprint
 from sslnlp.data.hashes import HashSet, hash_texts
@@ -90,7 +90,8 @@ def sample_texts(config: DataConfig, n_bytes: int, *, spread: bool = True) -> It
     """About `n_bytes` of training text, spread evenly over the corpus, in pieces of at most 64 Ki characters.
 
     What a tokenizer is trained on: text that is or may be held out is not among it. A corpus larger than `n_bytes`
-    is read twice, once to know its size; a stream, or without `spread` anything, is read from its beginning.
+    is read twice, once to know its size; a stream, or without `spread` anything, is read from its beginning. Raises
+    `UserError` where all text is in `data.valid` too.
     """
     source = open_part(config, "train", config.cache)
     valid = _hash_all(open_part(config, "valid", config.cache), config) if config.valid is not None else None
@@ -100,18 +101,23 @@ def sample_texts(config: DataConfig, n_bytes: int, *, spread: bool = True) -> It
         share = min(1.0, n_bytes / max(1, total))
     held = int((config.valid_fraction if valid is None else 0) * 2**64)
     left = n_bytes
+    given = overlap = False
     for batch in split.batches(texts_of(source, config)):
         hashes = hash_texts(batch)
         leaked = valid.contains(hashes) if valid is not None else [False] * len(batch)
         for text, number, known in zip(batch, hashes.tolist(), leaked, strict=True):
+            overlap |= bool(known)
             # The low bits draw the sample, the whole hash the held-out side: the two are independent.
             if known or number < held or (number & 0xFFFFFFFF) >= share * 2**32 * 1.02:
                 continue
             for piece in split_long(text):
                 left -= len(piece.encode("utf-8", "surrogatepass"))
+                given = given or bool(piece.strip())
                 yield piece
                 if left <= 0:
                     return
+    if overlap and not given:
+        raise all_held_out(config)
 
 
 def texts_of(source: Source, config: DataConfig) -> Iterator[str]:
@@ -170,9 +176,10 @@ def join(
         advance=bar("deciding", None),
     )  # fmt: skip
     if not scanned.train:
-        empty = f"its {scanned.read} documents are empty" if scanned.read else "it holds no documents"
-        why = "all of it is in data.valid too" if scanned.overlap else empty
         shutil.rmtree(aside)
+        if scanned.overlap:
+            raise all_held_out(config)
+        why = f"its {scanned.read} documents are empty" if scanned.read else "it holds no documents"
         raise UserError(f"{train.spec} leaves no text to train on: {why}")
     decisions = open_array(aside / "decisions.bin", np.uint8)
     if valid is not None and not (aside / "valid" / "store.json").exists():

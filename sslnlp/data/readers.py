@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import datasets
 
 from sslnlp.data import text as plain
+from sslnlp.data.columns import csv_columns, parquet_columns, with_numbers
 from sslnlp.data.files import LOADERS
 from sslnlp.errors import UserError
 
@@ -29,10 +31,13 @@ def quiet() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def options_of(extension: str) -> dict[str, Any]:
-    # "NA" and "null" are words, not missing values.
-    options: dict[str, Any] = {"keep_default_na": False} if LOADERS[extension] == "csv" else {}
-    return {**options, "sep": "\t"} if extension == ".tsv" else options
+def options_of(extension: str, files: list[Path]) -> dict[str, Any]:
+    """What `datasets` is told of files of one kind and the same columns."""
+    if LOADERS[extension] != "csv":
+        return {}
+    # Everything is text: "007" must not become 7, and "NA" and "null" are words, not missing values.
+    texts = datasets.Features({name: datasets.Value("string") for name in _column_names(extension, files[0])})
+    return {"keep_default_na": False, "sep": "\t" if extension == ".tsv" else ",", "features": texts}
 
 
 def json_lines(file: Path) -> Iterator[dict[str, Any]]:
@@ -81,19 +86,15 @@ def _parquet_batches(files: list[Path], column: str | None) -> Iterator[Any]:
 
 
 def stream_files(extension: str, files: list[Path]) -> Iterator[dict[str, Any]]:
-    """Rows of files of one kind through a streamed `datasets` reader: nothing is copied, memory stays bounded."""
+    """Rows of files of one kind and the same columns, through a streamed `datasets` reader: nothing is copied, memory
+    stays bounded."""
     for file in files:
         for _ in plain.lines(file):  # names the line of bad bytes, which the parsers do not
             pass
     options: dict[str, Any] = {"data_files": [str(file) for file in files], "split": "train", "streaming": True}
-    options.update(options_of(extension))
     try:
         with quiet():
-            stream = datasets.load_dataset(LOADERS[extension], **options)
-            if LOADERS[extension] == "csv":  # everything is text here: "007" must not become 7
-                columns: dict[str, Any] = next(iter(stream.iter(batch_size=1)), {})
-                texts = datasets.Features({name: datasets.Value("string") for name in columns})
-                stream = datasets.load_dataset("csv", features=texts, **options)
+            stream = datasets.load_dataset(LOADERS[extension], **options, **options_of(extension, files))
             for batch in stream.iter(batch_size=256):
                 names = list(batch)
                 for values in zip(*(batch[name] for name in names), strict=True):
@@ -102,6 +103,46 @@ def stream_files(extension: str, files: list[Path]) -> Iterator[dict[str, Any]]:
         raise
     except Exception as error:
         raise diagnose(extension, files, error) from None
+
+
+def load_files(extension: str, files: list[Path], cache: str | None) -> list[tuple[str, datasets.Dataset]]:
+    """Files of one kind, but `.txt`, as Arrow tables on disk in the folder `cache`, each with the name of a file."""
+    for file in files if extension != ".parquet" else ():
+        for _ in plain.lines(file):
+            pass
+    tables: list[tuple[str, datasets.Dataset]] = []
+    try:
+        for run in alike(extension, files):
+            options: dict[str, Any] = {"data_files": [str(file) for file in run], "split": "train", "cache_dir": cache}
+            table = datasets.load_dataset(LOADERS[extension], **options, **options_of(extension, run))
+            tables.append((str(run[0]), with_numbers(table) if LOADERS[extension] == "csv" else table))
+    except UserError:
+        raise
+    except Exception as error:
+        raise diagnose(extension, files, error) from None
+    return tables
+
+
+def alike(extension: str, files: list[Path]) -> Iterator[list[Path]]:
+    """The files in runs of the same columns: `datasets` reads no others together, or loses what the first lacks."""
+    if len(files) == 1:
+        yield files
+        return
+    for _, run in groupby(files, lambda file: sorted(_column_names(extension, file))):
+        yield list(run)
+
+
+def _column_names(extension: str, file: Path) -> list[str]:
+    """The columns of a table: of `.json` and `.jsonl` those of the first row."""
+    match extension:
+        case ".csv" | ".tsv":
+            return csv_columns(file, "\t" if extension == ".tsv" else ",")
+        case ".parquet":
+            return parquet_columns(file)
+        case ".jsonl":
+            return list(next(json_lines(file), {}))
+        case _:
+            return list(next(stream_files(extension, [file]), {}))
 
 
 def diagnose(extension: str, files: list[Path], error: Exception) -> UserError:
@@ -159,4 +200,6 @@ def load_hub(name: str, split: str, streaming: bool, cache: str | None) -> Any:
             repo, config or None, split=split, streaming=streaming, cache_dir=None if streaming else cache
         )
     except Exception as error:
-        raise UserError(f"cannot load {name!r} (split {split!r}) from the hub: {one_line(error)}") from None
+        raise UserError(
+            f"{name!r} is no file or folder here, and the hub gives no split {split!r} of it: {one_line(error)}"
+        ) from None

@@ -107,4 +107,8 @@ def _complete(root: Path, key: str) -> list[Path]:
         )
     of, found = max(sets.items(), key=lambda one: len(one[1]) / one[0])
     missing = [str(number) for number in range(1, of + 1) if number not in found]
-    raise UserError(f"of {of} shards {', '.join(missing)} are missing in {place}: make each with --shard i/{of}")
+    one = len(missing) == 1
+    raise UserError(
+        f"shard{'' if one else 's'} {', '.join(missing)} of {of} {'is' if one else 'are'} missing in {place}: "
+        + (f"make it with --shard {missing[0]}/{of}" if one else f"make each with --shard i/{of}")
+    )

@@ -11,22 +11,21 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import datasets
 
 from sslnlp.data import text as plain
+from sslnlp.data.columns import joined
 from sslnlp.data.config import DataConfig
-from sslnlp.data.files import LOADERS, checked_kind, find_files
+from sslnlp.data.files import checked_kind, find_files
 from sslnlp.data.readers import (
-    diagnose,
+    alike,
     hub_revision,
     json_lines,
+    load_files,
     load_hub,
-    one_line,
-    options_of,
     parquet_column,
     parquet_rows,
     quiet,
@@ -70,14 +69,15 @@ class Source:
             yield from rows
 
     def _tables(self) -> Iterator[tuple[str, Iterator[dict[str, Any]]]]:
-        """The rows of each kind of file but `.txt`, and of each hub data set."""
+        """The rows of every file but `.txt` (of one after the other where the columns are the same), and of each hub
+        data set, with the name of the file or data set; `.parquet` for all files of that kind."""
         for extension, files in self.files.items():
             if extension == ".jsonl":
-                yield extension, chain.from_iterable(json_lines(file) for file in files)
+                yield from ((str(file), json_lines(file)) for file in files)
             elif extension == ".parquet":
                 yield extension, parquet_rows(files)
             elif extension != ".txt":
-                yield extension, stream_files(extension, files)
+                yield from ((str(run[0]), stream_files(extension, run)) for run in alike(extension, files))
         for name in self.hub:
             with quiet():
                 yield name, iter(load_hub(name, self.split, self.streaming, self.cache))
@@ -124,9 +124,12 @@ class Source:
             return
         column: str | None = None
         for name, rows in self._tables():
+            names: dict[str, None] = {}  # of its columns
             for row in rows:
                 if column is None:
                     column = text_column(row, text, self.spec)
+                if column not in names:  # a row may lack it, not all rows
+                    names |= dict.fromkeys(row)
                 if name == ".parquet":  # a format of columns: from here on the others are not read
                     for array in parquet_column(self.files[name], column):
                         if str(array.type) in ("string", "large_string"):
@@ -135,6 +138,11 @@ class Source:
                             yield from (self._text(value, column) for value in array.to_pylist())
                     break
                 yield self._text(row.get(column), column)
+            if names and column not in names:
+                raise UserError(
+                    f"the files of {self.spec} have different columns: {name} has no {column!r}, but "
+                    f"{', '.join(names)}; name them alike"
+                )
 
     def _text(self, value: Any, column: str) -> str:
         if value is not None and not isinstance(value, (str, int, float)):
@@ -144,33 +152,16 @@ class Source:
     def table(self) -> datasets.Dataset:
         """All rows as one Arrow table on disk (memory-mapped); `.txt` lines or documents in a column `text`."""
         cache = str(Path(self.cache) / f"tables-{self.fingerprint[:16]}") if self.cache else None
-        parts = []
+        parts: list[tuple[str, datasets.Dataset]] = []
         with quiet():
             for extension, files in self.files.items():
-                for file in files if extension not in (".txt", ".parquet") else ():
-                    for _ in plain.lines(file):
-                        pass
-                try:
-                    if extension == ".txt":
-                        made = {"text": list(plain.documents(files, "line" if len(files) == 1 else "auto"))}
-                        parts.append(datasets.Dataset.from_dict(made))
-                    else:
-                        names = [str(file) for file in files]
-                        options = options_of(extension)
-                        parts.append(
-                            datasets.load_dataset(
-                                LOADERS[extension], data_files=names, split="train", cache_dir=cache, **options
-                            )
-                        )
-                except UserError:
-                    raise
-                except Exception as error:
-                    raise diagnose(extension, files, error) from None
-            parts.extend(load_hub(name, self.split, False, self.cache) for name in self.hub)
-            try:
-                table = parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
-            except ValueError as error:
-                raise UserError(f"the files of {self.spec} have different columns: {one_line(error)}") from None
+                if extension == ".txt":
+                    made = {"text": list(plain.documents(files, "line" if len(files) == 1 else "auto"))}
+                    parts.append((str(files[0]), datasets.Dataset.from_dict(made)))
+                else:
+                    parts += load_files(extension, files, cache)
+            parts += [(name, load_hub(name, self.split, False, self.cache)) for name in self.hub]
+            table = joined(parts, self.spec)
         if len(table) == 0:
             raise UserError(f"{self.spec} holds no rows")
         return table
@@ -208,12 +199,13 @@ def open_source(
     if not specs or not all(specs):
         raise UserError("no data was given: set data.train to a file, glob, folder or hub name")
     source = Source(", ".join(specs), split=split, streaming=streaming, cache=cache)
-    for one in specs:
-        found = find_files(one, split)
-        if found is None:
+    found = [(one, find_files(one, split)) for one in specs]
+    several = sum(1 if files is None else len(files) for _, files in found) > 1
+    for one, files in found:
+        if files is None:
             source.hub.append(one)
-        for path in found or ():
-            source.files.setdefault(checked_kind(path), []).append(path)
+        for path in files or ():
+            source.files.setdefault(checked_kind(path, several), []).append(path)
     return source
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 import numpy as np
 
-from sslnlp.data.config import DataConfig
+from sslnlp.data.config import DataConfig, all_held_out
 from sslnlp.data.hashes import HashSet, hash_texts
 from sslnlp.data.label_kinds import class_names
 from sslnlp.data.table_rows import TableRows, find_column, held_out, open_table, set_of
@@ -58,6 +58,8 @@ def tagged(config: DataConfig, *, names: list[str] | None = None, cache_dir: str
         facts["sources"]["valid"] = str(config.valid)
         kept = ~set_of(held_hashes).contains(hashes)
         facts["overlap"] = int((~kept).sum())
+        if len(rows) and not kept.any():
+            raise all_held_out(config)
     else:
         mask = held_out(hashes, config.valid_fraction)
         held_table, held_rows, held_labels, kept = table, rows[mask], labels[mask], ~mask
@@ -106,7 +108,7 @@ def _read(table: datasets.Dataset, words: str, tags: str, spec: str) -> tuple[An
                 raise UserError(f"{spec} row {at + 1} has {len(said)} words and {len(marks)} tags; it needs as many")
             if any(word and word.strip() for word in said):
                 index.append(at)
-                found.append(tuple(names[tag] if names is not None else str(tag) for tag in marks))
+                found.append(tuple(names[tag] if names is not None else str(tag).strip() for tag in marks))
                 texts.append("\x1f".join(map(str, (*said, "", *marks))))
             at += 1
     labels = np.empty(len(found), object)

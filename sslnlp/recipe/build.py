@@ -167,7 +167,8 @@ def _trained_tokenizer(recipe: Recipe, texts: Callable[[], Iterator[str]], cache
         digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
     place = cache / "tokenizers" / digest.hexdigest()
     if not (place / "tokenizer_config.json").is_file():
-        log.info("training a %s tokenizer of %d tokens", recipe.tokenizer.algorithm, recipe.tokenizer.vocab_size)
+        if recipe.tokenizer.algorithm != "bytes":  # its vocabulary is there from the beginning
+            log.info("training a %s tokenizer of %d tokens", recipe.tokenizer.algorithm, recipe.tokenizer.vocab_size)
         trained = train_tokenizer(texts(), **options)
         aside = place.with_name(f".{place.name}-{os.getpid()}")
         trained.save_pretrained(aside)

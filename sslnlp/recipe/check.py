@@ -1,30 +1,27 @@
-"""What can be refused before any data is read: pairs that do not fit, heads a model does not have, taken folders."""
+"""What can be refused before any training: pairs that do not fit, heads a model does not have, nothing to compare."""
 
 from __future__ import annotations
 
-import json
-import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
 from transformers import AutoConfig, PreTrainedConfig
 
 from sslnlp.architectures import ARCHITECTURES
 from sslnlp.collators import COLLATORS, get_collator
 from sslnlp.collators.base import Collator
-from sslnlp.errors import UserError
-from sslnlp.models import ModelConfig
+from sslnlp.errors import UserError, suggest
+from sslnlp.evaluation.beir import load_beir
+from sslnlp.models import ModelConfig, build_config
 from sslnlp.objectives.base import Objective
-from sslnlp.recipe.schema import Recipe, bind, to_dict
+from sslnlp.recipe.schema import Recipe, bind, options_of
 from sslnlp.tokenizer import Contract, load_tokenizer, vocabulary_facts
 from sslnlp.vision import reads_pictures
 
-FREE_ON_RESUME = {
-    *("out", "name", "data.cache", "tokenizer.memory_mb", "train.workers", "train.batch_size", "train.accumulate"),
-    *("train.log_every", "train.save_every", "train.keep", "train.trackers"),
-}
-"""Keys that may differ between a run and its continuation: the rows of an update are kept, so no weight changes."""
+if TYPE_CHECKING:
+    from sslnlp.recipe.build import Parts
 
 
 def check(collator: type[Collator], objective: type[Objective]) -> None:
@@ -76,6 +73,8 @@ def check_recipe(recipe: Recipe) -> None:
     for part in objective.parts.values():
         check(get_collator(part.collator), part)
     check_model(recipe.model, objective)
+    if recipe.model.config:
+        check_config(recipe.model, objective, recipe.data.seq_length)
     check_tokenizer(recipe)
     if recipe.data.train is None:
         raise UserError("no training data: give data.train=FILE, a glob, a folder or a hub name")
@@ -91,6 +90,34 @@ def check_recipe(recipe: Recipe) -> None:
                 f"data.beir measures during training what tells queries from documents, which collator "
                 f"{recipe.collator_class.name!r} does not; measure the export: sslnlp search evaluate"
             )
+        check_collection(recipe.data.beir)
+
+
+def check_collection(folder: str) -> None:
+    """Read a search collection as the end of the run will, which could not refuse it without losing the run."""
+    found = load_beir(folder)
+    if not any(grade > 0 for judged in found.qrels.values() for grade in judged.values()):
+        raise UserError(f"data.beir={folder}: no query has a relevant document (a score above 0 in qrels/test.tsv)")
+
+
+def check_compared(parts: Parts, world: int) -> None:
+    """Refuse to compare a row with the other rows of its forward pass where there are none: the loss would be 0.
+
+    A row of packed text holds several documents, a queue those of the updates before, and mined negatives are
+    candidates too. Accumulation does not help: what it adds up are forward passes.
+    """
+    recipe = parts.recipe
+    objective, alone = recipe.objective_class, recipe.train.batch_size * world == 1
+    queue = "queue" in options_of(objective) and recipe.objective.options.get("queue") != 0
+    if not (objective.couples_rows and alone) or recipe.collator_class.reads == "tokens" or queue:
+        return
+    if recipe.train.steps == 0 or "negative" in parts.collator(parts.stream.rows(range(1))):
+        return
+    smaller = ", with objective.mini_batch_size=1 where memory is short" * ("mini_batch_size" in options_of(objective))
+    raise UserError(
+        f"objective {objective.name!r} compares the rows of a forward pass, and train.batch_size=1 gives it one, to "
+        f"learn nothing from (train.accumulate adds none): use train.batch_size=32{smaller}"
+    )
 
 
 def check_kind(recipe: Recipe) -> None:
@@ -126,6 +153,33 @@ def check_model(model: ModelConfig, objective: type[Objective]) -> None:
         raise UserError(f"objective {objective.name!r} cannot train a {config.model_type!r} model: {reason}; {advice}")
 
 
+class _Unknown:
+    """What a configuration asks of a tokenizer, before there is one."""
+
+    pad_token_id = bos_token_id = eos_token_id = cls_token_id = sep_token_id = 0
+
+    def __len__(self) -> int:
+        return 256
+
+
+def check_config(model: ModelConfig, objective: type[Objective], max_length: int) -> None:
+    """Refuse fields of `model.config` that the model does not have or that do not go together, before text is read."""
+    if model.pretrained is not None:
+        known = set(stock_config(model).to_dict())
+        for name in model.config:
+            if name not in known:
+                raise UserError(f"unknown model.config.{name} for {model.pretrained}.{suggest(name, known)}")
+        return
+    vocabulary: Any = _Unknown()
+    stock = build_config(model, vocabulary, max_length)
+    try:
+        with torch.device("meta"):  # no weights
+            objective.wraps.from_config(stock)
+    except Exception as error:  # transformers raises several kinds
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"model.config is not valid for {model.architecture}: {reason}") from error
+
+
 def stock_config(model: ModelConfig) -> PreTrainedConfig:
     """The stock configuration a model is of, before its weights are touched; `UserError` when there is none."""
     fields = {name: value for name, value in model.config.items() if name in ("is_decoder", "is_causal")}
@@ -159,50 +213,3 @@ def _check_reachable(name: str) -> None:
         raise UserError(
             f"model.pretrained={name} is neither a folder here nor a model the hub gives: {reason}"
         ) from error
-
-
-def check_out(recipe: Recipe, *, resume: bool) -> None:
-    """Refuse an `out` that cannot be written, holds another run, or (with `resume`) holds none."""
-    out = Path(recipe.out).expanduser()
-    biography = out / "recipe.json"
-    if resume:
-        if not biography.is_file():
-            raise UserError(f"nothing to resume: {recipe.out} holds no run; leave --resume out to start one")
-        _check_same(recipe, json.loads(biography.read_text(encoding="utf-8"))["recipe"])
-    elif out.is_dir() and any(out.iterdir()):
-        what = "a run" if biography.is_file() else "other files"
-        raise UserError(f"{recipe.out} already holds {what}: choose another out, add --resume to go on, or delete it")
-    _check_writable(out, recipe.out)
-
-
-def _check_writable(out: Path, shown: str) -> None:
-    """Try it with a file in the nearest folder that exists: permission bits do not tell (root, read-only disks)."""
-    nearest = out
-    while not nearest.exists():
-        nearest = nearest.parent
-    try:
-        with tempfile.TemporaryFile(dir=nearest):
-            pass
-    except OSError as error:
-        raise UserError(f"cannot write to out={shown}: {error.strerror or error}; choose another out=...") from error
-
-
-def _check_same(recipe: Recipe, before: dict[str, Any]) -> None:
-    now = _flat(to_dict(recipe))
-    then = _flat(before)
-    # Rows of like length are sorted into batches, so there the size of a batch decides what is in it.
-    free = FREE_ON_RESUME - ({"train.batch_size"} if recipe.data.packing == "bucket" else set())
-    changed = sorted(key for key in now.keys() | then.keys() if key not in free and now.get(key) != then.get(key))
-    if changed:
-        shown = ", ".join(f"{key} ({then.get(key)} -> {now.get(key)})" for key in changed[:4])
-        raise UserError(f"{recipe.out} holds a run of another recipe: {shown}; resume that one, or choose another out")
-
-
-def _flat(plain: dict[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for section, value in plain.items():
-        if isinstance(value, dict):
-            flat |= {f"{section}.{name}": item for name, item in value.items()}
-        else:
-            flat[section] = value
-    return flat

@@ -125,7 +125,9 @@ def rule(
         "train.batch_size": batch,
         "train.accumulate": accumulate,
         "train.lr": _learning_rate(recipe, rows * processes * tokens_a_row),
-        "train.eval_every": math.ceil(updates / min(10, max(1, evaluations))),
+        # Where ten fit, the trainer's own tenth, of the updates that there will really be. Where fewer do, five: there
+        # may be twice the updates that a few timed ones promise, and ten is the most.
+        "train.eval_every": None if evaluations >= 10 else math.ceil(updates / min(5, max(1, evaluations))),
         "train.ema": round(max(0.0, 1 - 1 / (AVERAGED * updates)), 5) if again else recipe.train.ema,
         "model.dropout": DROPOUT if again else recipe.model.dropout,
     }

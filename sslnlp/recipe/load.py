@@ -15,6 +15,7 @@ import sslnlp
 from sslnlp.errors import UserError, suggest
 from sslnlp.recipe.overrides import parse
 from sslnlp.recipe.schema import Recipe, from_dict, override
+from sslnlp.recipe.unused import check_unused
 
 
 def shipped() -> dict[str, Path]:
@@ -44,7 +45,9 @@ def load_recipe(what: str, arguments: Sequence[str] = ()) -> Recipe:
         recipe = _from_python(names[what])
     else:
         raise UserError(f"unknown recipe {what!r}.{suggest(what, names)} A .py file or a run's recipe.json works too.")
-    return override(recipe, pairs)
+    recipe = override(recipe, pairs)
+    check_unused(recipe, pairs)
+    return recipe
 
 
 def read_biography(path: Path) -> dict[str, Any]:

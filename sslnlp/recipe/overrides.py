@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -13,17 +14,25 @@ from typing import Any, Literal, Union, get_args, get_origin
 from sslnlp.errors import UserError, suggest
 from sslnlp.registry import keywords_of
 
+log = logging.getLogger(__name__)
+
 _TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 
 
 def parse(arguments: Sequence[str]) -> dict[str, str]:
-    """`["train.lr=1e-3", ...]` -> `{"train.lr": "1e-3"}`. The last one wins; anything else is a `UserError`."""
+    """`["train.lr=1e-3", ...]` -> `{"train.lr": "1e-3"}`. The last one wins, and says so; else a `UserError`.
+
+    Keys that several runs share, and those of one of them after these, are given like that on purpose.
+    """
     pairs: dict[str, str] = {}
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if not equals or not all(part.isidentifier() for part in key.strip().split(".")):
             raise UserError(f"expected key=value, got {argument!r} (for example train.steps=1000)")
-        pairs[key.strip()] = value  # as typed: a prefix may end with a space
+        key = key.strip()
+        if pairs.get(key, value) != value:
+            log.warning("%s is given more than once: %s counts, not %s", key, value, pairs[key])
+        pairs[key] = value  # as typed: a prefix may end with a space
     return pairs
 
 

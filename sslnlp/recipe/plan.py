@@ -22,6 +22,7 @@ from sslnlp.evaluation import evaluate_held_out
 from sslnlp.models import count_parameters
 from sslnlp.objectives.base import Objective
 from sslnlp.recipe.build import Parts, build_objective, build_parts, cache_folder, processes, resolve
+from sslnlp.recipe.check import check_compared
 from sslnlp.recipe.choose import choose
 from sslnlp.recipe.costs import count, memory
 from sslnlp.recipe.schema import Recipe
@@ -55,6 +56,7 @@ def plan(recipe: Recipe, *, world: int | None = None, console: Console | None = 
     with _processes(world) as world:
         main = processes().is_main_process
         figures, parts, objective = _built(recipe)
+        check_compared(parts, world)
         figures |= {"processes": world} | _count(parts, objective, world)
         pace, spent = _measure(parts, objective)
         figures |= {
@@ -200,7 +202,9 @@ def _expect(train: TrainConfig, pace: Pace, spent: float, figures: Mapping[str, 
     """How long the run is in updates, tokens and seconds."""
     rows = train.batch_size * train.accumulate * world
     if train.budget is None:
-        steps = train.steps or max(1, math.ceil((train.epochs or 0) * figures["rows"] / rows))
+        steps = train.steps
+        if steps is None:
+            steps = max(1, math.ceil((train.epochs or 0) * figures["rows"] / rows))
         seconds = pace.seconds(steps, train)
     else:
         seconds = parse_duration(train.budget)

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from sslnlp.card import CardFacts
-from sslnlp.distributed import alone
+from sslnlp.distributed import alone, world_size
 from sslnlp.errors import UserError
 from sslnlp.evaluation.beir import beir_measures
 from sslnlp.export import export_model
@@ -29,9 +29,10 @@ from sslnlp.objectives.base import Objective
 from sslnlp.precision import fitting_precision
 from sslnlp.recipe.adapting import adapted
 from sslnlp.recipe.build import Parts, build_objective, build_parts, processes, resolve
-from sslnlp.recipe.check import check_out
+from sslnlp.recipe.check import check_compared
 from sslnlp.recipe.choose import apply, choose, chosen_before
 from sslnlp.recipe.decide import SETTLED, HeldOut, decide, settle
+from sslnlp.recipe.out import check_out, sole
 from sslnlp.recipe.pseudo import with_pseudo_labels
 from sslnlp.recipe.reporting import RunReport, run_report
 from sslnlp.recipe.rows import first_rows, training_rows
@@ -50,7 +51,8 @@ def run(recipe: Recipe, *, resume: bool = False, console: Console | None = None)
     """Run a recipe and return its folder, `out`; its `export/` is a plain Hugging Face folder.
 
     Everything that can be refused is refused before `out` is touched, and a run that fails before its first update
-    leaves no `out` behind. With `resume`, goes on from the newest valid checkpoint. Raises `UserError` for bad input.
+    leaves no `out` behind. With `resume`, goes on from the newest valid checkpoint. Raises `UserError` for bad input,
+    and when another process trains in `out`.
     """
     main = processes().is_main_process
     disable_progress_bar()  # what `transformers` says about loading, `models` says in one line
@@ -61,6 +63,14 @@ def run(recipe: Recipe, *, resume: bool = False, console: Console | None = None)
         recipe = adapted(recipe, lambda before, begun: run(before, resume=begun, console=console))
     recipe, inherited = resolve(recipe)
     out = Path(recipe.out).expanduser()
+    with sole(out, recipe.out, main=main):
+        _run(recipe, inherited, out, resume=resume, console=console)
+    return out
+
+
+def _run(recipe: Recipe, inherited: Mapping[str, Any], out: Path, *, resume: bool, console: Console) -> None:
+    """A resolved recipe, in a folder that no other run is in."""
+    main = processes().is_main_process
     before = chosen_before(out) if resume else {}
     recipe = apply(recipe, before)
     check_out(recipe, resume=resume)
@@ -71,6 +81,8 @@ def run(recipe: Recipe, *, resume: bool = False, console: Console | None = None)
     _tell(console, "data", {name: count for name, count in parts.facts.items() if isinstance(count, int | float)})
     _tell(console, "rows of each class", parts.facts.get("classes", {}))
     parts = replace(parts, chosen=before) if resume else choose(parts)
+    if not resume:  # which compares as many rows as before, whatever the size of a batch
+        check_compared(parts, world_size())
     _tell(console, f"chosen for {recipe.train.budget} (give a key to choose otherwise)", parts.chosen)
     report = run_report(parts)
     objective = build_objective(parts)
@@ -97,7 +109,6 @@ def run(recipe: Recipe, *, resume: bool = False, console: Console | None = None)
             shutil.rmtree(out, ignore_errors=True)
         raise
     _finish(parts, objective, held_out, trainer, out, story, console, report)
-    return out
 
 
 def _half_would_do(recipe: Recipe) -> bool:

@@ -20,7 +20,8 @@ ADVICE: Final[dict[str, str]] = {
     "specials_excluded": "special ids turn up in plain text or among the ids drawn as replacements; "
     "flag its added tokens special",
     "word_starts": "word starts cannot be told from its ids; use unit=token, or another tokenizer",
-    "exact_round_trip": "decoding does not give back the text; train one with algorithm bpe",
+    "exact_round_trip": "decoding does not give back the text; train one with algorithm bpe or bytes, "
+    "and without lowercase",
     "bos": "it has no token that opens a document (bos, or eos in its place); set bos_token",
     "eos": "it has no end-of-text token; set eos_token",
     "cls_sep": "it has no cls and sep tokens; set them, or use a tokenizer trained with `sslnlp tokenizer`",

@@ -50,6 +50,8 @@ def load_tokenizer(path_or_name: str | os.PathLike[str]) -> PreTrainedTokenizerB
         tokenizer = AutoTokenizer.from_pretrained(name)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, JSON and Rust errors alike
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        if os.path.isdir(name) and not os.path.exists(os.path.join(name, "tokenizer.json")):
+            reason = "the folder holds no tokenizer.json"
         raise UserError(
             f"no tokenizer could be loaded from {name!r} ({reason[:200]}); give a folder with tokenizer.json, "
             "a hub name, or train one with `sslnlp tokenizer`"

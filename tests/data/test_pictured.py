@@ -352,3 +352,11 @@ def test_wrong_tables_are_one_clear_line(read, tmp_path):
         with pytest.raises(UserError, match=message) as caught:
             read(spec, **options)
         assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_pictures_names_the_kinds_of_pictures(read, tmp_path):
+    (tmp_path / "none").mkdir()
+    with pytest.raises(
+        UserError, match=r"none holds no pictures \(\.jpg \.jpeg .*\); pictures are read from \.parquet"
+    ):
+        read(str(tmp_path / "none"))

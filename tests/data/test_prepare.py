@@ -138,7 +138,7 @@ def test_an_interrupted_preparation_goes_on_and_leaves_nothing_half_written(tiny
     ("texts", "options", "message"),
     [
         (["", "  "], {}, "no text to train on"),
-        (TEXTS[:3], {"valid": "same"}, "in data.valid too"),
+        (TEXTS[:3], {"valid": "same"}, "also in data.valid"),
         (TEXTS[:3], {"text": "txt"}, "Did you mean 'text'"),
     ],
 )
@@ -147,6 +147,14 @@ def test_no_text_left_is_one_clear_line(tiny, tmp_path, texts, options, message)
     options = {key: spec if value == "same" else value for key, value in options.items()}
     with pytest.raises(UserError, match=message):
         prepare_text(DataConfig(train=spec, **options), tiny, cache_dir=tmp_path)
+
+
+def test_a_tokenizer_sample_says_that_all_text_is_held_out(tmp_path):
+    spec = write(tmp_path / "a.jsonl", TEXTS[:3])
+    with pytest.raises(UserError, match=r"also in data.valid.*give another data.valid"):
+        list(sample_texts(DataConfig(train=spec, valid=spec), 1000))
+    more = write(tmp_path / "b.jsonl", TEXTS[:4])
+    assert list(sample_texts(DataConfig(train=more, valid=spec), 1000)) == TEXTS[3:4]
 
 
 def test_a_tokenizer_sample_is_bounded_even_and_holds_no_held_out_text(tiny, tmp_path):

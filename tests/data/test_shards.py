@@ -145,7 +145,7 @@ def test_shards_that_are_missing_or_of_something_else_are_one_line(tiny, tmp_pat
     for number in (1, 4):
         prepare_shard(config, tiny, Shard(number, 4), cache_dir=cache, progress=False)
     prepare_shard(config, tiny, Shard(1, 9), cache_dir=cache, progress=False)
-    with pytest.raises(UserError, match="of 4 shards 2, 3 are missing"):
+    with pytest.raises(UserError, match=r"shards 2, 3 of 4 are missing in .*: make each with --shard i/4"):
         merge_shards(config, tiny, cache_dir=cache)
     other = DataConfig(train=config.train, deduplicate=False)
     with pytest.raises(UserError, match="made from other text, another tokenizer or other data keys"):
@@ -156,6 +156,10 @@ def test_shards_that_are_missing_or_of_something_else_are_one_line(tiny, tmp_pat
     with pytest.raises(UserError, match="2-of-4 was made from other text"):
         merge_shards(other, tiny, cache_dir=cache)
     prepare_shard(config, tiny, Shard(3, 4), cache_dir=cache, progress=False)
+    shutil.rmtree(theirs.parent / "4-of-4")
+    with pytest.raises(UserError, match=r"shard 4 of 4 is missing in .*: make it with --shard 4/4"):
+        merge_shards(config, tiny, cache_dir=cache)
+    prepare_shard(config, tiny, Shard(4, 4), cache_dir=cache, progress=False)
     (theirs / "notes.npy").write_bytes((theirs / "notes.npy").read_bytes()[: -joining.NOTE.itemsize])
     with pytest.raises(UserError, match="2-of-4 is damaged"):
         merge_shards(config, tiny, cache_dir=cache)

@@ -148,6 +148,7 @@ def test_rows_of_json_lines_may_differ_and_words_stay_words(tmp_path):
         ("no/such/file.txt", "does not exist"),
         ("missing.jsonl.gz", "does not exist"),
         ("no/such/*.txt", "nothing matches"),
+        ("[a.txt,b.gz]", r"""give a\.txt,b\.txt or, in quotes, '\["a\.txt","b\.txt"\]'"""),
         ("https://example.org/a.txt", "addresses are not read"),
         ([], "no data was given"),
     ],
@@ -185,6 +186,13 @@ def test_a_hub_name_without_network_is_one_clear_line(monkeypatch):
     assert "\n" not in str(caught.value)
 
 
+def test_a_hub_name_that_is_not_in_the_cache_may_be_a_mistyped_folder(monkeypatch):
+    monkeypatch.setattr("sslnlp.data.readers.hub_revision", lambda name: "cached")
+    monkeypatch.setattr("datasets.load_dataset", lambda *args, **options: 1 / 0)
+    with pytest.raises(UserError, match="'owner/name' is no file or folder here, and the hub gives no split 'train'"):
+        list(open_source("owner/name").documents())
+
+
 def test_only_the_column_of_the_text_is_read_and_it_has_to_be_in_every_file(tmp_path):
     import datasets
 
@@ -196,3 +204,74 @@ def test_only_the_column_of_the_text_is_read_and_it_has_to_be_in_every_file(tmp_
     assert list(open_source(str(tmp_path / "*.parquet")).documents("title")) == ["a", "b", "c"]
     with pytest.raises(UserError, match=r"2\.parquet has no column 'text'; it has title"):
         list(open_source(str(tmp_path / "*.parquet")).documents())
+
+
+def tables(folder, **contents):
+    """A file for each `kind_name=rows`, in order; the list of them as a spec."""
+    for name, rows in contents.items():
+        kind, _ = name.split("_")
+        path = folder / f"{name}.{kind}"
+        if kind == "csv":
+            path.write_text("\n".join([",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]))
+        else:
+            path.write_text(json.dumps(rows) if kind == "json" else "\n".join(map(json.dumps, rows)))
+    return [str(folder / f"{name}.{name.split('_')[0]}") for name in contents]
+
+
+def test_files_of_several_kinds_become_one_table(tmp_path):
+    spec = tables(
+        tmp_path,
+        csv_a=[{"text": "one", "label": 4, "n": 1, "x": 1}],
+        csv_b=[{"label": 5, "text": "two"}],
+        jsonl_c=[{"text": "three", "label": "b", "n": 3, "x": 0.5, "y": None}],
+        json_d=[{"text": "four", "y": ["z"]}],
+    )
+    spec.insert(2, spec[0])
+    table = open_source(spec, cache=str(tmp_path / "cache")).table()
+    assert table["text"][:] == ["one", "two", "one", "three", "four"]
+    assert table["label"][:] == ["4", "5", "4", "b", None]
+    assert table["n"][:] == [1, None, 1, 3, None]
+    assert table["x"][:] == [1.0, None, 1.0, 0.5, None]
+    assert table["y"][:] == [None, None, None, None, ["z"]]
+    assert list(open_source(spec).documents()) == ["one", "two", "one", "three", "four"]
+
+
+OTHER = [{"sentence": "two", "intent": "b"}]
+
+
+@pytest.mark.parametrize("kinds", [("csv", "jsonl"), ("csv", "csv"), ("jsonl", "jsonl"), ("json", "json")])
+def test_a_file_with_other_columns_is_refused_not_counted_as_empty(tmp_path, kinds):
+    first, second = kinds
+    spec = tables(tmp_path, **{f"{first}_a": [{"text": "one", "label": "a"}], f"{second}_b": OTHER})
+    source = open_source(spec, cache=str(tmp_path / "cache"))
+    with pytest.raises(UserError, match=r"different columns: \S*_a\S* has text, label; \S*_b\S* has sentence, intent"):
+        source.table()
+    with pytest.raises(UserError, match=r"different columns: \S*_b\S* has no 'text', but sentence, intent"):
+        list(source.documents())
+
+
+def test_types_that_do_not_go_together_are_one_clear_line(tmp_path):
+    spec = tables(tmp_path, csv_a=[{"text": "one", "n": "a"}], jsonl_b=[{"text": "two", "n": [1]}])
+    with pytest.raises(UserError, match=r"column 'n' of .* has types that do not go together") as caught:
+        open_source(spec, cache=str(tmp_path / "cache")).table()
+    assert "\n" not in str(caught.value)
+
+
+def test_numbers_of_csv_are_numbers_unless_that_changes_them(tmp_path):
+    (tmp_path / "a.csv").write_text(
+        "whole,part,zeros,gap,long,word\n1,0.5,007,1,12345678901234567890,True\n-20,1,010,,2,False\n"
+    )
+    row = open_source(str(tmp_path / "a.csv"), cache=str(tmp_path / "cache")).table()[0]
+    assert row == {
+        "whole": 1, "part": 0.5, "zeros": "007", "gap": "1", "long": "12345678901234567890", "word": "True",
+    }  # fmt: skip
+
+
+def test_an_empty_text_file_among_several_is_an_empty_document(tmp_path):
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "b.txt").touch()
+    every = [str(tmp_path / name) for name in ("a.txt", "b.txt")]
+    for spec in (str(tmp_path), str(tmp_path / "*.txt"), every):
+        assert list(open_source(spec).documents()) == ["one", ""]
+    with pytest.raises(UserError, match="is empty"):
+        open_source(every[1])

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from sslnlp.data import DataConfig
+from sslnlp.data.label_kinds import class_names
 from sslnlp.data.table import TableRows, labelled, paired
+from sslnlp.data.tagged import tagged
 from sslnlp.errors import UserError
 
 ROWS = [{"text": f"utterance {i}", "label": "abc"[i % 3]} for i in range(90)]
@@ -44,6 +46,10 @@ def test_labels_become_ids_and_each_text_keeps_its_own(load):
 def test_numbers_keep_their_order(load):
     rows = [{"sentence": f"s {i}", "label": i % 12} for i in range(60)]
     assert load(labelled, rows).label_names == [str(i) for i in range(12)]
+
+
+def test_numbers_of_one_value_have_an_order_too():
+    assert class_names(["1", "01", "2", "001"], None) == ["001", "01", "1", "2"]
 
 
 def test_a_class_label_keeps_its_names_and_hidden_labels_go(tmp_path):
@@ -143,3 +149,43 @@ def test_rows_of_a_table_by_index_and_together():
     assert [row["said"] for row in (rows.take(np.array([1]))[0],)] == ["utterance 3"]
     with pytest.raises(IndexError):
         rows[2]
+
+
+def test_white_space_around_a_label_is_no_part_of_it(load):
+    rows = [{"text": f"t {i}", "label": ("a", " a", "b ", " ")[i % 4]} for i in range(40)]
+    got = load(labelled, rows, [{"text": "other", "label": "b"}])
+    assert (got.label_names, got.facts["unlabelled"]) == (["a", "b"], 10)
+    lists = [{"text": row["text"], "label": [row["label"], "c"]} for row in rows]
+    assert load(lambda config, **options: labelled(config, kind="several", **options), lists).label_names == list("abc")
+    tags = [{"tokens": ["x", f"{i}"], "tags": ["O ", ("B", "B ")[i % 2]]} for i in range(20)]
+    assert load(tagged, tags).label_names == ["B", "O"]
+
+
+def test_labels_are_named_as_the_data_writes_them(load, tmp_path):
+    rows = [{"text": f"t {i}", "label": bool(i % 2)} for i in range(20)]
+    assert load(labelled, rows).label_names == ["false", "true"]
+    for name, labels in {"zeros": ["000", "001"], "words": ["False", "True"], "numbers": ["-1", "10"]}.items():
+        path = tmp_path / f"{name}.csv"
+        path.write_text("text,label\n" + "".join(f"t {i},{labels[i % 2]}\n" for i in range(20)))
+        assert labelled(DataConfig(train=str(path)), cache_dir=tmp_path / "cache").label_names == labels
+
+
+@pytest.mark.parametrize(
+    ("reader", "rows"),
+    [
+        (labelled, ROWS),
+        (paired, [{"query": f"q {i}", "positive": "p"} for i in range(9)]),
+        (tagged, [{"tokens": [f"{i}", "x"], "tags": ["A", "B"]} for i in range(9)]),
+    ],
+)
+def test_training_rows_that_are_all_held_out_are_one_clear_line(load, reader, rows):
+    with pytest.raises(UserError, match=r"everything in data.train .* is also in data.valid .*give another data.valid"):
+        load(reader, rows, [*rows, *rows])
+
+
+def test_a_class_whose_rows_are_all_held_out_is_said_to_be(load):
+    only_a = [row for row in ROWS if row["label"] == "a"]
+    with pytest.raises(UserError, match=r"label 'a' of data.valid never occurs in data.train \(30 of its rows are in"):
+        load(labelled, ROWS, only_a)
+    with pytest.raises(UserError, match=r"1 class among its labels \(60 of its rows are in data.valid too"):
+        load(labelled, ROWS, [row for row in ROWS if row["label"] != "a"])

@@ -1,0 +1,112 @@
+"""The folder of a run: one run in it at a time, and whether it can go there."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sslnlp.distributed import broadcast_number
+from sslnlp.errors import UserError
+from sslnlp.locks import Held, exclusive
+from sslnlp.recipe.schema import Recipe, to_dict
+
+FREE_ON_RESUME = {
+    *("out", "name", "data.cache", "tokenizer.memory_mb", "train.workers", "train.batch_size", "train.accumulate"),
+    *("train.log_every", "train.save_every", "train.keep", "train.trackers"),
+}
+"""Keys that may differ between a run and its continuation: the rows of an update are kept, so no weight changes."""
+
+
+@contextlib.contextmanager
+def sole(out: Path, shown: str, *, main: bool) -> Iterator[None]:
+    """Hold the folder of a run, which need not be there yet, for the processes launched together: two runs would write
+    over each other's checkpoints.
+
+    Raises `Held`, on all of them, when another run holds it. Where no lock can be made (a folder that cannot be
+    written, a file system without locks) it is done without; the checks of `out` say what is wrong with it.
+    """
+    place = out.resolve()
+    lock, doing = place.parent / f".{place.name}.lock", f"training in {shown}"  # beside it: `out` appears whole
+    with contextlib.ExitStack() as stack:
+        holder = -1.0
+        if main:
+            try:
+                stack.enter_context(_folder(lock.parent))
+                stack.enter_context(exclusive(lock, doing))
+            except Held as held:
+                holder = held.pid
+            except OSError:
+                pass
+        if (holder := broadcast_number(holder)) >= 0:
+            raise Held(int(holder), doing)
+        yield
+
+
+@contextlib.contextmanager
+def _folder(path: Path) -> Iterator[None]:
+    """Make a folder, with those above it; those that were made and stay empty go again."""
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            for folder in made:
+                folder.rmdir()
+
+
+def check_out(recipe: Recipe, *, resume: bool) -> None:
+    """Refuse an `out` that cannot be written, holds another run, or (with `resume`) holds none."""
+    out = Path(recipe.out).expanduser()
+    if not out.name:
+        raise UserError(f"out={recipe.out} names no folder of its own for the run: give one, as out=out/bert")
+    biography, taken = out / "recipe.json", out.is_dir() and any(out.iterdir())
+    if resume:
+        if biography.is_file():
+            _check_same(recipe, json.loads(biography.read_text(encoding="utf-8"))["recipe"])
+        elif taken:
+            raise UserError(f"nothing to resume: {recipe.out} holds other files and no run; choose another out")
+        else:
+            raise UserError(f"nothing to resume: {recipe.out} holds no run; leave --resume out to start one")
+    elif biography.is_file():
+        raise UserError(f"{recipe.out} already holds a run: choose another out, add --resume to go on, or delete it")
+    elif taken:
+        raise UserError(f"{recipe.out} already holds other files, which a run does not go among: choose another out")
+    _check_writable(out, recipe.out)
+
+
+def _check_writable(out: Path, shown: str) -> None:
+    """Try it with a file in the nearest folder that exists: permission bits do not tell (root, read-only disks)."""
+    nearest = out
+    while not nearest.exists():
+        nearest = nearest.parent
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write to out={shown}: {error.strerror or error}; choose another out=...") from error
+
+
+def _check_same(recipe: Recipe, before: dict[str, Any]) -> None:
+    now = _flat(to_dict(recipe))
+    then = _flat(before)
+    # Rows of like length are sorted into batches, so there the size of a batch decides what is in it.
+    free = FREE_ON_RESUME - ({"train.batch_size"} if recipe.data.packing == "bucket" else set())
+    changed = sorted(key for key in now.keys() | then.keys() if key not in free and now.get(key) != then.get(key))
+    if changed:
+        shown = ", ".join(f"{key} ({then.get(key)} -> {now.get(key)})" for key in changed[:4])
+        raise UserError(f"{recipe.out} holds a run of another recipe: {shown}; resume that one, or choose another out")
+
+
+def _flat(plain: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for section, value in plain.items():
+        if isinstance(value, dict):
+            flat |= {f"{section}.{name}": item for name, item in value.items()}
+        else:
+            flat[section] = value
+    return flat
