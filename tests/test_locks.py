@@ -21,9 +21,8 @@ import os, sys, time
 from pathlib import Path
 from sslnlp.locks import exclusive
 with exclusive(Path(sys.argv[1]), "working"):
-    worker = os.fork()
-    if worker:
-        print(worker, flush=True)
+    if not os.fork():
+        print(os.getpid(), flush=True)  # said by the worker, which by then has let go
     time.sleep(600)
 """
 
