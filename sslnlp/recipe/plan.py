@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from sslnlp import budget, distributed
 from sslnlp.budget import Pace, nearest_folder, occasions, parse_duration
@@ -52,6 +53,8 @@ def plan(recipe: Recipe, *, world: int | None = None, console: Console | None = 
         Name -> figure: bytes (`memory`, `peak_memory`, of one process), seconds, shares, or plain numbers. The
         `expected_time` is that of finding the data and of `training`; Python's start and the export come on top.
     """
+    disable_progress_bar()  # as a run does: what is loaded is said in one line
+    set_verbosity_error()
     recipe, inherited = resolve(recipe)
     with _processes(world) as world:
         main = processes().is_main_process
