@@ -399,3 +399,14 @@ def test_a_run_that_cannot_start_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a row has 1 negatives"):
         run(load_recipe("finetune_ranking", keys))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs.jsonl"]
+
+
+def test_a_run_that_finds_no_memory_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(*anything: Any) -> None:
+        raise MemoryError
+
+    (tmp_path / "text.txt").write_text("a few words of it\n" * 50)
+    monkeypatch.setattr("sslnlp.train.Trainer.train_step", none_left)
+    with pytest.raises(MemoryError):
+        run(load_recipe("pretrain_bert", [*TINY, f"data.train={tmp_path / 'text.txt'}", f"out={tmp_path / 'out'}"]))
+    assert not (tmp_path / "out").exists()

@@ -104,7 +104,7 @@ def _run(recipe: Recipe, inherited: Mapping[str, Any], out: Path, *, resume: boo
     held_out = HeldOut(parts, parts.valid) if parts.valid is not None else None
     try:
         trainer = _train(parts, learnt, objective, held_out, out, story, console, resume, report)
-    except UserError:
+    except Exception:  # out of memory, too
         if main and not resume and not _trained(out):
             shutil.rmtree(out, ignore_errors=True)
         raise
