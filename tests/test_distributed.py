@@ -109,7 +109,8 @@ def test_a_sharded_run_leaves_the_export_of_one_process(tmp_path: Path) -> None:
     losses = [line["valid/loss"] for line in read_metrics(one / "metrics.jsonl") if "valid/loss" in line]
     assert min(losses) < losses[-1]  # so the weights that are left are those of an earlier checkpoint
     weights = [load_file(out / "export" / "model.safetensors") for out in (one, two)]
-    assert difference(*weights) < 2e-5
+    # lr / eps is 100, so that much of the rounding of a gradient, which differs from CPU to CPU; weights move by 0.1.
+    assert difference(*weights) < 2e-4
     results = [json.loads((out / "recipe.json").read_text())["result"] for out in (one, two)]
     assert results[0]["measures"] == pytest.approx(results[1]["measures"], abs=1e-4)
     assert results[0]["samples"] == results[1]["samples"]
