@@ -26,6 +26,15 @@ def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 
 
+def own_device() -> torch.device:
+    """Where a process by itself computes: a GPU, unless there is none or ACCELERATE_USE_CPU says not to, as in
+    training."""
+    from accelerate.utils import parse_flag_from_env
+
+    use = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
+    return torch.device("cuda" if use else "cpu")
+
+
 @contextmanager
 def alone() -> Iterator[None]:
     """Inside, this process acts as if it were the only one: held-out text is scored whole by every rank."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase, VisionTextDualEncoderModel
 
+from sslnlp.distributed import own_device
 from sslnlp.errors import UserError
 from sslnlp.pictures import decode, normalised, whole
 
@@ -59,8 +60,7 @@ class PictureEncoder:
         missing = sorted(key for key in report["missing_keys"] if dual or "pooler" not in key.split("."))
         if missing:
             raise UserError(f"the picture encoder {name} lacks {len(missing)} of its weights, {missing[0]} among them")
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(model.to(device), tokenizer)
+        return cls(model.to(own_device()), tokenizer)
 
     @property
     def scale(self) -> float:

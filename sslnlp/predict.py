@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from sslnlp.data.labelled import TEXT_PAIRS
+from sslnlp.distributed import own_device
 from sslnlp.errors import UserError
 from sslnlp.export import LABEL_NAMES
 from sslnlp.search.encoder import Encoder, quiet_loading, resolve
@@ -127,7 +128,7 @@ def _stock(folder: Path) -> Any:
     if missing := sorted(report["missing_keys"]):
         raise UserError(f"{folder} lacks {len(missing)} weights of a classifier, {missing[0]} among them")
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = own_device()
     model.to(device).eval()
     segments = getattr(model.config, "type_vocab_size", 0) > 1
 

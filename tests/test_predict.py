@@ -14,6 +14,7 @@ import torch
 from transformers import AutoConfig, pipeline
 
 from sslnlp.cli import run_command
+from sslnlp.distributed import own_device
 from sslnlp.errors import UserError
 from sslnlp.predict import UNKNOWN, Predictor, predict_file
 from sslnlp.recipe import load_recipe, run
@@ -331,3 +332,10 @@ def test_a_model_goes_on_learning_from_unlabelled_text_first(few: Path, files: d
         trained("finetune_few_shot", files, tmp_path / "c", *keys, "adapt.steps=4", "adapt.batch_size=8")
     with pytest.raises(UserError, match=r"give data\.unlabelled=FILE"):
         trained("finetune_few_shot", files, tmp_path / "d", *keys[:3], "adapt.steps=3")
+
+
+def test_what_keeps_training_from_a_gpu_keeps_everything_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for flag, kind in (("true", "cpu"), ("false", "cuda")):
+        monkeypatch.setenv("ACCELERATE_USE_CPU", flag)
+        assert own_device().type == kind

@@ -190,7 +190,8 @@ def _forget_peak() -> None:
 
 def _peak_memory() -> float:
     """Bytes: the device's peak, or this process's on a CPU (Python, libraries and data included)."""
-    return float(torch.cuda.max_memory_allocated()) if torch.cuda.is_available() else _resident("VmHWM")
+    on_gpu = distributed.own_device().type == "cuda"
+    return float(torch.cuda.max_memory_allocated()) if on_gpu else _resident("VmHWM")
 
 
 def _resident(kind: str) -> float:

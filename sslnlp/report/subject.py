@@ -12,6 +12,7 @@ import torch
 import transformers
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from sslnlp.distributed import own_device
 from sslnlp.errors import UserError
 from sslnlp.hub import how_again
 from sslnlp.search.encoder import Encoder, EncoderSettings, quiet_loading, read_settings
@@ -58,7 +59,7 @@ def subject_of(export: Path) -> Subject:
     except Exception as error:  # the loaders raise anything from OSError to safetensors' own type
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"cannot measure the model in {str(export)!r}: {reason}; {how_again(export)}") from error
-    model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    model.to(own_device()).eval()
     return in_memory(model, tokenizer, settings=read_settings(export, head=True))
 
 

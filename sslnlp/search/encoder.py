@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sslnlp.distributed import own_device
 from sslnlp.errors import UserError
 from sslnlp.evaluation.beir import encode_sorted
 from sslnlp.nn import Pooling
@@ -97,9 +98,8 @@ class Encoder:
                 raise UserError(f"The tokenizer of {name} has no pad token: texts of unequal length cannot be batched.")
             tokenizer.pad_token = tokenizer.eos_token  # padding is masked out below, so any token serves
         tokenizer.padding_side = "right"
-        device = "cuda" if torch.cuda.is_available() else "cpu"
         where = str(Path(name).resolve()) if Path(name).is_dir() else name
-        return cls(model.to(device), tokenizer, settings, where, fingerprint(folder))
+        return cls(model.to(own_device()), tokenizer, settings, where, fingerprint(folder))
 
     @property
     def max_length(self) -> int:

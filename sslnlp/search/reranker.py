@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from sslnlp.collators.pairs import PairTokenizer
+from sslnlp.distributed import own_device
 from sslnlp.errors import UserError
 from sslnlp.models import max_positions
 from sslnlp.objectives.late_interaction import max_sim
@@ -42,7 +43,7 @@ class Reranker(ABC):
     def __init__(self, model: Any, tokenizer: Any, folder: Path, name: str) -> None:
         if tokenizer.pad_token is None:
             raise UserError(f"The tokenizer of {name} has no pad token: texts of unequal length cannot be batched.")
-        self.model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = model.eval().to(own_device())
         self.tokenizer = tokenizer
         self.name = str(Path(name).resolve()) if Path(name).is_dir() else name
         self.fingerprint = fingerprint(folder)
