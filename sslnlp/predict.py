@@ -20,7 +20,7 @@ from sslnlp.distributed import own_device
 from sslnlp.errors import UserError
 from sslnlp.export import LABEL_NAMES
 from sslnlp.search.encoder import Encoder, quiet_loading, resolve
-from sslnlp.search.writing import check_output, replacing
+from sslnlp.writing import check_output, replacing
 
 log = logging.getLogger(__name__)
 

@@ -33,7 +33,7 @@ def predict_command(
 
     from sslnlp.predict import predict_file
     from sslnlp.predict_pictures import predict_pictures, read_labels
-    from sslnlp.search.writing import check_output
+    from sslnlp.writing import check_output
 
     if labels is None and template:
         raise UserError("--template is what the names of --labels are put into: give --labels too")

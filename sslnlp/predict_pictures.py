@@ -16,7 +16,7 @@ from sslnlp.errors import UserError
 from sslnlp.evaluation.zero_shot import TEMPLATES, check_templates, class_vectors
 from sslnlp.picture_encoder import PictureEncoder, Vectors
 from sslnlp.search.encoder import quiet_loading, resolve
-from sslnlp.search.writing import check_output, replacing
+from sslnlp.writing import check_output, replacing
 
 BLOCK = 256
 

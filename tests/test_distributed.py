@@ -98,19 +98,19 @@ def test_a_sharded_run_leaves_the_export_of_one_process(tmp_path: Path) -> None:
     keys = [
         *("train", "pretrain_gpt", f"data.train={tmp_path / 'corpus.txt'}", f"data.cache={tmp_path / 'cache'}"),
         *("data.valid_fraction=0.1", "data.seq_length=32", "train.steps=4", "train.eval_every=1"),
-        *("train.lr=0.1", "train.eps=1e-3", "train.schedule=constant", "train.warmup=1"),
+        *("train.lr=0.2", "train.eps=1e-3", "train.schedule=constant", "train.warmup=1"),  # worse after the first
     ]
     make_objective("causal_lm").model.save_pretrained(start)
     make_collator("causal_lm").tokenizer.save_pretrained(start)
     keys.append(f"model.pretrained={start}")
     said = launch("sslnlp", *keys, "train.batch_size=4", f"out={two}")
     assert "FSDP2: 2 layers and the rest, each cut over 2 processes" in said
-    assert run_command([*keys, "train.batch_size=8", f"out={one}"]) == 0
+    # In two parts as well: products of eight rows round otherwise than those of four.
+    assert run_command([*keys, "train.batch_size=4", "train.accumulate=2", f"out={one}"]) == 0
     losses = [line["valid/loss"] for line in read_metrics(one / "metrics.jsonl") if "valid/loss" in line]
     assert min(losses) < losses[-1]  # so the weights that are left are those of an earlier checkpoint
     weights = [load_file(out / "export" / "model.safetensors") for out in (one, two)]
-    # lr / eps is 100, so that much of the rounding of a gradient, which differs from CPU to CPU; weights move by 0.1.
-    assert difference(*weights) < 2e-4
+    assert difference(*weights) < 2e-6
     results = [json.loads((out / "recipe.json").read_text())["result"] for out in (one, two)]
     assert results[0]["measures"] == pytest.approx(results[1]["measures"], abs=1e-4)
     assert results[0]["samples"] == results[1]["samples"]

@@ -12,7 +12,7 @@ from typing import Any
 from sslnlp.distributed import broadcast_number
 from sslnlp.errors import UserError
 from sslnlp.locks import Held, exclusive
-from sslnlp.recipe.schema import Recipe, to_dict
+from sslnlp.recipe.schema import Recipe, flat, to_dict
 
 FREE_ON_RESUME = {
     *("out", "name", "data.cache", "tokenizer.memory_mb", "train.workers", "train.batch_size", "train.accumulate"),
@@ -92,21 +92,11 @@ def _check_writable(out: Path, shown: str) -> None:
 
 
 def _check_same(recipe: Recipe, before: dict[str, Any]) -> None:
-    now = _flat(to_dict(recipe))
-    then = _flat(before)
+    now = flat(to_dict(recipe))
+    then = flat(before)
     # Rows of like length are sorted into batches, so there the size of a batch decides what is in it.
     free = FREE_ON_RESUME - ({"train.batch_size"} if recipe.data.packing == "bucket" else set())
     changed = sorted(key for key in now.keys() | then.keys() if key not in free and now.get(key) != then.get(key))
     if changed:
         shown = ", ".join(f"{key} ({then.get(key)} -> {now.get(key)})" for key in changed[:4])
         raise UserError(f"{recipe.out} holds a run of another recipe: {shown}; resume that one, or choose another out")
-
-
-def _flat(plain: dict[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for section, value in plain.items():
-        if isinstance(value, dict):
-            flat |= {f"{section}.{name}": item for name, item in value.items()}
-        else:
-            flat[section] = value
-    return flat

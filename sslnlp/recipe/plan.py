@@ -182,7 +182,7 @@ def _measure(parts: Parts, objective: Objective) -> tuple[Pace, float]:
 
 def _forget_peak() -> None:
     """From here on, `_peak_memory` is that of the updates: making the data may have needed more."""
-    if torch.cuda.is_available():
+    if distributed.own_device().type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     with contextlib.suppress(OSError):  # Linux alone
         Path("/proc/self/clear_refs").write_text("5")

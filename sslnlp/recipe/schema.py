@@ -203,11 +203,15 @@ def to_dict(recipe: Recipe) -> dict[str, Any]:
 
 def from_dict(plain: Mapping[str, Any]) -> Recipe:
     """The inverse of `to_dict`, as strict as the command line. Every key counts as given."""
-    recipe = Recipe(objective=Options(None))
+    return override(Recipe(objective=Options(None)), flat(plain))
+
+
+def flat(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """What `to_dict` made, by the keys of the command line: `train.lr`, not `lr` inside `train`."""
     pairs: dict[str, Any] = {}
     for section, value in plain.items():
         if isinstance(value, Mapping):
             pairs |= {f"{section}.{name}": item for name, item in value.items()}
         else:
             pairs[section] = value
-    return override(recipe, pairs)
+    return pairs

@@ -25,7 +25,7 @@ from sslnlp.report.runs import RunFacts, make_report, read_runs, run_of
 from sslnlp.report.sections import sheet_file, short_form
 from sslnlp.report.subject import subject_of
 from sslnlp.search.encoder import quiet_loading
-from sslnlp.search.writing import naming, replacing
+from sslnlp.writing import naming, replacing
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from sslnlp.report.svg import line_chart, point_chart
-from sslnlp.search.writing import replacing
+from sslnlp.writing import replacing
 
 Cell = str | int | float | bool | None
 

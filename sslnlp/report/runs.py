@@ -17,7 +17,7 @@ from sslnlp.report.card import Card
 from sslnlp.report.measures import Measure, card_measure, measure
 from sslnlp.report.page import Cell, Chart, Report, Section, Table
 from sslnlp.report.sections import card_sections, write_figures, write_pictures
-from sslnlp.search.writing import naming
+from sslnlp.writing import naming
 
 TRAINING, HELD_OUT = "train/", "valid/"
 """Prefixes of the numbers in metrics.jsonl: means since the last log, and figures of held-out data."""

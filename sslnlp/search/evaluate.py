@@ -13,7 +13,7 @@ from sslnlp.evaluation.ranking import MEASURES, mean_measures, parse_measure, qu
 from sslnlp.search.index import Index
 from sslnlp.search.significance import Comparison, compare, holm
 from sslnlp.search.trec import Qrels, Run, read_qrels, read_queries, read_run
-from sslnlp.search.writing import replacing
+from sslnlp.writing import replacing
 
 RUN_DEPTH = 1000
 """Results kept per query, trec_eval's custom: MAP and recall@100 see the same list in every tool."""

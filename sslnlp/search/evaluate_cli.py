@@ -70,7 +70,7 @@ def evaluate_command(
     from sslnlp.search import evaluate
     from sslnlp.search.index import Index
     from sslnlp.search.trec import write_run
-    from sslnlp.search.writing import check_output
+    from sslnlp.writing import check_output
 
     asked = None if measures is None else evaluate.parse_measures(measures)
     if beir is not None:

@@ -28,7 +28,7 @@ from sslnlp.search.documents import Columns, read_documents
 from sslnlp.search.index import Index, build_index, load_reranker
 from sslnlp.search.loading import reads_pictures
 from sslnlp.search.negatives import Known, Miner, Mining, Retriever
-from sslnlp.search.writing import check_output, naming
+from sslnlp.writing import check_output, naming
 
 _BLOCK = 256
 SIDES = ("query", "positive")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sslnlp.errors import UserError
 from sslnlp.search.documents import ID_COLUMNS, find_column, read_rows, string_of
-from sslnlp.search.writing import replacing
+from sslnlp.writing import replacing
 
 Qrels = dict[str, dict[str, int]]
 """Judgements: query id -> document id -> relevance (0: judged and not relevant)."""

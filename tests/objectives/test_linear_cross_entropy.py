@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from sslnlp.objectives import linear_cross_entropy as module_under_test
 from sslnlp.objectives.functional import IGNORED, accuracy, cross_entropy
 from sslnlp.objectives.linear_cross_entropy import linear_cross_entropy
+from sslnlp.packed import scored_features
 from tests.contract import make_objective, make_trainer, one_batch
 
 
@@ -357,3 +358,16 @@ def test_in_bf16_on_a_cpu_batches_with_other_numbers_of_targets_need_no_other_ke
             same(inputs, tolerance=2e-2)
             assert differentiated(linear_cross_entropy, inputs)[2].shape == inputs[0].shape
     assert products == {(64, 6)}
+
+
+def test_what_the_head_multiplies_is_the_same_rounded_up_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    objective = make_objective("masked_lm").eval()
+    batch = one_batch("masked_lm")
+    index = batch["target_index"][:5]
+    found = []
+    for step in (32, 1):
+        monkeypatch.setattr("sslnlp.nn.ROWS", step)
+        with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+            found.append(scored_features(objective.model, objective.head, batch, index))
+    assert found[0].shape == found[1].shape == (5, objective.model.config.hidden_size)
+    assert torch.allclose(found[0].float(), found[1].float(), atol=2e-2)
