@@ -27,6 +27,7 @@ from sslnlp.picture_encoder import POOLING
 from sslnlp.pictures import DEVIATION, MEAN
 from sslnlp.types import LinearHead
 from sslnlp.vision import reads_pictures
+from sslnlp.writing import write_json
 
 __all__ = ["ExportError", "export_model", "self_check"]
 
@@ -130,7 +131,7 @@ def export_model(
         if ranks is not None:
             facts = replace(facts, ranks=ranks, prompts=prompts or {}, label_names=())
         (aside / "README.md").write_text(model_card(facts), encoding="utf-8")
-        _write_json(aside / "recipe.json", public(recipe))
+        write_json(aside / "recipe.json", public(recipe))
         with _quiet():
             _compare(model, tokenizer, aside, max_length)
             _check_modes(aside)
@@ -189,7 +190,7 @@ def _save_model(model: PreTrainedModel, folder: Path) -> None:
     config.pop(LABEL_NAMES, None)  # of what this model started from
     if "Classification" not in name:  # with them a stock pipeline would put a random head under real names
         config.pop("id2label", None), config.pop("label2id", None)
-    _write_json(folder / "config.json", config)
+    write_json(folder / "config.json", config)
     for weights in folder.glob("*.safetensors"):  # safetensors leaves them readable by their owner alone
         shutil.copymode(folder / "config.json", weights)
 
@@ -207,7 +208,7 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, max_length
     config["model_max_length"] = max_length
     for private in ("name_or_path", "_commit_hash", "is_local", "local_files_only"):
         config.pop(private, None)
-    _write_json(path, config)
+    write_json(path, config)
 
 
 def _save_embedder(
@@ -224,9 +225,9 @@ def _save_embedder(
     width = model.get_input_embeddings().weight.shape[1]
     width = getattr(model.config, "hidden_size", None) or width
     modes = {f"pooling_mode_{name}": name == _POOLINGS[pooling] for name in _POOLINGS.values()}
-    _write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": width, **modes})
-    _write_json(folder / "modules.json", modules)
-    _write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
+    write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": width, **modes})
+    write_json(folder / "modules.json", modules)
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
     versions = {"transformers": transformers.__version__, "pytorch": torch.__version__}
     settings = {
         "__version__": versions,
@@ -234,7 +235,7 @@ def _save_embedder(
         "default_prompt_name": None,
         "similarity_fn_name": "cosine" if normalize else "dot",
     }
-    _write_json(folder / "config_sentence_transformers.json", settings)
+    write_json(folder / "config_sentence_transformers.json", settings)
 
 
 def _save_ranker(folder: Path, ranks: str, by_kind: Mapping[str, Any]) -> None:
@@ -260,11 +261,11 @@ def _save_ranker(folder: Path, ranks: str, by_kind: Mapping[str, Any]) -> None:
         read |= {"transformer_task": "feature-extraction", "module_output_name": "token_embeddings"}
         for place in ("1_MultiVectorMask", "2_Normalize"):
             (folder / place).mkdir()
-        _write_json(folder / "modules.json", modules)
-        _write_json(folder / "sentence_bert_config.json", read | {"modality_config": {"text": text}})
-        _write_json(folder / "1_MultiVectorMask" / "config.json", {"skiplist_words": []})
-        _write_json(folder / "2_Normalize" / "config.json", {"module_input_name": "token_embeddings"})
-    _write_json(folder / "config_sentence_transformers.json", settings)
+        write_json(folder / "modules.json", modules)
+        write_json(folder / "sentence_bert_config.json", read | {"modality_config": {"text": text}})
+        write_json(folder / "1_MultiVectorMask" / "config.json", {"skiplist_words": []})
+        write_json(folder / "2_Normalize" / "config.json", {"module_input_name": "token_embeddings"})
+    write_json(folder / "config_sentence_transformers.json", settings)
 
 
 def _picture_size(model: PreTrainedModel) -> int | None:
@@ -289,7 +290,7 @@ def _save_head(head: LinearHead, names: list[str], folder: Path) -> None:
     """One more module behind those of an embedder, as sentence-transformers (2.3 and later) writes it, and the names of
     its logits, where no pipeline takes them for those of a classifier of transformers."""
     described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    _write_json(folder / "config.json", described | {LABEL_NAMES: names})
+    write_json(folder / "config.json", described | {LABEL_NAMES: names})
     place = "3_Dense"
     (folder / place).mkdir()
     weights = {"linear.weight": head.weight, "linear.bias": head.bias}
@@ -298,11 +299,11 @@ def _save_head(head: LinearHead, names: list[str], folder: Path) -> None:
     )
     outputs, width = head.weight.shape
     config = {"in_features": width, "out_features": outputs, "bias": True}
-    _write_json(folder / place / "config.json", config | {"activation_function": "torch.nn.modules.linear.Identity"})
+    write_json(folder / place / "config.json", config | {"activation_function": "torch.nn.modules.linear.Identity"})
     modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
     number = len(modules)
     modules.append({"idx": number, "name": str(number), "path": place, "type": "sentence_transformers.models.Dense"})
-    _write_json(folder / "modules.json", modules)
+    write_json(folder / "modules.json", modules)
 
 
 def _complete(
@@ -409,7 +410,3 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, (tuple, list)):
         for part in value:
             yield from _tensors(part)
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from sslnlp.errors import UserError
 
@@ -53,3 +54,9 @@ def replacing(path: str | Path) -> Iterator[TextIO]:
             with contextlib.suppress(OSError):
                 aside.unlink()
             raise
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """`content` as readable JSON, whole or not at all."""
+    with replacing(path) as file:
+        file.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import json
 import logging
 import os
-import platform
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from sslnlp.card import CardFacts
 from sslnlp.distributed import alone, world_size
 from sslnlp.errors import UserError
 from sslnlp.evaluation.beir import beir_measures
@@ -28,6 +24,7 @@ from sslnlp.models import count_parameters
 from sslnlp.objectives.base import Objective
 from sslnlp.precision import fitting_precision
 from sslnlp.recipe.adapting import adapted
+from sslnlp.recipe.biography import biography, card_facts
 from sslnlp.recipe.build import Parts, build_objective, build_parts, processes, resolve
 from sslnlp.recipe.check import check_compared
 from sslnlp.recipe.choose import apply, choose, chosen_before
@@ -36,15 +33,14 @@ from sslnlp.recipe.out import check_out, sole
 from sslnlp.recipe.pseudo import with_pseudo_labels
 from sslnlp.recipe.reporting import RunReport, run_report
 from sslnlp.recipe.rows import first_rows, training_rows
-from sslnlp.recipe.schema import Recipe, to_dict
+from sslnlp.recipe.schema import Recipe
 from sslnlp.report import make_report
 from sslnlp.report.sections import short_form
 from sslnlp.sharding import sharding_asked
 from sslnlp.train import Trainer
+from sslnlp.writing import write_json
 
 log = logging.getLogger(__name__)
-
-_VERSIONS = ("sslnlp", "torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy")
 
 
 def run(recipe: Recipe, *, resume: bool = False, console: Console | None = None) -> Path:
@@ -117,31 +113,6 @@ def _half_would_do(recipe: Recipe) -> bool:
     return unasked and fitting_precision(processes().device) == "bf16"
 
 
-def biography(parts: Parts, objective: Objective) -> dict[str, Any]:
-    """What recipe.json holds: the resolved recipe and what it was resolved against."""
-    story = {
-        "recipe": to_dict(parts.recipe),
-        "versions": _versions(),
-        "data": parts.facts,
-        "tokenizer": parts.contract.to_dict() if parts.contract is not None else None,
-        "label_names": parts.label_names,
-        "chosen": parts.chosen,
-        "model": {"class": type(objective.model).__name__, "parameters": count_parameters(objective.model)},
-    }
-    plain: dict[str, Any] = json.loads(json.dumps(story, default=str))
-    return plain
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in _VERSIONS:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def _begin(out: Path, parts: Parts, story: Mapping[str, Any]) -> None:
     """Make `out` with everything a resume needs, at once: written beside its place, then renamed."""
     aside = out.with_name(f".{out.name}.beginning")
@@ -157,13 +128,6 @@ def _begin(out: Path, parts: Parts, story: Mapping[str, Any]) -> None:
         raise UserError(f"cannot write to out={parts.recipe.out}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """`content` as readable JSON, whole or not at all."""
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(aside, path)
 
 
 def _trained(out: Path) -> bool:
@@ -236,7 +200,7 @@ def _finish(
         story |= {"result": result}
         write_json(out / "recipe.json", story)
         card = report.card(objective) if report is not None else None
-        facts = replace(_card(parts, story), report=short_form(card) if card is not None else ())
+        facts = replace(card_facts(parts, story), report=short_form(card) if card is not None else ())
         export_model(
             merged(objective.exported), parts.tokenizer, out / "export",
             card=facts, recipe=story, pooling=objective.pooling,
@@ -268,26 +232,6 @@ def _measure(parts: Parts, objective: Objective, held_out: HeldOut | None, train
             collator: Any = parts.collator
             figures |= beir_measures(embedder, collator, folder, batch_size=parts.recipe.train.batch_size)
     return {name: float(value) for name, value in figures.items()}
-
-
-def _card(parts: Parts, story: Mapping[str, Any]) -> CardFacts:
-    recipe = parts.recipe
-    train = recipe.data.train
-    return CardFacts(
-        title=Path(recipe.out).name,
-        objective=str(recipe.objective.name),
-        objective_options=recipe.objective.options,
-        collator=parts.collator.name,
-        collator_options=recipe.collator.options,
-        hyperparameters={**asdict(recipe.train), "steps": story["result"]["steps"]},
-        measures=story["result"]["measures"],
-        versions=story["versions"],
-        sources=[train] if isinstance(train, str) else list(train or []),
-        data=story["data"],
-        tokens_seen=story["result"]["tokens_seen"],
-        base_model=recipe.model.pretrained,
-        data_license=recipe.data.licence,
-    )
 
 
 def _tell(console: Console, title: str, facts: Mapping[str, Any]) -> None:

@@ -14,8 +14,8 @@ from sslnlp.data.config import DataConfig
 from sslnlp.data.prepare import sample_texts
 from sslnlp.errors import UserError
 from sslnlp.recipe.build import TOKENIZER_BYTES, contract_of
-from sslnlp.recipe.run import write_json
 from sslnlp.tokenizer import train_tokenizer
+from sslnlp.writing import write_json
 
 
 def make_tokenizer(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from sslnlp.report.svg import line_chart, point_chart
-from sslnlp.writing import replacing
+from sslnlp.writing import replacing, write_json
 
 Cell = str | int | float | bool | None
 
@@ -87,8 +86,7 @@ class Report:
 
     def write(self, folder: Path) -> Path:
         """Write `report.json` and `report.html` into `folder`, each whole or not at all; returns the page's path."""
-        with replacing(folder / "report.json") as file:
-            file.write(json.dumps(_plain(asdict(self)), indent=2, ensure_ascii=False) + "\n")
+        write_json(folder / "report.json", _plain(asdict(self)))
         with replacing(folder / "report.html") as file:
             file.write(self.html())
         return folder / "report.html"

@@ -1,0 +1,65 @@
+"""What a run says of itself: recipe.json while and after it runs, and the facts of its model card."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from sslnlp.card import CardFacts
+from sslnlp.models import count_parameters
+from sslnlp.objectives.base import Objective
+from sslnlp.recipe.build import Parts
+from sslnlp.recipe.schema import to_dict
+
+_VERSIONS = ("sslnlp", "torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy")
+
+
+def biography(parts: Parts, objective: Objective) -> dict[str, Any]:
+    """What recipe.json holds: the resolved recipe and what it was resolved against."""
+    story = {
+        "recipe": to_dict(parts.recipe),
+        "versions": _versions(),
+        "data": parts.facts,
+        "tokenizer": parts.contract.to_dict() if parts.contract is not None else None,
+        "label_names": parts.label_names,
+        "chosen": parts.chosen,
+        "model": {"class": type(objective.model).__name__, "parameters": count_parameters(objective.model)},
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(story, default=str))
+    return plain
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _VERSIONS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def card_facts(parts: Parts, story: Mapping[str, Any]) -> CardFacts:
+    """What the model card of a finished run tells."""
+    recipe = parts.recipe
+    train = recipe.data.train
+    return CardFacts(
+        title=Path(recipe.out).name,
+        objective=str(recipe.objective.name),
+        objective_options=recipe.objective.options,
+        collator=parts.collator.name,
+        collator_options=recipe.collator.options,
+        hyperparameters={**asdict(recipe.train), "steps": story["result"]["steps"]},
+        measures=story["result"]["measures"],
+        versions=story["versions"],
+        sources=[train] if isinstance(train, str) else list(train or []),
+        data=story["data"],
+        tokens_seen=story["result"]["tokens_seen"],
+        base_model=recipe.model.pretrained,
+        data_license=recipe.data.licence,
+    )
