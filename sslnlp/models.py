@@ -221,6 +221,11 @@ def _reinit(model: PreTrainedModel, wraps: Any, layers: int) -> list[str]:
     return names
 
 
+def embedding_tables(module: nn.Module) -> set[Tensor]:
+    """The tables of all embeddings; a head that is tied to one is the same parameter."""
+    return {part.weight for part in module.modules() if isinstance(part, nn.Embedding)}
+
+
 def layer_of(model: nn.Module) -> dict[str, int]:
     """For every parameter of a layer: which one, from 0 at the input; of both stacks, where there are two."""
     config = getattr(model, "config", None)

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from sslnlp.distributed import cut_like, whole
+from sslnlp.models import embedding_tables
 
 # a·x + b·x³ + c·x⁵, five times over, drives singular values in (0, 1] towards 1 (Jordan et al.).
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -80,10 +81,8 @@ def hidden_matrices(module: nn.Module) -> dict[Tensor, tuple[int, bool]]:
 
     Left out: embeddings, the output head (tied or not), vectors, and matrices with a side below `SMALLEST`.
     """
-    outside: set[Tensor] = set()
+    outside = embedding_tables(module)
     for part in module.modules():
-        if isinstance(part, nn.Embedding):
-            outside.add(part.weight)
         if isinstance(part, PreTrainedModel):
             head: Any = part.get_output_embeddings()
             if head is not None:
@@ -114,6 +113,7 @@ class Muon(torch.optim.Optimizer):
         lr: peak rate of both kinds.
         betas, eps: of AdamW.
         weight_decay: decoupled, of all matrices.
+        embedding_lr_scale: tables of embeddings learn at this multiple of the rate.
         dtype: of the Newton–Schulz products.
     """
 
@@ -125,17 +125,26 @@ class Muon(torch.optim.Optimizer):
         betas: tuple[float, float],
         eps: float,
         weight_decay: float,
+        embedding_lr_scale: float = 1.0,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self._layout = hidden_matrices(module)
         self._dtype = dtype
         trainable = [p for p in module.parameters() if p.requires_grad]
         others = [p for p in trainable if p not in self._layout]
+        tables = embedding_tables(module) if embedding_lr_scale != 1 else set()
         groups: list[dict[str, Any]] = [
             {"params": list(self._layout), "kind": "muon", "weight_decay": weight_decay},
-            {"params": [p for p in others if p.ndim >= 2], "kind": "adamw", "weight_decay": weight_decay},
+            {
+                "params": [p for p in others if p in tables], "kind": "adamw", "weight_decay": weight_decay,
+                "lr_scale": embedding_lr_scale,
+            },
+            {
+                "params": [p for p in others if p.ndim >= 2 and p not in tables], "kind": "adamw",
+                "weight_decay": weight_decay,
+            },
             {"params": [p for p in others if p.ndim < 2], "kind": "adamw", "weight_decay": 0.0},
-        ]
+        ]  # fmt: skip
         # `fused` makes torch load the counts of updates to where the parameters are.
         super().__init__([g for g in groups if g["params"]], {"lr": lr, "betas": betas, "eps": eps, "fused": True})
         self.found_inf: Tensor | None = None

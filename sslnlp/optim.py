@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sslnlp.models import layer_of
+from sslnlp.models import embedding_tables, layer_of
 from sslnlp.muon import Muon
 
 SCHEDULES = ("wsd", "cosine", "linear", "constant")
@@ -35,21 +35,26 @@ def learning_rate_factor(step: int, steps: int, *, schedule: str, warmup: int, d
     return 1.0
 
 
-def parameter_groups(module: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, object]]:
+def parameter_groups(
+    module: nn.Module, weight_decay: float, layer_decay: float = 1.0, embedding_lr_scale: float = 1.0
+) -> list[dict[str, object]]:
     """Matrices decay; biases, norms and other vectors do not. Frozen parameters are left out.
 
     With a `layer_decay` below 1 each layer learns at that factor of the rate of the one above it (`lr_scale`), the
     embeddings at one more; heads and what stands behind the layers learn at the full rate (Howard and Ruder, 2018).
+    Tables of embeddings learn at `embedding_lr_scale` times the rate that they would have.
     """
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     model: Any = getattr(module, "model", module)
     places = {id(model.get_parameter(name)): place for name, place in layer_of(model).items()}
     depth = max(places.values(), default=-1) + 1
     below = _embeddings(model) if depth else set()
+    tables = embedding_tables(module)
     for parameter in module.parameters():
         if parameter.requires_grad:
             place = -1 if id(parameter) in below else places.get(id(parameter), depth)
-            groups.setdefault((parameter.ndim >= 2, layer_decay ** (depth - place)), []).append(parameter)
+            scale = layer_decay ** (depth - place) * (embedding_lr_scale if parameter in tables else 1.0)
+            groups.setdefault((parameter.ndim >= 2, scale), []).append(parameter)
     return [
         {"params": parameters, "weight_decay": weight_decay if matrix else 0.0, "lr_scale": scale}
         for (matrix, scale), parameters in sorted(groups.items(), key=lambda item: item[0], reverse=True)
@@ -75,10 +80,11 @@ def adamw(
     eps: float,
     weight_decay: float,
     layer_decay: float = 1.0,
+    embedding_lr_scale: float = 1.0,
     dtype: torch.dtype,
 ) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter, 2019) with bias correction, one fused kernel for all tensors; always in float32."""
-    groups = [group for group in parameter_groups(module, weight_decay, layer_decay) if group["params"]]
+    groups = parameter_groups(module, weight_decay, layer_decay, embedding_lr_scale)
     return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
 
 

@@ -285,6 +285,7 @@ class Trainer:
         by_layer = {"layer_decay": config.layer_decay} if config.layer_decay < 1 else {}
         return OPTIMIZERS[config.optimizer](
             self.objective, lr=config.lr, betas=tuple(config.betas), eps=config.eps, weight_decay=config.weight_decay,
+            embedding_lr_scale=config.embedding_lr_scale,
             dtype=torch.bfloat16 if config.precision == "bf16" else torch.float32, **by_layer,
         )  # fmt: skip
 

@@ -38,6 +38,8 @@ class TrainConfig:
     weight_decay: float = 0.01
     layer_decay: float = 1.0
     """Each layer learns at this factor of the rate of the one above it; 1: all alike. For fine-tuning; with adamw."""
+    embedding_lr_scale: float = 1.0
+    """Tables of embeddings, and heads tied to them, learn at this multiple of `lr`."""
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-8
     clip: float = 1.0
@@ -98,6 +100,8 @@ class TrainConfig:
             raise UserError(f"train.layer_decay is a factor above 0, at most 1, got {self.layer_decay}")
         if self.layer_decay < 1 and self.optimizer != "adamw":
             raise UserError("train.layer_decay works with train.optimizer=adamw")
+        if not 0 < self.embedding_lr_scale < math.inf:
+            raise UserError(f"train.embedding_lr_scale is a multiple above 0, got {self.embedding_lr_scale}")
         if not 0 <= self.ema < 1:
             raise UserError(f"train.ema is a share from 0 to below 1, got {self.ema}")
         for name in ("warmup", "workers", "weight_decay"):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
-from sslnlp.optim import SCHEDULES, learning_rate_factor, parameter_groups
+from sslnlp.optim import OPTIMIZERS, SCHEDULES, learning_rate_factor, parameter_groups
+from tests.contract import make_trainer
 
 
 def curve(schedule: str, steps: int = 10, warmup: int = 2, decay: float = 0.3) -> list[float]:
@@ -45,3 +48,27 @@ def test_only_matrices_decay_and_frozen_parameters_are_left_out() -> None:
     assert [tuple(p.shape) for p in kept["params"]] == [(4,), (4,), (4,)]
     assert kept["weight_decay"] == 0.0
     assert isinstance(decayed["params"][0], torch.Tensor)
+
+
+@pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
+@pytest.mark.parametrize("name", ["masked_lm", "causal_lm"])
+def test_embeddings_learn_at_their_multiple_of_the_rate(optimizer: str, name: str, tmp_path: Path) -> None:
+    # The first update of AdamW is the rate itself, wherever there is a gradient.
+    options = {"steps": 1, "batch_size": 4, "optimizer": optimizer, "schedule": "constant", "warmup": 0}
+    trainer = make_trainer(name, tmp_path, **options, lr=1e-3, weight_decay=0.0, embedding_lr_scale=4.0)
+    tables = [part.weight for part in trainer.objective.modules() if isinstance(part, nn.Embedding)]
+    vectors = [p for p in trainer.objective.parameters() if p.ndim == 1]
+    before = [p.detach().clone() for p in (*tables, *vectors)]
+    trainer.fit()
+    moved = [(p - old).abs().max().item() for p, old in zip((*tables, *vectors), before, strict=True)]
+    assert moved[: len(tables)] == pytest.approx([4e-3] * len(tables), rel=0.01)
+    assert max(moved[len(tables) :]) == pytest.approx(1e-3, rel=0.01)
+
+
+def test_layers_and_embeddings_have_one_rate_each() -> None:
+    module = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4, bias=False))
+    groups = parameter_groups(module, 0.1, embedding_lr_scale=4.0)
+    assert [(g["lr_scale"], [tuple(p.shape) for p in g["params"]]) for g in groups] == [
+        (4.0, [(5, 4)]),
+        (1.0, [(4, 4)]),
+    ]
