@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ def snippet(text: str, query: str, analyzer: Analyzer, width: int = 240) -> Snip
 
     Without a match (a dense result need not share a word) the text's beginning.
     """
+    text = unicodedata.normalize("NFC", text)  # as the analyzer compares words
     wanted = set(analyzer.terms(query))
     found = [term for term in analyzer.located(text) if term.term in wanted]
     if not found:

@@ -1,3 +1,5 @@
+import unicodedata
+
 import bm25s
 import pytest
 import Stemmer
@@ -25,6 +27,16 @@ def test_every_term_points_at_the_characters_it_came_from(text: str) -> None:
 
 def test_words_without_spaces_become_pairs() -> None:
     assert Analyzer("none").terms("深度学习 cpu学") == ["深度", "度学", "学习", "cpu", "学"]
+
+
+def test_a_letter_and_its_marks_stay_together() -> None:
+    composed = "Müller wohnt in Straße 7a, naïve café"
+    apart = unicodedata.normalize("NFD", composed)
+    assert apart != composed
+    assert Analyzer("german").terms(apart) == Analyzer("german").terms(composed)
+    # The vowels of Hindi and Tamil are marks that compose with nothing.
+    assert Analyzer("none").terms("हिन्दी भाषा, தமிழ் e\u0301") == ["हिन्दी", "भाषा", "தமிழ்"]
+    assert Analyzer("hindi").terms("किताबें") == Analyzer("hindi").terms("किताब")
 
 
 def test_a_language_without_stemmer_keeps_its_words() -> None:

@@ -14,6 +14,11 @@ def test_matches_are_marked_where_they_stand_whatever_their_form() -> None:
     assert [found.text[start:end] for start, end in found.matches] == ["Wings", "fly", "Wing"]
 
 
+def test_an_accent_that_stands_by_itself_is_marked_with_its_letter() -> None:
+    found = snippet("in Mu\u0308nchen", "München", ENGLISH)
+    assert [found.text[start:end] for start, end in found.matches] == ["München"]
+
+
 def test_the_piece_with_most_of_the_query_is_shown() -> None:
     found = snippet(f"a wing. {FILLER} heat of a wing. {FILLER}", "heat wing", ENGLISH, width=80)
     assert found.text.startswith("… ")
