@@ -28,7 +28,18 @@ from urllib.parse import parse_qs, urlsplit
 from sslnlp.errors import UserError
 from sslnlp.search import manifest
 from sslnlp.search.index import Index
-from sslnlp.search.page import DEFAULT_RESULTS, MAX_QUERY, THUMBNAILS, Answer, Stopwatch, ask, clean, render, watched
+from sslnlp.search.page import (
+    DEFAULT_RESULTS,
+    MAX_QUERY,
+    MAX_RESULTS,
+    THUMBNAILS,
+    Answer,
+    Stopwatch,
+    ask,
+    clean,
+    render,
+    watched,
+)
 from sslnlp.search.thumbnails import KIND
 
 PATIENCE = 10.0
@@ -163,7 +174,10 @@ class Handler(BaseHTTPRequestHandler):
             said = "This server answers only to names of its own machine.\n"
             return self._send(403, said, "text/plain; charset=utf-8")
         # The request line was read as Latin-1; bytes that are no UTF-8 become replacement characters.
-        target = urlsplit(self.path.encode("latin-1", "replace").decode("utf-8", "replace"))
+        try:
+            target = urlsplit(self.path.encode("latin-1", "replace").decode("utf-8", "replace"))
+        except ValueError:  # an address that is none: http://[x/
+            return self.send_error(400)
         if target.path == THUMBNAILS:
             return self._thumbnail(target.query)
         if target.path not in ("/", "/api/search"):
@@ -177,7 +191,7 @@ class Handler(BaseHTTPRequestHandler):
             number = given.get("k") or str(DEFAULT_RESULTS)
             shown = {"query": query[:MAX_QUERY], "mode": mode}
             if not (number.isascii() and number.isdigit() and len(number) < 6):
-                raise UserError("The number of results (k) must be a whole number.")
+                raise UserError(f"The number of results (k) must be a whole number from 1 to {MAX_RESULTS}.")
             if not query and not as_json:
                 return self._send(200, self.server.page(**shown))
             answer = self.server.live.ask(query, mode, int(number))
@@ -212,7 +226,7 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         said = "Only GET and HEAD are answered here." if code == 405 else HTTPStatus(code).phrase + "."
         with contextlib.suppress(OSError):
-            self._refuse(code, said, False, {})
+            self._refuse(code, said, getattr(self, "path", "").startswith("/api/"), {})
             self._drain()
 
     def _refuse(self, code: int, message: str, as_json: bool, shown: dict[str, Any]) -> None:

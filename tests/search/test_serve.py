@@ -166,6 +166,7 @@ def test_empty_nothing_found_and_wrong_are_told_apart(hostile: Server) -> None:
         ("/?q=engine&k=101", "from 1 to 100"),
         ("/?q=engine&k=ten", "whole number"),
         ("/?q=engine&k=²", "whole number"),
+        ("/?q=engine&k=-1", "whole number from 1 to 100"),
         ("/?q=" + "x" * (MAX_QUERY + 1), "has 1,001 characters; at most 1,000"),
         ("/?" + "&".join(f"f{i}=1" for i in range(30)), "More than 20 fields"),
     ]:
@@ -223,6 +224,7 @@ def test_only_get_and_head_are_answered(hostile: Server, method: str) -> None:
     reply = get(hostile, "/?q=engine", method)
     assert (reply.status, reply.headers["Allow"]) == (405, "GET, HEAD")
     assert "<li>" not in reply.text
+    assert "Only GET" in json.loads(get(hostile, "/api/search?q=engine", method).text)["error"]
 
 
 @pytest.mark.parametrize(
@@ -241,6 +243,7 @@ def test_only_get_and_head_are_answered(hostile: Server, method: str) -> None:
 )
 def test_broken_requests_are_harmless(hostile: Server, line: bytes) -> None:
     reply = raw(hostile, line + b"\r\nHost: localhost\r\n\r\n")
+    assert reply
     assert b"Traceback" not in reply
     assert not re.search(rb"[\r\n\x00\x1b]Set-Cookie", reply)
     assert b"500" not in reply.partition(b"\r\n")[0]
