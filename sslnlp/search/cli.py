@@ -107,7 +107,7 @@ def _print_hits(index: Index, query: str, hits: list[Hit]) -> None:
         head.append(printable(hit.id), style="cyan")
         if document.title:
             head.append("  ").append(_marked(*snippet(document.title, query, index.analyzer, width=120)))
-        console.print(head)
+        console.print(head, soft_wrap=True)  # a break within an id would be another id for who pipes this on
         if document.text:
             console.print(Text("     ").append(_marked(*snippet(document.text, query, index.analyzer))), soft_wrap=True)
 

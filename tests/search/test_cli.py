@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -59,6 +60,14 @@ def test_markup_in_documents_and_queries_is_text(tmp_path: Path) -> None:
     assert result.exit_code == 0
     assert "[red]x" in result.output
     assert "an [bold]engine[/bold] <script>" in result.output
+
+
+def test_a_long_id_is_one_piece(tmp_path: Path) -> None:
+    name = "/".join(["notes about wings"] * 12) + ".txt"
+    row = {"id": name, "title": "wings " * 30, "text": "a wing"}
+    (tmp_path / "d.jsonl").write_text(json.dumps(row) + "\n")
+    _run("index", tmp_path / "d.jsonl", "--out", tmp_path / "i")
+    assert name in _run("query", tmp_path / "i", "wing").output.splitlines()[0]
 
 
 def test_add_and_delete(tmp_path: Path, index: Path) -> None:
