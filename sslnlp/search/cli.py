@@ -25,6 +25,7 @@ from sslnlp.search.serve_cli import serve_command
 if TYPE_CHECKING:
     from rich.text import Text
 
+    from sslnlp.search.documents import Document
     from sslnlp.search.index import Hit, Index
 
 search_app = typer.Typer(
@@ -66,19 +67,23 @@ def query_command(
     sslnlp search query pictures.index --picture beach.jpg
     """
     from sslnlp.search.index import Index
+    from sslnlp.search.manifest import steady
 
     if (text is None) == (picture is None):
         raise UserError("Give either words to look for or a --picture.")
     if picture is not None and (mode not in (None, "dense") or reranker is not None):
         raise UserError("A picture is compared by vectors alone: leave out --mode and --reranker.")
-    opened = Index(
-        index, model=model, reranker=reranker, depth=depth, rerank_weight=rerank_weight, ann=ann, verify=verify
-    )
-    if picture is not None:
-        return _print_hits(opened, "", opened.search_picture(_content(picture), k))
-    assert text is not None
-    chosen = opened.resolve_mode(mode)
-    hits = opened.search(text, chosen, k)
+
+    def answer() -> tuple[Index, list[tuple[Hit, Document]]]:
+        opened = Index(
+            index, model=model, reranker=reranker, depth=depth, rerank_weight=rerank_weight, ann=ann, verify=verify
+        )
+        hits = opened.search(text or "", mode, k) if picture is None else opened.search_picture(_content(picture), k)
+        return opened, [(hit, opened.documents[hit.row]) for hit in hits]
+
+    opened, hits = steady(index, answer)
+    chosen = "dense" if text is None else opened.resolve_mode(mode)
+    text = text or ""
     if not opened.analyzer.terms(text) and chosen != "dense":
         what = "contributed nothing" if "dense" in opened.modes and chosen != "bm25" else "found nothing"
         typer.echo(f"BM25 {what}: the query holds only stop words, single letters or signs (emoji too).")
@@ -94,15 +99,14 @@ def _content(path: Path) -> bytes:
         raise UserError(f"Cannot read {path}: {error.strerror}.") from error
 
 
-def _print_hits(index: Index, query: str, hits: list[Hit]) -> None:
+def _print_hits(index: Index, query: str, hits: list[tuple[Hit, Document]]) -> None:
     from rich.console import Console
     from rich.text import Text
 
     from sslnlp.search.snippets import printable, snippet
 
     console = Console(highlight=False)
-    for hit in hits:
-        document = index.documents[hit.row]
+    for hit, document in hits:
         head = Text(f"{hit.rank:>3}  {hit.score:.4f}  ")
         head.append(printable(hit.id), style="cyan")
         if document.title:

@@ -15,12 +15,14 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sslnlp.errors import UserError
 from sslnlp.locks import exclusive
+
+T = TypeVar("T")
 
 NAME = "index.json"
 LOCK = "lock"
@@ -115,6 +117,17 @@ def read(out: Path, *, verify: bool = True) -> dict[str, Any]:
             return _checked(out, text, verify)
         except UserError:
             if (out / NAME).read_bytes() == text:  # else a writer committed meanwhile, and took the old files away
+                raise
+
+
+def steady(out: Path, answer: Callable[[], T]) -> T:
+    """`answer()`, which opens and reads the index at `out`; once more where a writer took files away in between."""
+    while True:
+        before = (out / NAME).read_bytes() if (out / NAME).is_file() else b""
+        try:
+            return answer()
+        except OSError:
+            if not (out / NAME).is_file() or (out / NAME).read_bytes() == before:
                 raise
 
 

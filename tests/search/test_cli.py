@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -14,6 +15,7 @@ from typer.testing import CliRunner, Result
 from sslnlp.errors import UserError
 from sslnlp.search import changes, loading
 from sslnlp.search.cli import search_app
+from sslnlp.search.index import Hit, Index
 
 
 def _run(*arguments: object) -> Result:
@@ -51,6 +53,26 @@ def test_a_query_of_stop_words_says_so_and_succeeds(index: Path) -> None:
     assert "only stop words" in result.output
     assert "or signs (emoji too)" in _run("query", index, "🙂").output
     assert "No document matches" in _run("query", index, "zeppelin").output
+
+
+def test_a_query_while_the_index_is_replaced_finds_what_is_there_now(
+    tmp_path: Path, index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "d.jsonl").write_text('{"id": "new", "text": "another wing"}\n')
+    inner, calls = Index.search, []
+
+    def search(self: Index, *arguments: Any) -> list[Hit]:
+        calls.append(1)
+        if len(calls) == 1:  # between opening and reading, where a model takes its seconds to load
+            changes.build_index(tmp_path / "d.jsonl", index)
+        return inner(self, *arguments)
+
+    monkeypatch.setattr(Index, "search", search)
+    result = _run("query", index, "wing")
+    assert result.exit_code == 0
+    assert result.output.split()[2] == "new"
+    monkeypatch.setattr(Index, "search", lambda *arguments: (tmp_path / "gone").read_bytes())
+    assert isinstance(_run("query", index, "wing").exception, FileNotFoundError)  # and not for ever
 
 
 def test_markup_in_documents_and_queries_is_text(tmp_path: Path) -> None:
