@@ -85,6 +85,8 @@ class Index:
         self.facts = manifest.read(self.path, verify=verify)
         if ann and not (self.facts["dense"] and self.facts["dense"]["ann"]):
             raise UserError(f"The index at {self.path} has no graph for approximate search: index again with --ann.")
+        if model is not None and not self.facts["dense"]:
+            raise UserError(f"The index at {self.path} has no vectors, so --model has no use: leave it out.")
         self.pictures = holds_pictures(self.facts)
         self.wordless = self.pictures and not self.facts["bm25"]["terms"]
         if reranker is not None and self.wordless:

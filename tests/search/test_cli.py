@@ -138,6 +138,7 @@ def test_wrong_use_is_a_user_error(tmp_path: Path, corpus: Path, index: Path) ->
         (("query", tmp_path / "none", "x"), "No index"),
         (("query", index, " "), "empty"),
         (("query", index, "x", "--mode", "dense"), "no vectors"),
+        (("query", index, "x", "--model", tmp_path), "--model has no use"),
         (("index", corpus, "--out", tmp_path / "j", "--text-column", "txt"), "no column 'txt'"),
     ]
     for arguments, message in cases:
