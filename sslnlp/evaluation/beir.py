@@ -48,8 +48,9 @@ def load_beir(folder: str | Path, split: str = "test") -> Beir:
     root = Path(folder)
     if not root.is_dir():
         raise UserError(f"no folder {root}; a BEIR folder holds corpus.jsonl, queries.jsonl and qrels/{split}.tsv")
-    corpus = {row["_id"]: f"{row.get('title') or ''} {row['text']}".strip() for row in _jsonl(root / "corpus.jsonl")}
-    queries = {row["_id"]: row["text"] for row in _jsonl(root / "queries.jsonl")}
+    documents = _by_id(root / "corpus.jsonl")
+    corpus = {name: f"{row.get('title') or ''} {row['text']}".strip() for name, row in documents.items()}
+    queries = {name: row["text"] for name, row in _by_id(root / "queries.jsonl").items()}
     qrels = _qrels(root / "qrels" / f"{split}.tsv")
     known = {query: judged for query, judged in qrels.items() if query in queries}
     if not known:
@@ -74,10 +75,10 @@ def _open(path: Path) -> Iterator[tuple[int, str]]:
         raise UserError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
 
 
-def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    empty = True
+def _by_id(path: Path) -> dict[str, dict[str, Any]]:
+    """The rows by their `_id`. One that comes twice is refused: a judgement of it would mean both."""
+    rows: dict[str, dict[str, Any]] = {}
     for number, line in _open(path):
-        empty = False
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
@@ -85,9 +86,11 @@ def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
         for column in ("_id", "text"):
             if not isinstance(row, dict) or not isinstance(row.get(column), str):
                 raise UserError(f"{path}, line {number}: no text in column {column!r}")
-        yield row
-    if empty:
+        if rows.setdefault(row["_id"], row) is not row:
+            raise UserError(f"{path}, line {number}: the id {row['_id']!r} comes twice")
+    if not rows:
         raise UserError(f"{path} is empty")
+    return rows
 
 
 def _qrels(path: Path) -> dict[str, dict[str, int]]:
@@ -98,11 +101,13 @@ def _qrels(path: Path) -> dict[str, dict[str, int]]:
             continue
         try:
             query, document, grade = fields
-            qrels.setdefault(query, {})[document] = int(grade)
+            known = qrels.setdefault(query, {}).setdefault(document, int(grade))
         except ValueError:
             raise UserError(
                 f"{path}, line {number}: expected query-id, corpus-id and a whole-number score between tabs"
             ) from None
+        if known != int(grade):
+            raise UserError(f"{path}, line {number}: {document!r} is judged another way for {query!r} than before")
     if not qrels:
         raise UserError(f"{path} holds no judgements")
     return qrels
