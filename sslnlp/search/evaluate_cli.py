@@ -90,16 +90,17 @@ def evaluate_command(
             index, model=model, reranker=reranker, depth=depth, rerank_weight=rerank_weight, ann=ann, verify=verify
         )
     modes = [] if opened is None else evaluate.modes_of(opened, mode)
+    targets: dict[str, Path] = {}
+    if run is not None:
+        targets = {name: run if len(modes) == 1 else run.with_name(f"{run.stem}.{name}{run.suffix}") for name in modes}
+    for written in targets.values():
+        check_output(written, queries, qrels, *(compare or []))
     judged = evaluate.load_judged(opened, queries, qrels)
     others = evaluate.read_runs(compare or [], judged.qrels, modes)
     evaluate.resolve_baseline(baseline, [*modes, *others])  # a wrong name is told before the long work
     runs: dict[str, Run] = (
         {} if opened is None else {name: evaluate.run_queries(opened, judged.queries, name) for name in modes}
     )
-    if run is not None:
-        for name in modes:
-            target = run if len(modes) == 1 else run.with_name(f"{run.stem}.{name}{run.suffix}")
-            write_run(target, runs[name], f"sslnlp-{name}")
     evaluation = evaluate.evaluate_runs({**runs, **others}, judged.qrels, measures=asked, baseline=baseline)
     if json is not None:
         evaluate.write_json(json, evaluation.as_json())
@@ -111,6 +112,8 @@ def evaluate_command(
     for name, other in others.items():
         if missing := len(judged.queries.keys() - other.keys()):
             typer.echo(f"{name} does not answer {missing:,} of the queries; they count as 0.")
+    for name, target in targets.items():  # last: ids that such a file cannot hold do not cost the figures
+        write_run(target, runs[name], f"sslnlp-{name}")
 
 
 def print_evaluation(evaluation: Evaluation, queries: int) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from sslnlp.errors import UserError
-from sslnlp.search.documents import ID_COLUMNS, find_column, read_rows, string_of
+from sslnlp.search.documents import ID_COLUMNS, find_column, read_rows, string_of, well_formed
 from sslnlp.writing import replacing
 
 Qrels = dict[str, dict[str, int]]
@@ -83,11 +83,13 @@ def write_run(path: str | Path, run: Mapping[str, Mapping[str, float]], tag: str
     """Write `run` as a TREC run file, aside and renamed.
 
     Scores keep every digit, so reading the file back changes no measure. Raises UserError for ids with blanks in them:
-    the format separates by blanks and has no quoting.
+    the format separates by blanks and has no quoting; and for names of files that are no UTF-8.
     """
     for name in (name for query, found in run.items() for name in (query, *found)):
         if not name or len(name.split()) != 1:
             raise UserError(f"The id {name!r} cannot stand in a TREC run: it holds blanks.")
+        if name != well_formed(name):
+            raise UserError(f"The id {name!r} cannot stand in a TREC run: it is no UTF-8.")
     with replacing(path) as file:
         for query, found in run.items():
             for rank, (document, score) in enumerate(found.items(), start=1):

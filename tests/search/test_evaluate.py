@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from sslnlp.errors import UserError
 from sslnlp.search import loading
 from sslnlp.search.cli import search_app
 from sslnlp.search.evaluate import KNOWN_ITEM, evaluate_runs, parse_measures
+from sslnlp.search.trec import write_run
 
 QRELS = {f"q{i}": {"a": 1, "b": 1 if i == 0 else 0} for i in range(6)}
 GOOD = {f"q{i}": {"a": 2.0, "b": 1.0} for i in range(6)}
@@ -52,6 +54,33 @@ def test_evaluate_measures_writes_a_run_and_measures_it_again(tmp_path: Path, co
     assert f"{100 * (1 / ranks['007'] + 1) / 2:.1f}" == row[2]
     compared = [found for found in _rows(again.output) if len(found) == 8]
     assert {tuple(found[2:]) for found in compared} == {("+0.0", "+0.0 to +0.0", "1.000", "1.000", "0", "0")}
+
+
+def test_ids_that_no_run_can_hold_do_not_cost_the_figures(tmp_path: Path) -> None:
+    rows = [{"_id": "two words", "text": "a wing"}, {"_id": "b", "text": "a plate"}]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "q.tsv").write_text("q1\twing\n")
+    (tmp_path / "qrels").write_text("q1\t0\ttwo words\t1\n")
+    _run("index", tmp_path / "d.jsonl", "--out", tmp_path / "i")
+    files = ("--queries", tmp_path / "q.tsv", "--qrels", tmp_path / "qrels")
+    result = _run("evaluate", tmp_path / "i", *files, "--run", tmp_path / "o.trec", "--json", tmp_path / "o.json")
+    assert "cannot stand in a TREC run" in str(result.exception)
+    assert _rows(result.output) == [["bm25", "100.0", "100.0", "100.0"]]
+    assert json.loads((tmp_path / "o.json").read_text())["means"]["bm25"]["mrr"] == 1
+    with pytest.raises(UserError, match="no UTF-8"):
+        write_run(tmp_path / "o.trec", {"q": {"bad\udcffname": 1.0}}, "tag")
+    assert not (tmp_path / "o.trec").exists()
+
+
+def test_a_run_to_compare_with_is_not_written_over(
+    tmp_path: Path, corpus: Path, make_encoder: Callable[..., Path]
+) -> None:
+    _run("index", corpus, "--out", tmp_path / "i", "--model", make_encoder(tmp_path / "m"))
+    other = tmp_path / "out.bm25.trec"
+    other.write_text("q1 Q0 007 1 2.5 tag\n")
+    result = _run("evaluate", tmp_path / "i", corpus, "--run", tmp_path / "out.trec", "--compare", other)
+    assert "is what is to be read" in str(result.exception)
+    assert other.read_text() == "q1 Q0 007 1 2.5 tag\n"
 
 
 def test_run_files_alone_are_measured_and_compared(tmp_path: Path) -> None:
