@@ -113,8 +113,15 @@ def find_column(path: Path, present: Iterable[str], wanted: str | None, usual: I
 
 
 def _documents_of_rows(path: Path, columns: Columns) -> Iterator[Document]:
+    first: str | None = None
     for row_index, (number, row) in enumerate(read_rows(path)):
         id_column = find_column(path, row, columns.id, ID_COLUMNS)
+        first = id_column if row_index == 0 else first
+        if id_column != first:  # a row's number among the ids of others would pass for one of them
+            raise UserError(
+                f"{path} row {number} names its document by {id_column or 'its number'} and the first row by "
+                f"{first or 'its number'}: give every row its id in the same column (--id-column names one)."
+            )
         title_column = find_column(path, row, columns.title, TITLE_COLUMNS)
         text_column = find_column(path, row, columns.text, TEXT_COLUMNS)
         if text_column is None:

@@ -71,6 +71,11 @@ BAD = {
     "type.jsonl": (b'{"text": ["a"]}\n', "is a list, not text"),
     "latin.jsonl": (b'{"text": "na\xefve"}\n', "not UTF-8"),
     "noid.jsonl": (b'{"id": "", "text": "a"}\n', "empty 'id'"),
+    "someid.jsonl": (
+        b'{"id": "a", "text": "a"}\n{"text": "b"}\n',
+        "row 2 .* by its number and the first row by id: give",
+    ),
+    "lateid.jsonl": (b'{"text": "a"}\n{"id": "a", "text": "b"}\n', "row 2 .* by id and the first row by its number"),
     "ragged.csv": (b"id,text\n1,a,b\n", "fields"),
     "short.csv": (b"id,text\n1\n", "fields"),
     "bad.parquet": (b"PAR1 no", "not a readable Parquet"),
