@@ -31,6 +31,8 @@ class Judged(NamedTuple):
     """Relevant documents of the judgements that the index does not hold; they count as not found."""
     unjudged_queries: int
     """Queries without a relevant document: left out of every mean (trec_eval would count them as 0)."""
+    absent_queries: int = 0
+    """Judged queries whose text is not among the queries; left out of every mean."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,9 @@ def load_judged(index: Index | None, queries: str | Path | None, qrels: str | Pa
         raise UserError(f"No query{asked} has a relevant document in {qrels}: do their ids match?")
     known = {doc for query in usable for doc in relevant[query]} if index is None else set(index.documents.ids)
     absent = {doc for query in usable for doc in relevant[query]} - known
-    return Judged(usable, {query: judgements[query] for query in usable}, len(absent), len(texts) - len(usable))
+    judged = {query: judgements[query] for query in usable}
+    textless = sum(bool(found) and query not in texts for query, found in relevant.items())
+    return Judged(usable, judged, len(absent), len(texts) - len(usable), textless)
 
 
 def run_queries(index: Index, queries: Mapping[str, str], mode: str, depth: int = RUN_DEPTH) -> Run:

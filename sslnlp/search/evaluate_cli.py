@@ -107,6 +107,8 @@ def evaluate_command(
     print_evaluation(evaluation, len(judged.queries))
     if judged.unjudged_queries:
         typer.echo(f"{judged.unjudged_queries:,} queries without a relevant document are left out.")
+    if judged.absent_queries:
+        typer.echo(f"{judged.absent_queries:,} judged queries have no text in {queries}; they are left out.")
     if judged.absent_documents:
         typer.echo(f"{judged.absent_documents:,} relevant documents are not in the index; they count as not found.")
     for name, other in others.items():

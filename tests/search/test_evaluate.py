@@ -83,6 +83,14 @@ def test_a_run_to_compare_with_is_not_written_over(
     assert other.read_text() == "q1 Q0 007 1 2.5 tag\n"
 
 
+def test_judged_queries_without_a_text_are_counted(tmp_path: Path, corpus: Path, index: Path) -> None:
+    (tmp_path / "q.tsv").write_text("q1\tslipstream plate\n")
+    qrels = corpus / "qrels" / "test.tsv"
+    result = _run("evaluate", index, "--queries", tmp_path / "q.tsv", "--qrels", qrels)
+    assert "over 1 queries" in result.output
+    assert "1 judged queries have no text in" in result.output  # q2; q3 has nothing to be found
+
+
 def test_run_files_alone_are_measured_and_compared(tmp_path: Path) -> None:
     qrels = tmp_path / "qrels"
     qrels.write_text("".join(f"{q} 0 {d} {g}\n" for q, judged in QRELS.items() for d, g in judged.items()))
