@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from sslnlp.tokenizer import train_tokenizer, word_boundaries
+from sslnlp.errors import UserError
+from sslnlp.tokenizer import sentence_boundaries, train_tokenizer, word_boundaries
 from tests.tiny_tokenizers import CHINESE, ENGLISH, KINDS, tiny
 
 
@@ -155,3 +156,9 @@ def test_llama_style_byte_fallback():
     row = ["▁the", "▁lamp", "s", ",", "▁", "lamp", "<0xE7>", "<0x81>", "<0xAF>", "lamp"]
     starts = boundaries.starts(np.array([pieces.index(p) for p in row]))
     assert starts.tolist() == [True, True, False, True, True, False, True, False, False, True]
+
+
+@pytest.mark.parametrize("boundaries", [word_boundaries, sentence_boundaries])
+def test_a_tokenizer_that_is_not_fast_is_refused(boundaries):
+    with pytest.raises(UserError, match="ByT5Tokenizer has no tokenizer"):
+        boundaries(ByT5Tokenizer())

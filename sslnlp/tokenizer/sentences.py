@@ -15,7 +15,6 @@ A token that holds the end of one sentence and the start of the next counts to t
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -25,7 +24,7 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from sslnlp.tokenizer.specials import special_mask, vocabulary_size
-from sslnlp.tokenizer.words import character_class, complete_characters, token_spelling
+from sslnlp.tokenizer.words import character_class, complete_characters, described, token_spelling
 
 Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
@@ -132,12 +131,13 @@ class SentenceBoundaries:
 
 
 def sentence_boundaries(tokenizer: PreTrainedTokenizerBase) -> SentenceBoundaries:
-    """The table for a fast tokenizer: WordPiece, byte-level BPE, BPE or Unigram with ▁, or whole words."""
+    """The table for a fast tokenizer: WordPiece, byte-level BPE, BPE or Unigram with ▁, or whole words. `UserError` for
+    one that is not fast."""
     size = vocabulary_size(tokenizer)
     boundaries = SentenceBoundaries(*(np.zeros(shape, dtype=np.int64) for shape in (size, (size, 2), (size, 2))))
     vocabulary, added = tokenizer.get_vocab(), tokenizer.added_tokens_decoder
     spelling = token_spelling(tokenizer)
-    continuing = json.loads(tokenizer.backend_tokenizer.to_str())["model"].get("continuing_subword_prefix") or ""
+    continuing = described(tokenizer)["model"].get("continuing_subword_prefix") or ""
     cased = any(token[:1].isupper() for token, i in vocabulary.items() if i not in added)
     for token, i in vocabulary.items():
         if spelling is None:

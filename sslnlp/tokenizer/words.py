@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
+from sslnlp.errors import UserError
 from sslnlp.tokenizer.counting import SPACELESS
 from sslnlp.tokenizer.specials import special_mask, vocabulary_size
 
@@ -81,7 +82,8 @@ class WordBoundaries:
 
 
 def word_boundaries(tokenizer: PreTrainedTokenizerBase) -> WordBoundaries:
-    """The table for a fast tokenizer: WordPiece, byte-level BPE, BPE or Unigram with ▁, or whole words."""
+    """The table for a fast tokenizer: WordPiece, byte-level BPE, BPE or Unigram with ▁, or whole words. `UserError` for
+    one that is not fast."""
     describe = _describer(tokenizer)
     flags = np.full(vocabulary_size(tokenizer), ALWAYS, dtype=np.uint8)
     added = tokenizer.added_tokens_decoder
@@ -92,9 +94,20 @@ def word_boundaries(tokenizer: PreTrainedTokenizerBase) -> WordBoundaries:
     return WordBoundaries(flags)
 
 
+def described(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What a fast tokenizer says of its parts (its `tokenizer.json`); `UserError` for one written in Python."""
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"where words and sentences begin is read off a fast tokenizer, and {type(tokenizer).__name__} has no "
+            "tokenizer.json; convert it or choose another"
+        )
+    parts: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
+    return parts
+
+
 def _describer(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], int]:
     """From a vocabulary entry to its flags, by what the tokenizer says of itself."""
-    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    model = described(tokenizer)["model"]
     if model["type"] == "WordPiece":
         continuing = model["continuing_subword_prefix"]
         return lambda token: NEVER if token.startswith(continuing) else ALWAYS
@@ -107,7 +120,7 @@ def token_spelling(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], bytes]
 
     None where the vocabulary does not say where spaces were (WordPiece, vocabularies of whole words).
     """
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    backend = described(tokenizer)
     if backend["model"]["type"] == "WordPiece":
         return None
     kinds = {part["type"]: part for key in ("pre_tokenizer", "decoder") for part in _parts(backend[key])}
