@@ -139,7 +139,8 @@ def _stock(folder: Path) -> Any:
             truncation=True,
             padding=True,
             return_tensors="pt",
-            return_token_type_ids=segments if pairs is not None else False,
+            # As in training: segments where the tokenizer marks them; new ones of ours do not.
+            return_token_type_ids=None if pairs is not None and segments else False,
         ).to(device)
         with torch.no_grad():
             found: Floats = model(**batch).logits.float().cpu().numpy()

@@ -240,6 +240,15 @@ def test_a_row_without_text_gets_no_label(single: Path, tmp_path: Path, caplog: 
         predict_file(str(single / "export"), data, out)
 
 
+def test_pairs_are_read_as_a_stock_pipeline_and_training_read_them(single: Path) -> None:
+    """Our tokenizers mark no segments: the embedding of the second one is as random as it was made."""
+    first, second = [row["text"] for row in texts(4, 1)], [row["text"] for row in texts(4, 2)]
+    stock = pipeline("text-classification", model=str(single / "export"), top_k=None, device=own_device())
+    answers = stock([{"text": a, "text_pair": b} for a, b in zip(first, second, strict=True)], truncation=True)
+    for answer, found in zip(answers, Predictor.load(str(single / "export"))(first, second), strict=True):
+        assert {one["label"]: one["score"] for one in answer} == pytest.approx(found.probabilities, abs=1e-5)
+
+
 def test_single_texts_and_pairs_are_told_apart(single: Path, tmp_path: Path) -> None:
     data, out = tmp_path / "new.jsonl", tmp_path / "out.jsonl"
     data.write_text(json.dumps({"sentence1": "a rose", "sentence2": "a cherry"}) + "\n")
