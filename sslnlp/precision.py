@@ -1,9 +1,12 @@
-"""Half precision: whether it pays on this machine, which is measured, because a CPU without bf16 units emulates it."""
+"""The precision of a run: whether half of it pays on this machine, which is measured, because a CPU without bf16 units
+emulates it."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,6 +20,22 @@ FASTER = 2.0
 
 SLOWER = 1.5
 """A product that takes this much longer in bf16 than in float32 means that the CPU has no units for it."""
+
+
+@contextlib.contextmanager
+def float32_by_default() -> Iterator[None]:
+    """Inside, new tensors are float32 on the CPU, as torch has it, whatever the caller's program made its defaults.
+
+    A run moves what it makes to its device and computes in its precision; heads and masks that took another type or
+    place from the caller's defaults would not go together with the model.
+    """
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with contextlib.nullcontext() if device.type == "cpu" else torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 def fitting_precision(device: torch.device) -> str:

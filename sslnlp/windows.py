@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, Sampler
 
 from sslnlp.errors import UserError
@@ -102,6 +103,7 @@ def iterate(
         pin_memory=pin_memory,
         prefetch_factor=4 if workers else None,
         worker_init_fn=_leave_signals_to_the_loop,
+        generator=torch.Generator(),  # else it draws seeds of workers, which nothing reads, from the caller's
     )
     batches = iter(loader)
     for step in range(start, stop):

@@ -9,7 +9,9 @@ from types import SimpleNamespace
 from typing import Any, ClassVar, Literal
 
 import pytest
+import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+from transformers.utils import logging
 
 from sslnlp.architectures import ARCHITECTURES
 from sslnlp.collators import COLLATORS, Collator, get_collator
@@ -330,6 +332,28 @@ def test_resuming_a_finished_run_exports_it_again(bert: Path) -> None:
     weights = (bert / "export" / "model.safetensors").read_bytes()
     run(load_recipe(str(bert), ["train.workers=0", "train.log_every=1"]), resume=True)
     assert (bert / "export" / "model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.parametrize("objective", ["masked_lm", "vae"])
+def test_what_the_caller_has_set_is_neither_met_nor_moved(objective: str, text_file: Path, tmp_path: Path) -> None:
+    keys = [f"objective.name={objective}", f"data.train={text_file}", f"data.cache={tmp_path}", "model.dropout=0.1"]
+    plain = run(load_recipe("pretrain_bert", [*TINY, *keys, f"out={tmp_path / 'plain'}"]))
+    drawn, said = torch.get_rng_state(), logging.get_verbosity()
+    try:
+        torch.set_default_dtype(torch.float64)
+        torch.set_default_device("meta")
+        logging.set_verbosity_info()
+        odd = run(load_recipe("pretrain_bert", [*TINY, *keys, f"out={tmp_path / 'odd'}"]))
+        assert (torch.get_default_dtype(), torch.get_default_device()) == (torch.float64, torch.device("meta"))
+        assert logging.get_verbosity() == logging.INFO
+        assert logging.is_progress_bar_enabled()
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+        logging.set_verbosity(said)
+    assert torch.equal(torch.get_rng_state(), drawn)
+    weights = [(out / "export" / "model.safetensors").read_bytes() for out in (plain, odd)]
+    assert weights[0] == weights[1]
 
 
 def test_a_decoder_runs(text_file: Path, tmp_path: Path) -> None:

@@ -8,11 +8,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
 from sslnlp.quickstart.plan import Plan
+from sslnlp.search.encoder import quiet_loading
 
 CLOZE = ("Return a copy of the {mask}.", "Raises {mask} if the index is out of range.", "The {mask} of the matrix.")
 PROMPTS = ("Return the", "Raises an exception if", "Parameters\n")
 
 
+@quiet_loading()
 def fill(plan: Plan, *, best: int = 3) -> list[tuple[str, str]]:
     """(text with a gap, the most probable fillings) by the exported encoder."""
     folder = str(plan.out / "encoder" / "export")
@@ -28,6 +30,7 @@ def fill(plan: Plan, *, best: int = 3) -> list[tuple[str, str]]:
     return answers
 
 
+@quiet_loading()
 def continue_text(plan: Plan, *, tokens: int = 24) -> list[tuple[str, str]]:
     """(beginning, how the exported decoder goes on), the most probable token each time."""
     folder = str(plan.out / "decoder" / "export")

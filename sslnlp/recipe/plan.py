@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from sslnlp import budget, distributed
 from sslnlp.budget import Pace, nearest_folder, occasions, parse_duration
@@ -22,11 +21,13 @@ from sslnlp.data.stream import Stream
 from sslnlp.evaluation import evaluate_held_out
 from sslnlp.models import count_parameters
 from sslnlp.objectives.base import Objective
+from sslnlp.precision import float32_by_default
 from sslnlp.recipe.build import Parts, build_objective, build_parts, cache_folder, processes, resolve
 from sslnlp.recipe.check import check_compared
 from sslnlp.recipe.choose import choose
 from sslnlp.recipe.costs import count, memory
 from sslnlp.recipe.schema import Recipe
+from sslnlp.search.encoder import quiet_loading
 from sslnlp.sharding import sharding_asked
 from sslnlp.sums import count_tokens
 from sslnlp.train import Trainer
@@ -38,6 +39,8 @@ HELD_OUT_BATCHES = 12
 long as they are more."""
 
 
+@float32_by_default()
+@quiet_loading()
 def plan(recipe: Recipe, *, world: int | None = None, console: Console | None = None) -> dict[str, float]:
     """Print and return the plan of a recipe: parameters, tokens, FLOPs a token, memory, speed, time.
 
@@ -53,8 +56,6 @@ def plan(recipe: Recipe, *, world: int | None = None, console: Console | None = 
         Name -> figure: bytes (`memory`, `peak_memory`, of one process), seconds, shares, or plain numbers. The
         `expected_time` is that of finding the data and of `training`; Python's start and the export come on top.
     """
-    disable_progress_bar()  # as a run does: what is loaded is said in one line
-    set_verbosity_error()
     recipe, inherited = resolve(recipe)
     with _processes(world) as world:
         main = processes().is_main_process

@@ -13,7 +13,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from sslnlp.distributed import alone, world_size
 from sslnlp.errors import UserError
@@ -22,7 +21,7 @@ from sslnlp.export import export_model
 from sslnlp.lora import merged
 from sslnlp.models import count_parameters
 from sslnlp.objectives.base import Objective
-from sslnlp.precision import fitting_precision
+from sslnlp.precision import fitting_precision, float32_by_default
 from sslnlp.recipe.adapting import adapted
 from sslnlp.recipe.biography import biography, card_facts
 from sslnlp.recipe.build import Parts, build_objective, build_parts, processes, resolve
@@ -36,6 +35,7 @@ from sslnlp.recipe.rows import first_rows, training_rows
 from sslnlp.recipe.schema import Recipe
 from sslnlp.report import make_report
 from sslnlp.report.sections import short_form
+from sslnlp.search.encoder import quiet_loading
 from sslnlp.sharding import sharding_asked
 from sslnlp.train import Trainer
 from sslnlp.writing import write_json
@@ -43,6 +43,8 @@ from sslnlp.writing import write_json
 log = logging.getLogger(__name__)
 
 
+@float32_by_default()
+@quiet_loading()  # `models` says it in one line
 def run(recipe: Recipe, *, resume: bool = False, console: Console | None = None) -> Path:
     """Run a recipe and return its folder, `out`; its `export/` is a plain Hugging Face folder.
 
@@ -51,8 +53,6 @@ def run(recipe: Recipe, *, resume: bool = False, console: Console | None = None)
     and when another process trains in `out`.
     """
     main = processes().is_main_process
-    disable_progress_bar()  # what `transformers` says about loading, `models` says in one line
-    set_verbosity_error()
     console = console or Console(stderr=True, quiet=not main)
     if recipe.adapt.steps:
         resolve(recipe)  # what is wrong with the labelled part is said before the long one

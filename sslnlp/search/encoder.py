@@ -215,7 +215,8 @@ def _read_json(path: Path) -> Any:
 
 @contextlib.contextmanager
 def quiet_loading() -> Iterator[None]:
-    """A search prints its results, not how it read the weights; what the loader reports is judged by the caller."""
+    """A command prints its results, not how it read the weights; what the loader reports is judged by the caller. What
+    `transformers` said before, it says again after."""
     from transformers.utils import logging
 
     shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
