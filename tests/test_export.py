@@ -376,6 +376,18 @@ def test_hostile_names_stay_text() -> None:
     assert html.count("&lt;script&gt;") == HOSTILE_PLACES
 
 
+@pytest.mark.parametrize(
+    ("columns", "asked"),
+    [
+        ({"text": "sentence"}, 'pipe("One text")'),
+        ({"text": "a", "text_pair": "b"}, 'pipe({"text": "One text", "text_pair": "Another one"})'),
+    ],
+)
+def test_the_card_asks_a_classifier_for_what_it_was_trained_on(columns: dict[str, str], asked: str) -> None:
+    facts = {"title": "t", "architecture": "BertForSequenceClassification", "data": {"columns": columns}}
+    assert asked in model_card(facts)
+
+
 def test_the_card_says_only_what_is_known() -> None:
     text = model_card({"title": "bare"})
     assert "license" not in text

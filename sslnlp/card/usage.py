@@ -85,6 +85,8 @@ def snippet(facts: CardFacts) -> str:
         return f"{_python(lines)}\n\nWithout sentence-transformers, the same vectors:\n\n{_python(_vectors(facts))}"
     elif task in ("fill-mask", "text-generation", "text-classification", "token-classification"):
         text = 'f"One {pipe.tokenizer.mask_token} word."' if task == "fill-mask" else '"One text"'
+        if task == "text-classification" and "text_pair" in (facts.data.get("columns") or {}):
+            text = '{"text": "One text", "text_pair": "Another one"}'
         lines = [
             "from transformers import pipeline",
             "",
