@@ -19,7 +19,8 @@ from sslnlp.data.labelled import TEXT_PAIRS
 from sslnlp.distributed import own_device
 from sslnlp.errors import UserError
 from sslnlp.export import LABEL_NAMES
-from sslnlp.search.encoder import Encoder, quiet_loading, resolve
+from sslnlp.quiet import quiet_loading
+from sslnlp.search.encoder import Encoder, resolve
 from sslnlp.writing import check_output, replacing
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,8 @@ from sslnlp.data.pictured import PictureRows, every_picture
 from sslnlp.errors import UserError
 from sslnlp.evaluation.zero_shot import TEMPLATES, check_templates, class_vectors
 from sslnlp.picture_encoder import PictureEncoder, Vectors
-from sslnlp.search.encoder import quiet_loading, resolve
+from sslnlp.quiet import quiet_loading
+from sslnlp.search.encoder import resolve
 from sslnlp.writing import check_output, replacing
 
 BLOCK = 256

@@ -151,7 +151,7 @@ OBJECTIVE_OPTIONS = {
 # Who may import whom: a module imports from its own level and the levels above it in this list.
 LEVELS = [
     "errors types rng __init__",
-    "registry locks writing",
+    "registry locks writing quiet",
     "nn attention adapt distributed label_spreading lora pictures augment picture_encoder",
     "tokenizer",
     "architectures vision models modes packed generation",

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
 from sslnlp.quickstart.plan import Plan
-from sslnlp.search.encoder import quiet_loading
+from sslnlp.quiet import quiet_loading
 
 CLOZE = ("Return a copy of the {mask}.", "Raises {mask} if the index is out of range.", "The {mask} of the matrix.")
 PROMPTS = ("Return the", "Raises an exception if", "Parameters\n")

@@ -22,12 +22,12 @@ from sslnlp.evaluation import evaluate_held_out
 from sslnlp.models import count_parameters
 from sslnlp.objectives.base import Objective
 from sslnlp.precision import float32_by_default
+from sslnlp.quiet import quiet_loading
 from sslnlp.recipe.build import Parts, build_objective, build_parts, cache_folder, processes, resolve
 from sslnlp.recipe.check import check_compared
 from sslnlp.recipe.choose import choose
 from sslnlp.recipe.costs import count, memory
 from sslnlp.recipe.schema import Recipe
-from sslnlp.search.encoder import quiet_loading
 from sslnlp.sharding import sharding_asked
 from sslnlp.sums import count_tokens
 from sslnlp.train import Trainer

@@ -22,6 +22,7 @@ from sslnlp.lora import merged
 from sslnlp.models import count_parameters
 from sslnlp.objectives.base import Objective
 from sslnlp.precision import fitting_precision, float32_by_default
+from sslnlp.quiet import quiet_loading
 from sslnlp.recipe.adapting import adapted
 from sslnlp.recipe.biography import biography, card_facts
 from sslnlp.recipe.build import Parts, build_objective, build_parts, processes, resolve
@@ -35,7 +36,6 @@ from sslnlp.recipe.rows import first_rows, training_rows
 from sslnlp.recipe.schema import Recipe
 from sslnlp.report import make_report
 from sslnlp.report.sections import short_form
-from sslnlp.search.encoder import quiet_loading
 from sslnlp.sharding import sharding_asked
 from sslnlp.train import Trainer
 from sslnlp.writing import write_json

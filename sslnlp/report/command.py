@@ -13,6 +13,7 @@ from sslnlp.card import with_report
 from sslnlp.errors import UserError
 from sslnlp.hub import export_folder
 from sslnlp.picture_encoder import PictureEncoder
+from sslnlp.quiet import quiet_loading
 from sslnlp.recipe.build import cache_folder
 from sslnlp.recipe.reporting import corrupting
 from sslnlp.recipe.schema import from_dict
@@ -24,7 +25,6 @@ from sslnlp.report.picture_material import PictureMaterial
 from sslnlp.report.runs import RunFacts, make_report, read_runs, run_of
 from sslnlp.report.sections import sheet_file, short_form
 from sslnlp.report.subject import subject_of
-from sslnlp.search.encoder import quiet_loading
 from sslnlp.writing import naming, replacing
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,8 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from sslnlp.distributed import own_device
 from sslnlp.errors import UserError
 from sslnlp.hub import how_again
-from sslnlp.search.encoder import Encoder, EncoderSettings, quiet_loading, read_settings
+from sslnlp.quiet import quiet_loading
+from sslnlp.search.encoder import Encoder, EncoderSettings, read_settings
 
 Kind = Literal["masked", "causal", "encoder-decoder", "encoder"]
 

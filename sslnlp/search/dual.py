@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from sslnlp.errors import UserError
 from sslnlp.picture_encoder import PictureEncoder
 from sslnlp.pictures import BrokenPicture
-from sslnlp.search.encoder import Kind, Reads, fingerprint, quiet_loading, resolve
+from sslnlp.quiet import quiet_loading
+from sslnlp.search.encoder import Kind, Reads, fingerprint, resolve
 
 
 class DualEncoder:

@@ -8,10 +8,9 @@ A plain encoder folder without them is mean-pooled and normalised.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,6 +25,7 @@ from sslnlp.distributed import own_device
 from sslnlp.errors import UserError
 from sslnlp.evaluation.beir import encode_sorted
 from sslnlp.nn import Pooling
+from sslnlp.quiet import quiet_loading
 from sslnlp.search.manifest import sha256_of
 from sslnlp.types import Encoding
 
@@ -211,23 +211,6 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is not readable JSON ({error}).") from error
-
-
-@contextlib.contextmanager
-def quiet_loading() -> Iterator[None]:
-    """A command prints its results, not how it read the weights; what the loader reports is judged by the caller. What
-    `transformers` said before, it says again after."""
-    from transformers.utils import logging
-
-    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _first_line(error: Exception) -> str:

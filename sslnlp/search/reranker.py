@@ -29,7 +29,8 @@ from sslnlp.errors import UserError
 from sslnlp.models import max_positions
 from sslnlp.objectives.late_interaction import max_sim
 from sslnlp.objectives.text_head import model_inputs
-from sslnlp.search.encoder import fingerprint, quiet_loading, resolve
+from sslnlp.quiet import quiet_loading
+from sslnlp.search.encoder import fingerprint, resolve
 from sslnlp.types import Encoding
 
 _LONGEST = 512
