@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -91,7 +92,7 @@ def stream_files(extension: str, files: list[Path]) -> Iterator[dict[str, Any]]:
     for file in files:
         for _ in plain.lines(file):  # names the line of bad bytes, which the parsers do not
             pass
-    options: dict[str, Any] = {"data_files": [str(file) for file in files], "split": "train", "streaming": True}
+    options: dict[str, Any] = {"data_files": _exactly(files), "split": "train", "streaming": True}
     try:
         with quiet():
             stream = datasets.load_dataset(LOADERS[extension], **options, **options_of(extension, files))
@@ -113,7 +114,7 @@ def load_files(extension: str, files: list[Path], cache: str | None) -> list[tup
     tables: list[tuple[str, datasets.Dataset]] = []
     try:
         for run in alike(extension, files):
-            options: dict[str, Any] = {"data_files": [str(file) for file in run], "split": "train", "cache_dir": cache}
+            options: dict[str, Any] = {"data_files": _exactly(run), "split": "train", "cache_dir": cache}
             table = datasets.load_dataset(LOADERS[extension], **options, **options_of(extension, run))
             tables.append((str(run[0]), with_numbers(table) if LOADERS[extension] == "csv" else table))
     except UserError:
@@ -121,6 +122,12 @@ def load_files(extension: str, files: list[Path], cache: str | None) -> list[tup
     except Exception as error:
         raise diagnose(extension, files, error) from None
     return tables
+
+
+def _exactly(files: list[Path]) -> list[str]:
+    """The files as `datasets` is told them: it takes a name for a pattern, `a[1].csv` for `a1.csv`, and what matches
+    nothing it leaves out silently."""
+    return [glob.escape(str(file)) for file in files]
 
 
 def alike(extension: str, files: list[Path]) -> Iterator[list[Path]]:

@@ -78,6 +78,23 @@ def test_several_text_files_are_a_document_each(tmp_path):
     assert list(open_source(str(tmp_path)).documents()) == ["a\n\na", "b\n\nb"]
 
 
+@pytest.mark.parametrize("extension", ["csv", "json", "parquet"])
+def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tmp_path, extension):
+    datasets = pytest.importorskip("datasets")
+    names = ("a[1]", "a1", "b*", "bc")
+    for name in names:
+        path = tmp_path / "[x]" / f"{name}.{extension}"
+        if extension == "parquet":
+            datasets.Dataset.from_list([{"text": name, "n": 1}]).to_parquet(path)
+        else:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(json.dumps([{"text": name, "n": 1}]) if extension == "json" else f"text,n\n{name},1\n")
+    for name in names:
+        source = open_source(str(tmp_path / "[x]" / f"{name}.{extension}"), cache=str(tmp_path / "cache"))
+        assert list(source.documents()) == source.table()["text"][:] == [name]
+    assert sorted(open_source(str(tmp_path / "[x]")).documents()) == sorted(names)
+
+
 def test_the_only_column_of_strings_is_the_text(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"n": 1, "body": "x"}\n{"n": 2, "body": null}\n')
