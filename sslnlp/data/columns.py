@@ -18,10 +18,17 @@ _CHANGES_AS_NUMBER = r"^[-+]?(0\d|\d{19})"
 
 
 def csv_columns(file: Path, separator: str) -> list[str]:
-    """The header, as `datasets` reads it; raises what pandas raises where there is none."""
+    """The header, as `datasets` reads it; raises what pandas raises where there is none, and `UserError` where it names
+    fewer columns than there are: pandas takes the first values for names of rows then, and the text would be lost."""
     import pandas  # type: ignore[import-untyped]
 
-    return list(pandas.read_csv(file, sep=separator, nrows=0).columns)
+    table = pandas.read_csv(file, sep=separator, nrows=1, dtype=str)
+    if not isinstance(table.index, pandas.RangeIndex):
+        raise UserError(
+            f"{file} has more values in its first row than names in its header ({', '.join(table.columns)}): name "
+            f"every column, put texts with {separator!r} in quotes, and separate columns by {separator!r}"
+        )
+    return list(table.columns)
 
 
 def parquet_columns(file: Path) -> list[str]:

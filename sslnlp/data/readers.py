@@ -143,7 +143,10 @@ def _column_names(extension: str, file: Path) -> list[str]:
     """The columns of a table: of `.json` and `.jsonl` those of the first row."""
     match extension:
         case ".csv" | ".tsv":
-            return csv_columns(file, "\t" if extension == ".tsv" else ",")
+            try:
+                return csv_columns(file, "\t" if extension == ".tsv" else ",")
+            except Exception as error:
+                raise diagnose(extension, [file], error) from None
         case ".parquet":
             return parquet_columns(file)
         case ".jsonl":
@@ -166,6 +169,8 @@ def _first_object(file: Path) -> dict[str, Any]:
 
 def diagnose(extension: str, files: list[Path], error: Exception) -> UserError:
     """Which file, and where in it, made a reader fail."""
+    if isinstance(error, UserError):
+        return error
     for file in files:
         try:
             if extension == ".parquet":
@@ -178,6 +183,9 @@ def diagnose(extension: str, files: list[Path], error: Exception) -> UserError:
                     pass
             elif extension == ".json":
                 json.loads("\n".join(plain.lines(file)))
+            else:
+                for _ in plain.lines(file):
+                    pass
         except UserError as bad:
             return bad
         except Exception as bad:

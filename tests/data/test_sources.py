@@ -127,6 +127,8 @@ WRONG = {
     "broken zst": ("a.txt.zst", b"not zstd", r"a\.txt\.zst"),
     "ambiguous": ("a.jsonl", b'{"title": "x", "body": "y"}\n', r"title, body; say data\.text=NAME"),
     "no text": ("a.jsonl", b'{"text": [1, 2]}\n', "holds list"),
+    "commas not in quotes": ("a.csv", b"text,label\nWell, yes,1\nNo, no,2\n", r"more values in its first row"),
+    "another separator": ("a.csv", b"text;label\nWell, yes;1\nNo;2\n", r"text;label.*separate columns by ','"),
     "empty": ("a.txt", b"", "is empty"),
     "unknown kind": ("a.docx", b"x", r"unknown kind of file.*\.parquet"),
 }
@@ -149,6 +151,17 @@ def test_wrong_content_of_a_table_is_one_clear_line(tmp_path, case):
     with pytest.raises(UserError, match=message) as caught:
         source.table()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("second", [b"text,label\nna\xefve,1\n", gzip.compress(b"")])
+def test_one_wrong_file_of_several_is_named(tmp_path, second):
+    wrong = tmp_path / ("b.csv.gz" if second[:2] == b"\x1f\x8b" else "b.csv")
+    wrong.write_bytes(second)
+    (tmp_path / "a.csv").write_text("text,label\nx,1\n")
+    source = open_source([str(tmp_path / "a.csv"), str(wrong)], cache=str(tmp_path / "cache"))
+    for read in (lambda: list(source.documents()), source.table):
+        with pytest.raises(UserError, match=rf"{wrong.name}\b"):
+            read()
 
 
 def test_rows_of_json_lines_may_differ_and_words_stay_words(tmp_path):
