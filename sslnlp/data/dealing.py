@@ -123,8 +123,8 @@ class _Dealt:
         how = plain.resolve(files[".txt"], config.split_text) if ".txt" in files else config.split_text
         if set(files) == {".txt"}:
             return None, how
-        row = next(self.source.rows(), None)
-        return (text_column(row, config.text, self.source.spec) if row is not None else config.text), how
+        head = next((head for _, head, _ in self.source.headed()), None)
+        return (text_column(head, config.text, self.source.spec) if head is not None else config.text), how
 
     def _blocks(self) -> Iterator[tuple[int, Iterable[Texts]]]:
         for piece, block in enumerate(regrouped(self._runs(), joining.BLOCK, sys.maxsize)):

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ from sslnlp.errors import UserError, suggest
 RUN_DOCUMENTS = 256
 RUN_CHARS = 1 << 20
 """Of documents that do not come in runs, so many are put together."""
+HEAD_ROWS = 16
+"""Of a table that are looked at for its text: few, because they are held and a row may be a book."""
 
 
 @dataclass
@@ -67,6 +70,18 @@ class Source:
         """Rows of the tables and hub data sets, one at a time; `.txt` files are not among them."""
         for _, rows in self._tables():
             yield from rows
+
+    def headed(self) -> Iterator[tuple[str, dict[str, Any], Iterator[dict[str, Any]]]]:
+        """The rows of every table that has some, with its name and its head: the first value of each column. The first
+        row alone does not tell the text: its own may be missing, and a title passes for the only column of strings."""
+        for name, rows in self._tables():
+            rows = iter(rows)
+            first = list(islice(rows, HEAD_ROWS))
+            head: dict[str, Any] = {}
+            for row in first:
+                head |= {column: value for column, value in row.items() if head.get(column) is None}
+            if first:
+                yield name, head, chain(first, rows)
 
     def _tables(self) -> Iterator[tuple[str, Iterator[dict[str, Any]]]]:
         """The rows of every file but `.txt` (of one after the other where the columns are the same), and of each hub
@@ -123,11 +138,10 @@ class Source:
         if not self.hub and set(self.files) <= {".txt"}:
             return
         column: str | None = None
-        for name, rows in self._tables():
+        for name, head, rows in self.headed():
+            column = column or text_column(head, text, self.spec)
             names: dict[str, None] = {}  # of its columns
             for row in rows:
-                if column is None:
-                    column = text_column(row, text, self.spec)
                 if column not in names:  # a row may lack it, not all rows
                     names |= dict.fromkeys(row)
                 if name == ".parquet":  # a format of columns: from here on the others are not read

@@ -101,6 +101,15 @@ def test_the_only_column_of_strings_is_the_text(tmp_path):
     assert list(open_source(str(path)).documents()) == ["x", ""]
 
 
+def test_the_text_is_found_where_the_first_rows_have_none(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"title": "t", "body": null}\n{"title": "t", "body": "x"}\n')
+    with pytest.raises(UserError, match=r"title, body; say data\.text=NAME"):
+        list(open_source(str(path)).documents())
+    path.write_text('{}\n{"title": "t"}\n{"title": "t", "text": "x"}\n')
+    assert list(open_source(str(path)).documents()) == ["", "", "x"]
+
+
 def test_the_fingerprint_follows_the_content_not_the_name_or_the_time(tmp_path):
     import os
 
