@@ -18,7 +18,9 @@ _SPLITS = {
     "validation": re.compile(r"(valid(ation)?|val|dev)([-_.\d]|$)", re.I),
     "test": re.compile(r"(test|eval)([-_.\d]|$)", re.I),
 }
-_SCHEMES = ("http://", "https://", "hf://", "s3://")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+# What `datasets` writes beside its tables: facts in JSON, which are no rows.
+_SAVED = ("dataset_dict.json", "dataset_info.json")
 
 
 def kind(path: Path) -> str:
@@ -45,7 +47,7 @@ def find_files(spec: str, split: str) -> list[Path] | None:
         if not matched:
             raise UserError(f"nothing matches {spec!r}; quote the pattern and check the folder")
         return matched
-    if spec.startswith(_SCHEMES):
+    if _SCHEME.match(spec):
         raise UserError(f"{spec}: addresses are not read; download the file, or give a hub name such as owner/name")
     if kind(path) or not _HUB.fullmatch(spec) or path.suffix in COMPRESSED:
         raise UserError(f"{spec} does not exist; check the path of the data")
@@ -53,6 +55,11 @@ def find_files(spec: str, split: str) -> list[Path] | None:
 
 
 def _folder(path: Path, split: str) -> list[Path]:
+    if any((path / name).is_file() for name in _SAVED) and any(path.rglob("*.arrow")):
+        raise UserError(
+            f"the folder {path} was written by save_to_disk, which is not read as text; write each split of it as a "
+            "file, e.g. datasets.load_from_disk(FOLDER).to_parquet('texts.parquet')"
+        )
     found = sorted(
         file
         for file in path.rglob("*")

@@ -101,6 +101,16 @@ def test_the_only_column_of_strings_is_the_text(tmp_path):
     assert list(open_source(str(path)).documents()) == ["x", ""]
 
 
+def test_a_folder_of_save_to_disk_is_not_taken_for_its_facts(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    saved = datasets.Dataset.from_list([{"text": "x"}])
+    saved.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": saved}).save_to_disk(tmp_path / "splits")
+    for name in ("one", "splits", "splits/train"):
+        with pytest.raises(UserError, match=r"save_to_disk.*\.to_parquet\('texts\.parquet'\)"):
+            open_source(str(tmp_path / name))
+
+
 def test_the_text_is_found_where_the_first_rows_have_none(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"title": "t", "body": null}\n{"title": "t", "body": "x"}\n')
