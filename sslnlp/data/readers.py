@@ -6,7 +6,7 @@ import glob
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -107,13 +107,14 @@ def stream_files(extension: str, files: list[Path]) -> Iterator[dict[str, Any]]:
 
 
 def load_files(extension: str, files: list[Path], cache: str | None) -> list[tuple[str, datasets.Dataset]]:
-    """Files of one kind, but `.txt`, as Arrow tables on disk in the folder `cache`, each with the name of a file."""
+    """Files of one kind, but `.txt`, as Arrow tables on disk in the folder `cache`, each with the name of a file. Those
+    without a row, on which `datasets` fails, are not among them: other programs write such shards."""
     for file in files if extension != ".parquet" else ():
         for _ in plain.lines(file):
             pass
     tables: list[tuple[str, datasets.Dataset]] = []
     try:
-        for run in alike(extension, files):
+        for run in alike(extension, [file for file in files if _has_rows(extension, file)]):
             options: dict[str, Any] = {"data_files": _exactly(run), "split": "train", "cache_dir": cache}
             table = datasets.load_dataset(LOADERS[extension], **options, **options_of(extension, run))
             tables.append((str(run[0]), with_numbers(table) if LOADERS[extension] == "csv" else table))
@@ -122,6 +123,18 @@ def load_files(extension: str, files: list[Path], cache: str | None) -> list[tup
     except Exception as error:
         raise diagnose(extension, files, error) from None
     return tables
+
+
+def _has_rows(extension: str, file: Path) -> bool:
+    match extension:
+        case ".jsonl":
+            return next(json_lines(file), None) is not None
+        case ".csv" | ".tsv":  # more than a header; one without even that is for the reader to refuse
+            return len(list(islice((line for line in plain.lines(file) if line.strip()), 2))) != 1
+        case ".parquet":
+            return next(parquet_rows([file]), None) is not None
+        case _:
+            return bool(_column_names(extension, file))
 
 
 def _exactly(files: list[Path]) -> list[str]:

@@ -175,9 +175,9 @@ class Source:
                 else:
                     parts += load_files(extension, files, cache)
             parts += [(name, load_hub(name, self.split, False, self.cache)) for name in self.hub]
+            if not any(len(table) for _, table in parts):
+                raise UserError(f"{self.spec} holds no rows")
             table = joined(parts, self.spec)
-        if len(table) == 0:
-            raise UserError(f"{self.spec} holds no rows")
         return table
 
     @cached_property

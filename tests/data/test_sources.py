@@ -101,6 +101,25 @@ def test_the_only_column_of_strings_is_the_text(tmp_path):
     assert list(open_source(str(path)).documents()) == ["x", ""]
 
 
+NO_ROWS = {"csv": b"text,n\n", "tsv": b"text\tn\r\n\r\n", "jsonl": b"\n", "json": b"[]", "jsonl.gz": gzip.compress(b"")}
+
+
+@pytest.mark.parametrize("extension", [*NO_ROWS, "parquet"])
+def test_a_file_without_rows_adds_none_to_a_table(tmp_path, extension):
+    datasets = pytest.importorskip("datasets")
+    empty, full = tmp_path / f"a.{extension}", tmp_path / "b.parquet"
+    datasets.Dataset.from_list([{"text": "x", "n": 1}]).to_parquet(full)
+    if extension == "parquet":
+        datasets.Dataset.from_dict({"text": [], "n": []}).to_parquet(empty)
+    else:
+        empty.write_bytes(NO_ROWS[extension])
+    for files in ([empty, full], [full, empty]):
+        table = open_source([str(file) for file in files], cache=str(tmp_path / "cache")).table()
+        assert table[:] == {"text": ["x"], "n": [1]}
+    with pytest.raises(UserError, match=rf"a\.{extension} holds no rows"):
+        open_source(str(empty), cache=str(tmp_path / "cache")).table()
+
+
 def test_a_folder_of_save_to_disk_is_not_taken_for_its_facts(tmp_path):
     datasets = pytest.importorskip("datasets")
     saved = datasets.Dataset.from_list([{"text": "x"}])
