@@ -242,8 +242,10 @@ def _blocks(
 def _rows(
     data: Path, text: str | None, pair: str | None, refused: Sequence[tuple[str, str]]
 ) -> Iterator[dict[str, Any]]:
-    from sslnlp.search.documents import ID_COLUMNS, TEXT_COLUMNS, find_column, read_rows, string_of
+    from sslnlp.search.documents import ID_COLUMNS, TABLE_SUFFIXES, TEXT_COLUMNS, find_column, read_rows, string_of
 
+    if data.is_dir():
+        raise UserError(f"{data} is a folder: name a file of texts")
     if not data.is_file():
         raise UserError(f"there is no file {data}")
     if data.suffix.lower() == ".txt":
@@ -257,6 +259,9 @@ def _rows(
         except OSError as error:
             raise UserError(f"cannot read {data}: {error.strerror}") from error
         return
+    if TABLE_SUFFIXES.isdisjoint(suffix.lower() for suffix in data.suffixes[-2:]):  # a search reads folders and no .txt
+        kinds = ", ".join([".txt", *sorted(TABLE_SUFFIXES)])
+        raise UserError(f"{data}: unknown kind of file; predict reads {kinds}")
     for number, row in read_rows(data):
         if text is None and (two := next((two for two in refused if row.keys() >= set(two)), None)):
             raise UserError(

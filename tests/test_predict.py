@@ -226,6 +226,18 @@ def test_a_full_disk_names_the_file(single: Path, files: dict[str, Path], tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("", "is a folder: name a file"), ("a.txt.gz", r"predict reads \.txt, \.csv"), ("b.csv", "there is no file")],
+)
+def test_what_is_no_file_of_texts_is_one_clear_line(tmp_path: Path, name: str, message: str) -> None:
+    from sslnlp.predict import _rows
+
+    (tmp_path / "a.txt.gz").write_bytes(b"x")
+    with pytest.raises(UserError, match=message):
+        list(_rows(tmp_path / name, None, None, ()))
+
+
 def test_a_row_without_text_gets_no_label(single: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     data, out = tmp_path / "new.jsonl", tmp_path / "out.jsonl"
     rows = [{"text": text} for text in ("", "a rose and a cherry", None, " \n", "the sea")]
