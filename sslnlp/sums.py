@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,10 +45,16 @@ def ratios(sums: Mapping[str, Tensor], targets: float) -> dict[str, float]:
 
 
 class Running:
-    """Adds up what `Trainer.train_step` returns, and turns it into means over the targets of all ranks."""
+    """Adds up what `Trainer.train_step` returns, and turns it into means over the targets of all ranks.
 
-    def __init__(self) -> None:
+    `before` is what `so_far` said when the run was stopped; each rank is given it, and it counts once.
+    """
+
+    def __init__(self, before: Mapping[str, Any] | None = None, device: torch.device | None = None) -> None:
         self.sums: dict[str, Tensor] = {}
+        for name, value in (before or {}).items():
+            given = torch.tensor(value, dtype=torch.float64, device=device)
+            self.sums[name] = given if distributed.rank() == 0 else torch.zeros_like(given)
 
     def add(self, sums: Mapping[str, Tensor]) -> None:
         for name, value in sums.items():
@@ -55,14 +62,23 @@ class Running:
 
     def means(self) -> dict[str, float]:
         """Means over the targets, all ranks; `tokens` stays a sum. Empties the sums."""
+        sums = self._of_all_ranks()
+        self.sums = {}
+        targets, tokens = float(sums.pop("targets")), float(sums.pop("tokens"))
+        return ratios(sums, targets) | {"tokens": tokens}
+
+    def so_far(self) -> dict[str, Any]:
+        """The sums, all ranks, as plain numbers: what a run that goes on from here begins with."""
+        return {name: value.tolist() for name, value in self._of_all_ranks().items()}
+
+    def _of_all_ranks(self) -> dict[str, Tensor]:
+        if not self.sums:
+            return {}
         names = sorted(self.sums)
         shapes = [self.sums[name].shape for name in names]
         flat = torch.cat([self.sums[name].double().reshape(-1) for name in names])
         parts = torch.split(distributed.all_reduce_sum(flat).cpu(), [shape.numel() for shape in shapes])
-        sums = {name: part.reshape(shape) for name, part, shape in zip(names, parts, shapes, strict=True)}
-        self.sums = {}
-        targets, tokens = float(sums.pop("targets")), float(sums.pop("tokens"))
-        return ratios(sums, targets) | {"tokens": tokens}
+        return {name: part.reshape(shape) for name, part, shape in zip(names, parts, shapes, strict=True)}
 
 
 def count_tokens(batch: Batch) -> Tensor:

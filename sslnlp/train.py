@@ -71,6 +71,9 @@ class _Progress:
     best_step: int | None = None
     skipped: list[int] = field(default_factory=list)
     valid: dict[str, float] = field(default_factory=dict)
+    unlogged: dict[str, Any] = field(default_factory=dict)
+    """Sums since the last log, which the next one is of too; and the seconds that they took."""
+    unlogged_seconds: float = 0.0
 
 
 class Trainer:
@@ -142,7 +145,7 @@ class Trainer:
     def _run(self, progress: _Progress) -> None:
         windows = self.windows(progress)
         eval_every, save_every = distances(progress.steps, self.config)
-        running, clock = Running(), time.perf_counter()
+        running, clock = Running(progress.unlogged, self.device), time.perf_counter() - progress.unlogged_seconds
         self.module.train()
         batches = iterate(
             self.stream, self.collator, windows, start=progress.step, stop=progress.steps, workers=self.config.workers,
@@ -163,6 +166,7 @@ class Trainer:
             if self.evaluate is not None and (progress.step % eval_every == 0 or last):
                 improved = self._evaluate(progress)
             if progress.step % save_every == 0 or last or improved or stop:
+                progress.unlogged, progress.unlogged_seconds = running.so_far(), time.perf_counter() - clock
                 self._save(progress)
             if stop:
                 raise Interrupted(progress.step, stop)

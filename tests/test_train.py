@@ -88,6 +88,30 @@ def test_a_signal_saves_and_stops_and_the_resumed_run_is_the_straight_one(signum
     assert digest(resumed.fit(resume=True).state_dict()) == digest(straight.state_dict())
 
 
+def test_a_run_stopped_between_two_logs_logs_the_figures_of_the_straight_one(tmp_path: Path) -> None:
+    """The sums of the updates before it stopped are in the checkpoint: neither a target nor a token is missing."""
+    straight = make_trainer("masked_lm", tmp_path / "straight", steps=7, log_every=5)
+    straight.fit()
+    trainer = make_trainer("masked_lm", tmp_path / "run", steps=7, log_every=5)
+    moved = trainer.objective.after_step
+
+    def after_step(progress: float) -> None:
+        moved(progress)
+        if round(progress * 7) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    trainer.objective.after_step = after_step  # type: ignore[method-assign]
+    with pytest.raises(Interrupted, match="saved at step 3"):
+        trainer.fit()
+    resumed = make_trainer("masked_lm", tmp_path / "run", steps=7, log_every=5)
+    resumed.fit(resume=True)
+    ours, theirs = (read_metrics(tmp_path / run / "metrics.jsonl") for run in ("run", "straight"))
+    for line in ours + theirs:
+        line.pop("train/tokens_per_second")
+    assert ours == theirs
+    assert resumed.progress.tokens == straight.progress.tokens
+
+
 def test_a_budget_becomes_a_number_of_steps_that_resuming_keeps(tmp_path: Path) -> None:
     trainer = make_trainer("masked_lm", tmp_path / "run", steps=None, budget="2s")
     before = digest(trainer.objective.state_dict())
