@@ -356,6 +356,22 @@ def test_what_the_caller_has_set_is_neither_met_nor_moved(objective: str, text_f
     assert weights[0] == weights[1]
 
 
+def test_a_run_does_not_go_on_with_other_data(text_file: Path, tmp_path: Path) -> None:
+    text, table, keys = tmp_path / "text.txt", tmp_path / "table.csv", [arg for arg in TINY if "seq_length" not in arg]
+    text.write_bytes(text_file.read_bytes())
+    table.write_text("text,label\n" + "".join(f"{line[:20]},{i % 2}\n" for i, line in enumerate(corpus()[:60])))
+    for name, file in (("pretrain_bert", text), ("finetune_classification", table)):
+        recipe = load_recipe(name, [*keys, f"data.train={file}", f"out={tmp_path / name}"])
+        before = (run(recipe) / "recipe.json").read_bytes()
+        content = file.read_text()
+        file.write_text("\n".join(reversed(content.splitlines())) if file == text else content.replace(",1\n", ",2\n"))
+        with pytest.raises(UserError, match=f"the data changed since the run in {tmp_path / name} began"):
+            run(recipe, resume=True)
+        assert (tmp_path / name / "recipe.json").read_bytes() == before
+        file.write_text(content)
+        run(recipe, resume=True)
+
+
 def test_a_decoder_runs(text_file: Path, tmp_path: Path) -> None:
     out = run(load_recipe("pretrain_gpt", [*TINY, f"data.train={text_file}", f"out={tmp_path / 'gpt'}"]))
     assert json.loads((out / "recipe.json").read_text())["result"]["measures"]["bits_per_byte"] > 0

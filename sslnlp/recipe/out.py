@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from sslnlp.distributed import broadcast_number
 from sslnlp.errors import UserError
 from sslnlp.locks import Held, exclusive
+from sslnlp.recipe.load import read_biography
 from sslnlp.recipe.schema import Recipe, flat, to_dict
 
 FREE_ON_RESUME = {
@@ -19,6 +20,9 @@ FREE_ON_RESUME = {
     *("train.log_every", "train.save_every", "train.keep", "train.trackers"),
 }
 """Keys that may differ between a run and its continuation: the rows of an update are kept, so no weight changes."""
+
+_OF_DATA = ("fingerprint", "rows", "valid_rows", "unlabelled_rows")
+"""What tells the data of a run from others; a table's fingerprint is that of `data.train` alone."""
 
 
 @contextlib.contextmanager
@@ -77,6 +81,16 @@ def check_out(recipe: Recipe, *, resume: bool) -> None:
     elif taken:
         raise UserError(f"{recipe.out} already holds other files, which a run does not go among: choose another out")
     _check_writable(out, recipe.out)
+
+
+def check_data(recipe: Recipe, facts: Mapping[str, Any]) -> None:
+    """Refuse to go on with other data than the run began with: rows, held-out rows and labels would be others, and
+    nobody would see it. `facts` are what the preparation counted now."""
+    before = read_biography(Path(recipe.out).expanduser() / "recipe.json").get("data", {})
+    if any(facts.get(name) != before.get(name) for name in _OF_DATA):
+        raise UserError(
+            f"the data changed since the run in {recipe.out} began: bring the former files back, or choose another out"
+        )
 
 
 def _check_writable(out: Path, shown: str) -> None:

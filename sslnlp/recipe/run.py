@@ -29,7 +29,7 @@ from sslnlp.recipe.build import Parts, build_objective, build_parts, processes, 
 from sslnlp.recipe.check import check_compared
 from sslnlp.recipe.choose import apply, choose, chosen_before
 from sslnlp.recipe.decide import SETTLED, HeldOut, decide, settle
-from sslnlp.recipe.out import check_out, sole
+from sslnlp.recipe.out import check_data, check_out, sole
 from sslnlp.recipe.pseudo import with_pseudo_labels
 from sslnlp.recipe.reporting import RunReport, run_report
 from sslnlp.recipe.rows import first_rows, training_rows
@@ -72,6 +72,8 @@ def _run(recipe: Recipe, inherited: Mapping[str, Any], out: Path, *, resume: boo
     check_out(recipe, resume=resume)
     _tell(console, "inherited from " + str(recipe.model.pretrained), inherited)
     parts = build_parts(recipe, tokenizer_path=out / "tokenizer" if resume else None)
+    if resume:
+        check_data(recipe, parts.facts)
     if parts.contract is not None:
         console.print(parts.contract.table(), style="dim", highlight=False, markup=False)
     _tell(console, "data", {name: count for name, count in parts.facts.items() if isinstance(count, int | float)})
