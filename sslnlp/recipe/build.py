@@ -25,7 +25,7 @@ from sslnlp.data.labelled import Labelled, labelled, unlabelled
 from sslnlp.data.packing import PackedRows, PaddedRows
 from sslnlp.data.paired import Paired, paired
 from sslnlp.data.pictured import PictureRows, pictured
-from sslnlp.data.prepare import prepare_text, sample_texts
+from sslnlp.data.prepare import lock, prepare_text, sample_texts
 from sslnlp.data.store import TokenStore
 from sslnlp.data.stream import RowSource, Stream
 from sslnlp.data.table import TableRows
@@ -118,9 +118,10 @@ def processes() -> PartialState:
 def build_parts(recipe: Recipe, *, tokenizer_path: Path | None = None) -> Parts:
     """Tokenizer, contract, rows and collator of a resolved recipe. `tokenizer_path`: that of a run being resumed."""
     build = {"tokens": _token_parts, "rows": _table_parts, "pictures": _picture_parts}[recipe.collator_class.reads]
+    cache = cache_folder(recipe)
     # One process reads and writes the caches, the others find them.
     with processes().main_process_first():
-        return build(recipe, cache_folder(recipe), tokenizer_path)
+        return build(recipe, cache, tokenizer_path)
 
 
 def build_objective(parts: Parts) -> Objective:
@@ -167,14 +168,21 @@ def _trained_tokenizer(recipe: Recipe, texts: Callable[[], Iterator[str]], cache
         digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
     place = cache / "tokenizers" / digest.hexdigest()
     if not (place / "tokenizer_config.json").is_file():
-        if recipe.tokenizer.algorithm != "bytes":  # its vocabulary is there from the beginning
-            log.info("training a %s tokenizer of %d tokens", recipe.tokenizer.algorithm, recipe.tokenizer.vocab_size)
-        trained = train_tokenizer(texts(), **options)
-        aside = place.with_name(f".{place.name}-{os.getpid()}")
-        trained.save_pretrained(aside)
-        shutil.rmtree(place, ignore_errors=True)
-        os.replace(aside, place)
+        with lock(cache, "tokenizer"):  # of runs or shards that start together one trains it, the others find it
+            if not (place / "tokenizer_config.json").is_file():
+                _train_tokenizer_into(place, texts(), options)
     return load_tokenizer(str(place))
+
+
+def _train_tokenizer_into(place: Path, texts: Iterator[str], options: dict[str, Any]) -> None:
+    if options["algorithm"] != "bytes":  # its vocabulary is there from the beginning
+        log.info("training a %s tokenizer of %d tokens", options["algorithm"], options["vocab_size"])
+    trained = train_tokenizer(texts, **options)
+    aside = place.with_name(f".{place.name}.unfinished")
+    shutil.rmtree(aside, ignore_errors=True)  # of one that was killed
+    trained.save_pretrained(aside)
+    shutil.rmtree(place, ignore_errors=True)
+    os.replace(aside, place)
 
 
 def contract_of(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> Contract:

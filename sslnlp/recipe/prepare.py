@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from sslnlp.data.dealing import Shard
-from sslnlp.data.prepare import lock, prepare_text
+from sslnlp.data.prepare import prepare_text
 from sslnlp.data.shards import merge_shards, prepare_shard
 from sslnlp.errors import UserError
 from sslnlp.recipe.build import cache_folder, resolve, text_tokenizer
@@ -27,8 +27,7 @@ def prepare(recipe: Recipe, *, shard: Shard | None = None, merge: bool = False, 
     if recipe.collator_class.reads != "tokens":
         raise UserError(f"{recipe.name} reads a table, which is not tokenised beforehand: there is nothing to prepare")
     cache = cache_folder(recipe)
-    with lock(cache, "tokenizer"):  # shards that start together: one trains it, the others find it
-        tokenizer, _ = text_tokenizer(recipe, cache)
+    tokenizer, _ = text_tokenizer(recipe, cache)
     if shard is not None:
         folder = prepare_shard(recipe.data, tokenizer, shard, cache_dir=cache)
         made = sum(1 for _ in folder.parent.glob(f"*-of-{shard.of}/shard.json"))

@@ -17,6 +17,7 @@ from sslnlp.data.dealing import Shard
 from sslnlp.data.shards import merge_shards, prepare_shard
 from sslnlp.errors import UserError
 from sslnlp.recipe import load_recipe
+from sslnlp.recipe.build import text_tokenizer
 from sslnlp.recipe.prepare import prepare
 from sslnlp.tokenizer import train_tokenizer
 from tests.data.test_prepare import TEXTS, write
@@ -198,3 +199,20 @@ def test_of_shards_that_start_together_one_trains_the_tokenizer(tmp_path, monkey
         made = list(together.map(lambda number: prepare(recipe, shard=Shard(number, 3)), (1, 2, 3)))
     assert len(trained) == 1
     assert len({path.parent for path in made}) == 1
+
+
+def test_of_runs_that_start_together_one_trains_the_tokenizer(tmp_path, monkeypatch):
+    data = several(tmp_path / "texts", TEXTS, 4)
+    keys = [f"data.train={data}", "model.size=nano", "tokenizer.vocab_size=520", f"data.cache={tmp_path / 'cache'}"]
+    recipe = load_recipe("pretrain_bert", keys)
+    trained = []
+
+    def slowly(*texts, **options):
+        trained.append(time.sleep(0.5))
+        return train_tokenizer(*texts, **options)
+
+    monkeypatch.setattr("sslnlp.recipe.build.train_tokenizer", slowly)
+    with ThreadPoolExecutor(3) as together:
+        list(together.map(lambda _: text_tokenizer(recipe, tmp_path / "cache"), range(3)))
+    assert len(trained) == 1
+    assert not list((tmp_path / "cache" / "tokenizers").glob(".*"))
