@@ -39,6 +39,30 @@ def naming(path: str | Path) -> Iterator[None]:
         raise UserError(f"Cannot write {path}: {error.strerror or error}; {advice}.") from error
 
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextlib.contextmanager
+def room_in(folder: str | Path) -> Iterator[None]:
+    """A disk that is full while files go into `folder` is one line that names it. Other errors of the system are left
+    as they are: they may be of what is read meanwhile."""
+    try:
+        yield
+    except Exception as error:
+        found: BaseException | None = error
+        while found is not None and not _says_no_room(found):
+            found = found.__cause__  # `datasets` puts an error of its own around it
+        if found is None:
+            raise
+        raise UserError(f"Cannot write to {folder}: no space is left; free some and run the same again.") from error
+
+
+def _says_no_room(error: BaseException) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in _NO_ROOM
+    return any(f"(os error {number})" in str(error) for number in _NO_ROOM)  # as `tokenizers` and safetensors say it
+
+
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[TextIO]:
     """A text file to write beside `path`, which takes its place at the end; taken away again if the body raises."""

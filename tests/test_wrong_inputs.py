@@ -295,3 +295,32 @@ def test_odd_but_good_text_trains(tmp_path: Path) -> None:
     path = text(tmp_path / "odd.txt", b"\xef\xbb\xbf" + body + b"\r\n\r\n" + b"long line " * 20_000)
     assert run_command(["train", "pretrain_bert", *TINY, f"data.train={path}", f"out={tmp_path / 'out'}"]) == 0
     assert (tmp_path / "out" / "export" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "text", "table"])
+def test_a_full_disk_while_data_is_prepared_is_one_line_that_names_the_cache(
+    kind: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A limit on the size of a file stands for the disk; with room the same command goes through."""
+    resource = pytest.importorskip("resource")
+    cache = tmp_path / "cache"
+    rows = "\n".join(json.dumps({"text": f"{line[:60]} {i}", "label": i % 3}) for i, line in enumerate(corpus() * 3))
+    command = with_file("rows.jsonl", rows, recipe="finetune_classification")(tmp_path)
+    if kind != "table":
+        command = pretrain("data.valid_fraction=0.1")(tmp_path)
+    if kind == "text":
+        small_tokenizer().save_pretrained(tmp_path / "tokenizer")
+        command = pretrain(f"tokenizer.path={tmp_path / 'tokenizer'}")(tmp_path)
+    command += [f"data.cache={cache}", f"out={tmp_path / 'run'}"]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, before[1]))
+    try:
+        code = run_command(command)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    said = capfd.readouterr().err.strip().splitlines()
+    assert (code, said[-1]) == (
+        2, f"error: Cannot write to {cache}: no space is left; free some and run the same again."
+    )  # fmt: skip
+    assert not (tmp_path / "run").exists()
+    assert run_command(command) == 0

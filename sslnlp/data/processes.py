@@ -26,6 +26,7 @@ from sslnlp.data.config import DataConfig
 from sslnlp.data.dealing import Shard, read_share
 from sslnlp.data.sources import Source, open_part
 from sslnlp.errors import UserError
+from sslnlp.writing import room_in
 
 log = logging.getLogger(__name__)
 
@@ -134,11 +135,12 @@ def main() -> None:
     backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
     try:
-        source = open_part(config, "train", work["cache_dir"])
-        read_share(
-            config, source, shard, tokenizer, folder / str(shard),
-            fingerprint=work["fingerprint"], advance=lambda n: _tell(read=n),
-        )  # fmt: skip
+        with room_in(folder.parent.parent):
+            source = open_part(config, "train", work["cache_dir"])
+            read_share(
+                config, source, shard, tokenizer, folder / str(shard),
+                fingerprint=work["fingerprint"], advance=lambda n: _tell(read=n),
+            )  # fmt: skip
     except UserError as error:
         _tell(error=str(error))
     except BrokenPipeError:  # the parent is gone

@@ -121,7 +121,7 @@ def load_files(extension: str, files: list[Path], cache: str | None) -> list[tup
     except UserError:
         raise
     except Exception as error:
-        raise diagnose(extension, files, error) from None
+        raise diagnose(extension, files, error) from error  # a full disk is told by whoever knows its folder
     return tables
 
 

@@ -39,6 +39,7 @@ from sslnlp.recipe.overrides import fields_of
 from sslnlp.recipe.schema import Recipe
 from sslnlp.sharding import every_process_loads
 from sslnlp.tokenizer import Contract, contract, framing, load_tokenizer, set_framing, train_tokenizer
+from sslnlp.writing import room_in
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +121,7 @@ def build_parts(recipe: Recipe, *, tokenizer_path: Path | None = None) -> Parts:
     build = {"tokens": _token_parts, "rows": _table_parts, "pictures": _picture_parts}[recipe.collator_class.reads]
     cache = cache_folder(recipe)
     # One process reads and writes the caches, the others find them.
-    with processes().main_process_first():
+    with processes().main_process_first(), room_in(cache):
         return build(recipe, cache, tokenizer_path)
 
 

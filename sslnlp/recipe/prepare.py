@@ -12,6 +12,7 @@ from sslnlp.data.shards import merge_shards, prepare_shard
 from sslnlp.errors import UserError
 from sslnlp.recipe.build import cache_folder, resolve, text_tokenizer
 from sslnlp.recipe.schema import Recipe
+from sslnlp.writing import room_in
 
 
 def prepare(recipe: Recipe, *, shard: Shard | None = None, merge: bool = False, console: Console | None = None) -> Path:
@@ -20,13 +21,17 @@ def prepare(recipe: Recipe, *, shard: Shard | None = None, merge: bool = False, 
     With `shard`, only that share of the documents is tokenised; with `merge`, the shards are joined. Returns the
     folder. Raises `UserError` for a recipe that reads tables, and for missing or wrong shards.
     """
-    console = console or Console(stderr=True)
     if shard is not None and merge:
         raise UserError("give --shard i/n or --merge, not both: every shard is made first, then they are joined")
     recipe, _ = resolve(recipe)
     if recipe.collator_class.reads != "tokens":
         raise UserError(f"{recipe.name} reads a table, which is not tokenised beforehand: there is nothing to prepare")
     cache = cache_folder(recipe)
+    with room_in(cache):
+        return _prepare(recipe, cache, shard, merge, console or Console(stderr=True))
+
+
+def _prepare(recipe: Recipe, cache: Path, shard: Shard | None, merge: bool, console: Console) -> Path:
     tokenizer, _ = text_tokenizer(recipe, cache)
     if shard is not None:
         folder = prepare_shard(recipe.data, tokenizer, shard, cache_dir=cache)

@@ -64,6 +64,28 @@ def test_a_killed_one_and_one_that_fails_are_told(tiny, tmp_path, monkeypatch, c
     assert time.monotonic() - began < 50  # the other one is not waited for
 
 
+def test_a_full_disk_in_one_of_them_is_one_line_that_names_the_cache(tiny, tmp_path, monkeypatch, capfd):
+    """A limit on the size of a file stands for the disk."""
+    resource = pytest.importorskip("resource")
+    start = processes._start
+
+    def limited(folder, shard) -> subprocess.Popen[str]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+        try:
+            return start(folder, shard)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    monkeypatch.setattr(processes, "_start", limited)
+    config = DataConfig(train=several(tmp_path / "texts", MANY, 12), processes=2)
+    with pytest.raises(UserError, match=f"Cannot write to {tmp_path / 'cache'}: no space is left"):
+        prepare_text(config, tiny, cache_dir=tmp_path / "cache")
+    assert "Traceback" not in capfd.readouterr().err
+    monkeypatch.undo()
+    assert len(prepare_text(config, tiny, cache_dir=tmp_path / "cache").train) > 100
+
+
 @pytest.mark.slow
 def test_a_killed_one_is_gone_on_with(tiny, tmp_path, monkeypatch):
     spec = several(tmp_path / "texts", MANY, 12)
