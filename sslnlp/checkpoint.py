@@ -104,7 +104,7 @@ def save_checkpoint(directory: Path, step: int, payload: Mapping[str, Any], meta
             reason = error.strerror or str(error)
             raise UserError(
                 f"cannot save the checkpoint of step {step} in {str(directory)!r}: {reason}; "
-                "earlier checkpoints are intact: make room or choose another `out`, then resume"
+                "earlier checkpoints are intact: make room, or move the run and give its place as `out`; then resume"
             ) from error
         raise
     return _settle(directory, step)
