@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sslnlp.errors import UserError
+from sslnlp.writing import naming, replacing
 
 TRACKERS = ("tensorboard", "trackio")
 
@@ -24,14 +24,13 @@ class MetricsLog:
             if resume_from is not None
             else []
         )
-        aside = path.with_suffix(".tmp")
-        aside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        os.replace(aside, path)
+        with replacing(path) as file:
+            file.write("".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """One line. A number that is not finite becomes a string: JSON has no NaN, and a curve must not hide one."""
         line = {"step": step} | {k: _plain(v) for k, v in values.items()}
-        with self.path.open("a", encoding="utf-8") as file:
+        with naming(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 

@@ -228,6 +228,24 @@ def test_metrics_forget_what_is_run_again_and_hide_no_nan(tmp_path: Path) -> Non
     ]
 
 
+def test_a_full_disk_is_one_line_that_names_the_log(tmp_path: Path) -> None:
+    """A limit on the size of a file stands for the disk; what was logged before stays as it was."""
+    resource = pytest.importorskip("resource")
+    log = MetricsLog(path := tmp_path / "metrics.jsonl")
+    log.write(1, {"train/loss": 1.0})
+    before, limits = path.read_text(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) - 1, limits[1]))
+    try:
+        with pytest.raises(UserError, match=f"Cannot write {path}: File too large"):
+            log.write(2, {"train/loss": 1.0})
+        with pytest.raises(UserError, match=f"Cannot write {path}: File too large"):
+            MetricsLog(path, resume_from=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_text() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_trackers_receive_the_figures(tmp_path: Path) -> None:
     make_trainer("masked_lm", tmp_path, steps=2, trackers=["tensorboard"]).fit()
     deadline = time.monotonic() + 5

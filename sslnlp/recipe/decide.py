@@ -19,6 +19,7 @@ from sslnlp.evaluation.calibration import calibration_figures, f1_thresholds, un
 from sslnlp.evaluation.held_out import evaluate_held_out, predict_rows
 from sslnlp.objectives.base import Objective
 from sslnlp.recipe.build import Parts, cache_folder
+from sslnlp.writing import replacing
 
 LEAST = 50
 """Held-out texts from which on something is settled by them."""
@@ -118,14 +119,12 @@ def _out_of_scope(parts: Parts) -> TableRows | None:
 
 
 def _write(out: Path, parts: Parts, said: list[Any], truth: list[Any], probability: list[float]) -> None:
-    aside = out / f"{PREDICTIONS}.tmp"
-    with open(aside, "w", encoding="utf-8") as file:
+    with replacing(out / PREDICTIONS) as file:
         for i, row in enumerate(_texts(parts)):
             line = {**row, "label": truth[i], "predicted": said[i]}
             if probability:
                 line["probability"] = round(probability[i], 6)
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    aside.replace(out / PREDICTIONS)
 
 
 def _texts(parts: Parts) -> Iterator[dict[str, str]]:
