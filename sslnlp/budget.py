@@ -9,6 +9,7 @@ import copy
 import math
 import os
 import re
+import shutil
 import statistics
 import tempfile
 import time
@@ -38,6 +39,7 @@ LEAST = 5
 UNKNOWN = 10_000
 """Updates of a run whose number is not known yet: parts of it are looked at all along, wherever it will end."""
 
+_ASIDE = ".measured-"
 _GOLDEN = 0.6180339887498949
 
 
@@ -107,6 +109,9 @@ def calibrate(trainer: Trainer, seconds: float) -> int:
     with its schedule known. What the run's evaluations and checkpoints will take is set aside.
     """
     began = clock()
+    if trainer.accelerator.is_main_process:
+        for left_over in trainer.out.glob(f"{_ASIDE}*"):  # by a run that was killed here
+            shutil.rmtree(left_over, ignore_errors=True)
     before = copy.deepcopy(trainer.objective.state_dict())
     pace = measure(trainer, **limits(seconds))
     trainer.objective.load_state_dict(before)
@@ -208,7 +213,7 @@ def _checkpoint(trainer: Trainer) -> float:
     began = clock()
     parts = trainer.parts()
     if trainer.accelerator.is_main_process:
-        with tempfile.TemporaryDirectory(dir=nearest_folder(trainer.out), prefix=".measured-") as aside:
+        with tempfile.TemporaryDirectory(dir=nearest_folder(trainer.out), prefix=_ASIDE) as aside:
             save_checkpoint(Path(aside), 0, parts, {"facts": trainer.facts})
     return clock() - began
 

@@ -126,6 +126,12 @@ def test_a_budget_becomes_a_number_of_steps_that_resuming_keeps(tmp_path: Path) 
     assert digest(by_hand.fit().state_dict()) == digest(again.fit(resume=True).state_dict())
 
 
+def test_what_a_run_killed_while_it_was_timed_left_behind_goes(tmp_path: Path) -> None:
+    (tmp_path / "run" / ".measured-abc" / "state").mkdir(parents=True)
+    make_trainer("masked_lm", tmp_path / "run", steps=None, budget="2s")._start(resume=True)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["metrics.jsonl", "state"]
+
+
 def test_durations() -> None:
     assert [parse_duration(text) for text in ("90s", "10m", "1.5h", "1h30m", "2d")] == [90, 600, 5400, 5400, 172800]
     for text in ("", "10", "m", "-5m", "ten minutes", "0s"):
