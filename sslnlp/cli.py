@@ -41,6 +41,7 @@ Overrides = Annotated[
 
 
 _INTERRUPTED = 130
+_PEER_ENDED = ("connection closed by peer", "connection reset by peer")  # as gloo and NCCL say it
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # as torch says it of a GPU and of a CPU
 
 
@@ -232,7 +233,7 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
             return error.code if isinstance(error.code, int) else 1
         message, code = _explain(error)
         if message:
-            print(message, file=sys.stderr)
+            print(f"{message}\n", end="", file=sys.stderr)  # at once: processes launched together share the screen
         return code
 
 
@@ -253,6 +254,8 @@ def _explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _OUT_OF_MEMORY):
         advice = "lower train.batch_size (and raise train.accumulate), data.seq_length or model.size"
         return f"error: out of memory: {advice}", 2
+    if isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _PEER_ENDED):
+        return "error: another process of this run has ended, and so does this one: what that one said tells why", 1
     return f"error: unexpected {type(error).__name__}: {_one_line(str(error))} (run with --debug for the traceback)", 1
 
 

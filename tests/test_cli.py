@@ -72,6 +72,11 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
             2,
             "error: out of memory: lower train.batch_size",
         ),
+        (
+            RuntimeError("[/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:41356."),
+            1,
+            "error: another process of this run has ended, and so does this one",
+        ),
         (RuntimeError("odd"), 1, "error: unexpected RuntimeError: odd (run with --debug for the traceback)"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
