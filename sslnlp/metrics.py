@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,19 @@ class MetricsLog:
 
     def __init__(self, path: Path, *, resume_from: int | None = None) -> None:
         self.path = path
-        kept = (
-            [line for line in read_metrics(path) if line.get("step", 0) <= resume_from]
-            if resume_from is not None
-            else []
-        )
-        with replacing(path) as file:
-            file.write("".join(json.dumps(line) + "\n" for line in kept))
+        if resume_from is not None:
+            self.forget(resume_from)
+        else:
+            self._rewrite([])
+
+    def forget(self, after: int, *, but: Collection[str] = ()) -> None:
+        """Takes out the lines of steps beyond `after`, which will be run again, but for those with a key of `but`."""
+        lines = read_metrics(self.path)
+        self._rewrite([line for line in lines if line.get("step", 0) <= after or not line.keys().isdisjoint(but)])
+
+    def _rewrite(self, lines: list[dict[str, Any]]) -> None:
+        with replacing(self.path) as file:
+            file.write("".join(json.dumps(line) + "\n" for line in lines))
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """One line. A number that is not finite becomes a string: JSON has no NaN, and a curve must not hide one."""

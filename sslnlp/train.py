@@ -394,6 +394,8 @@ class Trainer:
             raise NonFiniteError(step, f"{what}, and no valid checkpoint is left to roll back to")
         progress = self._restore(path)
         progress.skipped = [*failed.skipped, step]
+        if self.accelerator.is_main_process:
+            self.metrics.forget(progress.step, but=("event",))
         log.warning("%s: back to step %d, skipping these rows", what, progress.step)
         return progress
 

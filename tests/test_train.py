@@ -57,6 +57,9 @@ def test_rollback_skips_the_offending_rows_and_says_so(tmp_path: Path, caplog: p
     final = trainer.fit()
     assert trainer.progress.skipped == [3]
     assert "back to step 2, skipping these rows" in caplog.text
+    logged = [(line["step"], line.get("event")) for line in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    redone = [(3, None), (5, None), (6, None)]
+    assert logged == [(1, None), (2, None), (3, "nonfinite_gradient"), *redone], "no update is logged twice"
     # It is the run that never saw step 3, updated with the learning rates of its own steps.
     clean = make_trainer("masked_lm", tmp_path / "clean", steps=6, batch_size=4)
     progress = clean._start(resume=False)
