@@ -152,13 +152,11 @@ class Trainer:
             pin_memory=self.device.type == "cuda",
         )  # fmt: skip
         for step, window in batches:
-            if step in progress.skipped:
-                progress.step = step + 1
-                continue
-            running.add(self.train_step(window, step, progress.steps))
+            if step not in progress.skipped:
+                running.add(self.train_step(window, step, progress.steps))
             progress.step = step + 1
             last = progress.step == progress.steps
-            if progress.step % self.config.log_every == 0 or last:
+            if running.sums and (progress.step % self.config.log_every == 0 or last):
                 seconds, clock = time.perf_counter() - clock, time.perf_counter()
                 self._log(progress, running, seconds)
             stop = self._interrupted()
@@ -340,7 +338,8 @@ class Trainer:
         self._write(progress.step, {f"valid/{k}": v for k, v in figures.items()})
         name, direction = self.objective.best
         score = figures.get(name, figures.get("loss", math.nan))
-        score = -score if direction == "max" and name in figures else score
+        # Two devices may round unlike, and all ranks have to save together or not at all.
+        score = distributed.broadcast_number(-score if direction == "max" and name in figures else score)
         if progress.best is not None and not score < progress.best:
             return False
         progress.best, progress.best_step = score, progress.step

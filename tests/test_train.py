@@ -13,6 +13,7 @@ import torch
 
 from sslnlp import precision
 from sslnlp.budget import parse_duration
+from sslnlp.checkpoint import newest_valid
 from sslnlp.errors import UserError
 from sslnlp.metrics import MetricsLog, read_metrics
 from sslnlp.train import Interrupted, NonFiniteError, TrainConfig, Trainer
@@ -66,6 +67,16 @@ def test_rollback_skips_the_offending_rows_and_says_so(tmp_path: Path, caplog: p
     progress.skipped = [3]
     clean._run(progress)
     assert difference(final.state_dict(), clean.objective.state_dict()) == 0
+
+
+@pytest.mark.parametrize("log_every", [1, 10])
+def test_a_run_whose_last_update_is_skipped_ends_as_any_other(log_every: int, tmp_path: Path) -> None:
+    trainer = poisoned(tmp_path, bad_step=5, on_nonfinite="rollback", log_every=log_every)
+    trainer.fit()
+    assert trainer.progress.skipped == [5]
+    assert newest_valid(tmp_path / "state") == tmp_path / "state" / "step-00000006"
+    logged = [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl") if "train/loss" in line]
+    assert logged == ([1, 2, 3, 4, 5] if log_every == 1 else [6])
 
 
 def test_rollback_gives_up_on_a_run_that_only_diverges(tmp_path: Path) -> None:
