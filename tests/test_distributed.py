@@ -27,7 +27,7 @@ JOBS: dict[str, tuple[str, dict[str, Any]]] = {
     # folder -> objective, options: one with a teacher, one with two models that share a matrix, gathered vectors
     "masked": ("masked_lm", {}),
     "causal": ("causal_lm", {}),
-    "muon": ("causal_lm", {"optimizer": "muon"}),
+    "muon": ("causal_lm", {"optimizer": "muon", "embedding_lr_scale": 4}),
     "teacher": ("data2vec", {}),
     "generator": ("electra", {}),
     "coupled": ("ranking", {}),
