@@ -89,9 +89,7 @@ def _parquet_batches(files: list[Path], column: str | None) -> Iterator[Any]:
 def stream_files(extension: str, files: list[Path]) -> Iterator[dict[str, Any]]:
     """Rows of files of one kind and the same columns, through a streamed `datasets` reader: nothing is copied, memory
     stays bounded."""
-    for file in files:
-        for _ in plain.lines(file):  # names the line of bad bytes, which the parsers do not
-            pass
+    _check(extension, files)
     options: dict[str, Any] = {"data_files": _exactly(files), "split": "train", "streaming": True}
     try:
         with quiet():
@@ -109,9 +107,7 @@ def stream_files(extension: str, files: list[Path]) -> Iterator[dict[str, Any]]:
 def load_files(extension: str, files: list[Path], cache: str | None) -> list[tuple[str, datasets.Dataset]]:
     """Files of one kind, but `.txt`, as Arrow tables on disk in the folder `cache`, each with the name of a file. Those
     without a row, on which `datasets` fails, are not among them: other programs write such shards."""
-    for file in files if extension != ".parquet" else ():
-        for _ in plain.lines(file):
-            pass
+    _check(extension, files)
     tables: list[tuple[str, datasets.Dataset]] = []
     try:
         for run in alike(extension, [file for file in files if _has_rows(extension, file)]):
@@ -123,6 +119,15 @@ def load_files(extension: str, files: list[Path], cache: str | None) -> list[tup
     except Exception as error:
         raise diagnose(extension, files, error) from error  # a full disk is told by whoever knows its folder
     return tables
+
+
+def _check(extension: str, files: list[Path]) -> None:
+    """Refuse what the parsers do not tell well."""
+    for file in files if extension != ".parquet" else ():
+        for _ in plain.lines(file):  # names the line of bad bytes
+            pass
+        if extension == ".json" and _head(file).startswith("null"):  # Arrow's reader would end the process
+            raise UserError(f"{file} begins with null where a row belongs; take it out")
 
 
 def _has_rows(extension: str, file: Path) -> bool:
@@ -171,13 +176,17 @@ def _column_names(extension: str, file: Path) -> list[str]:
 def _first_object(file: Path) -> dict[str, Any]:
     """The first row of a `.json` file, when it ends within a megabyte; else nothing. A reader of `datasets` takes a
     fifth of a second to set up, and folders have thousands of files."""
-    with plain.open_bytes(file) as handle:
-        head = handle.read(2**20).decode("utf-8-sig", errors="replace").lstrip().removeprefix("[").lstrip()
     try:
-        found, _ = json.JSONDecoder().raw_decode(head)
+        found, _ = json.JSONDecoder().raw_decode(_head(file))
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _head(file: Path) -> str:
+    """The beginning of a `.json` file, from its first row on."""
+    with plain.open_bytes(file) as handle:
+        return handle.read(2**20).decode("utf-8-sig", errors="replace").lstrip().removeprefix("[").lstrip()
 
 
 def diagnose(extension: str, files: list[Path], error: Exception) -> UserError:

@@ -159,6 +159,7 @@ WRONG = {
     "nul in csv": ("a.csv", b"text\nx\0y\n", "NUL byte"),
     "broken parquet": ("a.parquet", b"PAR1 nothing of the kind", r"a\.parquet"),
     "broken gz": ("a.txt.gz", b"not gzip at all", r"a\.txt\.gz"),
+    "null first": ("a.json", b'[null, {"text": "x"}]', r"a\.json begins with null"),
     "cut gz": ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 999)[:-20], r"a\.jsonl\.gz"),
     "cut xz": ("a.txt.xz", lzma.compress(b"text\n" * 999)[:-20], r"a\.txt\.xz"),
     "cut bz2": ("a.txt.bz2", b"BZh9 not", r"a\.txt\.bz2"),
