@@ -12,9 +12,9 @@ import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from sslnlp import export, modes
+from sslnlp import modes
 from sslnlp.errors import UserError
-from sslnlp.export import ExportError, export_model, self_check
+from sslnlp.export import ExportError, export_model, reloaded, self_check
 from sslnlp.models import ModelConfig, build_model
 from sslnlp.modes import SELF_CHECK
 from sslnlp.objectives.hybrid import Hybrid
@@ -85,7 +85,7 @@ def test_stored_logits_that_are_not_the_models(tmp_path: Path, monkeypatch: pyte
     def wrong(folder: Path) -> None:
         raise UserError("something else")
 
-    monkeypatch.setattr(export, "self_check", wrong)
+    monkeypatch.setattr(reloaded, "self_check", wrong)
     with pytest.raises(ExportError, match="not the one that was trained: something else"):
         write(tmp_path / "export")
 
