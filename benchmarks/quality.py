@@ -1,6 +1,6 @@
 """Time from raw text to equal held-out bits per byte: ours against `transformers.Trainer`, at its defaults and tuned.
 
-    python -m benchmarks.quality tune TRAIN VALID OUT [--rates 1e-3 2e-3 4e-3 8e-3 16e-3]
+    python -m benchmarks.quality tune TRAIN VALID OUT [--rates 1e-3 2e-3 4e-3 8e-3 16e-3] [--rows 4 8]
     python -m benchmarks.quality race TRAIN VALID OUT [--seeds 0 1 2] [--lengths 1 1.5 2 3 4] [--cap 10]
     python -m benchmarks.quality show OUT
 
@@ -9,10 +9,11 @@ train pretrain_gpt train.budget=...`, all of it: the time of the whole process. 
 `datasets.map`, `group_texts`, `Trainer`; its clock runs from the start of the process to the end of training and
 stands still while it is evaluated. Everybody is scored by the same function on the same held-out rows.
 
-`tune` trains the peer at five learning rates, twice the tokens of ours. `race`, for each seed in turn: ours, the tuned
-peer at several lengths (multiples of our tokens, each with its own schedule), the peer at its defaults (learning rate
-5e-5, linear, 8 rows of 1,024 tokens) for up to `cap` times our time. The time to equal quality of the peer is that of
-its shortest run that reaches ours, its intermediate evaluations counted. Each process has one and the same core.
+`tune` trains the peer at five learning rates and so many `--rows` an update, twice the tokens of ours. `race`, for each
+seed in turn: ours, the tuned peer at several lengths (multiples of our tokens, each with its own schedule), the peer at
+its defaults (learning rate 5e-5, linear, 8 rows of 1,024 tokens) for up to `cap` times our time. The time to equal
+quality of the peer is that of its shortest run that reaches ours, its intermediate evaluations counted. Each process
+has one and the same core.
 """
 
 from __future__ import annotations
@@ -241,37 +242,45 @@ def our_run(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
     return found
 
 
-def tuned(arguments: argparse.Namespace, mine: dict[str, Any], seed: int, lr: float, length: float) -> dict[str, Any]:
-    batch, block = mine["chosen"]["batch_size"] * mine["chosen"]["accumulate"], 256
+def tuned(
+    arguments: argparse.Namespace, mine: dict[str, Any], seed: int, lr: float, batch: int, length: float
+) -> dict[str, Any]:
+    block = 256
     steps = max(10, round(length * mine["tokens"] / (batch * block)))
     job = {"seed": seed, "lr": lr, "tuned": True, "batch": batch, "block": block, "steps": steps, "length": length}
     found = run_side("peer", base(arguments) | job)
-    return note(arguments.out, {"name": f"Trainer, tuned, {length:g}x tokens, lr {lr:g}", "seed": seed, **found})
+    name = f"Trainer, tuned, {length:g}x tokens, {batch} rows, lr {lr:g}"
+    return note(arguments.out, {"name": name, "seed": seed, **found})
 
 
 def tune(arguments: argparse.Namespace) -> None:
     mine = our_run(arguments, 0)
-    done = {line["job"]["lr"] for line in lines(arguments.out) if line["side"] == "peer"}
-    for lr in arguments.rates:
-        if lr not in done:
-            tuned(arguments, mine, 0, lr, 2.0)
+    done = {_setting(line) for line in lines(arguments.out) if line["side"] == "peer" and line["job"]["tuned"]}
+    for batch in arguments.rows or [mine["chosen"]["batch_size"] * mine["chosen"]["accumulate"]]:
+        for lr in arguments.rates:
+            if (lr, batch) not in done:
+                tuned(arguments, mine, 0, lr, batch, 2.0)
 
 
-def best_rate(out: Path) -> float:
+def best_setting(out: Path) -> tuple[float, int]:
+    """The learning rate and the rows an update that `tune` found best."""
     runs = [line for line in lines(out) if line["side"] == "peer" and line["job"].get("length") == 2.0]
     if not runs:
         raise SystemExit("first: python -m benchmarks.quality tune TRAIN VALID OUT")
-    rate: float = min(runs, key=lambda line: line["bits_per_byte"])["job"]["lr"]
-    return rate
+    return _setting(min(runs, key=lambda line: line["bits_per_byte"]))
+
+
+def _setting(line: dict[str, Any]) -> tuple[float, int]:
+    return line["job"]["lr"], line["job"]["batch"]
 
 
 def race(arguments: argparse.Namespace) -> None:
     for seed in arguments.seeds:
         mine = our_run(arguments, seed)
         if "tuned" in arguments.peers:
-            lr = best_rate(arguments.out)
+            lr, batch = best_setting(arguments.out)
             for length in arguments.lengths:
-                if tuned(arguments, mine, seed, lr, length)["bits_per_byte"] <= mine["bits_per_byte"]:
+                if tuned(arguments, mine, seed, lr, batch, length)["bits_per_byte"] <= mine["bits_per_byte"]:
                     break
         if "defaults" in arguments.peers:
             plain(arguments, mine, seed)
@@ -295,14 +304,14 @@ def show(arguments: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    found, rate = list(lines(arguments.out)), best_rate(arguments.out)
+    found, best = list(lines(arguments.out)), best_setting(arguments.out)
     columns = ("seed", "ours", "s", "CPU s", "Trainer", "s", "CPU s", "ratio", "by CPU s")
     table = Table(*columns, title="to equal held-out bits per byte")
     ratios: dict[str, list[tuple[float, float]]] = {}
     for mine in (line for line in found if line["side"] == "ours"):
         theirs = [line for line in found if line["side"] == "peer" and line["seed"] == mine["seed"]]
         for kind in ("tuned", "defaults"):
-            runs = [line for line in theirs if _kind(line, rate) == kind]
+            runs = [line for line in theirs if _kind(line, best) == kind]
             if not runs:
                 continue
             point, more = arrival(runs, mine["bits_per_byte"])
@@ -319,16 +328,16 @@ def show(arguments: argparse.Namespace) -> None:
         for kind, pairs in ratios.items()
     }
     print(summary)
-    story = {"setup": machine(1), "lr": rate, "summary": summary, "runs": found}
+    story = {"setup": machine(1), "lr": best[0], "rows": best[1], "summary": summary, "runs": found}
     (arguments.out / "quality.json").write_text(json.dumps(story, indent=1) + "\n")
-    draw(found, rate, arguments.out / "quality.svg")
+    draw(found, best, arguments.out / "quality.svg")
 
 
-def _kind(line: dict[str, Any], rate: float) -> str:
-    """`tuned` for the peer at its best rate, `defaults`, or `other`."""
+def _kind(line: dict[str, Any], best: tuple[float, int]) -> str:
+    """`tuned` for the peer at its best rate and rows, `defaults`, or `other`."""
     if not line["job"]["tuned"]:
         return "defaults"
-    return "tuned" if line["job"]["lr"] == rate else "other"
+    return "tuned" if _setting(line) == best else "other"
 
 
 def arrival(runs: list[dict[str, Any]], goal: float) -> tuple[dict[str, float], str]:
@@ -340,7 +349,7 @@ def arrival(runs: list[dict[str, Any]], goal: float) -> tuple[dict[str, float], 
     return max(points, key=lambda point: point["cpu"]), "> "
 
 
-def draw(found: list[dict[str, Any]], rate: float, path: Path) -> None:
+def draw(found: list[dict[str, Any]], best: tuple[float, int], path: Path) -> None:
     """Held-out bits per byte over CPU seconds from the start of the process."""
     import matplotlib
 
@@ -352,7 +361,7 @@ def draw(found: list[dict[str, Any]], rate: float, path: Path) -> None:
     for run in found:
         if run["side"] == "ours":
             axes.plot(run["cpu"], run["bits_per_byte"], "o", color="#2b6cb0", label="sslnlp, whole process")
-        elif (kind := _kind(run, rate)) in colors:
+        elif (kind := _kind(run, best)) in colors:
             x, y = ([point[key] for point in run["curve"]] for key in ("cpu", "bits_per_byte"))
             axes.plot(x, y, "-", color=colors[kind], linewidth=1, label=f"Trainer, {kind}")
     axes.set_xscale("log")
@@ -387,6 +396,7 @@ def main() -> None:
         task.add_argument("--vocabulary", type=int, default=4096)
         task.add_argument("--budget", default="90s")
         task.add_argument("--rates", type=float, nargs="+", default=[1e-3, 2e-3, 4e-3, 8e-3, 16e-3])
+        task.add_argument("--rows", type=int, nargs="+", help="of an update of the peer; default: ours")
         task.add_argument("--lengths", type=float, nargs="+", default=[1.0, 1.5, 2.0, 3.0, 4.0])
         task.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
         task.add_argument("--cap", type=float, default=10.0)
