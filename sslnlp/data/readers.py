@@ -32,6 +32,10 @@ def quiet() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
+SEPARATORS = (";", "\t", "|", ",")
+"""What programs put between the columns of a `.csv` or `.tsv` in the place of the comma or the tab."""
+
+
 def options_of(extension: str, files: list[Path]) -> dict[str, Any]:
     """What `datasets` is told of files of one kind and the same columns."""
     if LOADERS[extension] != "csv":
@@ -161,10 +165,18 @@ def _column_names(extension: str, file: Path) -> list[str]:
     """The columns of a table: of `.json` and `.jsonl` those of the first row."""
     match extension:
         case ".csv" | ".tsv":
+            separator = "\t" if extension == ".tsv" else ","
             try:
-                return csv_columns(file, "\t" if extension == ".tsv" else ",")
+                names = csv_columns(file, separator)
             except Exception as error:
                 raise diagnose(extension, [file], error) from None
+            other = next((sign for sign in SEPARATORS if sign != separator and sign in names[0]), None)
+            if len(names) == 1 and other is not None:  # taken for one column, labels would be read as text
+                raise UserError(
+                    f"{file} has one column, {names[0]!r}: its separator seems to be {other!r}; "
+                    f"save it with {separator!r} instead"
+                )
+            return names
         case ".parquet":
             return parquet_columns(file)
         case ".jsonl":

@@ -159,6 +159,8 @@ WRONG = {
     "nul in csv": ("a.csv", b"text\nx\0y\n", "NUL byte"),
     "broken parquet": ("a.parquet", b"PAR1 nothing of the kind", r"a\.parquet"),
     "broken gz": ("a.txt.gz", b"not gzip at all", r"a\.txt\.gz"),
+    "semicolons": ("a.csv", b"text;label\nhello;1\n", r"a\.csv has one column, 'text;label'.* save it with ','"),
+    "commas in a tsv": ("a.tsv", b"text,label\nhello,1\n", r"its separator seems to be ','"),
     "null first": ("a.json", b'[null, {"text": "x"}]', r"a\.json begins with null"),
     "cut gz": ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 999)[:-20], r"a\.jsonl\.gz"),
     "cut xz": ("a.txt.xz", lzma.compress(b"text\n" * 999)[:-20], r"a\.txt\.xz"),
