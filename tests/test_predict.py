@@ -353,6 +353,9 @@ def test_a_model_goes_on_learning_from_unlabelled_text_first(few: Path, files: d
         trained("finetune_few_shot", files, tmp_path / "c", *keys, "adapt.steps=4", "adapt.batch_size=8")
     with pytest.raises(UserError, match=r"give data\.unlabelled=FILE"):
         trained("finetune_few_shot", files, tmp_path / "d", *keys[:3], "adapt.steps=3")
+    held_out = [f"data.unlabelled={files['valid']}", "adapt.steps=3"]
+    with pytest.raises(UserError, match=r"data\.unlabelled and data\.valid are both"):
+        trained("finetune_few_shot", files, tmp_path / "e", *keys[:3], *held_out)
 
 
 def test_what_keeps_training_from_a_gpu_keeps_everything_from_it(monkeypatch: pytest.MonkeyPatch) -> None:

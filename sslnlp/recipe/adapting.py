@@ -32,6 +32,11 @@ def stage_before(recipe: Recipe) -> Recipe | None:
     if recipe.data.unlabelled is None or recipe.model.pretrained is None:
         missing = "data.unlabelled=FILE" if recipe.data.unlabelled is None else "model.pretrained=FOLDER"
         raise UserError(f"adapt.steps={adapt.steps} goes on pretraining on unlabelled text: give {missing}")
+    if recipe.data.unlabelled == recipe.data.valid:
+        raise UserError(
+            f"data.unlabelled and data.valid are both {recipe.data.valid}: texts that are held out are no text to adapt "
+            "to; give another data.unlabelled"
+        )
     embeds = recipe.objective_class.pooling is not None
     name = adapt.objective or ("info_nce" if embeds else "masked_lm")
     before = Recipe(
