@@ -34,8 +34,8 @@ def stage_before(recipe: Recipe) -> Recipe | None:
         raise UserError(f"adapt.steps={adapt.steps} goes on pretraining on unlabelled text: give {missing}")
     if recipe.data.unlabelled == recipe.data.valid:
         raise UserError(
-            f"data.unlabelled and data.valid are both {recipe.data.valid}: texts that are held out are no text to adapt "
-            "to; give another data.unlabelled"
+            f"data.unlabelled and data.valid are both {recipe.data.valid}: held-out texts are none to adapt to; "
+            "give another data.unlabelled"
         )
     embeds = recipe.objective_class.pooling is not None
     name = adapt.objective or ("info_nce" if embeds else "masked_lm")
