@@ -194,7 +194,7 @@ def test_wrong_content_of_a_table_is_one_clear_line(tmp_path, case):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("second", [b"text,label\nna\xefve,1\n", gzip.compress(b"")])
+@pytest.mark.parametrize("second", [b"text,label\nna\xefve,1\n", gzip.compress(b"")], ids=["latin-1", "empty gz"])
 def test_one_wrong_file_of_several_is_named(tmp_path, second):
     wrong = tmp_path / ("b.csv.gz" if second[:2] == b"\x1f\x8b" else "b.csv")
     wrong.write_bytes(second)
