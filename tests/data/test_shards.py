@@ -183,8 +183,9 @@ def test_the_command_line_prepares_what_training_finds(tmp_path, capsys, monkeyp
     assert "nothing to prepare" in capsys.readouterr().err
 
 
-def test_of_shards_that_start_together_one_trains_the_tokenizer(tmp_path, monkeypatch):
-    """Else each trains it and takes away the folder that another is reading."""
+@pytest.fixture
+def untrained(tmp_path, monkeypatch):
+    """A recipe whose tokenizer is not there yet, and the list that grows by each training of one, which takes a while."""
     data = several(tmp_path / "texts", TEXTS, 4)
     keys = [f"data.train={data}", "model.size=nano", "tokenizer.vocab_size=520", f"data.cache={tmp_path / 'cache'}"]
     recipe = load_recipe("pretrain_bert", keys)
@@ -195,23 +196,20 @@ def test_of_shards_that_start_together_one_trains_the_tokenizer(tmp_path, monkey
         return train_tokenizer(*texts, **options)
 
     monkeypatch.setattr("sslnlp.recipe.build.train_tokenizer", slowly)
+    return recipe, trained
+
+
+def test_of_shards_that_start_together_one_trains_the_tokenizer(untrained):
+    """Else each trains it and takes away the folder that another is reading."""
+    recipe, trained = untrained
     with ThreadPoolExecutor(3) as together:
         made = list(together.map(lambda number: prepare(recipe, shard=Shard(number, 3)), (1, 2, 3)))
     assert len(trained) == 1
     assert len({path.parent for path in made}) == 1
 
 
-def test_of_runs_that_start_together_one_trains_the_tokenizer(tmp_path, monkeypatch):
-    data = several(tmp_path / "texts", TEXTS, 4)
-    keys = [f"data.train={data}", "model.size=nano", "tokenizer.vocab_size=520", f"data.cache={tmp_path / 'cache'}"]
-    recipe = load_recipe("pretrain_bert", keys)
-    trained = []
-
-    def slowly(*texts, **options):
-        trained.append(time.sleep(0.5))
-        return train_tokenizer(*texts, **options)
-
-    monkeypatch.setattr("sslnlp.recipe.build.train_tokenizer", slowly)
+def test_of_runs_that_start_together_one_trains_the_tokenizer(untrained, tmp_path):
+    recipe, trained = untrained
     with ThreadPoolExecutor(3) as together:
         list(together.map(lambda _: text_tokenizer(recipe, tmp_path / "cache"), range(3)))
     assert len(trained) == 1
