@@ -185,7 +185,7 @@ def test_the_command_line_prepares_what_training_finds(tmp_path, capsys, monkeyp
 
 @pytest.fixture
 def untrained(tmp_path, monkeypatch):
-    """A recipe whose tokenizer is not there yet, and the list that grows by each training of one, which takes a while."""
+    """A recipe whose tokenizer is not there yet; the list grows by each training of one, which takes a while."""
     data = several(tmp_path / "texts", TEXTS, 4)
     keys = [f"data.train={data}", "model.size=nano", "tokenizer.vocab_size=520", f"data.cache={tmp_path / 'cache'}"]
     recipe = load_recipe("pretrain_bert", keys)
