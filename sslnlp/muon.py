@@ -104,7 +104,7 @@ class Muon(torch.optim.Optimizer):
     """Muon for `hidden_matrices`, AdamW for the rest, in one optimiser with one state.
 
     Matrices of one shape are stacked, so that a network of many small layers costs a few batched products. An update
-    of a matrix m × n has root mean square 0.2, as AdamW's has, so one learning rate and one decay serve both kinds.
+    of a matrix m × n has root mean square 0.2, as AdamW's has, so one decay and one scale of rates serve both kinds.
     Under FSDP2 every rank puts the updates together and orthogonalises them all, then keeps its part. Where the
     attribute `found_inf` is a tensor that holds 1, weights and state stay as they are, as in torch's fused optimisers.
 
@@ -132,6 +132,7 @@ class Muon(torch.optim.Optimizer):
         self._dtype = dtype
         trainable = [p for p in module.parameters() if p.requires_grad]
         others = [p for p in trainable if p not in self._layout]
+        # At one rate they stay among the other matrices: the groups are those of checkpoints from before there was one.
         tables = embedding_tables(module) if embedding_lr_scale != 1 else set()
         groups: list[dict[str, Any]] = [
             {"params": list(self._layout), "kind": "muon", "weight_decay": weight_decay},

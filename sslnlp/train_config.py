@@ -34,7 +34,7 @@ class TrainConfig:
     decay: float = 0.3
     """The last share of the steps in which `wsd` decays to zero."""
     optimizer: str = "adamw"
-    """adamw, or muon: Muon for the matrices inside the network and AdamW for the rest, at one learning rate."""
+    """adamw, or muon: Muon for the matrices inside the network and AdamW for the rest, both at `lr`."""
     weight_decay: float = 0.01
     layer_decay: float = 1.0
     """Each layer learns at this factor of the rate of the one above it; 1: all alike. For fine-tuning; with adamw."""
