@@ -27,6 +27,7 @@ from rich.table import Table
 from sslnlp.data.prepare import sample_texts
 from sslnlp.recipe import load_recipe, override, run
 from sslnlp.tokenizer import train_tokenizer
+from sslnlp.train import Interrupted
 
 RECIPES = {"masked_lm": "pretrain_bert", "causal_lm": "pretrain_gpt"}
 MEASURE = {"masked_lm": "loss", "causal_lm": "bits_per_byte"}
@@ -87,6 +88,8 @@ def train(arguments: argparse.Namespace) -> None:
             continue
         try:
             found = one(arguments, chosen)
+        except Interrupted:  # not a result: run again the next time
+            raise
         except Exception as error:  # a rate too high is a result too
             found = {"figures": {}, "error": f"{type(error).__name__}: {error}"}
         with open(arguments.out / "defaults.jsonl", "a") as file:
