@@ -53,6 +53,7 @@ def open_shard(
                     starts.append(where[0])
                     lengths.append(where[1])
                     rows.append(row)
+            _check_end(tar, path)
     except (tarfile.TarError, EOFError, OSError) as error:
         raise UserError(f"cannot read {path} as a tar file: {error}; write or download it again") from None
     if not rows:
@@ -69,6 +70,14 @@ def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]
         stem, _, extension = name.partition(".")
         if member.isreg() and stem:
             yield posixpath.join(folder, stem), extension.lower(), member
+
+
+def _check_end(tar: tarfile.TarFile, path: Path) -> None:
+    """`tarfile` takes a damaged header for the end, and would lose all that lies behind it without a word."""
+    with path.open("rb") as file:
+        file.seek(tar.offset)
+        if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
+            raise tarfile.ReadError(f"damaged at byte {tar.offset:,}")
 
 
 def _values(tar: tarfile.TarFile, member: tarfile.TarInfo, extension: str, path: Path) -> dict[str, Any]:

@@ -177,6 +177,21 @@ def test_tar_shards(read, tmp_path):
     assert named.facts["no_caption"] == 1
 
 
+def test_a_shard_that_is_damaged_in_the_middle_is_not_taken_for_a_shorter_one(read, tmp_path):
+    path = tmp_path / "a.tar"
+    shard(path, {f"{n}.{kind}": content for n in range(4) for kind, content in (("png", PICTURES[n]), ("txt", b"x"))})
+    assert len(read(str(path)).train) == 4
+    whole = path.read_bytes()
+    with tarfile.open(path) as tar:
+        begins = tar.getmember("2.png").offset
+    for cut in (whole[:begins] + b"\x55" * 512 + whole[begins + 512 :], whole[: begins + 100]):
+        path.write_bytes(cut)
+        with pytest.raises(UserError, match=f"cannot read .*a.tar as a tar file: damaged at byte {begins:,}; write or"):
+            read(str(path))
+    path.write_bytes(whole[:begins])  # a shard without the zeros at its end
+    assert len(read(str(path)).train) == 2
+
+
 def test_places_of_different_kinds_together(read, tmp_path):
     table = parquet(tmp_path / "a.parquet", PICTURES[:3], caption=CAPTIONS[:3])
     tar = shard(tmp_path / "b.tar", {"x.png": PICTURES[3], "x.txt": b"three"})
