@@ -84,7 +84,7 @@ def _values(tar: tarfile.TarFile, member: tarfile.TarInfo, extension: str, path:
     file = tar.extractfile(member)
     assert file is not None
     try:
-        text = file.read().decode()
+        text = file.read().decode("utf-8-sig")
         if extension != "json":
             return {extension: text.strip()}
         value = json.loads(text)

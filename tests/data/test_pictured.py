@@ -192,6 +192,13 @@ def test_a_shard_that_is_damaged_in_the_middle_is_not_taken_for_a_shorter_one(re
     assert len(read(str(path)).train) == 2
 
 
+def test_a_mark_of_byte_order_is_no_part_of_a_caption(read, tmp_path):
+    members = {"0.png": PICTURES[0], "0.txt": b"\xef\xbb\xbfzero\r\n", "1.png": PICTURES[1], "1.txt": b"one"}
+    assert pairs(read(shard(tmp_path / "a.tar", members)).train) == [(PICTURES[0], ["zero"]), (PICTURES[1], ["one"])]
+    keys = {"0.png": PICTURES[0], "0.json": b'\xef\xbb\xbf{"caption": "zero"}'}
+    assert pairs(read(shard(tmp_path / "b.tar", keys)).train) == [(PICTURES[0], ["zero"])]
+
+
 def test_places_of_different_kinds_together(read, tmp_path):
     table = parquet(tmp_path / "a.parquet", PICTURES[:3], caption=CAPTIONS[:3])
     tar = shard(tmp_path / "b.tar", {"x.png": PICTURES[3], "x.txt": b"three"})
