@@ -34,10 +34,12 @@ def open_shard(
         image: the extension of the picture, where a row may have several; without its dot.
 
     Raises:
-        UserError: a damaged file, text that is not UTF-8, no picture at all.
+        UserError: a damaged file, text that is not UTF-8, a caption apart from its picture, no picture at all.
     """
     wanted = [f".{image}"] if image is not None else list(image_files)
     keys, starts, lengths, rows = [], [], [], []
+    bare: set[str] = set()
+    pictureless: set[str] = set()
     try:
         with tarfile.open(path, "r:") as tar:
             for key, members in groupby(_members(tar), lambda found: found[0]):
@@ -53,9 +55,16 @@ def open_shard(
                     starts.append(where[0])
                     lengths.append(where[1])
                     rows.append(row)
+                if (where is None) == (len(row) > 1):  # a picture without a text, or a text without a picture
+                    (pictureless if where is None else bare).add(key)
             _check_end(tar, path)
     except (tarfile.TarError, EOFError, OSError) as error:
         raise UserError(f"cannot read {path} as a tar file: {error}; write or download it again") from None
+    if apart := sorted(bare & pictureless):
+        raise UserError(
+            f"{path} holds the picture {apart[0]} and, apart from it, its text: members of one name must follow one "
+            "another, as tar --sort=name writes a folder"
+        )
     if not rows:
         raise UserError(f"{path} holds no pictures ({' '.join(wanted)})")
     names = list(dict.fromkeys(name for row in rows for name in row))

@@ -199,6 +199,16 @@ def test_a_mark_of_byte_order_is_no_part_of_a_caption(read, tmp_path):
     assert pairs(read(shard(tmp_path / "b.tar", keys)).train) == [(PICTURES[0], ["zero"])]
 
 
+def test_captions_that_lie_apart_from_their_pictures_are_not_lost_without_a_word(read, tmp_path):
+    apart = shard(tmp_path / "a.tar", {"0.png": PICTURES[0], "1.png": PICTURES[1], "0.txt": b"a", "1.txt": b"b"})
+    with pytest.raises(
+        UserError, match=r"a\.tar holds the picture 0 and, apart from it, its text: members of one name"
+    ):
+        read(apart)
+    lone = {"0.png": PICTURES[0], "0.txt": b"a", "1.png": PICTURES[1], "2.txt": b"c", "1.wav": b"sound"}
+    assert read(shard(tmp_path / "b.tar", lone)).facts["no_caption"] == 1
+
+
 def test_places_of_different_kinds_together(read, tmp_path):
     table = parquet(tmp_path / "a.parquet", PICTURES[:3], caption=CAPTIONS[:3])
     tar = shard(tmp_path / "b.tar", {"x.png": PICTURES[3], "x.txt": b"three"})
