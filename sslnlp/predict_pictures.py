@@ -20,6 +20,12 @@ from sslnlp.search.encoder import resolve
 from sslnlp.writing import check_output, replacing
 
 BLOCK = 256
+# The readers speak of a recipe's keys; a person who predicts has options instead.
+_OPTIONS = {
+    "data.columns.image=NAME": "--text NAME",
+    "data.columns.image": "--text",
+    "set data.train and data.valid to them": "name one of them",
+}
 
 
 def read_labels(given: str) -> list[str]:
@@ -69,7 +75,13 @@ def predict_pictures(
         encoder = PictureEncoder.load(str(folder))
     class_CD = class_vectors(encoder.texts, labels, templates or TEMPLATES)
     columns = {"image": image} if image is not None else {}
-    rows, _ = every_picture(DataConfig(train=str(data), columns=columns), "train")
+    try:
+        rows, _ = every_picture(DataConfig(train=str(data), columns=columns), "train")
+    except UserError as error:
+        said = str(error)
+        for key, option in _OPTIONS.items():
+            said = said.replace(key, option)
+        raise UserError(said) from error
     with replacing(out) as file:
         for start in range(0, len(rows), BLOCK):
             at = range(start, min(start + BLOCK, len(rows)))

@@ -27,7 +27,13 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "dual": save_dual(folder / "dual"),
         "tower": save_tower(folder / "tower"),
         "pictures": shades(folder / "pictures", 5),
+        "listed": listed(folder / "listed.csv"),
     }
+
+
+def listed(path: Path) -> Path:
+    path.write_text("photo,caption\n0.png,a cat\n")
+    return path
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -108,7 +114,8 @@ def test_labels_of_a_file(tmp_path: Path) -> None:
         (["{dual}", "{pictures}", "--template", "a {{}}"], "give --labels too"),
         (["{dual}", "{pictures}", "--labels", "cat,dog", "--pair", "b"], "no --pair"),
         (["{dual}", "nowhere.parquet", "--labels", "cat,dog"], "nowhere.parquet does not exist"),
-        (["{dual}", "{pictures}", "--labels", "cat,dog", "--text", "photo"], "no column 'photo'"),
+        (["{dual}", "{pictures}", "--labels", "cat,dog", "--text", "photo"], "no column 'photo' (--text)"),
+        (["{dual}", "{listed}", "--labels", "cat,dog"], "its columns are photo, caption: say --text NAME"),
         (["nowhere/at/all", "{pictures}", "--labels", "cat,dog"], "No model folder at nowhere/at/all"),
     ],
 )
