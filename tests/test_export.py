@@ -18,6 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from sslnlp.card import CardFacts, model_card
+from sslnlp.card.text import public
 from sslnlp.errors import UserError
 from sslnlp.export import ExportError, export_model, folder
 from sslnlp.export.reloaded import state_of
@@ -313,6 +314,11 @@ def test_nothing_published_names_a_path_of_the_machine(tokenizer: PreTrainedToke
         assert str(tmp_path).encode() not in file.read_bytes(), file.name
     data = json.loads((path / "recipe.json").read_text())["data"]
     assert data == {"train": ["corpus.txt", "org/name", "data/x.txt"], "note": "see corpus.txt."}
+
+
+def test_a_list_of_files_is_published_with_the_last_part_of_each() -> None:
+    assert public("/home/me/a, b/one.txt, /srv/two.txt, ~/three.txt") == "one.txt, two.txt, three.txt"
+    assert public({"train": "data/one.txt, ../two.txt"}) == {"train": "data/one.txt, two.txt"}
 
 
 HOSTILE = "x`y | **b** <script>alert(1)</script>\n---\nlicense: mit\n# Pwned [a](http://b) \x00\u202e {{c}}"

@@ -22,10 +22,13 @@ def public(value: Any) -> Any:
     return value
 
 
+_NEXT_PLACE = re.compile(r", (?=/|~|\.\.?/)")
 _INNER_PATH = re.compile(r"(?<![\w.:/*?])(?:file://)?(?:/[^\s/,;:'\"]+){2,}/?")
 
 
 def public_text(text: str) -> str:
+    if len(places := _NEXT_PLACE.split(text)) > 1:  # a list of files: each has a last part
+        return ", ".join(map(public_text, places))
     bare = text.removeprefix("file://")
     if bare.startswith(("/", "~", "../", "./")) and "\n" not in bare:
         return PurePosixPath(bare).name or bare
