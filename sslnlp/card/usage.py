@@ -60,7 +60,7 @@ def snippet(facts: CardFacts) -> str:
             'model = VisionTextDualEncoderModel.from_pretrained("PATH_OR_NAME")',
             'processor = VisionTextDualEncoderProcessor.from_pretrained("PATH_OR_NAME")',
             'texts, pictures = ["first text", "second text"], [Image.open("picture.png")]  # without transparency',
-            'inputs = processor(text=texts, images=pictures, padding=True, return_tensors="pt")',
+            'inputs = processor(text=texts, images=pictures, padding=True, truncation=True, return_tensors="pt")',
             "print(model(**inputs).logits_per_image.softmax(-1))",
         ]
         return _python(lines)

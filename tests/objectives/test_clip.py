@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,15 @@ def test_from_a_folder_to_a_stock_dual_encoder(tmp_path: Path) -> None:
     ours = make_collator("clip").for_evaluation(0)([row])["pixel_values"]
     theirs = processor(images=[Image.open(file)], return_tensors="pt")["pixel_values"]
     assert torch.allclose(ours, theirs, atol=1e-2)
+
+    # What the card tells a person to type reads a text of any length, as training and search do.
+    (said,) = re.findall(r"```python\n(.*?)```", (export / "README.md").read_text(), re.S)
+    given = {"PATH_OR_NAME": export, "picture.png": data / "0.png", "first text": "red " * 500}
+    for word, filled in given.items():
+        said = said.replace(word, str(filled))
+    typed: dict[str, Any] = {}
+    exec(said, typed)
+    assert typed["inputs"]["input_ids"].shape == (2, 64)
 
 
 def test_a_tower_is_let_go_at_its_share_of_the_run(tmp_path: Path) -> None:
