@@ -17,6 +17,7 @@ from sslnlp.data.table_rows import Ints
 from sslnlp.pictures import BrokenPicture
 
 MISSING = "missing"
+_SHOWN = 200
 
 
 class Contents(Protocol):
@@ -154,6 +155,11 @@ class JoinedContents:
             for place, content in zip(places.tolist(), contents, strict=True):
                 found[place] = content
         return found
+
+
+def in_short(name: str) -> str:
+    """A name as a message holds it: pictures that stand in a column as text (base64) would fill the screen."""
+    return name if len(name) <= _SHOWN else f"{name[:_SHOWN]}..."
 
 
 def stamped(paths: Any) -> str:

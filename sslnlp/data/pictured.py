@@ -19,7 +19,7 @@ from sslnlp.data.hashes import Hashes, HashSet, hash_texts
 from sslnlp.data.label_kinds import class_names
 from sslnlp.data.picture_check import check
 from sslnlp.data.picture_columns import Pictures
-from sslnlp.data.picture_contents import Contents
+from sslnlp.data.picture_contents import Contents, in_short
 from sslnlp.data.picture_sources import open_pictures
 from sslnlp.data.table_rows import Ints, held_out, set_of
 from sslnlp.errors import UserError
@@ -236,7 +236,8 @@ def _read(config: DataConfig, name: str, cache: str | Path | None, captions_need
     facts: dict[str, Any] = {"read": count, "broken": sum(reasons.values()), "broken_reasons": reasons}
     facts["no_caption"] = int((good & ~captioned).sum())
     named = [
-        f"{contents.name(i)}: {verdict.reasons[verdict.numbers[i]]}" for i in np.flatnonzero(~good)[:NAMED].tolist()
+        f"{in_short(contents.name(i))}: {verdict.reasons[verdict.numbers[i]]}"
+        for i in np.flatnonzero(~good)[:NAMED].tolist()
     ]
     index = np.flatnonzero(good & captioned)
     if not len(index):

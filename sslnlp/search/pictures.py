@@ -16,7 +16,7 @@ import numpy as np
 
 from sslnlp.data.config import DataConfig, cache_at
 from sslnlp.data.picture_columns import Pictures
-from sslnlp.data.picture_contents import Contents, FileContents, JoinedContents
+from sslnlp.data.picture_contents import Contents, FileContents, JoinedContents, in_short
 from sslnlp.data.picture_sources import open_pictures
 from sslnlp.data.pictured import NAMED, PictureRows
 from sslnlp.errors import UserError
@@ -95,7 +95,7 @@ class PictureSource:
                     left_out.append(at)
                     reasons[str(found)] += 1
                     if len(left_out) <= NAMED:
-                        named.append(f"{self._pictures.contents.name(self._rows[at][0])}: {found}")
+                        named.append(f"{in_short(self._pictures.contents.name(self._rows[at][0]))}: {found}")
             if len(left_out) == len(self._ids):
                 raise UserError(f"No picture at {self._data} can be read: {'; '.join(named)}.")
 

@@ -386,6 +386,14 @@ def test_wrong_tables_are_one_clear_line(read, tmp_path):
         assert "\n" not in str(caught.value)
 
 
+def test_pictures_written_as_text_do_not_fill_the_screen(read, tmp_path):
+    table = tmp_path / "a.jsonl"
+    table.write_text(json.dumps({"image": "iVBORw0KGgo" * 500, "caption": "x"}))
+    with pytest.raises(UserError, match=r"of 1, 1 are broken \(.*iVBO.*\.\.\.: missing\)") as caught:
+        read(str(table))
+    assert len(str(caught.value)) < 500
+
+
 def test_a_folder_without_pictures_names_the_kinds_of_pictures(read, tmp_path):
     (tmp_path / "none").mkdir()
     with pytest.raises(
