@@ -95,7 +95,8 @@ def _direction(asked: Tensor, found: Tensor, asked_K: Tensor, found_K: Tensor) -
         part = slice(start, start + _BLOCK)
         similarity = asked[part].float() @ found.float().T
         best = similarity.masked_fill(~answers[part], float("-inf")).max(1, keepdim=True).values
-        ranks.append(1 + ((similarity >= best) & ~answers[part]).sum(1))
+        # Not below, instead of at or above: what is no number counts against the query too.
+        ranks.append(1 + (~(similarity < best) & ~answers[part]).sum(1))
     return Ranks(torch.cat(ranks).numpy(), answers.sum(1).numpy(), len(found))
 
 

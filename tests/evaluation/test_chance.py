@@ -96,6 +96,13 @@ def test_recalls_have_the_chance_of_a_random_order() -> None:
             assert figure.chance == pytest.approx(np.mean([one[name] for one in drawn]), abs=0.02), name
 
 
+def test_vectors_that_are_no_numbers_find_nothing() -> None:
+    vectors, hashes = torch.full((4, 3), torch.nan), torch.arange(4)
+    for image, text in ((vectors, vectors), (torch.eye(4, 3), vectors), (vectors, torch.eye(4, 3))):
+        found = image_text_measures({"image": image, "text": text, "image_hash": hashes, "text_hash": hashes})
+        assert (found["text_to_image_median_rank"], found["image_to_text_recall@1"]) == (4, 0)
+
+
 def test_the_median_rank_of_single_answers_is_the_middle() -> None:
     for number in (4, 5, 12):
         vectors, hashes = torch.eye(number), torch.arange(number)
