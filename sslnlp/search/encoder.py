@@ -81,6 +81,11 @@ class Encoder:
         folder = resolve(name)
         if (_read_json(folder / "config_sentence_transformers.json") or {}).get("model_type") == "MultiVectorEncoder":
             raise UserError(f"{name} has a vector for each token and none for a text: use it as --reranker.")
+        if isinstance((_read_json(folder / "config.json") or {}).get("image_size"), int):
+            raise UserError(
+                f"{name} reads pictures and no words: to search pictures, name with --model the export of a "
+                "`sslnlp train clip_image_text` run, which reads both."
+            )
         settings = read_settings(folder, head=head)
         try:
             with quiet_loading():

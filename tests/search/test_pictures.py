@@ -26,6 +26,7 @@ from sslnlp.picture_encoder import PictureEncoder
 from sslnlp.search import changes
 from sslnlp.search.cli import search_app
 from sslnlp.search.index import Index, add_documents, build_index, delete_documents
+from sslnlp.search.loading import load_encoder
 from sslnlp.search.serve import Server
 from tests.search.test_serve import get, raw, served
 
@@ -189,6 +190,8 @@ def test_a_vision_tower_alone_reads_pictures_and_no_words(tmp_path: Path, make_e
     assert np.linalg.norm(encoder.pictures([GOOD["0.jpg"]]), axis=1) == pytest.approx([1])
     with pytest.raises(UserError, match="no text tower"):
         encoder.texts(["words"])
+    with pytest.raises(UserError, match="vit reads pictures and no words: to search pictures, name with --model the"):
+        load_encoder(str(tmp_path / "vit"))
     with pytest.raises(UserError, match="a 'bert' model reads no pictures"):
         PictureEncoder.load(str(make_encoder(tmp_path / "texts")))
     with pytest.raises(UserError, match="cannot load the picture encoder"):
