@@ -122,7 +122,10 @@ def _open_labelled(folder: Path, found: list[Path], config: DataConfig) -> Pictu
         raise UserError(f"the folder {folder} holds {', '.join(sorted(top))}: set data.train and data.valid to them")
     labels = [name.parent.name for name in names]
     several = len(set(labels)) > 1
-    seen = Seen({"label": "label"} if several else {}, ["label"] if several else [], config, str(folder))
+    columns = {"label": "label"} if several else {}
+    if several and config.columns.get("caption") == "label":  # the one column there is to name
+        columns["caption"] = "label"
+    seen = Seen(columns, list(columns.values())[:1], config, str(folder))
     seen.add({"label": label} for label in labels)
     return seen.pictures(FileContents(folder, pa.array([str(name) for name in names], pa.large_string())))
 

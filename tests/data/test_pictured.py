@@ -153,6 +153,9 @@ def test_a_folder_of_labels(read, tmp_path):
         (PICTURES[i], i % 2 == 0) for i in (1, 3, 5, 0, 2, 4)
     ]
     assert {tuple(row["captions"]) for row in rows(got.train)} == {()}
+    said = read(path, columns={"caption": "label"})
+    assert [row["captions"] for row in rows(said.train)] == 3 * [["cat"]] + 3 * [["dog"]]
+    assert said.label_names == ["cat", "dog"]
     flat = read(folder(tmp_path / "flat", {"1.png": PICTURES[1]}), captions_needed=False)
     assert (flat.label_names, set(flat.train[0])) == ([], {"image", "captions", "picture"})
 
