@@ -83,6 +83,11 @@ def _open(place: Path | str, config: DataConfig, split: str, cache: str | None) 
         yield _open_table(_arrow([place]), stamped([place]), place.parent, config, str(place))
     elif kind(place) in LISTS:
         yield _open_list(place, config)
+    elif place.suffix.lower() in IMAGE_FILES:
+        raise UserError(
+            f"{place}: unknown kind of file, because it is a single picture: give the folder it is in, or a .csv or "
+            ".jsonl that names it"
+        )
     else:
         raise UserError(f"{place}: unknown kind of file; pictures are read from {KINDS_READ}")
 
@@ -97,6 +102,9 @@ def _open_folder(folder: Path, config: DataConfig, split: str, cache: str | None
     if arrows := [path for path in files if path.suffix == ".arrow"]:
         yield _open_table(_arrow(arrows), stamped(arrows), folder, config, str(folder))
         return
+    if any(path.name == "dataset_dict.json" for path in files):
+        splits = sorted(path.parent.name for path in folder.glob("*/state.json"))
+        raise UserError(f"the folder {folder} holds {', '.join(splits)}: set data.train and data.valid to them")
     tables = [path for path in files if path.stem == "metadata" and kind(path) in (*LISTS, ".parquet")]
     tables = tables or [path for path in files if kind(path) in (".csv", ".tsv", ".jsonl")]
     if len(tables) > 1:

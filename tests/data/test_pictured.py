@@ -364,6 +364,9 @@ def test_wrong_tables_are_one_clear_line(read, tmp_path):
     odd = folder(tmp_path / "odd", {}, "a.jsonl", [{"image": 3, "caption": "x"}])
     empty = shard(tmp_path / "empty.tar", {"a.txt": b"x"})
     latin = shard(tmp_path / "latin.tar", {"a.png": PICTURES[0], "a.txt": b"\xff"})
+    kept = datasets.Dataset.from_dict({"image": [PICTURES[0]], "caption": ["x"]})
+    saved = str(tmp_path / "saved")
+    datasets.DatasetDict(train=kept, test=kept).save_to_disk(saved)
     for spec, options, message in (
         (str(tmp_path / "gone.parquet"), {}, "gone.parquet does not exist"),
         (str(tmp_path / "gone.tar"), {}, "gone.tar does not exist"),
@@ -381,7 +384,9 @@ def test_wrong_tables_are_one_clear_line(read, tmp_path):
         (str(damaged), {}, "cannot read .* as a tar file"),
         (empty, {}, "holds no pictures"),
         (latin, {}, "a.txt in .* is not UTF-8"),
-        (str(tmp_path / "splits" / "train" / "a" / "1.png"), {}, "unknown kind of file"),
+        (str(tmp_path / "splits" / "train" / "a" / "1.png"), {}, "unknown kind of file, .* give the folder it is in"),
+        (str(tmp_path / "splits" / "*" / "a" / "*.png"), {}, "unknown kind of file, .* give the folder it is in"),
+        (saved, {}, "saved holds test, train: set data.train and data.valid to them"),
         ([], {}, "data.train is not set"),
     ):
         with pytest.raises(UserError, match=message) as caught:
