@@ -33,6 +33,7 @@ def predict_command(
 
     from sslnlp.predict import predict_file
     from sslnlp.predict_pictures import predict_pictures, read_labels
+    from sslnlp.quiet import shows_bars
     from sslnlp.writing import check_output
 
     if labels is None and template:
@@ -41,7 +42,9 @@ def predict_command(
         raise UserError("--labels classifies pictures, which have no --pair")
     names = None if labels is None else read_labels(labels)
     check_output(out, labels)
-    with Progress(SpinnerColumn(), MofNCompleteColumn(), console=Console(stderr=True), transient=True) as shown:
+    screen = Console(stderr=True)
+    bar = (SpinnerColumn(), MofNCompleteColumn())
+    with Progress(*bar, console=screen, transient=True, disable=not shows_bars(screen)) as shown:
         task = shown.add_task("read", total=None)
 
         def progress(done: int) -> None:

@@ -1,9 +1,13 @@
-"""What `transformers` says while it loads, kept from who asked for something else."""
+"""What `transformers` says while it loads, and bars where nobody looks on, kept from who asked for something else."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @contextlib.contextmanager
@@ -21,3 +25,8 @@ def quiet_loading() -> Iterator[None]:
         logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()
+
+
+def shows_bars(console: Console) -> bool:
+    """Whether somebody looks on; a file or a pipe would keep what a progress bar leaves behind."""
+    return console.is_terminal or console.is_jupyter

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ from sslnlp.errors import UserError
 from sslnlp.recipe import load_recipe, resolve
 from sslnlp.recipe.build import build_parts
 from sslnlp.recipe.preview import preview
+from sslnlp.recipe.run import _progress
 from tests.contract import corpus
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -162,6 +164,35 @@ def test_debug_stands_anywhere(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().err
     assert "Traceback" in shown
     assert shown.splitlines()[-1].startswith("error: unknown recipe")
+
+
+def test_a_bar_is_for_a_terminal_and_keeps_its_numbers_on_a_narrow_one() -> None:
+    """Of an 80-column terminal the counts and times are whole; a log gets the last figures as one line, or nothing."""
+    metrics = {"loss": 6.1284, "valid_loss": 5.861, "tokens_per_second": 12_419.7}
+    for width in (80, 60):
+        screen = io.StringIO()
+        console = Console(file=screen, width=width, force_terminal=True, color_system=None)
+        with _progress(console) as show:
+            show(1990, 2000, metrics)
+        assert "1990/2000 0:00:00 -:--:-- loss 6.128" in screen.getvalue()
+    for said in ("1990/2000  loss 6.128  valid loss 5.861  12,420 tokens/s\n", ""):
+        log = io.StringIO()
+        with _progress(Console(file=log, width=80)) as show:
+            if said:
+                show(1990, 2000, metrics)
+        assert log.getvalue() == said
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Path:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("Über den Fluß → und zurück", encoding="utf-8")
+    return tmp_path / "notes"
+
+
+def test_a_command_that_is_piped_leaves_no_bar(notes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["search", "index", str(notes), "--out", str(notes.parent / "index")]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_main_exits_with_the_code() -> None:

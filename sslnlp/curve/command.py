@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table as Grid
 
 from sslnlp.curve.cells import Measured, parse_labels
 from sslnlp.curve.run import label_curve
 from sslnlp.errors import UserError
 from sslnlp.recipe import Recipe, load_recipe
+from sslnlp.recipe.run import progress_bar
 
 USUAL = (
     "frozen + LR: finetune_few_shot train.steps=0",
@@ -38,8 +38,7 @@ def curve(
     console = console or Console(stderr=True)
     recipes = dict(parse_method(method, overrides) for method in methods or USUAL)
     numbers = parse_labels(labels)
-    bar = (BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*bar, TextColumn("{task.description}"), console=console) as progress:
+    with progress_bar(console) as progress:
         task = progress.add_task("", total=None)
 
         def told(found: Measured, done: int, total: int) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 
 from sslnlp.distributed import alone, world_size
 from sslnlp.errors import UserError
@@ -22,7 +23,7 @@ from sslnlp.lora import merged
 from sslnlp.models import count_parameters
 from sslnlp.objectives.base import Objective
 from sslnlp.precision import fitting_precision, float32_by_default
-from sslnlp.quiet import quiet_loading
+from sslnlp.quiet import quiet_loading, shows_bars
 from sslnlp.recipe.adapting import adapted
 from sslnlp.recipe.biography import biography, card_facts
 from sslnlp.recipe.build import Parts, build_objective, build_parts, processes, resolve
@@ -165,16 +166,31 @@ def _train(
 
 @contextmanager
 def _progress(console: Console) -> Iterator[Callable[[int, int, Mapping[str, float]], None]]:
-    columns = (BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.description}"), console=console) as bar:
-        task = bar.add_task("", total=None)
+    said = ""
+    try:
+        with progress_bar(console) as bar:
+            task = bar.add_task("", total=None)
 
-        def show(step: int, steps: int, metrics: Mapping[str, float]) -> None:
-            shown = {name: metrics[name] for name in ("loss", "valid_loss", "tokens_per_second") if name in metrics}
-            text = "  ".join(f"{name.replace('_', ' ')} {value:,.4g}" for name, value in shown.items())
-            bar.update(task, completed=step, total=steps, description=text)
+            def show(step: int, steps: int, metrics: Mapping[str, float]) -> None:
+                nonlocal said
+                shown = [f"{n.replace('_', ' ')} {metrics[n]:,.4g}" for n in ("loss", "valid_loss") if n in metrics]
+                if (speed := metrics.get("tokens_per_second")) is not None:
+                    shown.append(f"{speed:,.0f} tokens/s")
+                said = f"{step}/{steps}  {'  '.join(shown)}"
+                bar.update(task, completed=step, total=steps, description="  ".join(shown))
 
-        yield show
+            yield show
+    finally:
+        if said and not shows_bars(console):
+            console.print(said, highlight=False, soft_wrap=True)
+
+
+def progress_bar(console: Console) -> Progress:
+    """Steps done, time gone and left, and what is said of them, which is what gives way on a narrow terminal."""
+    whole = Column(no_wrap=True)
+    counts = (MofNCompleteColumn(table_column=whole), TimeElapsedColumn(whole), TimeRemainingColumn(table_column=whole))
+    said = TextColumn("{task.description}", table_column=Column())
+    return Progress(BarColumn(bar_width=8), *counts, said, console=console, disable=not shows_bars(console))
 
 
 def _finish(

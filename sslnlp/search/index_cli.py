@@ -163,8 +163,11 @@ def _bars() -> Iterator[Callable[[str, int, int], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from sslnlp.quiet import shows_bars
+
     bar = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*bar, console=Console(stderr=True), transient=True) as shown:
+    screen = Console(stderr=True)
+    with Progress(*bar, console=screen, transient=True, disable=not shows_bars(screen)) as shown:
         names = {"pictures": "pictures", "bm25": "words", "dense": "vectors", "ann": "graph"}
         tasks = {stage: shown.add_task(name, total=None, visible=stage == "bm25") for stage, name in names.items()}
         yield lambda stage, done, total: shown.update(tasks[stage], advance=done, total=total, visible=True)

@@ -51,6 +51,7 @@ def mine_command(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from sslnlp.quiet import shows_bars
     from sslnlp.search.documents import Columns
     from sslnlp.search.mining import mine
     from sslnlp.search.negatives import Mining
@@ -58,7 +59,8 @@ def mine_command(
     options = Mining(negatives=negatives, depth=depth, skip_top=skip_top, margin=margin, sample=sample, seed=seed)
     named = {"query": query_column, "positive": positive_column}
     bar = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*bar, console=Console(stderr=True), transient=True) as shown:
+    screen = Console(stderr=True)
+    with Progress(*bar, console=screen, transient=True, disable=not shows_bars(screen)) as shown:
         tasks = {
             "bm25": shown.add_task("documents and BM25", total=None),
             "dense": shown.add_task("vectors", total=None, visible=model is not None),
