@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -221,6 +222,8 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments or bool(os.environ.get("SSLNLP_DEBUG"))
     arguments = [argument for argument in arguments if argument != "--debug"]
     _log_to_stderr()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a sign that the screen's encoding lacks becomes "?" there
+        sys.stdout.reconfigure(errors="replace")
     try:
         code = app(args=arguments, prog_name="sslnlp", standalone_mode=False)
         if code == _INTERRUPTED:  # typer catches Ctrl-C itself

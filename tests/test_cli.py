@@ -195,6 +195,16 @@ def test_a_command_that_is_piped_leaves_no_bar(notes: Path, capsys: pytest.Captu
     assert capsys.readouterr().err == ""
 
 
+def test_a_sign_that_the_screen_cannot_show_ends_nothing(notes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = str(notes.parent / "index")
+    assert run_command(["search", "index", str(notes), "--out", index]) == 0
+    screen = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", screen)
+    assert run_command(["search", "query", index, "Fluß"]) == 0
+    screen.seek(0)
+    assert "?ber den Flu? ? und zur?ck" in screen.read()
+
+
 def test_main_exits_with_the_code() -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main(["train", "no_such_recipe"])
