@@ -24,7 +24,9 @@ def find_class(kind: str, name: str, registry: Mapping[str, str], base: type[T])
     try:
         module = importlib.import_module(module_name)
     except (ImportError, ValueError) as error:
-        raise UserError(f"{kind} {name!r}: cannot import {module_name!r} ({error})") from error
+        missing = isinstance(error, ModuleNotFoundError) and error.name == module_name.partition(".")[0]
+        advice = "; put the folder it is in on PYTHONPATH" if missing else ""
+        raise UserError(f"{kind} {name!r}: cannot import {module_name!r} ({error}){advice}") from error
     found: Any = getattr(module, class_name, None)
     if found is None:
         classes = [word for word, value in vars(module).items() if isinstance(value, type)]
