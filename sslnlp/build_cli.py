@@ -9,7 +9,9 @@ import typer
 
 
 def build_command(
-    pairs: Annotated[Path, typer.Argument(help="Pairs of a query and its relevant text (.jsonl, .csv, .parquet).")],
+    pairs: Annotated[
+        Path, typer.Argument(metavar="PAIRS", help="Pairs of a query and its relevant text (.jsonl, .csv, .parquet).")
+    ],
     out: Annotated[Path, typer.Option(help="Folder of all stages and of the index.")],
     documents: Annotated[Path, typer.Option(help="What is to be searched, as `sslnlp search index` reads it.")],
     text: Annotated[str | None, typer.Option(help="Text to pretrain on: a file, glob, folder or hub name.")] = None,

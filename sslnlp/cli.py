@@ -35,7 +35,7 @@ RecipeArgument = Annotated[
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[KEY=VALUE]...",
+        metavar="KEY=VALUE",
         help="Any key of the recipe, e.g. data.train=corpus.txt train.steps=2000 model.size=mini.",
     ),
 ]
@@ -75,7 +75,7 @@ def quickstart(
 
 @app.command()
 def tokenizer(
-    data: Annotated[list[str], typer.Argument(metavar="DATA...", help="Files, globs, folders or hub names.")],
+    data: Annotated[list[str], typer.Argument(metavar="DATA", help="Files, globs, folders or hub names.")],
     out: Annotated[Path, typer.Option(help="Folder to write the tokenizer to.")],
     vocab_size: Annotated[int, typer.Option(help="Tokens in the vocabulary, specials included.")] = 8192,
     algorithm: Annotated[str, typer.Option(help="bpe (byte-level), wordpiece, unigram or bytes.")] = "bpe",
@@ -146,15 +146,19 @@ def plan(recipe: RecipeArgument, overrides: Overrides = None) -> None:
 @app.command()
 def report(
     runs: Annotated[
-        list[str], typer.Argument(metavar="RUN... [KEY=VALUE...]", help="Folders of runs, and what to measure with.")
+        list[str], typer.Argument(metavar="RUN|KEY=VALUE", help="Folders of runs, and what to measure with.")
     ],
 ) -> None:
     """Measure what runs left behind: report.json, report.html, figures/, and a short form in the model card.
 
-    No labels are needed. More is measured with files: pairs=FILE (minimal pairs), sts=FILE (scored sentence pairs),
-    probe_train=FILE probe_test=FILE (labelled texts, or pictures; label=COLUMN), beir=FOLDER, texts=FILE or
-    pictures=FILE (others than those held out). Several runs stand side by side; documents=N bounds the work,
-    measures=false leaves it out, out=FOLDER writes elsewhere.
+    No labels are needed. More is measured with files:
+      pairs=FILE                        minimal pairs
+      sts=FILE                          scored pairs of sentences
+      probe_train=FILE probe_test=FILE  labelled texts or pictures (label=COLUMN)
+      beir=FOLDER                       a search collection
+      texts=FILE, pictures=FILE         others than those held out
+
+    Several runs stand side by side; documents=N bounds the work, measures=false leaves it out, out=FOLDER says where.
     """
     from rich.console import Console
 
@@ -248,7 +252,9 @@ def _explain(error: BaseException) -> tuple[str, int]:
         return f"error: {_one_line(str(error))}", 2
     if (usage := getattr(error, "format_message", None)) is not None:  # typer's own: a missing or unknown option
         text = _one_line(usage())  # empty when help was printed for want of a command
-        return f"error: {text} (see --help)" if text else "", 2
+        key = str(getattr(error, "option_name", "")).lstrip("-")
+        advice = f"a key of a recipe has no dashes: {key}=..." if "." in key else "see --help"
+        return f"error: {text} ({advice})" if text else "", 2
     if (signum := getattr(error, "signum", None)) is not None:  # train.Interrupted: saved, and told how to go on
         return _one_line(str(error)), 128 + int(signum)
     if isinstance(error, OSError):

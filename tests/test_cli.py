@@ -159,6 +159,13 @@ def test_preview_shows_pairs_and_labels(tmp_path: Path) -> None:
     assert "glad" in (page := shown("finetune_classification", f"data.train={table}")) or "sad" in page
 
 
+def test_a_key_written_as_an_option_says_how_keys_are_written(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["train", "pretrain_bert", "--data.train=a.txt"]) == 2
+    assert "a key of a recipe has no dashes: data.train=..." in capsys.readouterr().err
+    assert run_command(["train", "pretrain_bert", "--rsume"]) == 2
+    assert "(see --help)" in capsys.readouterr().err
+
+
 def test_debug_stands_anywhere(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["--debug", "train", "no_such_recipe"]) == 2
     shown = capsys.readouterr().err

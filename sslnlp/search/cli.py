@@ -44,8 +44,8 @@ search_app.command("serve")(serve_command)
 
 @search_app.command("query")
 def query_command(
-    index: Annotated[Path, typer.Argument(help="A folder made by `sslnlp search index`.")],
-    text: Annotated[str | None, typer.Argument(help="What to look for.")] = None,
+    index: Annotated[Path, typer.Argument(metavar="INDEX", help="A folder made by `sslnlp search index`.")],
+    text: Annotated[str | None, typer.Argument(metavar="WORDS", help="What to look for.")] = None,
     picture: Annotated[
         Path | None, typer.Option(help="Look for what is like the picture in this file instead (an index of pictures).")
     ] = None,

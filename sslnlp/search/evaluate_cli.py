@@ -32,10 +32,14 @@ SIGNIFICANT = 0.05
 
 def evaluate_command(
     index: Annotated[
-        Path | None, typer.Argument(help="A folder made by `sslnlp search index`; without it, only --compare's runs.")
+        Path | None,
+        typer.Argument(
+            metavar="INDEX", help="A folder made by `sslnlp search index`; without it, only --compare's runs."
+        ),
     ] = None,
     beir: Annotated[
-        Path | None, typer.Argument(help="A BEIR folder: its queries.jsonl and qrels/test.tsv are used.")
+        Path | None,
+        typer.Argument(metavar="BEIR", help="A BEIR folder: its queries.jsonl and qrels/test.tsv are used."),
     ] = None,
     queries: Annotated[Path | None, typer.Option(help="Queries: .jsonl, or id<TAB>text lines.")] = None,
     qrels: Annotated[Path | None, typer.Option(help="Judgements in TREC or BEIR form.")] = None,

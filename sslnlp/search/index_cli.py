@@ -14,10 +14,11 @@ from sslnlp.errors import UserError
 DataArgument = Annotated[
     Path,
     typer.Argument(
-        help="A folder of text files, a BEIR folder, or .jsonl/.csv/.tsv/.parquet; pictures, if the model reads them."
+        metavar="DATA",
+        help="A folder of text files, a BEIR folder, or .jsonl/.csv/.tsv/.parquet; pictures, if the model reads them.",
     ),
 ]
-IndexArgument = Annotated[Path, typer.Argument(help="A folder made by `sslnlp search index`.")]
+IndexArgument = Annotated[Path, typer.Argument(metavar="INDEX", help="A folder made by `sslnlp search index`.")]
 BatchOption = Annotated[int, typer.Option(min=1, help="Texts encoded at once.")]
 IdColumnOption = Annotated[str | None, typer.Option(help="Column with the document's id.")]
 TitleColumnOption = Annotated[str | None, typer.Option(help="Column with its title.")]
@@ -124,7 +125,7 @@ def add_command(
 
 def delete_command(
     index: IndexArgument,
-    ids: Annotated[list[str] | None, typer.Argument(help="Ids of documents.")] = None,
+    ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="Ids of documents.")] = None,
     file: Annotated[Path | None, typer.Option("--ids", help="A file with ids, one a line.")] = None,
 ) -> None:
     """Delete documents from an index.

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 def mine_command(
-    pairs: Annotated[Path, typer.Argument(help="Pairs of query and relevant text: .jsonl, .csv, .tsv or .parquet.")],
+    pairs: Annotated[
+        Path,
+        typer.Argument(metavar="PAIRS", help="Pairs of query and relevant text: .jsonl, .csv, .tsv or .parquet."),
+    ],
     out: Annotated[Path, typer.Option(help="Where the pairs go with their negatives (.jsonl).")],
     model: Annotated[str | None, typer.Option(help="Search by this encoder (an export folder or a hub name).")] = None,
     bm25: Annotated[

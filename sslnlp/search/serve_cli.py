@@ -13,7 +13,7 @@ from sslnlp.search.options import AnnOption, ModelOption, RerankerOption, Verify
 
 
 def serve_command(
-    index: Annotated[Path, typer.Argument(help="A folder made by `sslnlp search index`.")],
+    index: Annotated[Path, typer.Argument(metavar="INDEX", help="A folder made by `sslnlp search index`.")],
     port: Annotated[int, typer.Option(min=0, max=65535, help="Where to listen; 0 takes any free port.")] = 8765,
     host: Annotated[str, typer.Option(help="Address to listen at; the default is reached from this machine only.")] = (
         "127.0.0.1"
