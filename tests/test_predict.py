@@ -19,6 +19,7 @@ from sslnlp.errors import UserError
 from sslnlp.predict import UNKNOWN, Predictor, predict_file
 from sslnlp.recipe import load_recipe, run
 from sslnlp.report import make_report
+from sslnlp.report.answers import answer_sections
 
 SMALL = [
     "model.architecture=bert",
@@ -296,6 +297,14 @@ def test_the_report_shows_confusions_and_mistakes(single: Path, tmp_path: Path) 
     wrong = [a for a in answers if a["label"] != a["predicted"]]
     assert len(tables["Most confident mistakes"]["rows"]) == min(20, len(wrong))
     assert "What it answers" in page.read_text()
+
+
+def test_a_text_with_ends_of_lines_of_its_own_is_one_answer(tmp_path: Path) -> None:
+    text = "a rose\u2028is\x85a rose"
+    line = json.dumps({"text": text, "label": "red", "predicted": "blue"}, ensure_ascii=False)
+    (tmp_path / "held_out.jsonl").write_text(line + "\n", encoding="utf-8")
+    [section] = answer_sections("run", tmp_path)
+    assert section.tables[0].rows == [["blue", 0, 0], ["red", 1, 0]]
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,8 @@ def answer_sections(name: str, run: Path) -> list[Section]:
     if not path.is_file():
         return []
     try:
-        answers = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        with open(path, encoding="utf-8") as lines:  # `splitlines` would cut a text at U+2028, which JSON keeps
+            answers = [json.loads(line) for line in lines]
     except ValueError as error:
         raise UserError(f"cannot read {path}: {error}") from None
     if not answers or isinstance(answers[0]["label"], float):
