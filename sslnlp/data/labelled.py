@@ -145,8 +145,11 @@ def unlabelled(
         return None, 0
     table, _ = open_table(config, "unlabelled", cache_dir)
     names = table.column_names
-    text = text_column(dict.fromkeys(names), config.text, str(config.unlabelled)) if "text" in names else names[0]
-    if len(names) > 1 and "text" not in names:
+    if len(names) == 1:  # as of a .txt file, which has no names of its own
+        text = names[0]
+    elif "text" in names:
+        text = text_column(dict.fromkeys(names), config.text, str(config.unlabelled))
+    else:
         text = tables.facts["columns"]["text"]
         if text not in names:
             raise UserError(f"{config.unlabelled} (data.unlabelled) has no column {text!r}, which data.train has")

@@ -10,6 +10,7 @@ import pytest
 
 from sslnlp.data import DataConfig
 from sslnlp.data.label_kinds import class_names
+from sslnlp.data.labelled import unlabelled
 from sslnlp.data.table import TableRows, labelled, paired
 from sslnlp.data.tagged import tagged
 from sslnlp.errors import UserError
@@ -60,6 +61,15 @@ def test_a_class_label_keeps_its_names_and_hidden_labels_go(tmp_path):
     assert got.label_names == ["z", "a"]
     assert [row["label"] for row in got.train.rows(range(3))] == [0, 1, 0]
     assert got.facts["unlabelled"] == 1
+
+
+def test_unlabelled_texts_of_one_column_need_not_call_it_as_the_labelled_ones_do(load, tmp_path):
+    (tmp_path / "more.txt").write_text("one more\nutterance 0\nand another\n")
+    rows = [{"body": row["text"], "label": row["label"]} for row in ROWS]
+    tables = load(labelled, rows, text="body", valid_fraction=0)
+    config = DataConfig(train="train.jsonl", text="body", unlabelled=str(tmp_path / "more.txt"))
+    more, left_out = unlabelled(config, tables)
+    assert ([row["text"] for row in more.rows(range(2))], left_out) == (["one more", "and another"], 1)
 
 
 def test_what_cannot_be_used_is_counted(load):
