@@ -249,8 +249,9 @@ def _rows(
     if not data.is_file():
         raise UserError(f"there is no file {data}")
     if data.suffix.lower() == ".txt":
-        if pair is not None:
-            raise UserError(f"{data} has one text a line and no column {pair!r}: give pairs as a table")
+        if (column := pair or text) is not None:
+            advice = "give pairs as a table" if pair is not None else "leave --text out"
+            raise UserError(f"{data} has one text a line and no column {column!r}: {advice}")
         try:
             with open(data, encoding="utf-8-sig") as lines:
                 yield from ({"text": line.rstrip("\r\n")} for line in lines if line.strip())

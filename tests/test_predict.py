@@ -282,6 +282,8 @@ def test_single_texts_and_pairs_are_told_apart(single: Path, tmp_path: Path) -> 
     (tmp_path / "new.txt").write_text("a rose\n")
     with pytest.raises(UserError, match="one text a line"):
         predict_file(str(pairs), tmp_path / "new.txt", out, pair="sentence2")
+    with pytest.raises(UserError, match="no column 'sentence': leave --text out"):
+        predict_file(str(single / "export"), tmp_path / "new.txt", out, text="sentence")
     (pairs / "recipe.json").unlink()  # somebody else's export does not say
     assert predict_file(str(pairs), data, out, text="sentence1") == 1
 
