@@ -161,6 +161,7 @@ def report(
     Several runs stand side by side; documents=N bounds the work, measures=false leaves it out, out=FOLDER says where.
     """
     from rich.console import Console
+    from rich.markup import escape
 
     from sslnlp.recipe.overrides import keywords
     from sslnlp.report.command import report_runs
@@ -174,7 +175,7 @@ def report(
             raise UserError(f"run folder {str(folder)!r} does not exist")
     given = keywords(report_runs, overrides)
     with Console(stderr=True).status("reading") as status:
-        page = report_runs(folders, lambda line: status.update(f"measuring {line}"), **given)
+        page = report_runs(folders, lambda line: status.update(escape(f"measuring {line}")), **given)
     typer.echo(f"report: {page}")
 
 

@@ -120,10 +120,12 @@ def test_a_recipe_file_runs_by_itself(text_file: Path, tmp_path: Path) -> None:
 
 
 def test_tokenizer_command(text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "tokenizer"
+    out = tmp_path / "tokenizer[v1]"  # brackets are no markup
     command = ["tokenizer", str(text_file), "--out", str(out), "--vocab-size", "600", "--algorithm", "wordpiece"]
     assert run_command(command) == 0
-    assert "mask" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "mask" in told.out
+    assert f"use it with tokenizer.path={out}" in told.out
     assert json.loads((out / "contract.json").read_text())["facts"]["pad"] is True
     assert run_command(command) == 2  # taken now
     assert "already exists" in capsys.readouterr().err

@@ -287,6 +287,13 @@ def test_the_commands_to_go_on_with_survive_a_folder_with_a_space() -> None:
         assert any("my runs/first" in word for word in words)
 
 
+def test_what_a_model_wrote_is_told_as_it_is() -> None:
+    screen = StringIO()
+    told = story.Story(plan=None, console=Console(file=screen, width=80))
+    told.tell("  Parameters → x [int] of [/x]")
+    assert "Parameters → x [int] of [/x]" in screen.getvalue()
+
+
 def test_the_verdict_counts_the_comparisons() -> None:
     rows = [["a", "accuracy", 0.3, None, None, None, 0.1], ["b", "accuracy", 0.3, 0.2, None, None, 0.1]]
     assert story.verdict(rows) == "The pretrained model is ahead of the untrained one in 1 of 1 comparisons."

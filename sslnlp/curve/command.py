@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table as Grid
 
 from sslnlp.curve.cells import Measured, parse_labels
@@ -43,7 +44,7 @@ def curve(
 
         def told(found: Measured, done: int, total: int) -> None:
             said = found.error or f"accuracy {found.measures['accuracy']:.3f}"
-            progress.update(task, completed=done, total=total, description=f"{found.cell.name}: {said}")
+            progress.update(task, completed=done, total=total, description=escape(f"{found.cell.name}: {said}"))
 
         page = label_curve(recipes, out, labels=numbers, draws=draws, seeds=seeds, keep=keep, told=told)
     _print(page, console)
@@ -64,7 +65,7 @@ def _print(page: Path, console: Console) -> None:
 
     for section in json.loads((page.parent / "report.json").read_text(encoding="utf-8"))["sections"]:
         for table in section["tables"]:
-            grid = Grid(*table["columns"], title=section["title"], title_justify="left")
+            grid = Grid(*map(escape, table["columns"]), title=escape(section["title"]), title_justify="left")
             for row in table["rows"]:
-                grid.add_row(*map(str, row))
+                grid.add_row(*(escape(str(cell)) for cell in row))
             console.print(grid)

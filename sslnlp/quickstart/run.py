@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table as Grid
 
 from sslnlp.budget import parse_duration
@@ -48,7 +49,7 @@ class Story:
         """One line with the minutes since the start."""
         passed = time.monotonic() - self.began
         self.console.print(
-            f"[dim]{int(passed // 60):2d}:{int(passed % 60):02d}[/]  {text}", highlight=False, soft_wrap=True
+            f"[dim]{int(passed // 60):2d}:{int(passed % 60):02d}[/]  {escape(text)}", highlight=False, soft_wrap=True
         )
 
     def add(self, *row: Cell) -> None:
@@ -251,4 +252,4 @@ def _print(story: Story, shown: list[Table], page: Path) -> None:
     story.console.print("\nGo on with:")
     for command in go_on(story.plan.out):
         story.console.print(f"  {command}", soft_wrap=True, highlight=False, markup=False)
-    story.console.print(f"\nreport: {page}", highlight=False)
+    story.console.print(f"\nreport: {page}", highlight=False, markup=False, soft_wrap=True)

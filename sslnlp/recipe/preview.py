@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
@@ -27,7 +28,8 @@ def preview(recipe: Recipe, *, rows: int = 4, console: Console | None = None) ->
     parts = build_parts(resolve(recipe)[0])
     drawn = parts.stream.rows(range(rows))
     batch = parts.collator(drawn)
-    table = Table(title=f"{recipe.name}: {recipe.objective.name} on {parts.collator.name} rows", show_lines=True)
+    title = f"{recipe.name}: {recipe.objective.name} on {parts.collator.name} rows"
+    table = Table(title=escape(title), show_lines=True)
     table.add_column("row", justify="right")
     columns = [*_original(drawn, batch, parts), *_columns(batch, rows, parts)]
     for name, _ in columns:

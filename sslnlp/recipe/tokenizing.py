@@ -43,5 +43,6 @@ def make_tokenizer(
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     console.print(kept.table(), highlight=False, markup=False)
-    console.print(f"{len(tokenizer):,} tokens in {out}; use it with tokenizer.path={out}")
+    said = f"{len(tokenizer):,} tokens in {out}; use it with tokenizer.path={out}"
+    console.print(said, highlight=False, markup=False, soft_wrap=True)
     return out
