@@ -17,13 +17,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from sslnlp.errors import UserError
 from sslnlp.evaluation.held_out import evaluating
 from sslnlp.evaluation.ranking import mean_measures, nearest, query_measures
-from sslnlp.nn import Pooling
-from sslnlp.packed import hidden_states
 from sslnlp.types import Encoding
 
 Vectors = npt.NDArray[np.float32]
@@ -155,39 +153,6 @@ def encode_sorted(
     out = torch.empty_like(vectors)
     out[torch.tensor(order, dtype=torch.int64)] = vectors
     return out.numpy()
-
-
-def encode_texts(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
-    *,
-    pooling: str = "mean",
-    prefix: str = "",
-    max_length: int = 256,
-    batch_size: int = 32,
-    normalize: bool = True,
-) -> Vectors:
-    """Vectors float32 [N, H] of texts by a backbone and a pooling; of length 1 when `normalize`."""
-    pool = Pooling(pooling)
-
-    def tokenize(batch: Sequence[str]) -> Encoding:
-        encoded = tokenizer(
-            [prefix + text for text in batch],
-            truncation=True,
-            max_length=max_length,
-            padding=True,
-            return_tensors="pt",
-            return_token_type_ids=False,
-        )
-        return dict(encoded)
-
-    def embed(encoding: Encoding) -> Tensor:
-        vectors: Tensor = pool(hidden_states(model, encoding), encoding["attention_mask"])
-        return torch.nn.functional.normalize(vectors.float(), dim=-1) if normalize else vectors
-
-    with evaluating(model):
-        return encode_sorted(embed, tokenize, texts, batch_size=batch_size, device=model.device)
 
 
 class _Embedder(Protocol):

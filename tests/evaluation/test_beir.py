@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ import torch
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from sslnlp.errors import UserError
-from sslnlp.evaluation.beir import beir_measures, encode_texts, evaluate_embedder, load_beir
+from sslnlp.evaluation.beir import beir_measures, evaluate_embedder, load_beir
 from sslnlp.nn import Pooling
+from sslnlp.search.encoder import Encoder, EncoderSettings
 from sslnlp.tokenizer import set_framing, train_tokenizer
 from sslnlp.types import Encoding
 
@@ -116,20 +118,20 @@ def embedder() -> tuple[BertModel, PreTrainedTokenizerFast]:
     return BertModel(config, add_pooling_layer=False).train(), tokenizer
 
 
-def test_encode_texts_keeps_order_mode_and_ignores_batching(
-    embedder: tuple[BertModel, PreTrainedTokenizerFast],
-) -> None:
-    model, tokenizer = embedder
+def test_an_encoder_keeps_the_order_and_ignores_batching(embedder: tuple[BertModel, PreTrainedTokenizerFast]) -> None:
+    def encoder(**settings: Any) -> Encoder:
+        return Encoder(*embedder, EncoderSettings(**settings), "", "")
+
     texts = ["cats", "dogs bark and cats purr", "", "rice grows"]
-    vectors = encode_texts(model, tokenizer, texts, batch_size=2)
+    vectors = encoder().encode(texts, "document", batch_size=2)
     assert vectors.shape == (4, 16)
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     for text, vector in zip(texts, vectors, strict=True):
-        np.testing.assert_allclose(encode_texts(model, tokenizer, [text])[0], vector, atol=1e-5)
-    assert model.training
-    prefixed = encode_texts(model, tokenizer, ["purr"], prefix="cats ", pooling="cls", normalize=False)
-    whole = encode_texts(model, tokenizer, ["cats purr"], pooling="cls", normalize=False)
+        np.testing.assert_allclose(encoder().encode([text], "document")[0], vector, atol=1e-5)
+    plain = {"pooling": "cls", "normalize": False}
+    prefixed = encoder(**plain, prompts={"query": "cats "}).encode(["purr"], "query")
+    whole = encoder(**plain).encode(["cats purr"], "query")
     np.testing.assert_array_equal(prefixed, whole)
     assert abs(np.linalg.norm(whole) - 1) > 0.1
 
