@@ -14,6 +14,7 @@ from sslnlp.errors import UserError
 from sslnlp.report import Chart, Report, Section, Table, make_report, read_run
 from sslnlp.report.measures import measure
 from sslnlp.report.page import format_cell
+from sslnlp.report.sections import write_figures
 from sslnlp.report.svg import line_chart, thinned, ticks
 
 
@@ -203,3 +204,12 @@ def test_chance_of_a_random_ranking() -> None:
     recall = measure("ranking", "recall@2")
     assert recall is not None
     assert recall.chance({"num_documents": 4}) == pytest.approx(0.5)
+
+
+def test_figures_name_runs_as_they_are_called(tmp_path: Path) -> None:
+    """A name is no formula, and one with an underscore before it stands in the legend too."""
+    named = {"$^$": [(0.0, 1.0), (1.0, 2.0)], "_tiny": [(0.0, 2.0), (1.0, 3.0)]}
+    paths = write_figures([Chart("accuracy of $^$", "labels", "×100", named)], tmp_path)
+    drawn = next(path for path in paths if path.suffix == ".svg").read_text()
+    assert "<!-- $^$ -->" in drawn
+    assert "<!-- _tiny -->" in drawn

@@ -161,11 +161,15 @@ def write_figures(charts: Sequence[Chart], folder: Path) -> list[Path]:
             continue
         drawing = Drawing(figsize=(7, 4))  # its margins are wide enough; to compute them would take half of the time
         axes = drawing.subplots()
-        for name, points in series.items():
+        drawn = []
+        for points in series.values():
             x, y = zip(*points, strict=True)
-            axes.plot(x, y, "." if chart.points or len(points) == 1 else "-", label=name or "texts")
+            drawn += axes.plot(x, y, "." if chart.points or len(points) == 1 else "-")
         axes.set(title=chart.title, xlabel=chart.x, ylabel=chart.y)
-        axes.legend(fontsize="small")
+        # As arguments: of labels that `plot` is given, it leaves out those that begin with an underscore.
+        legend = axes.legend(drawn, [name or "texts" for name in series], fontsize="small")
+        for text in (axes.title, axes.xaxis.label, axes.yaxis.label, *legend.get_texts()):
+            text.set_parse_math(False)  # names of runs and of labels: a $ in them is no formula
         for ending in ("png", "svg"):
             written.append(folder / f"{_stem(chart.title)}.{ending}")
             drawing.savefig(written[-1], dpi=150, metadata={"Date": None} if ending == "svg" else None)
