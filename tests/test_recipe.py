@@ -92,6 +92,13 @@ def test_parse_keeps_the_value_as_typed() -> None:
     assert parse(["collator.query_prefix=q: ", "out=a=b"]) == {"collator.query_prefix": "q: ", "out": "a=b"}
 
 
+def test_a_path_below_the_home_folder_is_one_whatever_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    typed = ["model.pretrained=~/bert", "data.train=a~/b", "collator.query_prefix=~ "]
+    expected = ["/home/someone/bert", "a~/b", "~ "]
+    assert list(parse(typed).values()) == expected
+
+
 def test_of_two_values_of_a_key_the_last_counts_and_it_is_said(caplog: pytest.LogCaptureFixture) -> None:
     assert parse(["out=a", "out=b", "name=x", "name=x"]) == {"out": "b", "name": "x"}
     assert caplog.messages == ["out is given more than once: b counts, not a"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -30,9 +31,11 @@ def parse(arguments: Sequence[str]) -> dict[str, str]:
         if not equals or not all(part.isidentifier() for part in key.strip().split(".")):
             raise UserError(f"expected key=value, got {argument!r} (for example train.steps=1000)")
         key = key.strip()
+        if value.startswith("~/"):  # which a shell expands where a word begins, and not behind `=`
+            value = os.path.expanduser(value)
         if pairs.get(key, value) != value:
             log.warning("%s is given more than once: %s counts, not %s", key, value, pairs[key])
-        pairs[key] = value  # as typed: a prefix may end with a space
+        pairs[key] = value  # else as typed: a prefix may end with a space
     return pairs
 
 
