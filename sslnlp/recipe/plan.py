@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from sslnlp import budget, distributed
@@ -230,7 +231,7 @@ def _table(title: str, chosen: Mapping[str, Any], figures: Mapping[str, float]) 
     """What was settled for the recipe, then its figures in the order and with the units of `_UNITS`."""
     table = Table("", "", title=title, show_header=False)
     for name, value in chosen.items():
-        table.add_row(name, str(value))
+        table.add_row(name, escape(str(value)))
     table.add_section()
     for name, shown in _UNITS.items():
         table.add_row(name.replace("_", " "), shown(figures[name]))
