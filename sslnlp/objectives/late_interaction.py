@@ -23,13 +23,15 @@ def max_sim(query_QTH: Tensor, query_QT: Tensor, document_DSH: Tensor, document_
     """MaxSim of every query with every document, [Q, D] (Khattab and Zaharia, 2020, ColBERT, arXiv:2004.12832).
 
     Each token of the query looks for the token of the document with the largest dot product; these are summed.
-    `query_QT` and `document_DS` (1 = a token, 0 = padding) are the attention masks.
+    `query_QT` and `document_DS` (1 = a token, 0 = padding) are the attention masks. In the type of the vectors under
+    autocast too, as `functional.dot_products`.
     """
     unseen_DS = document_DS == 0
     rows = []
-    for query_TH, mask_T in zip(query_QTH, query_QT, strict=True):  # one query at a time: Q × T × D × S do not fit
-        similar_TDS = torch.einsum("th,dsh->tds", query_TH, document_DSH).masked_fill(unseen_DS, float("-inf"))
-        rows.append((similar_TDS.max(-1).values * mask_T[:, None]).sum(0))
+    with torch.autocast(query_QTH.device.type, enabled=False):
+        for query_TH, mask_T in zip(query_QTH, query_QT, strict=True):  # one query at a time: Q × T × D × S do not fit
+            similar_TDS = torch.einsum("th,dsh->tds", query_TH, document_DSH).masked_fill(unseen_DS, float("-inf"))
+            rows.append((similar_TDS.max(-1).values * mask_T[:, None]).sum(0))
     return torch.stack(rows)
 
 

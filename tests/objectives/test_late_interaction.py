@@ -24,6 +24,15 @@ def test_max_sim_by_hand() -> None:
     assert max_sim(query, mask, documents, torch.ones(2, 2)).tolist() == [[1, 3], [1, 1]]
 
 
+def test_max_sim_keeps_its_digits_under_autocast() -> None:
+    torch.manual_seed(0)
+    query, documents = F.normalize(torch.randn(2, 3, 64), dim=-1), F.normalize(torch.randn(4, 5, 64), dim=-1)
+    masks = torch.ones(2, 3), torch.ones(4, 5)
+    plain = max_sim(query, masks[0], documents, masks[1])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(max_sim(query, masks[0], documents, masks[1]), plain)
+
+
 @torch.no_grad()
 def test_the_loss_is_a_softmax_over_mean_best_cosines() -> None:
     model, batch = MODEL.eval(), one_batch("late_interaction", rows=4)
