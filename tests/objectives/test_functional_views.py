@@ -91,6 +91,15 @@ def test_cosine_distance() -> None:
     assert cosine_distance(none, none).item() == 0
 
 
+def test_cosine_distance_keeps_its_digits_in_bf16() -> None:
+    torch.manual_seed(0)
+    a = torch.randn(64, 256).bfloat16()
+    b = (a.float() + 0.05 * torch.randn(64, 256)).bfloat16()
+    exact = cosine_distance(a.double(), b.double()).item()
+    assert exact < 0.004  # which in bf16 is 0, or the one number next to it
+    assert cosine_distance(a, b).item() == pytest.approx(exact, rel=1e-3)
+
+
 def test_barlow_of_equal_and_of_opposite_views() -> None:
     # Four rows, two features: ±1 in all combinations, so each varies and neither tells of the other.
     x = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
