@@ -19,12 +19,13 @@ def learning_rate_factor(step: int, steps: int, *, schedule: str, warmup: int, d
     """The share of the peak learning rate at update `step` (0-based) of `steps`, in (0, 1].
 
     `wsd`: linear warm-up, stable, then linear decay to zero over the last `decay` share (Hu et al., 2024);
-    `cosine` and `linear` fall from the end of the warm-up to zero; `constant` stays. The last update is never at zero.
+    `cosine` and `linear` fall from the end of the warm-up to zero; `constant` stays, and so does `wsd` at a `decay` of
+    0. The last update is never at zero.
     """
     if step < warmup:
         return (step + 1) / warmup
     left = steps - step
-    if schedule == "wsd":
+    if schedule == "wsd" and decay > 0:
         tail = max(1, round(decay * steps))
         return min(1.0, left / (tail + 1)) if left <= tail else 1.0
     span = max(1, steps - warmup)

@@ -19,6 +19,7 @@ def curve(schedule: str, steps: int = 10, warmup: int = 2, decay: float = 0.3) -
 def test_warm_up_stable_decay_by_hand() -> None:
     # Two warm-up steps, stable, then the last three fall in quarters: 3/4, 2/4, 1/4.
     assert curve("wsd") == pytest.approx([0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25])
+    assert curve("wsd", decay=0.0) == curve("constant")  # the last update too
 
 
 def test_linear_and_constant_by_hand() -> None:
