@@ -51,7 +51,9 @@ class Lock(nn.Module):
         tower = self._tower[0]
         if tower is None or not self._holds(tower):
             return 0.0
-        return sum(((p * 0).sum() for p in tower.parameters() if not isinstance(p, DTensor)), start=0.0)
+        # Of a parameter that FSDP2 has cut and not put together, the part of this rank.
+        parts = (p.to_local() if isinstance(p, DTensor) else p for p in tower.parameters())
+        return sum(((part * 0).sum() for part in parts), start=0.0)
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
