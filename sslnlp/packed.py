@@ -23,9 +23,10 @@ def attention_inputs(config: PreTrainedConfig, encoding: Encoding) -> dict[str, 
     """The `attention_mask` and `position_ids` that keep the documents of a packed row apart, for any stock model.
 
     Without `document_ids` the plain mask [B, S] is passed on. With them (int [B, S], -1 = padding) the mask is a
-    boolean [B, 1, S, S] (True = attend): same document, and not ahead when the model is causal; models that mix full
-    and sliding-window layers get one mask per kind. Positions restart at 0 in each document. Tokens marked in
-    `bidirectional` (bool [B, S], optional) are seen from the whole of their document, also by a causal model.
+    boolean [B, 1, S, S] (True = attend): same document, not ahead when the model is causal, and within its sliding
+    window; models that mix full and sliding-window layers get one mask per kind. Positions restart at 0 in each
+    document. Tokens marked in `bidirectional` (bool [B, S], optional) are seen from the whole of their document, also
+    by a causal model.
     """
     document_BS = encoding.get("document_ids")
     if document_BS is None:
@@ -41,10 +42,13 @@ def attention_inputs(config: PreTrainedConfig, encoding: Encoding) -> dict[str, 
         same = same & visible
     mask: Any = same
     kinds = set(getattr(config, "layer_types", None) or [])
-    if "sliding_attention" in kinds:
+    # All layers slide where the kind of model knows a window and no kinds of layers (Mistral, Phi-3); other models
+    # ignore a window that their configuration came with.
+    all_slide = not kinds and hasattr(type(config), "sliding_window") and config.sliding_window is not None
+    if all_slide or "sliding_attention" in kinds:
         # The window of a causal model counts the token itself; a bidirectional one reaches `window` to each side.
         near = distance < config.sliding_window if causal else distance.abs() <= config.sliding_window
-        mask = {"full_attention": same, "sliding_attention": same & near}
+        mask = same & near if all_slide else {"full_attention": same, "sliding_attention": same & near}
     position_BS = encoding["position_ids"]
     if config.model_type in OFFSET_POSITIONS:
         position_BS = position_BS + (config.pad_token_id or 0) + 1

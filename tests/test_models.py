@@ -11,6 +11,9 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedConfig,
     PreTrainedTokenizerBase,
 )
 
@@ -58,6 +61,22 @@ def test_a_packed_row_is_its_documents_run_alone(architecture: str, tokenizer: P
             alone = model.base_model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
             assert torch.allclose(together[:, start : start + length], alone, atol=2e-5)
             start += length
+
+
+@pytest.mark.parametrize("kind", [MistralConfig, LlamaConfig])
+def test_a_window_of_all_layers_is_kept_in_packed_rows(
+    kind: type[PreTrainedConfig], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Mistral's layers all slide and are of no kinds; a Llama that was converted from it still names the window."""
+    config = kind(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
+        intermediate_size=64, sliding_window=8,
+    )  # fmt: skip
+    model = AutoModel.from_config(config, attn_implementation="sdpa").eval()
+    row = packed([20, 17], tokenizer)
+    ids = row["input_ids"][:, :20]
+    with torch.no_grad():
+        assert torch.allclose(hidden_states(model, row)[:, :20], model(ids).last_hidden_state, atol=2e-5)
 
 
 @pytest.mark.parametrize("architecture", sorted(WRAPS))
