@@ -23,10 +23,10 @@ def attention_inputs(config: PreTrainedConfig, encoding: Encoding) -> dict[str, 
     """The `attention_mask` and `position_ids` that keep the documents of a packed row apart, for any stock model.
 
     Without `document_ids` the plain mask [B, S] is passed on. With them (int [B, S], -1 = padding) the mask is a
-    boolean [B, 1, S, S] (True = attend): same document, not ahead when the model is causal, and within its sliding
-    window; models that mix full and sliding-window layers get one mask per kind. Positions restart at 0 in each
-    document. Tokens marked in `bidirectional` (bool [B, S], optional) are seen from the whole of their document, also
-    by a causal model.
+    boolean [B, 1, S, S] (True = attend), or what eager attention adds: same document, not ahead when the model is
+    causal, and within its sliding window; models that mix full and sliding-window layers get one mask per kind.
+    Positions restart at 0 in each document. Tokens marked in `bidirectional` (bool [B, S], optional) are seen from the
+    whole of their document, also by a causal model.
     """
     document_BS = encoding.get("document_ids")
     if document_BS is None:
@@ -40,7 +40,7 @@ def attention_inputs(config: PreTrainedConfig, encoding: Encoding) -> dict[str, 
         if (open_BS := encoding.get("bidirectional")) is not None:
             visible = visible | open_BS[:, None, None, :]
         same = same & visible
-    mask: Any = same
+    mask: Any = _for_attention(config, same)
     kinds = set(getattr(config, "layer_types", None) or [])
     # All layers slide where the kind of model knows a window and no kinds of layers (Mistral, Phi-3); other models
     # ignore a window that their configuration came with.
@@ -48,11 +48,19 @@ def attention_inputs(config: PreTrainedConfig, encoding: Encoding) -> dict[str, 
     if all_slide or "sliding_attention" in kinds:
         # The window of a causal model counts the token itself; a bidirectional one reaches `window` to each side.
         near = distance < config.sliding_window if causal else distance.abs() <= config.sliding_window
-        mask = same & near if all_slide else {"full_attention": same, "sliding_attention": same & near}
+        sliding = _for_attention(config, same & near)
+        mask = sliding if all_slide else {"full_attention": mask, "sliding_attention": sliding}
     position_BS = encoding["position_ids"]
     if config.model_type in OFFSET_POSITIONS:
         position_BS = position_BS + (config.pad_token_id or 0) + 1
     return {"attention_mask": mask, "position_ids": position_BS}
+
+
+def _for_attention(config: PreTrainedConfig, visible: Tensor) -> Tensor:
+    """A boolean mask as the attention of the model takes it: the eager one adds it to the scores, where True is 1."""
+    if getattr(config, "_attn_implementation", None) != "eager":
+        return visible
+    return torch.zeros_like(visible, dtype=torch.float32).masked_fill(~visible, torch.finfo(torch.float32).min)
 
 
 def _same_document(query_BT: Tensor, key_BS: Tensor) -> Tensor:
@@ -73,14 +81,14 @@ def seq2seq_logits(model: PreTrainedModel, batch: Encoding) -> Tensor:
     causal = _same_document(target_BT, target_BT) & (index[:, None] >= index[None, :])
     encoder, decoder = model.get_encoder(), model.get_decoder()
     encoded = encoder(
-        attention_mask=_same_document(source_BS, source_BS),
+        attention_mask=_for_attention(encoder.config, _same_document(source_BS, source_BS)),
         **_placed(encoder, batch["input_ids"], batch["position_ids"]),
     )
     shifted = _placed(decoder, _decoder_input_ids(model.config, batch), batch["decoder_position_ids"])
     logits: Tensor = model(
         encoder_outputs=encoded,
-        attention_mask=_same_document(target_BT, source_BS),
-        decoder_attention_mask=causal,
+        attention_mask=_for_attention(decoder.config, _same_document(target_BT, source_BS)),
+        decoder_attention_mask=_for_attention(decoder.config, causal),
         use_cache=False,
         **{f"decoder_{name}": value for name, value in shifted.items()},
     ).logits
@@ -160,8 +168,8 @@ def packed_hidden_states(model: PreTrainedModel, encodings: Sequence[Encoding], 
 def isolates(model: PreTrainedModel) -> bool:
     """Whether the texts of a packed row have the hidden states in this model that each has in a row of its own.
 
-    Tried on a probe: some architectures take no mask of pairs (DeBERTa), or take it for scores to add (MPNet), or place
-    tokens by where they stand in the row.
+    Tried on a probe: some architectures take no mask of pairs (DeBERTa), hand on a state from token to token (Mamba),
+    or place tokens by where they stand in the row.
     """
     training, device = model.training, next(model.parameters()).device
     # From the middle of the vocabulary: RoBERTa counts its positions by the padding id, which is at one of the ends.

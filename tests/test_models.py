@@ -45,10 +45,13 @@ def packed(lengths: list[int], tokenizer: PreTrainedTokenizerBase) -> dict[str, 
     }
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("architecture", sorted(WRAPS))
-def test_a_packed_row_is_its_documents_run_alone(architecture: str, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_a_packed_row_is_its_documents_run_alone(
+    architecture: str, attention: str, tokenizer: PreTrainedTokenizerBase
+) -> None:
     """Isolation, positions and sliding windows: each document's states are those it has in a row of its own."""
-    fields = {"local_attention": 8} if architecture == "modernbert" else {}
+    fields = {"attn_implementation": attention} | ({"local_attention": 8} if architecture == "modernbert" else {})
     config = ModelConfig(architecture=architecture, size="nano", config=fields)
     model = build_model(config, tokenizer, WRAPS[architecture], max_length=64).eval()
     lengths = [20, 1, 17]
@@ -195,10 +198,13 @@ def test_every_architecture_is_tried() -> None:
     assert {*WRAPS, *SEQ2SEQ} == set(ARCHITECTURES) - {"vit"}  # which reads no text
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("architecture", SEQ2SEQ)
-def test_a_packed_pair_is_its_documents_run_alone(architecture: str, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_a_packed_pair_is_its_documents_run_alone(
+    architecture: str, attention: str, tokenizer: PreTrainedTokenizerBase
+) -> None:
     """Encoder, decoder and the attention between them: the logits are those of the stock model on one pair."""
-    config = ModelConfig(architecture=architecture, size="nano")
+    config = ModelConfig(architecture=architecture, size="nano", config={"attn_implementation": attention})
     model = build_model(config, tokenizer, AutoModelForSeq2SeqLM, max_length=64).eval()
     batch = pairs(tokenizer)
     with torch.no_grad():
