@@ -137,5 +137,8 @@ def size_of(architecture: str, name: str) -> Size:
     return (VISION_SIZES if architecture == "vit" else SIZES)[name]
 
 
-OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert")
+OFFSET_POSITIONS = (
+    *("roberta", "xlm-roberta", "camembert", "mpnet"),
+    *("data2vec-text", "ibert", "luke", "roberta-prelayernorm", "xlm-roberta-xl"),
+)
 """Types of models that count positions from the padding id + 1."""

@@ -13,13 +13,14 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     LlamaConfig,
     MistralConfig,
+    MPNetConfig,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
 )
 
 from sslnlp.architectures import ARCHITECTURES, SIZES
 from sslnlp.errors import UserError
-from sslnlp.models import ModelConfig, build_model, count_parameters
+from sslnlp.models import ModelConfig, build_model, count_parameters, max_positions
 from sslnlp.nn import row_keyed_dropout
 from sslnlp.packed import hidden_states, prediction_head, scored_logits, seq2seq_logits
 
@@ -80,6 +81,19 @@ def test_a_window_of_all_layers_is_kept_in_packed_rows(
     ids = row["input_ids"][:, :20]
     with torch.no_grad():
         assert torch.allclose(hidden_states(model, row)[:, :20], model(ids).last_hidden_state, atol=2e-5)
+
+
+def test_mpnet_counts_its_positions_behind_the_padding_id(tokenizer: PreTrainedTokenizerBase) -> None:
+    config = MPNetConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=66,
+    )  # fmt: skip
+    assert max_positions(config) == 64
+    model = AutoModel.from_config(config).eval()
+    row = packed([20, 17], tokenizer)
+    ids = row["input_ids"][:, 20:37]
+    with torch.no_grad():
+        assert torch.allclose(hidden_states(model, row)[:, 20:37], model(ids).last_hidden_state, atol=2e-5)
 
 
 @pytest.mark.parametrize("architecture", sorted(WRAPS))
