@@ -52,6 +52,10 @@ def table(content: str, *arguments: str) -> Make:
     return with_file("table.csv", content, *arguments, recipe="finetune_classification")
 
 
+def labelled(*arguments: str) -> Make:
+    return table("text,label\n" + "".join(f"text {n},{n % 2}\n" for n in range(20)), *arguments)
+
+
 def pairs(*rows: object) -> Make:
     return with_file("pairs.jsonl", "\n".join(json.dumps(row) for row in rows), recipe="finetune_ranking")
 
@@ -212,6 +216,8 @@ CASES = [
     Wrong("one class", table("text,label\n" + "".join(f"text {n},a\n" for n in range(9))), "1 class"),
     Wrong("no label column", table("text,mark\nwords,1\nmore,2\n"), "data.label=NAME"),
     Wrong("label unseen in training", unseen_label, "'c' of data.valid never occurs"),
+    Wrong("no file of other texts", labelled("data.out_of_scope=nowhere.jsonl"), "nowhere.jsonl does not exist"),
+    Wrong("other texts of numbers", labelled("data.out_of_scope=x", "objective.name=regression"), "data.out_of_scope"),
     Wrong("no positive column", pairs({"query": "q", "other": "p"}), "positive"),
     Wrong("pairs without text", pairs({"query": "q", "positive": ""}), "no row"),
     Wrong("architecture beside a model", another_architecture, "model.architecture=gpt2 would do nothing"),

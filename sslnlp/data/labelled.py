@@ -172,6 +172,28 @@ def unlabelled(
     return TableRows(table, kept, columns={"text": text}, extra={"label": marks}), at - len(kept)
 
 
+def out_of_scope(config: DataConfig, tables: Labelled, *, cache_dir: str | Path | None = None) -> TableRows | None:
+    """The texts of `data.out_of_scope` that are not blank, as rows like the held-out ones with the label -100.
+
+    None when nothing was asked for. Raises `UserError` for a file that is not like `data.train` or has no text, and
+    where nothing is held out to tell them from.
+    """
+    if config.out_of_scope is None:
+        return None
+    if tables.valid is None:
+        raise UserError("data.out_of_scope is told from held-out texts, and none are held out: give data.valid=FILE")
+    table, _ = open_table(config, "out_of_scope", cache_dir)
+    columns = tables.train.columns
+    for name in columns.values():
+        if name not in table.column_names:
+            raise UserError(f"{config.out_of_scope} (data.out_of_scope) has no column {name!r}, which data.train has")
+    texts = zip(*(table[name] for name in columns.values()), strict=True)
+    kept = [i for i, row in enumerate(texts) if all(text is not None and str(text).strip() for text in row)]
+    if not kept:
+        raise UserError(f"{config.out_of_scope} (data.out_of_scope) holds no text")
+    return TableRows(table, np.array(kept), columns=columns, extra={"label": np.full(len(kept), -100, np.int64)})
+
+
 @dataclass
 class _Read:
     """Usable labelled rows of a table, in parallel arrays."""

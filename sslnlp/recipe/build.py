@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from sslnlp import rng
 from sslnlp.collators.base import Collator
 from sslnlp.data.config import cache_at
-from sslnlp.data.labelled import Labelled, labelled, unlabelled
+from sslnlp.data.labelled import Labelled, labelled, out_of_scope, unlabelled
 from sslnlp.data.packing import PackedRows, PaddedRows
 from sslnlp.data.paired import Paired, paired
 from sslnlp.data.pictured import PictureRows, pictured
@@ -71,6 +71,8 @@ class Parts:
     label_names: list[str] | None = None
     unlabelled: RowSource | None = None
     """Rows whose label is -100."""
+    out_of_scope: RowSource | None = None
+    """The same of no class: what the held-out rows are told from."""
     chosen: dict[str, Any] = field(default_factory=dict)
     """Keys that the budget chose (`recipe.choose`)."""
 
@@ -233,7 +235,7 @@ def _token_parts(recipe: Recipe, cache: Path, tokenizer_path: Path | None) -> Pa
 def _table_parts(recipe: Recipe, cache: Path, tokenizer_path: Path | None) -> Parts:
     """Rows of a labelled table, or of one that pairs texts: what the collator's columns ask for."""
     cls = recipe.collator_class
-    tables, more = _tables(recipe, cache)
+    tables, more, others = _tables(recipe, cache)
     names = None if isinstance(tables, Paired) else tables.label_names or None
     facts: dict[str, Any] = {"label_names": names, "table": tables.train}
     rows = tables.train
@@ -251,6 +253,7 @@ def _table_parts(recipe: Recipe, cache: Path, tokenizer_path: Path | None) -> Pa
         facts=tables.facts | ({} if isinstance(tables, Paired) else {"classes": tables.counts}),
         label_names=names,
         unlabelled=more,
+        out_of_scope=others,
     )
 
 
@@ -292,18 +295,19 @@ def _captions(rows: PictureRows) -> Iterator[str]:
             yield from texts
 
 
-def _tables(recipe: Recipe, cache: Path) -> tuple[Labelled | Tagged | Paired, TableRows | None]:
-    """The rows that the collator reads, by what their label column holds; and the unlabelled ones, if any."""
+def _tables(recipe: Recipe, cache: Path) -> tuple[Labelled | Tagged | Paired, TableRows | None, TableRows | None]:
+    """The rows that the collator reads, by what their label column holds; the unlabelled ones and those out of scope,
+    if any."""
     kind, names = recipe.collator_class.label_kind, recipe.collator.options.get("label_names")
     if kind is None:
-        return paired(recipe.data, cache_dir=cache), None
+        return paired(recipe.data, cache_dir=cache), None, None
     if kind == "tags":
-        return tagged(recipe.data, names=names, cache_dir=cache), None
+        return tagged(recipe.data, names=names, cache_dir=cache), None, None
     tables = labelled(recipe.data, kind=kind, names=names, cache_dir=cache)
     more, left_out = unlabelled(recipe.data, tables, cache_dir=cache)
     if more is not None:
         tables.facts |= {"unlabelled_rows": len(more), "unlabelled_left_out": left_out}
-    return tables, more
+    return tables, more, out_of_scope(recipe.data, tables, cache_dir=cache)
 
 
 def _table_texts(rows: TableRows) -> Iterator[str]:

@@ -13,12 +13,10 @@ from scipy.special import expit, softmax
 from torch import Tensor
 
 from sslnlp.data.stream import Stream
-from sslnlp.data.table_rows import TableRows, open_table
-from sslnlp.errors import UserError
 from sslnlp.evaluation.calibration import calibration_figures, f1_thresholds, unknown_figures
 from sslnlp.evaluation.held_out import evaluate_held_out, predict_rows
 from sslnlp.objectives.base import Objective
-from sslnlp.recipe.build import Parts, cache_folder
+from sslnlp.recipe.build import Parts
 from sslnlp.writing import replacing
 
 LEAST = 50
@@ -89,8 +87,8 @@ def decide(parts: Parts, objective: Objective, read: HeldOut | None, out: Path) 
     names = parts.label_names or []
     said = [names[c] for c in shares_NC.argmax(-1)]
     _write(out, parts, said, [names[c] for c in labels], shares_NC.max(-1).tolist())
-    if (others := _out_of_scope(parts)) is not None:
-        logits_MC = _predict(parts, objective, Stream.fixed(others))["logits"].astype(np.float64)
+    if parts.out_of_scope is not None:
+        logits_MC = _predict(parts, objective, Stream.fixed(parts.out_of_scope))["logits"].astype(np.float64)
         known_N, unknown_M = (softmax(x / decided.temperature, axis=-1).max(-1) for x in (logits_NC, logits_MC))
         decided.figures |= unknown_figures(known_N, unknown_M)
         decided.fields["unknown_below"] = round(decided.figures["unknown_below"], 6)
@@ -104,18 +102,6 @@ def _predict(parts: Parts, objective: Objective, stream: Stream) -> dict[str, An
 
 def _plain(found: dict[str, Tensor]) -> dict[str, Any]:
     return {name: (rows.float() if rows.is_floating_point() else rows).numpy() for name, rows in found.items()}
-
-
-def _out_of_scope(parts: Parts) -> TableRows | None:
-    """The texts of `data.out_of_scope`, labelled -100."""
-    spec = parts.recipe.data.out_of_scope
-    if spec is None:
-        return None
-    table, _ = open_table(parts.recipe.data, "out_of_scope", cache_folder(parts.recipe))
-    text = parts.facts["columns"]["text"]
-    if text not in table.column_names:
-        raise UserError(f"{spec} (data.out_of_scope) has no column {text!r}, which data.train has")
-    return TableRows(table, columns={"text": text}, extra={"label": np.full(len(table), -100, np.int64)})
 
 
 def _write(out: Path, parts: Parts, said: list[Any], truth: list[Any], probability: list[float]) -> None:

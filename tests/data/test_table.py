@@ -10,7 +10,7 @@ import pytest
 
 from sslnlp.data import DataConfig
 from sslnlp.data.label_kinds import class_names
-from sslnlp.data.labelled import unlabelled
+from sslnlp.data.labelled import out_of_scope, unlabelled
 from sslnlp.data.table import TableRows, labelled, paired
 from sslnlp.data.tagged import tagged
 from sslnlp.errors import UserError
@@ -199,3 +199,26 @@ def test_a_class_whose_rows_are_all_held_out_is_said_to_be(load):
         load(labelled, ROWS, only_a)
     with pytest.raises(UserError, match=r"1 class among its labels \(60 of its rows are in data.valid too"):
         load(labelled, ROWS, [row for row in ROWS if row["label"] != "a"])
+
+
+def test_texts_out_of_scope_are_rows_like_the_held_out_ones_without_blanks(load, tmp_path):
+    rows = [{"sentence1": f"one {i}", "sentence2": f"two {i}", "label": "ab"[i % 2]} for i in range(30)]
+    others = [{"sentence1": "u", "sentence2": "v"}, {"sentence1": None, "sentence2": "v"}, {"sentence1": "w"}]
+    tables = load(labelled, rows, valid_fraction=0.2)
+    config = DataConfig(out_of_scope=write(tmp_path / "others.jsonl", others))
+    found = out_of_scope(config, tables, cache_dir=tmp_path)
+    assert found.rows(range(len(found))) == [{"text": "u", "text_pair": "v", "label": -100}]
+
+
+@pytest.mark.parametrize(
+    ("others", "valid_fraction", "message"),
+    [
+        ([{"utterance": "u"}], 0.2, "has no column 'text', which data.train has"),
+        ([{"text": " "}], 0.2, "holds no text"),
+        ([{"text": "u"}], 0, "give data.valid=FILE"),
+    ],
+)
+def test_texts_out_of_scope_that_tell_nothing_are_refused(load, tmp_path, others, valid_fraction, message):
+    tables = load(labelled, ROWS, valid_fraction=valid_fraction)
+    with pytest.raises(UserError, match=message):
+        out_of_scope(DataConfig(out_of_scope=write(tmp_path / "others.jsonl", others)), tables, cache_dir=tmp_path)
