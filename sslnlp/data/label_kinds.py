@@ -37,7 +37,7 @@ def class_names(found: Sequence[str] | set[str], feature: Any) -> list[str]:
     feature = getattr(feature, "feature", feature)
     if isinstance(feature, datasets.ClassLabel):
         return [name for name in feature.names if name in found]
-    if all(label.lstrip("-").isdecimal() for label in found):
+    if all(label.removeprefix("-").isdecimal() for label in found):
         return sorted(found, key=lambda label: (int(label), label))  # 01 beside 1
     return sorted(found)
 

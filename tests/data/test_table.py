@@ -51,6 +51,7 @@ def test_numbers_keep_their_order(load):
 
 def test_numbers_of_one_value_have_an_order_too():
     assert class_names(["1", "01", "2", "001"], None) == ["001", "01", "1", "2"]
+    assert class_names(["2", "10", "-1", "--1"], None) == ["--1", "-1", "10", "2"]  # no number, so none are
 
 
 def test_a_class_label_keeps_its_names_and_hidden_labels_go(tmp_path):
