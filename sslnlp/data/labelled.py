@@ -228,6 +228,10 @@ class _Read:
 
 
 def _read_labelled(table: datasets.Dataset, columns: Mapping[str, str], label: str, kind: str) -> _Read:
+    for name in columns.values():
+        holds = str(getattr(table.features[name], "dtype", None))
+        if "string" not in holds and holds != "null":
+            raise UserError(f"column {name!r} must hold text, found {holds}; name the right one: data.text=NAME")
     feature, read = table.features[label], KINDS[kind].read
     index: list[int] = []
     labels: list[Label] = []

@@ -108,6 +108,7 @@ def test_few_labels_are_so_many_of_each_class_and_nested(load):
         ([{"text": "x", "label": 0.5}], None, {}, "whole numbers"),
         ([{"text": None, "label": "a"}, {"text": "", "label": "b"}], None, {}, "no row has both"),
         (ROWS, [{"text": "x"}], {}, "has no column 'label'"),
+        ([{"text": i, "label": "ab"[i % 2]} for i in range(9)], None, {}, "column 'text' must hold text, found int64"),
     ],
 )
 def test_wrong_tables_are_one_clear_line(load, rows, valid, options, message):
