@@ -153,6 +153,9 @@ def unlabelled(
         text = tables.facts["columns"]["text"]
         if text not in names:
             raise UserError(f"{config.unlabelled} (data.unlabelled) has no column {text!r}, which data.train has")
+    columns = {"text": text}
+    if set(tables.train.columns.values()) <= set(names):  # of pairs both texts, where the table has them
+        columns = tables.train.columns
     taken = HashSet()
     for rows in (tables.train, tables.valid):
         for start in range(0, len(rows or ()), 1024):
@@ -160,16 +163,18 @@ def unlabelled(
             found = rows.rows(range(start, min(start + 1024, len(rows))))
             taken.add(hash_texts(["\x1f".join(str(row[name]) for name in rows.columns) for row in found]))
     index, at = [], 0
-    for batch in table.select_columns([text]).iter(batch_size=1024):
-        values = ["" if value is None else str(value) for value in batch[text]]
-        fresh = taken.add(hash_texts(values)) & np.array([bool(value.strip()) for value in values])
+    for batch in table.select_columns(list(dict.fromkeys(columns.values()))).iter(batch_size=1024):
+        beside = zip(*(batch[name] for name in columns.values()), strict=True)
+        values = [["" if value is None else str(value) for value in row] for row in beside]
+        told = np.array([all(value.strip() for value in row) for row in values])
+        fresh = taken.add(hash_texts(["\x1f".join(row) for row in values])) & told
         index.append(at + np.flatnonzero(fresh))
         at += len(values)
     kept = np.concatenate(index) if index else np.empty(0, np.int64)
     if not len(kept):
         return None, at
     marks = np.full(len(kept), -100, np.int64)
-    return TableRows(table, kept, columns={"text": text}, extra={"label": marks}), at - len(kept)
+    return TableRows(table, kept, columns=columns, extra={"label": marks}), at - len(kept)
 
 
 def out_of_scope(config: DataConfig, tables: Labelled, *, cache_dir: str | Path | None = None) -> TableRows | None:

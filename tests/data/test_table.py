@@ -224,3 +224,13 @@ def test_texts_out_of_scope_that_tell_nothing_are_refused(load, tmp_path, others
     tables = load(labelled, ROWS, valid_fraction=valid_fraction)
     with pytest.raises(UserError, match=message):
         out_of_scope(DataConfig(out_of_scope=write(tmp_path / "others.jsonl", others)), tables, cache_dir=tmp_path)
+
+
+def test_unlabelled_pairs_have_both_texts_and_are_not_those_that_are_held_out(load, tmp_path):
+    rows = [{"sentence1": "one", "sentence2": f"two {i}", "label": "ab"[i % 2]} for i in range(30)]
+    tables = load(labelled, rows, rows[:4])
+    more = [*rows[:6], {"sentence1": "one", "sentence2": "new"}, {"sentence1": "one", "sentence2": ""}]
+    config = DataConfig(unlabelled=write(tmp_path / "more.jsonl", more))
+    found, left_out = unlabelled(config, tables, cache_dir=tmp_path)
+    assert found.rows(range(len(found))) == [{"text": "one", "text_pair": "new", "label": -100}]
+    assert left_out == 7
