@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokeniz
 
 from sslnlp.distributed import own_device
 from sslnlp.errors import UserError
+from sslnlp.nn import Pooling
 from sslnlp.pictures import decode, normalised, whole
 
 Vectors = NDArray[np.float32]
@@ -20,7 +21,7 @@ Vectors = NDArray[np.float32]
 DUAL = "vision-text-dual-encoder"
 """The `model_type` that the configuration of a dual encoder states."""
 POOLING = "pooling"
-"""The field of a vision tower's configuration that says how its states become one vector: "cls" or "mean"."""
+"""The field of a vision tower's configuration that says how its states become one vector: one of `nn.POOLINGS`."""
 
 
 class PictureEncoder:
@@ -98,8 +99,9 @@ class PictureEncoder:
             vectors_BD = self.model.visual_projection(pooled)
         else:
             states_BPH = self.model.base_model(pixel_values=pixel_BCHW).last_hidden_state
-            mean = getattr(self.model.config, POOLING, "cls") == "mean"
-            vectors_BD = states_BPH[:, 1:].mean(1) if mean else states_BPH[:, 0]
+            # As in training: of all states, that of the whole among them.
+            pooling = Pooling(getattr(self.model.config, POOLING, "cls"))
+            vectors_BD = pooling(states_BPH, torch.ones_like(states_BPH[..., 0]))
         return torch.nn.functional.normalize(vectors_BD.float(), dim=-1)
 
 

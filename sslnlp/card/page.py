@@ -71,7 +71,7 @@ def with_report(card: str, rows: Sequence[ReportRow]) -> str:
 
 
 def _metadata(facts: CardFacts) -> str:
-    embedder = facts.pooling is not None
+    embedder = facts.pooling is not None and not facts.pictures
     tags = ["sslnlp", "self-supervised"]
     if embedder:
         tags += ["sentence-transformers"]
@@ -102,7 +102,7 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
 
 def _summary(facts: CardFacts) -> str:
     kind = f"A {code(facts.architecture)} model" if facts.architecture else "A model"
-    if facts.pooling is not None:
+    if facts.pooling is not None and not facts.pictures:
         kind += " that turns a text into one vector" + (", and that into logits" if facts.head else "")
     if facts.pictures:
         kind += " that turns a picture into one vector, and one for each of its patches"
@@ -118,7 +118,7 @@ def _summary(facts: CardFacts) -> str:
 def _model_rows(facts: CardFacts) -> list[tuple[str, Any]]:
     rows: list[tuple[str, Any]] = [("architecture", facts.architecture), ("parameters", facts.parameters)]
     rows += [("longest input (tokens)", facts.max_length or None), ("pooling", facts.pooling)]
-    if facts.pooling is not None:
+    if facts.pooling is not None and not facts.pictures:
         rows.append(("vectors of length one", "yes" if facts.normalize else "no"))
     if labels := list(facts.label_names):
         shown = ", ".join(labels[:50]) + (f", … ({len(labels)} in all)" if len(labels) > 50 else "")
@@ -148,10 +148,10 @@ def _use(facts: CardFacts) -> str:
         use = "Sorting texts like those it was trained on into the labels above."
     elif facts.ranks is not None:
         use = "Ranking the texts that a search found, where queries and texts are like those it was trained on."
-    elif facts.pooling is not None:
-        use = "Search, clustering and comparison of texts like those it was trained on."
     elif facts.pictures:
         use = "A starting point for models of pictures like those it was trained on, such as `clip_image_text`."
+    elif facts.pooling is not None:
+        use = "Search, clustering and comparison of texts like those it was trained on."
     elif "DualEncoder" in facts.architecture:
         use = "Finding pictures by words, and words by pictures, like those it was trained on."
     elif "ForSequenceClassification" in facts.architecture and facts.label_names:

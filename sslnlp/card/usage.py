@@ -65,14 +65,17 @@ def snippet(facts: CardFacts) -> str:
         ]
         return _python(lines)
     if facts.pictures:
+        whole = _WHOLE[facts.pooling or "cls"]
         lines = [
+            *(["import torch"] if "torch." in whole else []),
             "from PIL import Image",
             "from transformers import AutoImageProcessor, AutoModel",
             "",
             'processor = AutoImageProcessor.from_pretrained("PATH_OR_NAME")',
             'model = AutoModel.from_pretrained("PATH_OR_NAME", add_pooling_layer=False)',
             'inputs = processor(Image.open("picture.png"), return_tensors="pt")  # without transparency',
-            "whole = model(**inputs).last_hidden_state[:, 0]",
+            "hidden = model(**inputs).last_hidden_state",
+            f"whole = {whole}",
         ]
         return _python(lines)
     if facts.pooling is not None:
@@ -115,6 +118,15 @@ _POOLED = {
     "max": "hidden.masked_fill(mask == 0, -torch.inf).amax(1)",
 }
 """What sentence-transformers does with hidden [B, S, H] and mask [B, S, 1], padding on the right."""
+
+
+_WHOLE = {
+    "mean": "hidden.mean(1)",
+    "cls": "hidden[:, 0]",
+    "last": "hidden[:, -1]",
+    "weighted": "(hidden * (place := torch.arange(1.0, 1 + hidden.shape[1])[:, None])).sum(1) / place.sum()",
+}
+"""The vector of a picture, of hidden [B, S, H]: no state is padding."""
 
 
 _RERANKING = (

@@ -81,8 +81,9 @@ def export_model(
             if left_over.exists():
                 shutil.rmtree(left_over)
         aside.mkdir(parents=True)
-        if pooling is not None and tokenizer is None:
-            model.config.update({POOLING: pooling})
+        tower_pooling = pooling if tokenizer is None else None
+        if tower_pooling is not None:
+            model.config.update({POOLING: tower_pooling})
             pooling = None
         with quiet_loading():
             _save_model(model, aside)
@@ -101,7 +102,7 @@ def export_model(
         if modes:
             write_self_check(model, modes, aside)
         facts = replace(_complete(CardFacts.of(card), model, pooling, normalize, max_length, head), modes=modes or {})
-        facts = replace(facts, pictures=tokenizer is None)
+        facts = replace(facts, pictures=tokenizer is None, pooling=pooling or tower_pooling)
         if ranks is not None:
             facts = replace(facts, ranks=ranks, prompts=prompts or {}, label_names=())
         (aside / "README.md").write_text(model_card(facts), encoding="utf-8")

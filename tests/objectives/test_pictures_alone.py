@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,13 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, ViTModel
 
+from sslnlp.card import CardFacts
 from sslnlp.collators.images import ImageViewsCollator, MaskedPatchesCollator, RotationCollator
 from sslnlp.errors import UserError
+from sslnlp.export import export_model
+from sslnlp.nn import Pooling
 from sslnlp.objectives.masked_patches import MaskedPatches
+from sslnlp.picture_encoder import PictureEncoder
 from sslnlp.pictures import decode, normalised, whole
 from sslnlp.recipe import load_recipe, run
 from tests.contract import make_collator, make_objective, make_stream, one_batch
@@ -142,6 +147,29 @@ def test_from_a_folder_of_pictures_to_a_tower_that_clip_starts_from(pictures: Pa
         assert torch.equal(again[name], tensor), name
     # The tower had no pooler; the new one hands on what was learned.
     assert torch.equal(clip.vision.pooler.dense.weight, torch.eye(32))
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last", "weighted"])
+def test_a_tower_is_read_as_it_was_trained(pooling: str, pictures: Path, tmp_path: Path) -> None:
+    """By the encoder of measures and by what the card tells a person to type."""
+    torch.manual_seed(0)
+    model = make_objective("rotation").model
+    given: dict[str, Any] = {"card": CardFacts(title="t"), "recipe": {}, "max_length": 0}
+    export = export_model(model, None, tmp_path / "vit", pooling=pooling, **given)
+    inputs = normalised(whole(decode((pictures / "3.png").read_bytes()), 16)[None])
+    with torch.no_grad():
+        hidden = model.eval().base_model(pixel_values=inputs).last_hidden_state
+    wanted = torch.nn.functional.normalize(Pooling(pooling)(hidden, torch.ones(hidden.shape[:2])), dim=-1)
+    vectors = PictureEncoder.load(str(export)).pictures([(pictures / "3.png").read_bytes()])
+    assert torch.allclose(torch.from_numpy(vectors), wanted, atol=1e-6)
+    card = (export / "README.md").read_text()
+    assert f"| pooling | `{pooling}` |" in card
+    assert "library_name: transformers" in card
+    assert "turns a text" not in card
+    (said,) = re.findall(r"```python\n(.*?)```", card, re.S)
+    typed: dict[str, Any] = {}
+    exec(said.replace("PATH_OR_NAME", str(export)).replace("picture.png", str(pictures / "3.png")), typed)
+    assert torch.nn.functional.cosine_similarity(typed["whole"], wanted).item() > 0.999
 
 
 @pytest.mark.parametrize(
