@@ -3,8 +3,8 @@
     sslnlp train finetune_ranking model.pretrained=out/bert/export data.train=pairs.jsonl
 
 Rows hold `query` and `positive`, and may hold `negatives` and a teacher's `scores` of all of them, as `sslnlp search
-mine` writes them (objective.distill=kl learns the scores); other names: data.columns={"query": "title"}. A BEIR folder
-in data.beir is measured at the end. The export is a sentence-transformers model too; `sslnlp search` indexes with it.
+mine` writes them (objective.distill=kl learns the scores); other names: data.columns.query=title. A BEIR folder in
+data.beir is measured at the end. The export is a sentence-transformers model too; `sslnlp search` indexes with it.
 """
 
 import sys

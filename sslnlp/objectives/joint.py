@@ -64,7 +64,8 @@ class Joint(Objective):
     @classmethod
     def refuses(cls, config: PreTrainedConfig) -> str | None:
         if not cls.parts:
-            raise UserError('objective joint needs its parts: objective.weights={"masked_lm": 1.0, "data2vec": 0.5}')
+            example = """objective.weights='{"masked_lm": 1.0, "data2vec": 0.5}'"""
+            raise UserError(f"objective joint needs its parts: {example}")
         reasons = {name: part.refuses(config) for name, part in cls.parts.items()}
         return next((f"for {name}, {reason}" for name, reason in reasons.items() if reason), None)
 

@@ -211,5 +211,5 @@ def _describe(annotation: Any) -> str:
     if origin in (list, tuple, set, frozenset) or _is_sequence(origin):
         return "a list (a,b,c or JSON)"
     if annotation is dict or origin is dict or _is_mapping(origin):
-        return "a JSON object"
+        return "a JSON object (which a shell wants in quotes)"
     return getattr(annotation, "__name__", str(annotation))
