@@ -172,6 +172,14 @@ def test_the_best_weights_are_left_behind(tmp_path: Path) -> None:
     assert kept == ["step-00000002", "step-00000005"]
 
 
+def test_a_held_out_figure_that_is_not_a_number_is_never_the_best(tmp_path: Path) -> None:
+    losses = iter([float("nan"), 3.0, 2.0, float("nan")])
+    trainer = make_trainer("masked_lm", tmp_path, steps=4, batch_size=2, eval_every=1)
+    trainer.evaluate = lambda objective: {"loss": next(losses)}
+    trainer.fit()
+    assert (trainer.progress.best, trainer.progress.best_step) == (2.0, 3)
+
+
 @pytest.mark.parametrize("skip", ["truncated", "flipped"])
 def test_a_damaged_newest_checkpoint_is_passed_over(
     skip: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
