@@ -13,7 +13,7 @@ import torch
 from sslnlp.collators.base import Collator
 from sslnlp.collators.ragged import Ints, blocks, interleave
 from sslnlp.collators.seq2seq import SEQ2SEQ_KEYS, seq2seq_batch
-from sslnlp.collators.tokens import FreshPositions, TokenBlock, lowest, pad_id, token_block
+from sslnlp.collators.tokens import FreshPositions, TokenBlock, lowest, pad_id, rates, token_block
 from sslnlp.errors import UserError
 from sslnlp.rng import bits, uniform
 from sslnlp.tokenizer import sentence_boundaries, special_mask
@@ -150,7 +150,7 @@ class DenoisingCollator(Collator):
         width = moved.shape[1]
         takeable = self._takeable[moved] & block.attention
         tokens_B = takeable.sum(axis=1)
-        rates_B = self._rates(positions)
+        rates_B = rates(positions, self.rate, self.rate_end, self.horizon)
         count_B = np.maximum(np.rint(rates_B * tokens_B), np.minimum(tokens_B, 1) * (rates_B > 0)).astype(np.int64)
         weights = np.array([self.mask, self.delete, self.infill])
         parts = np.diff(np.rint(count_B * np.cumsum([0, *weights / weights.sum()])[:, None]), axis=0).astype(np.int64)
@@ -167,14 +167,6 @@ class DenoisingCollator(Collator):
         dropped |= (covered >= 0) & goes_on
         zeros_B = np.minimum(zeros_B, dropped.sum(axis=1))
         return Damage(masked | leads, dropped, *self._insertions(left, zeros_B, positions))
-
-    def _rates(self, positions: Ints) -> npt.NDArray[np.float64]:
-        """float64 [B]: the share of each row, by its place in the run."""
-        if self.rate_end is None or not self.horizon:
-            return np.full(len(positions), self.rate)
-        progress = np.minimum(positions / self.horizon, 1.0)
-        rates: npt.NDArray[np.float64] = self.rate + (self.rate_end - self.rate) * progress
-        return rates
 
     def _spans(self, takeable: Flags, tokens_B: Ints, count_B: Ints, positions: Ints) -> tuple[Ints, Ints]:
         """The span of each token, int64 [B, S] (-1 = none), and how many spans of length 0 came up [B].

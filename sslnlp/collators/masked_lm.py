@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from sslnlp.collators.base import Collator
-from sslnlp.collators.tokens import IGNORED, FreshPositions, TokenBlock, lowest, token_block
+from sslnlp.collators.tokens import IGNORED, FreshPositions, TokenBlock, lowest, rates, token_block
 from sslnlp.errors import UserError, suggest
 from sslnlp.rng import bits, uniform
 from sslnlp.tokenizer import drawable_ids, special_mask, word_boundaries
@@ -103,19 +103,12 @@ class MaskedLMCollator(Collator):
         """bool [B, S]: the tokens to be hidden."""
         maskable = self._maskable[block.input_ids] & block.attention
         tokens = maskable.sum(axis=1)
-        count = np.maximum(np.rint(self._rates(positions) * tokens).astype(np.int64), np.minimum(tokens, 1))
+        share_B = rates(positions, self.rate, self.rate_end, self.horizon)
+        count = np.maximum(np.rint(share_B * tokens).astype(np.int64), np.minimum(tokens, 1))
         if self._boundaries is None:
             return lowest(bits(self.seed, "masked_lm/choice", positions, maskable.shape[1]), maskable, count)
         starts = self._boundaries.starts(block.input_ids) | block.opens
         return self._choose_words(maskable, starts, count, positions)
-
-    def _rates(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        """float64 [B]: the share of each row, by its place in the run."""
-        if self.rate_end is None or not self.horizon:
-            return np.full(len(positions), self.rate)
-        progress = np.minimum(positions / self.horizon, 1.0)
-        rates: npt.NDArray[np.float64] = self.rate + (self.rate_end - self.rate) * progress
-        return rates
 
     def _choose_words(
         self,

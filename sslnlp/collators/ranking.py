@@ -66,7 +66,7 @@ class RankingCollator(Collator):
             raise UserError(f"collator.num_negatives={self.num_negatives} must be 0 or more")
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
-        queries, positives = _texts(rows, "query"), _texts(rows, "positive")
+        queries, positives = texts_of(rows, "query"), texts_of(rows, "positive")
         batch: Batch = {
             "query": self.encode_queries(queries),
             "positive": self.encode_documents(positives),
@@ -114,12 +114,7 @@ class RankingCollator(Collator):
 
     def _negatives(self, row: Row) -> tuple[list[str], list[float] | None]:
         """The negatives of a row that are used, and the teacher's scores of its positive and of them."""
-        given = row.get("negatives") if row.get("negatives") is not None else row.get("negative")
-        given = [] if given is None else [given] if isinstance(given, str) else given
-        if not isinstance(given, list) or not all(isinstance(text, str) and text.strip() for text in given):
-            raise UserError(
-                f"column 'negative' must hold a text or a list of texts in every row; found {shorten(given)}"
-            )
+        given = negatives_of(row)
         used = list(range(len(given)))
         if self.num_negatives is not None:
             if len(given) < self.num_negatives:
@@ -143,7 +138,17 @@ def _scores(row: Row, negatives: int) -> list[float] | None:
     return scores
 
 
-def _texts(rows: Sequence[Row], column: str) -> list[str]:
+def negatives_of(row: Row) -> list[str]:
+    """All negatives of a row, none where it has no such column; `UserError` for what is no text or list of texts."""
+    given = row.get("negatives") if row.get("negatives") is not None else row.get("negative")
+    given = [] if given is None else [given] if isinstance(given, str) else given
+    if not isinstance(given, list) or not all(isinstance(text, str) and text.strip() for text in given):
+        raise UserError(f"column 'negative' must hold a text or a list of texts in every row; found {shorten(given)}")
+    return given
+
+
+def texts_of(rows: Sequence[Row], column: str) -> list[str]:
+    """The texts of a column; `UserError` where a row has none."""
     for row in rows:
         if not isinstance(row.get(column), str) or not row[column].strip():
             raise UserError(f"column {column!r} must hold text in every row; found {shorten(row.get(column))}")

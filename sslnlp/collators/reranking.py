@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from reprlib import repr as shorten
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 
 from sslnlp.collators.base import Collator
 from sslnlp.collators.pairs import PairTokenizer
+from sslnlp.collators.ranking import negatives_of, texts_of
 from sslnlp.data.hashes import HashSet, hash_texts
 from sslnlp.errors import UserError
 from sslnlp.rng import uniform
@@ -73,7 +73,7 @@ class RerankingCollator(Collator):
         )
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
-        queries, positives = _texts(rows, "query"), _texts(rows, "positive")
+        queries, positives = texts_of(rows, "query"), texts_of(rows, "positive")
         positions = [int(row.get("position", 0)) for row in rows]
         negatives = [self._negatives(row, at) for row, at in zip(rows, positions, strict=True)]
         if len(counts := {len(texts) for texts in negatives}) > 1:
@@ -111,12 +111,7 @@ class RerankingCollator(Collator):
 
     def _negatives(self, row: Row, position: int) -> list[str]:
         """The negatives of a row that are used."""
-        given = row.get("negatives") if row.get("negatives") is not None else row.get("negative")
-        given = [] if given is None else [given] if isinstance(given, str) else given
-        if not isinstance(given, list) or not all(isinstance(text, str) and text.strip() for text in given):
-            raise UserError(
-                f"column 'negative' must hold a text or a list of texts in every row; found {shorten(given)}"
-            )
+        given = negatives_of(row)
         if not given:
             return self._drawn(position)
         if self.num_negatives is None:
@@ -156,10 +151,3 @@ class RerankingCollator(Collator):
 def _pair_hashes(queries: Sequence[str], texts: Sequence[str]) -> Any:
     """Hashes of the pairs, without the texts' outer white space and case: uint64 [N]."""
     return hash_texts([f"{q.strip().lower()}\x1f{t.strip().lower()}" for q, t in zip(queries, texts, strict=True)])
-
-
-def _texts(rows: Sequence[Row], column: str) -> list[str]:
-    for row in rows:
-        if not isinstance(row.get(column), str) or not row[column].strip():
-            raise UserError(f"column {column!r} must hold text in every row; found {shorten(row.get(column))}")
-    return [row[column] for row in rows]

@@ -100,6 +100,17 @@ def lowest(
     return chosen
 
 
+def rates(
+    positions: npt.NDArray[np.int64], first: float, last: float | None, horizon: int | None
+) -> npt.NDArray[np.float64]:
+    """float64 [B]: the share of its tokens that is taken from each row: `first`, moving linearly to `last`, if given,
+    over the `horizon` of the run, in rows."""
+    if last is None or not horizon:
+        return np.full(len(positions), first)
+    moved: npt.NDArray[np.float64] = first + (last - first) * np.minimum(positions / horizon, 1.0)
+    return moved
+
+
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """What fills up short rows. Any id will do, as masks and labels go by length: pad, else eos, else 0."""
     for value in (tokenizer.pad_token_id, tokenizer.eos_token_id):
