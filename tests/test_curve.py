@@ -14,7 +14,7 @@ from scipy import stats
 from sslnlp.cli import run_command
 from sslnlp.curve import label_curve
 from sslnlp.curve.cells import FRESH, LEXICAL, Cell, Measured, Results, cells, parse_labels
-from sslnlp.curve.command import parse_method
+from sslnlp.curve.command import curve, parse_method
 from sslnlp.curve.page import shown, write_page
 from sslnlp.curve.summary import summarise
 from sslnlp.errors import UserError
@@ -176,3 +176,10 @@ def test_wrong_arguments_are_one_clear_line(
 def test_a_method_is_a_name_a_recipe_and_its_keys() -> None:
     name, recipe = parse_method("my own: finetune_few_shot train.steps=7", ["train.lr=1e-3", "train.steps=5"])
     assert (name, recipe.train.steps, recipe.train.lr) == ("my own", 7, 1e-3)
+
+
+@pytest.mark.parametrize("second", ["a", "TF-IDF + LR", "untrained"])
+def test_two_methods_of_one_name_are_refused(second: str, tmp_path: Path) -> None:
+    methods = ["a: finetune_few_shot train.steps=0", f"{second}: finetune_few_shot"]
+    with pytest.raises(UserError, match="is the name of another method"):
+        curve([], methods, tmp_path, "8", 1, 1)

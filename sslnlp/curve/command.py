@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Grid
 
-from sslnlp.curve.cells import Measured, parse_labels
+from sslnlp.curve.cells import FRESH, LEXICAL, Measured, parse_labels
 from sslnlp.curve.run import label_curve
 from sslnlp.errors import UserError
 from sslnlp.recipe import Recipe, load_recipe
@@ -37,7 +37,11 @@ def curve(
 ) -> Path:
     """Run it and print its table; returns the path of report.html."""
     console = console or Console(stderr=True)
-    recipes = dict(parse_method(method, overrides) for method in methods or USUAL)
+    recipes: dict[str, Recipe] = {}
+    for name, recipe in (parse_method(method, overrides) for method in methods or USUAL):
+        if name in (*recipes, LEXICAL, FRESH):  # it would take the other's place in every table
+            raise UserError(f"--method {name!r} is the name of another method; give each one of its own")
+        recipes[name] = recipe
     numbers = parse_labels(labels)
     with progress_bar(console) as progress:
         task = progress.add_task("", total=None)
