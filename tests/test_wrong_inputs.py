@@ -102,6 +102,19 @@ def too_few_embeddings(folder: Path) -> list[str]:
     return pretrain(f"model.pretrained={model_folder(folder, weights=None, vocabulary=100)}")(folder)
 
 
+def mixing_all(folder: Path) -> list[str]:
+    """A model that mixes whatever stands in a row, by Fourier transforms, and reads no mask."""
+    from transformers import FNetConfig, FNetForMaskedLM
+
+    tokenizer = small_tokenizer()
+    config = FNetConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, intermediate_size=16, max_position_embeddings=32
+    )
+    FNetForMaskedLM(config).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    return pretrain("model.pretrained={}/model")(folder)
+
+
 def another_size(folder: Path) -> list[str]:
     return [*pretrain(f"model.pretrained={model_folder(folder, weights=None)}")(folder), "model.size=base"]
 
@@ -208,6 +221,7 @@ CASES = [
     Wrong("corrupt safetensors", broken_weights, "cannot load model.pretrained"),
     Wrong("sequence longer than the model", too_long, "data.seq_length to 32"),
     Wrong("tokenizer of another model", too_few_embeddings, "embeds 100"),
+    Wrong("model without a mask", mixing_all, "does not keep the documents of a packed row apart"),
     Wrong("missing tokenizer", pretrain("tokenizer.path={}/no-tokenizer"), "no-tokenizer"),
     Wrong("tokenizer without a mask", tokenizer_without_mask, "mask"),
     Wrong("unknown algorithm", pretrain("tokenizer.algorithm=bpee"), "tokenizer.algorithm"),

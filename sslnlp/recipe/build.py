@@ -33,6 +33,7 @@ from sslnlp.data.tagged import Tagged, tagged
 from sslnlp.errors import UserError
 from sslnlp.models import ModelConfig, build_config, build_model, max_positions
 from sslnlp.objectives.base import Objective
+from sslnlp.packed import isolates
 from sslnlp.recipe.check import check_recipe, stock_config
 from sslnlp.recipe.inherit import inherit
 from sslnlp.recipe.overrides import fields_of
@@ -135,6 +136,13 @@ def build_objective(parts: Parts) -> Objective:
         recipe.model, parts.tokenizer, cls.wraps,
         max_length=parts.max_length, seed=recipe.train.seed, **extra,
     )  # fmt: skip
+    # Most models that read no mask of pairs say nothing, and learn from another text than the rows are meant to be.
+    packed = recipe.collator_class.reads == "tokens" and recipe.data.packing == "pack"
+    if packed and not model.config.is_encoder_decoder and not isolates(model):
+        raise UserError(
+            f"{type(model).__name__} does not keep the documents of a packed row apart, and would learn from the text "
+            "beside them; choose another model.pretrained, such as one of BERT's, RoBERTa's, MPNet's or Llama's kind"
+        )
     # What an objective adds (a decoder, a generator) starts from draws of its own, not from those of the model again.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.key(recipe.train.seed, "objective"))
