@@ -342,6 +342,22 @@ def test_resuming_a_finished_run_exports_it_again(bert: Path) -> None:
     assert (bert / "export" / "model.safetensors").read_bytes() == weights
 
 
+def test_held_out_figures_of_a_resumed_run_compare_as_many_rows_as_before(text_file: Path, tmp_path: Path) -> None:
+    """Else fewer candidates would make a lower loss, and the best checkpoint the last one."""
+    keys = [*TINY, "train.keep=9", "data.valid_fraction=0.2", f"data.train={text_file}", f"out={tmp_path / 'run'}"]
+    out = run(load_recipe("embed_moco", [*keys, "train.batch_size=8"]))
+    weights, figures = ((out / name).read_bytes() for name in ("export/model.safetensors", "metrics.jsonl"))
+    shutil.rmtree(out / "state" / "step-00000003")
+    run(load_recipe("embed_moco", [*keys, "train.batch_size=4"]), resume=True)
+    losses = [
+        [line["valid/loss"] for line in map(json.loads, text.splitlines()) if "valid/loss" in line]
+        for text in (figures, (out / "metrics.jsonl").read_bytes())
+    ]
+    assert len(losses[0]) == 3
+    assert losses[0] == losses[1]
+    assert (out / "export" / "model.safetensors").read_bytes() == weights
+
+
 @pytest.mark.parametrize("objective", ["masked_lm", "vae"])
 def test_what_the_caller_has_set_is_neither_met_nor_moved(objective: str, text_file: Path, tmp_path: Path) -> None:
     keys = [f"objective.name={objective}", f"data.train={text_file}", f"data.cache={tmp_path}", "model.dropout=0.1"]

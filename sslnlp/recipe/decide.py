@@ -40,15 +40,15 @@ class HeldOut:
     """The held-out pass of a run: the same rows and draws in every call. What the last call predicted of labelled texts
     stays for `decide`, so that they are read once."""
 
-    def __init__(self, parts: Parts, valid: Stream) -> None:
-        self.parts, self.valid = parts, valid
+    def __init__(self, parts: Parts, valid: Stream, *, batch_size: int) -> None:
+        self.parts, self.valid, self.batch_size = parts, valid, batch_size
         self.predicted: dict[str, Tensor] = {}
 
     def __call__(self, objective: Objective) -> dict[str, float]:
         parts = self.parts
         self.predicted = {}
         return evaluate_held_out(
-            objective, parts.collator, self.valid, batch_size=parts.recipe.train.batch_size,
+            objective, parts.collator, self.valid, batch_size=self.batch_size,
             num_bytes=parts.valid_bytes, device=next(objective.parameters()).device,
             keep=self.predicted if parts.collator.label_kind in SETTLED else None,
         )  # fmt: skip

@@ -30,11 +30,12 @@ from sslnlp.recipe.build import Parts, build_objective, build_parts, processes, 
 from sslnlp.recipe.check import check_compared
 from sslnlp.recipe.choose import apply, choose, chosen_before
 from sslnlp.recipe.decide import SETTLED, HeldOut, decide, settle
+from sslnlp.recipe.load import read_biography
 from sslnlp.recipe.out import check_data, check_out, sole
 from sslnlp.recipe.pseudo import with_pseudo_labels
 from sslnlp.recipe.reporting import RunReport, run_report
 from sslnlp.recipe.rows import first_rows, training_rows
-from sslnlp.recipe.schema import Recipe
+from sslnlp.recipe.schema import Recipe, to_dict
 from sslnlp.report import make_report
 from sslnlp.report.sections import short_form
 from sslnlp.sharding import sharding_asked
@@ -100,7 +101,11 @@ def _run(recipe: Recipe, inherited: Mapping[str, Any], out: Path, *, resume: boo
         if main:
             _begin(out, parts, story)
         processes().wait_for_everyone()
-    held_out = HeldOut(parts, parts.valid) if parts.valid is not None else None
+    # Figures of rows that are compared depend on how many there are, and the best is chosen among all of the run: those
+    # after a stop are taken as those before it, also where train.batch_size is another now.
+    begun = read_biography(out / "recipe.json")["recipe"] if resume else to_dict(parts.recipe)
+    size = int(begun["train"]["batch_size"])
+    held_out = HeldOut(parts, parts.valid, batch_size=size) if parts.valid is not None else None
     try:
         trainer = _train(parts, learnt, objective, held_out, out, story, console, resume, report)
     except Exception:  # out of memory, too
