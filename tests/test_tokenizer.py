@@ -93,6 +93,14 @@ def test_training_merges_frequent_words_whole():
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_corpus_without_a_space_leaves_no_text_with_an_unknown_token(kind):
+    tokenizer = train_tokenizer(["灯塔看守人看见船。", "船看见灯塔。"] * 20, vocab_size=500, algorithm=kind)
+    ids = tokenizer("看见灯塔。", add_special_tokens=False)["input_ids"]
+    assert tokenizer.unk_token_id not in ids
+    assert tokenizer.decode(ids).replace(" ", "") == "看见灯塔。"  # WordPiece writes spaces between signs
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_lowercase(kind):
     tokenizer = train_tokenizer(ENGLISH, vocab_size=500, algorithm=kind, lowercase=True)
     upper, lower = (tokenizer(t)["input_ids"] for t in ("The Lighthouse", "the lighthouse"))

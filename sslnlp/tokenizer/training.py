@@ -26,6 +26,7 @@ MAX_SYMBOLS: Final = 1 << 30
 BYTES: Final = "bytes"
 """The algorithm that needs no training."""
 _SEPARATOR = "\0"  # between words on their way to the trainer; taken out of the words themselves
+_SPACE: Final = "▁"  # in Unigram, put before each text: in the vocabulary also where the corpus has no space
 
 
 @dataclass(frozen=True)
@@ -230,13 +231,13 @@ _ALGORITHMS: Final[dict[str, _Algorithm]] = {
     "unigram": _Algorithm(
         model=models.Unigram,
         trainer=lambda size, alphabet: trainers.UnigramTrainer(
-            vocab_size=size, initial_alphabet=alphabet, unk_token="[UNK]", **_COMMON
+            vocab_size=size, initial_alphabet=sorted({*alphabet, _SPACE}), unk_token="[UNK]", **_COMMON
         ),
         normalizer=lambda lowercase: normalizers.Lowercase() if lowercase else None,
         pre_tokenizer=lambda: _metaspace("first"),
         count=lambda: _metaspace("never"),
         decoder=lambda: decoders.Metaspace(prepend_scheme="first"),
-        alphabet=lambda words: len(set().union(*words)),
+        alphabet=lambda words: len({_SPACE}.union(*words)),
         bytes_per_word=1800,  # suffix array and lattices
     ),
 }
