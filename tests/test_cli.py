@@ -123,9 +123,9 @@ def test_tokenizer_command(text_file: Path, tmp_path: Path, capsys: pytest.Captu
     out = tmp_path / "tokenizer[v1]"  # brackets are no markup
     command = ["tokenizer", str(text_file), "--out", str(out), "--vocab-size", "600", "--algorithm", "wordpiece"]
     assert run_command(command) == 0
-    told = capsys.readouterr()
-    assert "mask" in told.out
-    assert f"use it with tokenizer.path={out}" in told.out
+    printed = capsys.readouterr().out
+    assert "mask" in printed
+    assert printed.splitlines()[-1].endswith(f"; use it with tokenizer.path={out}")  # whole, to be copied
     assert json.loads((out / "contract.json").read_text())["facts"]["pad"] is True
     assert run_command(command) == 2  # taken now
     assert "already exists" in capsys.readouterr().err

@@ -42,7 +42,8 @@ def make_tokenizer(
         raise UserError(f"cannot write to {out}: {error.strerror or error}; choose another --out") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    console.print(kept.table(), highlight=False, markup=False)
-    said = f"{len(tokenizer):,} tokens in {out}; use it with tokenizer.path={out}"
-    console.print(said, highlight=False, markup=False, soft_wrap=True)
+    # Not broken to the width of a terminal: a path that is must be put together again by who copies it.
+    console.print(kept.table(), highlight=False, markup=False, soft_wrap=True)
+    last = f"{len(tokenizer):,} tokens in {out}; use it with tokenizer.path={out}"
+    console.print(last, highlight=False, markup=False, soft_wrap=True)
     return out
