@@ -55,14 +55,16 @@ def calibration_figures(logits_NC: Floats, label_N: Ints) -> dict[str, float]:
     """`calibration_error` as trained; `temperature`; and with one, `calibrated_error` and `calibrated_loss`.
 
     The latter two are of halves of the rows, each under the temperature of the other: what it does for new texts. Where
-    that makes their loss no lower (few rows, nearly all of them right) it is 1.
+    that makes their loss no lower (few rows, nearly all of them right) it is 1, and where all are right, since then the
+    surest answers fit them best, and nothing tells how sure is too sure.
     """
     even = np.arange(len(label_N)) % 2 == 0
     scaled_NC = logits_NC.copy()
     for fitted, measured in ((even, ~even), (~even, even)):
         if fitted.any() and measured.any():
             scaled_NC[measured] /= fit_temperature(logits_NC[fitted], label_N[fitted])
-    helps = cross_entropy(scaled_NC, label_N) < cross_entropy(logits_NC, label_N)
+    wrong = bool((logits_NC.argmax(-1) != label_N).any())
+    helps = wrong and cross_entropy(scaled_NC, label_N) < cross_entropy(logits_NC, label_N)
     after_NC = scaled_NC if helps else logits_NC
     return {
         "calibration_error": _error(logits_NC, label_N),

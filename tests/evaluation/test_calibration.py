@@ -57,6 +57,13 @@ def test_a_temperature_that_makes_new_texts_worse_is_not_taken() -> None:
     assert figures["calibrated_loss"] == cross_entropy(logits, labels)
 
 
+def test_answers_that_are_all_right_do_not_make_a_model_boundlessly_sure() -> None:
+    logits, labels = np.tile([2.0, 0.0], (60, 1)), np.zeros(60, int)
+    figures = calibration_figures(logits, labels)
+    assert figures["temperature"] == 1
+    assert figures["calibrated_loss"] == cross_entropy(logits, labels)
+
+
 def test_thresholds_have_the_best_f1_of_all() -> None:
     generator = np.random.default_rng(1)
     labels = generator.random((300, 3)) < [0.5, 0.1, 0.02]
