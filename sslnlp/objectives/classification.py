@@ -118,12 +118,17 @@ class Classification(TextHead):
             hook.remove()
         known_N = label_N >= 0
         vector_NH, label_N = vector_NH[known_N], label_N[known_N]
+        weight_N = None
+        if self.class_weights is not None:  # what counts in the updates counts where they start
+            weight_N = self.class_weights.cpu().numpy()[label_N]
+            vector_NH, label_N, weight_N = vector_NH[weight_N > 0], label_N[weight_N > 0], weight_N[weight_N > 0]
         if len(np.unique(label_N)) < 2:
             return
         scale = 1 / max(float(np.linalg.norm(vector_NH, axis=1).mean()), 1e-6)
         weight, bias = fitted_head(
-            vector_NH * scale, label_N, last.out_features, strength=STRENGTH, intercept=last.bias is not None
-        )
+            vector_NH * scale, label_N, last.out_features,
+            strength=STRENGTH, sure_N=weight_N, intercept=last.bias is not None,
+        )  # fmt: skip
         with torch.no_grad():
             last.weight.copy_(torch.from_numpy(weight * scale))
             if last.bias is not None:

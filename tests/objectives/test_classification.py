@@ -174,6 +174,20 @@ def test_two_classes_and_one_that_does_not_occur() -> None:
     assert right > 0.6
 
 
+def test_a_new_head_begins_with_the_weights_of_the_classes() -> None:
+    objective, given = Classification(model(), class_weights=[0.0, 9.0, 1.0]), batch(40)
+    objective.begin([given])
+    last, seen = output_layer(objective.model), []
+    last.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    shares = objective.eval().predict(given)["logits"].detach().softmax(-1)
+    kept = given["labels"] > 0
+    features = seen[0].detach().numpy() / np.linalg.norm(seen[0][kept].detach(), axis=1).mean()
+    fitted = LogisticRegression(C=10, max_iter=1000, class_weight={1: 9.0, 2: 1.0})
+    fitted.fit(features[kept], given["labels"][kept])
+    odds = shares[:, 1:] / shares[:, 1:].sum(1, keepdim=True)
+    np.testing.assert_allclose(odds, fitted.predict_proba(features), atol=1e-3)
+
+
 def decoder() -> PreTrainedModel:
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=30, n_embd=16, n_layer=1, n_head=2, num_labels=3, pad_token_id=0)
