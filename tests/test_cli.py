@@ -192,6 +192,15 @@ def test_a_bar_is_for_a_terminal_and_keeps_its_numbers_on_a_narrow_one() -> None
         assert log.getvalue() == said
 
 
+def test_a_log_gets_a_line_now_and_then_and_the_last_one_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["sslnlp.recipe.run"], "LINE_SECONDS", 0.0)  # whose package has a function `run`
+    log = io.StringIO()
+    with _progress(Console(file=log, width=80)) as show:
+        for step in (10, 20):
+            show(step, 20, {"loss": 6.0})
+    assert log.getvalue() == "10/20  loss 6\n20/20  loss 6\n"
+
+
 @pytest.fixture
 def notes(tmp_path: Path) -> Path:
     (tmp_path / "notes").mkdir()

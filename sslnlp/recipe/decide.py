@@ -59,7 +59,7 @@ def decide(parts: Parts, objective: Objective, read: HeldOut | None, out: Path) 
     held-out pass, which was over this objective.
 
     Of one class a text: the temperature, and with `data.out_of_scope` the probability below which a text is `unknown`.
-    Of several: a threshold for each class. Nothing from fewer than 50 held-out texts.
+    Of several: a threshold for each class. Neither temperature nor thresholds of classes from fewer than 50 texts.
     """
     decided, kind = Decided(), parts.collator.label_kind
     if read is None or kind not in SETTLED:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -43,6 +44,9 @@ from sslnlp.train import Trainer
 from sslnlp.writing import write_json
 
 log = logging.getLogger(__name__)
+
+LINE_SECONDS = 30.0
+"""Between two lines of figures where no terminal shows a bar."""
 
 
 @float32_by_default()
@@ -171,22 +175,26 @@ def _train(
 
 @contextmanager
 def _progress(console: Console) -> Iterator[Callable[[int, int, Mapping[str, float]], None]]:
-    said = ""
+    """What the loop calls after each log: a bar on a terminal; elsewhere a line now and then, and the last figures."""
+    said, printed, bars = "", time.monotonic(), shows_bars(console)
     try:
         with progress_bar(console) as bar:
             task = bar.add_task("", total=None)
 
             def show(step: int, steps: int, metrics: Mapping[str, float]) -> None:
-                nonlocal said
+                nonlocal said, printed
                 shown = [f"{n.replace('_', ' ')} {metrics[n]:,.4g}" for n in ("loss", "valid_loss") if n in metrics]
                 if (speed := metrics.get("tokens_per_second")) is not None:
                     shown.append(f"{speed:,.0f} tokens/s")
                 said = f"{step}/{steps}  {'  '.join(shown)}"
                 bar.update(task, completed=step, total=steps, description="  ".join(shown))
+                if not bars and time.monotonic() - printed >= LINE_SECONDS:
+                    console.print(said, highlight=False, soft_wrap=True)
+                    said, printed = "", time.monotonic()
 
             yield show
     finally:
-        if said and not shows_bars(console):
+        if said and not bars:
             console.print(said, highlight=False, soft_wrap=True)
 
 
