@@ -49,7 +49,7 @@ encoder = Recipe(
     data=DataConfig(train=str(corpus.train_text), valid=str(corpus.valid_text), text="text", seq_length=64),
     tokenizer=TokenizerConfig(vocab_size=2048),
     model=ModelConfig(architecture="modernbert", size="nano"),
-    train=TrainConfig(steps=200, batch_size=32, lr=5e-3),
+    train=TrainConfig(steps=200, batch_size=32, lr=1.5e-3),
     out="out/encoder",
 )
 result(encoder)
