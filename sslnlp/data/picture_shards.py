@@ -40,6 +40,7 @@ def open_shard(
     keys, starts, lengths, rows = [], [], [], []
     bare: set[str] = set()
     pictureless: set[str] = set()
+    dotted = ""
     try:
         with tarfile.open(path, "r:") as tar:
             for key, members in groupby(_members(tar), lambda found: found[0]):
@@ -50,6 +51,8 @@ def open_shard(
                         where = where or (member.offset_data, member.size)
                     elif extension == "json" or extension in TEXTS:
                         row.update(_values(tar, member, extension, path))
+                    elif f".{extension.rpartition('.')[2]}" in wanted:
+                        dotted = dotted or f"; {member.name} has the extension {extension}: all behind the first dot"
                 if where is not None:
                     keys.append(key)
                     starts.append(where[0])
@@ -66,7 +69,7 @@ def open_shard(
             "another, as tar --sort=name writes a folder"
         )
     if not rows:
-        raise UserError(f"{path} holds no pictures ({' '.join(wanted)})")
+        raise UserError(f"{path} holds no pictures ({' '.join(wanted)}){dotted}")
     names = list(dict.fromkeys(name for row in rows for name in row))
     contents = TarContents(path, pa.array(keys, pa.large_string()), np.array(starts), np.array(lengths))
     return contents, rows, names

@@ -84,10 +84,7 @@ def _open(place: Path | str, config: DataConfig, split: str, cache: str | None) 
     elif kind(place) in LISTS:
         yield _open_list(place, config)
     elif place.suffix.lower() in IMAGE_FILES:
-        raise UserError(
-            f"{place}: unknown kind of file, because it is a single picture: give the folder it is in, or a .csv or "
-            ".jsonl that names it"
-        )
+        raise UserError(f"{place} is a single picture: give the folder it is in, or a .csv or .jsonl that names it")
     else:
         raise UserError(f"{place}: unknown kind of file; pictures are read from {KINDS_READ}")
 

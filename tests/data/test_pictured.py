@@ -363,6 +363,7 @@ def test_wrong_tables_are_one_clear_line(read, tmp_path):
     damaged.write_bytes(b"x" * 2000)
     odd = folder(tmp_path / "odd", {}, "a.jsonl", [{"image": 3, "caption": "x"}])
     empty = shard(tmp_path / "empty.tar", {"a.txt": b"x"})
+    dotted = shard(tmp_path / "dotted.tar", {"a.v1.png": PICTURES[0], "a.txt": b"x"})
     latin = shard(tmp_path / "latin.tar", {"a.png": PICTURES[0], "a.txt": b"\xff"})
     kept = datasets.Dataset.from_dict({"image": [PICTURES[0]], "caption": ["x"]})
     saved = str(tmp_path / "saved")
@@ -383,9 +384,10 @@ def test_wrong_tables_are_one_clear_line(read, tmp_path):
         (str(packed), {}, "unpack it"),
         (str(damaged), {}, "cannot read .* as a tar file"),
         (empty, {}, "holds no pictures"),
+        (dotted, {}, r"holds no pictures .*; a\.v1\.png has the extension v1\.png: all behind the first dot"),
         (latin, {}, "a.txt in .* is not UTF-8"),
-        (str(tmp_path / "splits" / "train" / "a" / "1.png"), {}, "unknown kind of file, .* give the folder it is in"),
-        (str(tmp_path / "splits" / "*" / "a" / "*.png"), {}, "unknown kind of file, .* give the folder it is in"),
+        (str(tmp_path / "splits" / "train" / "a" / "1.png"), {}, "1.png is a single picture: give the folder it is in"),
+        (str(tmp_path / "splits" / "*" / "a" / "*.png"), {}, "2.png is a single picture: give the folder it is in"),
         (saved, {}, "saved holds test, train: set data.train and data.valid to them"),
         ([], {}, "data.train is not set"),
     ):
