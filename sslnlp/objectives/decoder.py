@@ -25,6 +25,8 @@ def no_encoder(config: PreTrainedConfig) -> str | None:
     """Why a model of this configuration gives no vector for these decoders; None when it does."""
     if is_causal(config):
         return "it is not an encoder, which one vector of a whole text comes from"
+    if not hasattr(config, "num_attention_heads"):  # FNet
+        return "it has no attention heads, of which the decoder takes as many"
     return None
 
 

@@ -112,6 +112,7 @@ def test_what_is_refused() -> None:
         "llama": "not an encoder",
         "bart": "one stack",
         "t5": "one stack",
+        "fnet": "no attention heads",
     }.items():
         assert why in str(TSDAE.refuses(AutoConfig.for_model(name)))
     model = make_objective("tsdae").model
