@@ -5,7 +5,7 @@ Shape suffixes: B rows, S tokens, T target tokens, H width, N scored positions, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -171,17 +171,98 @@ def isolates(model: PreTrainedModel) -> bool:
     Tried on a probe: some architectures take no mask of pairs (DeBERTa), hand on a state from token to token (Mamba),
     or place tokens by where they stand in the row.
     """
-    training, device = model.training, next(model.parameters()).device
+
+    def compared() -> Iterator[tuple[Tensor, Tensor]]:
+        ids, real = _probe(model)
+        probe = {"input_ids": ids, "attention_mask": real.long()}
+        (together,) = packed_hidden_states(model, [probe], torch.arange(8, device=ids.device)[None])
+        yield together[real], hidden_states(model, probe)[real]
+
+    return _agree(model, compared)
+
+
+def isolates_pairs(model: PreTrainedModel, *, alone: bool = False) -> bool:
+    """Whether `seq2seq_logits` of a packed row are those that the encoder-decoder has for each of its pairs by itself;
+    with `alone`, of rows of one pair each, padded.
+
+    Tried on a probe, as `isolates` is: some have learned positions that cannot be made up for (Blenderbot-small: they
+    come after a norm), sinusoidal ones that are no table (M2M100), or attention in blocks (LED, LongT5).
+    """
+
+    def compared() -> Iterator[tuple[Tensor, Tensor]]:
+        ids, real = _probe(model)
+        document, place = torch.where(real, 0, -1), torch.arange(5, device=ids.device).expand_as(ids)
+        if not alone:  # both in one row
+            ids, place = ids[real][None], place[real][None]
+            document = (place == 0).cumsum(1) - 1
+        batch = {"input_ids": ids, "document_ids": document, "position_ids": place, "labels": ids.flip(1)}
+        batch |= {"decoder_document_ids": document, "decoder_position_ids": place}
+        together, given = seq2seq_logits(model, batch), _decoder_input_ids(model.config, batch)
+        for own in [(0, slice(5)), (1, slice(3))] if alone else [(0, slice(5)), (0, slice(5, 8))]:
+            pair = {"input_ids": ids[own][None], "decoder_input_ids": given[own][None]}
+            yield together[own], model(**pair, use_cache=False).logits[0]
+
+    return _agree(model, compared)
+
+
+def reads_alone(model: PreTrainedModel, *, plain: bool = True) -> bool:
+    """Whether rows of one text each, padded, have the hidden states in this model that they have by the plain mask.
+
+    With `plain`, a model that takes no other mask (DeBERTa, Mamba) is given the plain one from here on: of rows of one
+    text it says the same as a mask of pairs.
+    """
+
+    def compared() -> Iterator[tuple[Tensor, Tensor]]:
+        ids, real = _probe(model)
+        place = torch.arange(5, device=ids.device).expand_as(ids)
+        row = {
+            "input_ids": ids,
+            "attention_mask": real,
+            "document_ids": torch.where(real, 0, -1),
+            "position_ids": place,
+        }
+        states = hidden_states(model, row)
+        yield states[real], hidden_states(model, {"input_ids": ids, "attention_mask": real.long()})[real]
+        if is_causal(model.config):  # so it is said, but BertGeneration sees what is ahead unless it is a decoder
+            begun = {"input_ids": ids[:1, :3], "attention_mask": torch.ones_like(ids[:1, :3])}
+            yield states[0, :3], hidden_states(model, begun)[0]
+
+    for masks in (False, True) if plain else (False,):
+        setattr(model, _PLAIN, masks)
+        if _agree(model, compared):
+            return True
+    return False
+
+
+_PLAIN = "_sslnlp_plain_mask"
+"""Attribute of a model: its rows hold one text each, and it is given the plain mask of them."""
+
+
+def model_inputs(model: PreTrainedModel, encoding: Encoding) -> dict[str, Any]:
+    """The `attention_inputs` of an encoding, or the plain mask for a model of rows of one text (`reads_alone`)."""
+    if getattr(model, _PLAIN, False):
+        return {"attention_mask": encoding["attention_mask"].long()}
+    return attention_inputs(model.config, encoding)
+
+
+def _probe(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
+    """Ids [2, 5] of two texts of 5 and 3 tokens, and where they are."""
+    device, vocabulary = next(model.parameters()).device, model.config.vocab_size
     # From the middle of the vocabulary: RoBERTa counts its positions by the padding id, which is at one of the ends.
-    ids = ((torch.arange(10, device=device) + model.config.vocab_size // 2) % model.config.vocab_size).view(2, 5)
-    real = torch.tensor([[True] * 5, [True] * 3 + [False] * 2], device=device)
-    probe = {"input_ids": ids, "attention_mask": real.long()}
+    ids = ((torch.arange(10, device=device) + vocabulary // 2) % vocabulary).view(2, 5)
+    return ids, torch.tensor([[True] * 5, [True] * 3 + [False] * 2], device=device)
+
+
+def _agree(model: PreTrainedModel, compared: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> bool:
+    """Whether the two of each pair are equal to rounding, in evaluation mode; not where the model raises."""
+    training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            (together,) = packed_hidden_states(model, [probe], torch.arange(8, device=device)[None])
-            return torch.allclose(together[real], hidden_states(model, probe)[real], atol=1e-4, rtol=1e-4)
-    except Exception:  # stock models raise all kinds for inputs they do not know, and without packing they still work
+            return all(torch.allclose(found, wanted, atol=1e-4, rtol=1e-4) for found, wanted in compared())
+    except UserError:
+        raise
+    except Exception:  # stock models raise all kinds for inputs they do not know
         return False
     finally:
         model.train(training)
@@ -202,7 +283,7 @@ def all_hidden_states(model: PreTrainedModel, encoding: Encoding) -> list[Tensor
 def _backbone_output(model: PreTrainedModel, encoding: Encoding, **options: bool) -> Any:
     if "pixel_values" in encoding:  # a picture has nothing to keep apart, and all of it is there
         return model.base_model(pixel_values=encoding["pixel_values"], **options)
-    inputs = attention_inputs(model.config, encoding) | options
+    inputs = model_inputs(model, encoding) | options
     if "token_type_ids" in encoding:
         inputs["token_type_ids"] = encoding["token_type_ids"]
     if getattr(model.config, "use_cache", False):
@@ -279,6 +360,6 @@ def scored_logits(
     """Logits [N, V] at the flat positions `index_N` of [B × S]: the head is computed only there where it can be."""
     if head is not None:
         return head(hidden_states(model, encoding).flatten(0, 1)[index_N])
-    inputs = attention_inputs(model.config, encoding)
+    inputs = model_inputs(model, encoding)
     logits: Tensor = model(input_ids=encoding["input_ids"], **inputs).logits
     return logits.flatten(0, 1)[index_N]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -22,7 +24,15 @@ from sslnlp.architectures import ARCHITECTURES, SIZES
 from sslnlp.errors import UserError
 from sslnlp.models import ModelConfig, build_model, count_parameters, max_positions
 from sslnlp.nn import row_keyed_dropout
-from sslnlp.packed import hidden_states, prediction_head, scored_logits, seq2seq_logits
+from sslnlp.packed import (
+    hidden_states,
+    isolates,
+    isolates_pairs,
+    prediction_head,
+    reads_alone,
+    scored_logits,
+    seq2seq_logits,
+)
 
 WRAPS = {
     **dict.fromkeys(("bert", "modernbert", "roberta", "electra"), AutoModelForMaskedLM),
@@ -123,6 +133,59 @@ def test_a_head_that_is_not_the_whole_story_is_not_used(tokenizer: PreTrainedTok
 
     model.forward = scaled
     assert prediction_head(model) is None
+
+
+def of_kind(kind: str, wraps: Any, **fields: Any) -> Any:
+    """A small stock model of a kind that has no size here, in evaluation mode."""
+    sizes = {"vocab_size": 512, "hidden_size": 32, "d_model": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"intermediate_size": 64, "max_position_embeddings": 64, "state_size": 4, "n_head": 4, "n_layer": 2}
+    sizes |= {f"{part}_{name}": 2 for part in ("encoder", "decoder") for name in ("layers", "attention_heads")}
+    sizes |= {"encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    known = AutoConfig.for_model(kind).to_dict()
+    own = {name: value for name, value in sizes.items() if name in known} | fields
+    torch.manual_seed(0)
+    return wraps.from_config(AutoConfig.for_model(kind, **own)).eval()
+
+
+@pytest.mark.parametrize(
+    ("kind", "packed", "alone"),
+    [
+        *[("bart", True, True), ("mbart", True, True), ("pegasus", True, True), ("marian", True, True)],
+        # Learned positions that a norm comes before; sinusoidal ones that are no table; attention by windows.
+        *[("blenderbot-small", False, True), ("m2m_100", False, False), ("led", False, False)],
+    ],
+)
+def test_pairs_of_a_row_are_tried_on_an_encoder_decoder(kind: str, packed: bool, alone: bool) -> None:
+    model = of_kind(kind, AutoModelForSeq2SeqLM, decoder_start_token_id=2)
+    assert isolates_pairs(model) == packed
+    assert isolates_pairs(model, alone=True) == alone
+
+
+@pytest.mark.parametrize(
+    ("kind", "wraps"),
+    [("deberta-v2", AutoModelForMaskedLM), ("mamba", AutoModelForCausalLM), ("bloom", AutoModelForCausalLM)],
+)
+def test_rows_of_one_document_suit_models_that_take_no_mask_of_pairs(kind: str, wraps: Any) -> None:
+    """The states and logits are those of the stock model on each document without the padding."""
+    model = of_kind(kind, wraps)
+    ids = torch.randint(5, 500, (2, 12), generator=torch.Generator().manual_seed(0))
+    real = torch.arange(12) < torch.tensor([[12], [7]])
+    place = torch.arange(12).expand(2, 12)
+    row = {"input_ids": ids, "attention_mask": real, "document_ids": real.long() - 1, "position_ids": place}
+    assert not isolates(model)
+    assert not reads_alone(model, plain=False)
+    assert reads_alone(model)
+    with torch.no_grad():
+        states, logits = hidden_states(model, row), scored_logits(model, None, row, torch.arange(24)).view(2, 12, -1)
+        for b, length in enumerate((12, 7)):
+            alone = model(input_ids=ids[b : b + 1, :length], output_hidden_states=True)
+            assert torch.allclose(states[b, :length], alone.hidden_states[-1][0], atol=1e-5)
+            assert torch.allclose(logits[b, :length], alone.logits[0], atol=1e-5)
+
+
+def test_a_decoder_that_sees_what_is_ahead_is_none() -> None:
+    assert not reads_alone(of_kind("bert-generation", AutoModelForCausalLM))
+    assert reads_alone(of_kind("bert-generation", AutoModelForCausalLM, is_decoder=True))
 
 
 def test_sizes_grow(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -115,6 +115,47 @@ def mixing_all(folder: Path) -> list[str]:
     return pretrain("model.pretrained={}/model")(folder)
 
 
+def of_kind(folder: Path, recipe: str, kind: str, *arguments: str, **fields: object) -> list[str]:
+    """Any recipe of raw text from a small model of another kind, with our tokenizer."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
+
+    wraps = {"pretrain_bert": AutoModelForMaskedLM, "pretrain_gpt": AutoModelForCausalLM}
+    tokenizer = small_tokenizer()
+    config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), **fields)
+    wraps.get(recipe, AutoModelForSeq2SeqLM).from_config(config).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    _, _, *rest = pretrain(f"model.pretrained={folder / 'model'}", *arguments)(folder)
+    return ["train", recipe, *rest]
+
+
+LAYERS = {
+    "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "max_position_embeddings": 64, "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+
+
+def pairs_mixed(folder: Path) -> list[str]:
+    """Its learned positions come after a norm, so they cannot begin anew in each document of a row."""
+    return of_kind(folder, "pretrain_bart", "blenderbot-small", decoder_start_token_id=2, **LAYERS)
+
+
+def pairs_other(folder: Path) -> list[str]:
+    return of_kind(folder, "pretrain_bart", "m2m_100", "data.packing=bucket", decoder_start_token_id=2, **LAYERS)
+
+
+def seen_from_everywhere(folder: Path) -> list[str]:
+    """A mask of a whole row cannot say which tokens are seen from ahead as well."""
+    small = {"hidden_size": 16, "n_layer": 1, "n_head": 2}
+    return of_kind(folder, "pretrain_gpt", "bloom", "data.packing=bucket", "objective.name=prefix_lm", **small)
+
+
+BERT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+
+
+def reading_ahead(folder: Path) -> list[str]:
+    return of_kind(folder, "pretrain_gpt", "bert-generation", "data.packing=bucket", **BERT)
+
+
 def another_size(folder: Path) -> list[str]:
     return [*pretrain(f"model.pretrained={model_folder(folder, weights=None)}")(folder), "model.size=base"]
 
@@ -222,6 +263,10 @@ CASES = [
     Wrong("sequence longer than the model", too_long, "data.seq_length to 32"),
     Wrong("tokenizer of another model", too_few_embeddings, "embeds 100"),
     Wrong("model without a mask", mixing_all, "does not keep the documents of a packed row apart"),
+    Wrong("pairs that are not kept apart", pairs_mixed, "('blenderbot-small') does not keep the documents of a packed"),
+    Wrong("encoder-decoder without a table", pairs_other, "('m2m_100') does not run on rows of one document, padded"),
+    Wrong("decoder that reads ahead", reading_ahead, "does not run on rows of one document, padded, as objective"),
+    Wrong("decoder without a mask of pairs", seen_from_everywhere, "as objective 'prefix_lm' needs it"),
     Wrong("missing tokenizer", pretrain("tokenizer.path={}/no-tokenizer"), "no-tokenizer"),
     Wrong("tokenizer without a mask", tokenizer_without_mask, "mask"),
     Wrong("unknown algorithm", pretrain("tokenizer.algorithm=bpee"), "tokenizer.algorithm"),
@@ -307,6 +352,28 @@ def test_the_real_process_says_the_same(command: list[str], tmp_path: Path) -> N
 def test_an_unknown_command_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["nonsense"]) == 2
     assert [line.startswith("error: ") for line in capsys.readouterr().err.splitlines()] == [True]
+
+
+@pytest.mark.parametrize(("recipe", "kind"), [("pretrain_bert", "deberta-v2"), ("pretrain_gpt", "mamba")])
+def test_a_model_without_a_mask_of_pairs_trains_on_rows_of_one_document(
+    recipe: str, kind: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fields = BERT | {"max_position_embeddings": 32} if kind != "mamba" else {"hidden_size": 16, "num_hidden_layers": 1}
+    command = [*of_kind(tmp_path, recipe, kind, **fields), f"out={tmp_path / 'out'}"]
+    assert run_command(command) == 2
+    assert "set data.packing=bucket" in capfd.readouterr().err
+    assert run_command([*command, "data.packing=bucket"]) == 0
+    assert (tmp_path / "out" / "export" / "model.safetensors").is_file()
+
+
+def test_pairs_train_a_model_without_a_mask_of_pairs(tmp_path: Path) -> None:
+    """`pair_views` makes rows of one text, too."""
+    model = of_kind(tmp_path, "pretrain_bert", "deberta-v2", **BERT, max_position_embeddings=32)[2:]
+    rows = [{"query": f"question {n} here", "positive": f"an answer to {n}"} for n in range(12)]
+    data = text(tmp_path / "pairs.jsonl", "\n".join(json.dumps(row) for row in rows))
+    kept = [argument for argument in model if not argument.startswith("data.train=")]
+    command = ["train", "embed_simcse", *kept, f"data.train={data}", "collator.name=pair_views", "model.dropout=0.1"]
+    assert run_command([*command, f"out={tmp_path / 'out'}"]) == 0
 
 
 def test_odd_but_good_text_trains(tmp_path: Path) -> None:

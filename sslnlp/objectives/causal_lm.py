@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from sslnlp.objectives.base import Objective
 from sslnlp.objectives.functional import IGNORED, accuracy, cross_entropy
 from sslnlp.objectives.linear_cross_entropy import linear_cross_entropy
-from sslnlp.packed import attention_inputs, prediction_head, scored_features
+from sslnlp.packed import model_inputs, prediction_head, scored_features
 from sslnlp.tokenizer import Style
 from sslnlp.types import Batch, StepOutput
 
@@ -51,6 +51,6 @@ class CausalLM(Objective):
 
     def _logits(self, batch: Batch) -> Tensor:
         """[B, S, V]."""
-        inputs = attention_inputs(self.model.config, batch)
+        inputs = model_inputs(self.model, batch)
         logits: Tensor = self.model(input_ids=batch["input_ids"], use_cache=False, **inputs).logits
         return logits

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sslnlp import rng
 from sslnlp.collators.base import Collator
@@ -33,7 +33,7 @@ from sslnlp.data.tagged import Tagged, tagged
 from sslnlp.errors import UserError
 from sslnlp.models import ModelConfig, build_config, build_model, max_positions
 from sslnlp.objectives.base import Objective
-from sslnlp.packed import isolates
+from sslnlp.packed import isolates, isolates_pairs, reads_alone
 from sslnlp.recipe.check import check_recipe, stock_config
 from sslnlp.recipe.inherit import inherit
 from sslnlp.recipe.overrides import fields_of
@@ -136,17 +136,39 @@ def build_objective(parts: Parts) -> Objective:
         recipe.model, parts.tokenizer, cls.wraps,
         max_length=parts.max_length, seed=recipe.train.seed, **extra,
     )  # fmt: skip
-    # Most models that read no mask of pairs say nothing, and learn from another text than the rows are meant to be.
-    packed = recipe.collator_class.reads == "tokens" and recipe.data.packing == "pack"
-    if packed and not model.config.is_encoder_decoder and not isolates(model):
-        raise UserError(
-            f"{type(model).__name__} does not keep the documents of a packed row apart, and would learn from the text "
-            "beside them; choose another model.pretrained, such as one of BERT's, RoBERTa's, MPNet's or Llama's kind"
-        )
+    _check_rows(recipe, model)
     # What an objective adds (a decoder, a generator) starts from draws of its own, not from those of the model again.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.key(recipe.train.seed, "objective"))
         return cls(model, **{**cls.settled_by(parts.facts), **recipe.objective.options})
+
+
+def _check_rows(recipe: Recipe, model: PreTrainedModel) -> None:
+    """Refuse a model that does not keep the documents of a packed row apart: most that read no mask of pairs say
+    nothing, and learn from another text than the rows are meant to be. Rows of one document also suit the plain mask.
+    """
+    reads = recipe.collator_class.reads
+    tokens = reads == "tokens"
+    if not tokens and (reads != "rows" or "view_0" not in recipe.collator_class.makes):  # they have the plain mask
+        return
+    pairs = model.config.is_encoder_decoder
+    packed = tokens and recipe.data.packing == "pack"
+    if packed and (isolates_pairs(model) if pairs else isolates(model)):
+        return
+    objective = recipe.objective_class
+    plain = not any("bidirectional" in part.needs for part in (objective, *objective.parts.values()))
+    alone = isolates_pairs(model, alone=True) if pairs else reads_alone(model, plain=plain)
+    if alone and not packed:
+        return
+    reason = f"does not run on rows of one document, padded, as objective {objective.name!r} needs it"
+    if packed:
+        reason = "does not keep the documents of a packed row apart, and would learn from the text beside them"
+    advice = "set data.packing=bucket, which puts one document into a row, or " if packed and alone else ""
+    usual = "BART's, T5's or Marian's" if pairs else "BERT's, RoBERTa's, MPNet's or Llama's"
+    raise UserError(
+        f"{type(model).__name__} ({model.config.model_type!r}) {reason}; {advice}choose another model.pretrained, such "
+        f"as one of {usual} kind"
+    )
 
 
 def text_tokenizer(recipe: Recipe, cache: Path, path: Path | None = None) -> tuple[PreTrainedTokenizerBase, Contract]:
