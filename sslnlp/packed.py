@@ -316,15 +316,13 @@ def prediction_head(model: PreTrainedModel) -> Head | None:
     head = _find_head(model)
     if head is None or not isinstance(head.projection, nn.Linear):
         return None
-    training = model.training
-    model.eval()
-    device = next(model.parameters()).device
-    with torch.no_grad():
-        ids = torch.arange(4, device=device)[None] % model.config.vocab_size
+
+    def compared() -> Iterator[tuple[Tensor, Tensor]]:
+        ids = torch.arange(4, device=next(model.parameters()).device)[None] % model.config.vocab_size
         probe = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        same = torch.allclose(head(hidden_states(model, probe)), model(**probe).logits, atol=1e-4, rtol=1e-4)
-    model.train(training)
-    return head if same else None
+        yield head(hidden_states(model, probe)), model(**probe).logits
+
+    return head if _agree(model, compared) else None
 
 
 def _find_head(model: PreTrainedModel) -> Head | None:
@@ -333,7 +331,7 @@ def _find_head(model: PreTrainedModel) -> Head | None:
         return Head(parts.head, parts.decoder)
     if hasattr(parts, "generator_predictions"):  # ELECTRA
         return Head(parts.generator_predictions, parts.generator_lm_head)
-    if hasattr(parts, "cls"):  # BERT
+    if hasattr(getattr(getattr(parts, "cls", None), "predictions", None), "transform"):  # BERT
         return Head(parts.cls.predictions.transform, parts.cls.predictions.decoder)
     found: Any = getattr(parts, "lm_head", None)
     if isinstance(found, nn.Linear):  # decoders

@@ -188,6 +188,10 @@ def test_a_decoder_that_sees_what_is_ahead_is_none() -> None:
     assert reads_alone(of_kind("bert-generation", AutoModelForCausalLM, is_decoder=True))
 
 
+def test_a_head_of_other_parts_is_left_to_the_whole_model() -> None:
+    assert prediction_head(of_kind("rembert", AutoModelForMaskedLM, input_embedding_size=32)) is None
+
+
 def test_sizes_grow(tokenizer: PreTrainedTokenizerBase) -> None:
     counts = [
         count_parameters(build_model(ModelConfig(size=size), tokenizer, AutoModelForMaskedLM, max_length=64))
