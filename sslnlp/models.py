@@ -15,6 +15,7 @@ from sslnlp.architectures import ARCHITECTURES, OFFSET_POSITIONS, SIZES, STARTS,
 from sslnlp.errors import UserError, suggest
 from sslnlp.lora import add_lora
 from sslnlp.modes import self_check
+from sslnlp.tokenizer.specials import vocabulary_size
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ def build_config(
     if tokenizer is not None:
         names = [f"{name}_token_id" for name in ("pad", "bos", "eos", "cls", "sep")]
         ids = {name: getattr(tokenizer, name) for name in names}
-        extra = {"vocab_size": len(tokenizer)} | extra
+        extra = {"vocab_size": vocabulary_size(tokenizer)} | extra
     if config.architecture == "roberta":
         fields["max_position_embeddings"] = max_length + (ids["pad_token_id"] or 0) + 1
     default = AutoConfig.for_model(config.architecture)
@@ -248,9 +249,9 @@ def max_positions(config: PreTrainedConfig) -> int | None:
 
 def _check_contract(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
     vocabulary = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > vocabulary:
+    if (size := vocabulary_size(tokenizer)) > vocabulary:
         raise UserError(
-            f"the tokenizer has {len(tokenizer)} tokens but the model embeds {vocabulary}; "
+            f"the tokenizer has {size} tokens but the model embeds {vocabulary}; "
             f"use the tokenizer the model was trained with"
         )
     longest = max_positions(model.config)

@@ -1,14 +1,18 @@
 """Training, loading and framing."""
 
+import json
 import logging
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer
+from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from sslnlp.data.tokens import build_store
 from sslnlp.errors import UserError
+from sslnlp.recipe import load_recipe, run
 from sslnlp.tokenizer import (
     SENTINELS,
     SPECIALS,
@@ -20,6 +24,7 @@ from sslnlp.tokenizer import (
     train_tokenizer,
 )
 from sslnlp.tokenizer.counting import WordCounts
+from sslnlp.tokenizer.specials import ROLES
 from sslnlp.tokenizer.training import MAX_SYMBOLS, MAX_WORDS
 from tests.tiny_tokenizers import CHINESE, ENGLISH, KINDS, tiny
 
@@ -269,3 +274,20 @@ def test_a_mask_in_a_text_takes_the_space_before_it_as_in_training(algorithm, tm
     behind = len(masked) - place - 1
     assert masked[:place] == tokenizer("The city is")["input_ids"][:-1]
     assert masked[-behind:] == whole[-behind:]
+
+
+def test_a_vocabulary_with_holes_trains_and_is_exported(tmp_path):
+    foreign = json.loads(tiny("wordpiece").backend_tokenizer.to_str())
+    foreign["model"]["vocab"] = {t: i + 70_000 * (i > 200) for t, i in foreign["model"]["vocab"].items()}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(foreign)), **ROLES)
+    store = build_store(ENGLISH, tokenizer, tmp_path / "store", fingerprint="f")
+    assert store.tokens(0).tolist() == tokenizer(ENGLISH[0], add_special_tokens=False)["input_ids"]
+
+    tokenizer.save_pretrained(tmp_path / "holes")
+    (tmp_path / "corpus.txt").write_text("\n".join(ENGLISH * 9))
+    keys = [f"data.train={tmp_path / 'corpus.txt'}", f"data.cache={tmp_path / 'cache'}", f"out={tmp_path / 'out'}"]
+    keys += ["model.size=nano", "train.steps=2", "train.batch_size=2", "data.seq_length=32"]
+    run(load_recipe("pretrain_bert", [*keys, f"tokenizer.path={tmp_path / 'holes'}"]))
+
+    again = AutoModelForMaskedLM.from_pretrained(tmp_path / "out" / "export")
+    assert again.config.vocab_size == max(tokenizer.get_vocab().values()) + 1

@@ -27,6 +27,7 @@ from sslnlp.errors import UserError
 from sslnlp.tokenizer.cuts import SEPARATOR, Cutter
 from sslnlp.tokenizer.junctions import merges_bytes
 from sslnlp.tokenizer.merging import Merger
+from sslnlp.tokenizer.specials import vocabulary_size
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -135,7 +136,7 @@ class Encoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         essence, facts = _facts(tokenizer)
         self.backend = _plain(essence)
-        self.vocab_size: int = self.backend.get_vocab_size(with_added_tokens=True)
+        self.vocab_size = vocabulary_size(tokenizer)
         self._added = [token["content"].encode() for token in facts["added_tokens"] if not token["special"]]
         self._cutter, why = self._cutter_of(facts)
         if self._cutter is None:

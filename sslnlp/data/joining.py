@@ -26,6 +26,7 @@ from sslnlp.data.store import TokenStore, open_array
 from sslnlp.data.texts import Texts, regrouped
 from sslnlp.data.tokens import TokenWriter
 from sslnlp.errors import UserError
+from sslnlp.tokenizer.specials import vocabulary_size
 
 NOTE = np.dtype([("hash", "<u8"), ("chars", "<i8"), ("stored", "?")])
 """Of a document: its hash, its characters (-1: only white space), whether its tokens are in the folder's store."""
@@ -105,7 +106,7 @@ class Parts:
         shutil.rmtree(directory, ignore_errors=True)  # of a join that was killed
         if self._linked(decisions, wanted, directory, name):
             return
-        writer = TokenWriter(directory, tokenizer.backend_tokenizer.get_vocab_size(with_added_tokens=True))
+        writer = TokenWriter(directory, vocabulary_size(tokenizer))
         at = 0
         try:
             for piece in self._pieces:

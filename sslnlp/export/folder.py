@@ -22,6 +22,7 @@ from sslnlp.modes import Modes, write_self_check
 from sslnlp.picture_encoder import POOLING
 from sslnlp.pictures import DEVIATION, MEAN
 from sslnlp.quiet import quiet_loading
+from sslnlp.tokenizer.specials import vocabulary_size
 from sslnlp.types import LinearHead
 from sslnlp.writing import write_json
 
@@ -132,10 +133,8 @@ def _check_weights(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | 
         return
     reader: Any = getattr(model, "text_model", model)
     rows = reader.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
-        raise UserError(
-            f"the model is not exported: the tokenizer has {len(tokenizer)} tokens but the model embeds only {rows}"
-        )
+    if (size := vocabulary_size(tokenizer)) > rows:
+        raise UserError(f"the model is not exported: the tokenizer has {size} tokens but the model embeds only {rows}")
 
 
 def _save_model(model: PreTrainedModel, folder: Path) -> None:

@@ -166,6 +166,9 @@ class _Unknown:
     def __len__(self) -> int:
         return 256
 
+    def get_vocab(self) -> dict[str, int]:
+        return {}
+
 
 def check_config(model: ModelConfig, objective: type[Objective], max_length: int) -> None:
     """Refuse fields of `model.config` that the model does not have or that do not go together, before text is read."""
