@@ -51,13 +51,15 @@ def push(
     `token` defaults to `HF_TOKEN`, then the cached login; the server is `HF_ENDPOINT` where set.
 
     Raises `UserError` in offline mode, for an incomplete export, a refused token, a name that belongs to someone else,
-    a public repository where `private` was asked for, or a server that stays out of reach.
+    a public repository where `private` was asked for, an address that is none, or a server that stays out of reach.
     """
     folder = export_folder(Path(run_or_export_dir))
     if constants.HF_HUB_OFFLINE:  # the client would refuse each of our attempts
         raise UserError("nothing is pushed in offline mode: unset HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE)")
+    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/")
+    _check_address(endpoint, token or get_token() or "", revision)
     # Handed over explicitly: the client reads the variable once, when it is imported.
-    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, token=token, library_name="sslnlp")
+    api = HfApi(endpoint=endpoint or None, token=token, library_name="sslnlp")
     try:
         repo_id = _retry(lambda: _create(api, repo_id, private))
         if private and not _retry(lambda: api.repo_info(repo_id)).private:
@@ -83,6 +85,16 @@ def push(
         known = (token or get_token()) is not None
         raise UserError(_explain(cause, repo_id, revision, api.endpoint, known)) from error
     return f"{api.endpoint}/{repo_id}" + (f"/tree/{revision}" if revision else "")
+
+
+def _check_address(endpoint: str, token: str, revision: str | None) -> None:
+    """Refuses what the client would try again as if the server were away, or end on with an error of its own."""
+    if endpoint and not endpoint.startswith(("http://", "https://")):
+        raise UserError(f"HF_ENDPOINT={endpoint} is no address of a server; it begins with https:// or http://")
+    if not token.isascii():
+        raise UserError("the token holds characters that no token has; set HF_TOKEN anew, or run `hf auth login`")
+    if revision == "":
+        raise UserError("the revision is empty; name a branch, or leave it out to push to the main one")
 
 
 def _create(api: HfApi, repo_id: str, private: bool) -> str:

@@ -241,6 +241,31 @@ def test_a_server_out_of_reach_is_one_clear_line(export: Path, hub: Hub, monkeyp
         push(export, "me/tiny")
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("HF_ENDPOINT", "localhost:8080", "HF_ENDPOINT=localhost:8080 is no address"),
+        ("HF_TOKEN", "“token-of-me”", "the token holds characters that no token has; set HF_TOKEN anew"),
+        ("", "", "the revision is empty"),
+    ],
+)
+def test_what_can_be_no_address_or_token_is_not_tried(
+    hub: Hub, export: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str
+) -> None:
+    if variable:
+        monkeypatch.setenv(variable, value)
+    with pytest.raises(UserError, match=message) as error:
+        push(export, "me/tiny", revision=None if variable else "")
+    assert "“" not in str(error.value), "a token is not printed"
+    assert hub.requests == []
+
+
+def test_an_address_may_end_with_a_slash(hub: Hub, export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", hub.url + "/")
+    assert push(export, "me/tiny") == f"{hub.url}/me/tiny"
+    assert not hub.took(" //")
+
+
 def test_what_is_no_export_is_refused_before_anything_is_sent(hub: Hub, export: Path, tmp_path: Path) -> None:
     (tmp_path / "run" / "export").mkdir(parents=True)
     (tmp_path / "run" / "export" / "config.json").write_text("{}")
