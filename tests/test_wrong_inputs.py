@@ -258,6 +258,7 @@ CASES = [
     Wrong("unknown field of the model", pretrain("model.config.hiden_size=8"), "Did you mean 'hidden_size'"),
     Wrong("width the heads do not divide", pretrain("model.architecture=bert", "model.config.hidden_size=63"), "63"),
     Wrong("missing model", pretrain("model.pretrained={}/no/such/export"), "does not exist"),
+    Wrong("no name of a hub", pretrain("model.pretrained=me/tiny@v1"), "nor a model the hub gives: Repo id must"),
     Wrong("folder without a model", pretrain("model.pretrained={}"), "config.json"),
     Wrong("corrupt safetensors", broken_weights, "cannot load model.pretrained"),
     Wrong("sequence longer than the model", too_long, "data.seq_length to 32"),

@@ -212,11 +212,11 @@ def _check_reachable(name: str) -> None:
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
     if looks_local or folder.exists() or (folder.parent.is_dir() and folder.parent != Path(".")):
         raise UserError(f"model.pretrained={name} does not exist; give a run's export folder or a hub name")
-    if isinstance(try_to_load_from_cache(name, "config.json"), str):
-        return
     try:
+        if isinstance(try_to_load_from_cache(name, "config.json"), str):
+            return
         HfApi().model_info(name, timeout=10)
-    except Exception as error:  # no such name, no permission, no network, offline mode
+    except Exception as error:  # no name, no such one, no permission, no network, offline mode
         reason = " ".join(str(error).split())[:160]
         raise UserError(
             f"model.pretrained={name} is neither a folder here nor a model the hub gives: {reason}"
