@@ -1,11 +1,13 @@
 """The contract: measured on text, refused with a fix."""
 
+import json
+
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from sslnlp.errors import UserError
-from sslnlp.tokenizer import Contract, contract, train_tokenizer
+from sslnlp.tokenizer import Contract, contract, load_tokenizer, train_tokenizer
 from sslnlp.tokenizer.contract import ADVICE
 from tests.tiny_tokenizers import CHINESE, ENGLISH, KINDS, tiny
 
@@ -111,3 +113,14 @@ def test_table_and_dict_show_every_fact():
 def test_no_text_is_refused():
     with pytest.raises(UserError, match="needs some text"):
         contract(tiny(), ["", "  "])
+
+
+@pytest.mark.parametrize("role", ["mask", "pad", "bos", "eos"])
+def test_the_advice_about_a_missing_token_is_enough(role, tmp_path):
+    backend = Tokenizer(models.WordLevel({"a": 0, "lamp": 1}))
+    PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=f"set {role}_token in its tokenizer_config.json"):
+        contract(load_tokenizer(tmp_path), ["lamp"]).require([role])
+    settings = tmp_path / "tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {f"{role}_token": f"[{role}]"}))
+    contract(load_tokenizer(tmp_path), ["lamp"]).require([role])

@@ -89,7 +89,9 @@ class FimCollator(Collator):
         if missing := [token for token in FIM if token not in vocabulary]:
             raise UserError(f"infilling needs a tokenizer with {', '.join(missing)}; train one with `sslnlp tokenizer`")
         if self.tokenizer.eos_token_id is None:
-            raise UserError("infilling needs a tokenizer with an end-of-text token; set eos_token")
+            raise UserError(
+                "infilling needs a tokenizer with an end-of-text token; set eos_token in its tokenizer_config.json"
+            )
         self._prefix, self._middle, self._suffix = (vocabulary[token] for token in FIM)
         self._text = ~special_mask(self.tokenizer)
         if self.tokenizer.unk_token_id is not None:

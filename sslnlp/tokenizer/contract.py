@@ -14,16 +14,17 @@ from sslnlp.tokenizer.specials import FIM, MODES, drawable_ids, special_id, spec
 from sslnlp.tokenizer.words import character_class, word_boundaries
 
 ADVICE: Final[dict[str, str]] = {
-    "mask": "it has no mask token; train one with `sslnlp tokenizer`, or add a mask_token",
-    "pad": "it has no padding token; set pad_token",
+    "mask": "it has no mask token; train one with `sslnlp tokenizer`, or set mask_token in its tokenizer_config.json",
+    "pad": "it has no padding token; set pad_token in its tokenizer_config.json",
     "pad_is_not_eos": "its padding token is its end-of-text token; give it a pad_token of its own",
     "specials_excluded": "special ids turn up in plain text or among the ids drawn as replacements; "
     "flag its added tokens special",
     "word_starts": "word starts cannot be told from its ids; use unit=token, or another tokenizer",
     "exact_round_trip": "decoding does not give back the text; train one with algorithm bpe or bytes, "
     "and without lowercase",
-    "bos": "it has no token that opens a document (bos, or eos in its place); set bos_token",
-    "eos": "it has no end-of-text token; set eos_token",
+    "bos": "it has no token that opens a document (bos, or eos in its place); "
+    "set bos_token in its tokenizer_config.json",
+    "eos": "it has no end-of-text token; set eos_token in its tokenizer_config.json",
     "cls_sep": "it has no cls and sep tokens; set them, or use a tokenizer trained with `sslnlp tokenizer`",
     "sentinels": "it has no <extra_id_0>, <extra_id_1>, ... tokens; train one with `sslnlp tokenizer`",
     "modes": "it has no [NLU], [NLG] and [S2S] tokens; train one with `sslnlp tokenizer`",
