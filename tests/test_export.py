@@ -8,6 +8,7 @@ import resource
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -292,6 +293,23 @@ def test_sentence_transformers_gives_our_vectors(
     plain: dict[str, Any] = {}
     exec(without, plain)
     assert torch.allclose(torch.from_numpy(typed["vectors"]), plain["vectors"], atol=1e-5)
+
+
+@pytest.mark.parametrize("pad", ["[PAD]", None])
+def test_a_text_has_the_same_vector_alone_and_padded_whatever_the_tokenizers_side(
+    pad: str | None, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    left = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer, padding_side="left", pad_token=pad, eos_token="[SEP]"
+    )
+    path = write(tiny("BertModel", left).eval(), left, tmp_path / "e", pooling="mean")
+    theirs = sentence_transformers.SentenceTransformer(str(path), device="cpu")
+    alone = [theirs.encode([text])[0] for text in TEXTS]
+    assert len({len(tokenizer(text)["input_ids"]) for text in TEXTS}) > 1, "some are padded"
+    assert torch.allclose(torch.from_numpy(theirs.encode(TEXTS)), torch.tensor(np.array(alone)), atol=1e-5)
+    writer = write(tiny("GPT2LMHeadModel", left).eval(), left, tmp_path / "gpt")
+    assert AutoTokenizer.from_pretrained(writer).padding_side == "left", "a prompt goes on from its right end"
 
 
 def test_a_backbone_taken_from_a_head_loads_as_auto_model(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:

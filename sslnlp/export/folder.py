@@ -26,6 +26,8 @@ from sslnlp.tokenizer.specials import vocabulary_size
 from sslnlp.types import LinearHead
 from sslnlp.writing import write_json
 
+_WRITERS = ("ForCausalLM", "LMHeadModel")
+
 
 def export_model(
     model: PreTrainedModel,
@@ -91,7 +93,8 @@ def export_model(
         if (size := picture_size(model)) is not None:
             _save_processor(tokenizer, aside, size)
         if tokenizer is not None:
-            _save_tokenizer(tokenizer, aside, max_length)  # last: the processor writes a tokenizer without its limit
+            # Last: the processor writes a tokenizer without its limit.
+            _save_tokenizer(tokenizer, aside, max_length, writes=type(model).__name__.endswith(_WRITERS))
         kinds = {"prompts": {"query": "", "document": "", **(prompts or {})}, LENGTHS: dict(lengths or {})}
         ranks = "tokens" if per_token else "pairs" if prompts and pooling is None else None
         if ranks is not None:
@@ -152,7 +155,8 @@ def _save_model(model: PreTrainedModel, folder: Path) -> None:
         shutil.copymode(folder / "config.json", weights)
 
 
-def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, max_length: int) -> None:
+def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, max_length: int, *, writes: bool) -> None:
+    """`writes`: what is padded is a prompt, of which the model goes on from the right end."""
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
@@ -163,6 +167,12 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, max_length
         # 4.x takes a mapping under this name and the list under the older one; 5 reads both.
         config["additional_special_tokens"] = config.pop("extra_special_tokens")
     config["model_max_length"] = max_length
+    if not writes:
+        # A model that counts positions from the left end takes a text behind padding for another one; and stock tools
+        # pad whatever they encode, which the mask takes out again, so any special token serves.
+        config["padding_side"] = "right"
+        if tokenizer.pad_token is None and tokenizer.eos_token is not None:
+            config["pad_token"] = str(tokenizer.eos_token)
     for private in ("name_or_path", "_commit_hash", "is_local", "local_files_only"):
         config.pop(private, None)
     write_json(path, config)
