@@ -312,6 +312,23 @@ def test_a_text_has_the_same_vector_alone_and_padded_whatever_the_tokenizers_sid
     assert AutoTokenizer.from_pretrained(writer).padding_side == "left", "a prompt goes on from its right end"
 
 
+@pytest.mark.parametrize("name", ["GPT2LMHeadModel", "BartForConditionalGeneration", "BertForMaskedLM"])
+def test_a_tokenizer_names_segments_to_a_model_that_has_them_alone(
+    name: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    segments = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer, pad_token="[PAD]", eos_token="[SEP]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )  # fmt: skip
+    path = write(tiny(name, segments).eval(), segments, tmp_path / "e")
+    again = AutoTokenizer.from_pretrained(path)
+    assert ("token_type_ids" in again(TEXTS[0])) is name.startswith("Bert")
+    if name != "BertForMaskedLM":
+        getattr(transformers, name).from_pretrained(path).generate(
+            **again(TEXTS[0], return_tensors="pt"), max_new_tokens=2
+        )
+
+
 def test_a_backbone_taken_from_a_head_loads_as_auto_model(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     model = tiny("ModernBertForMaskedLM", tokenizer)
     path = write(model, tokenizer, tmp_path / "export")

@@ -94,7 +94,7 @@ def export_model(
             _save_processor(tokenizer, aside, size)
         if tokenizer is not None:
             # Last: the processor writes a tokenizer without its limit.
-            _save_tokenizer(tokenizer, aside, max_length, writes=type(model).__name__.endswith(_WRITERS))
+            _save_tokenizer(tokenizer, aside, max_length, model)
         kinds = {"prompts": {"query": "", "document": "", **(prompts or {})}, LENGTHS: dict(lengths or {})}
         ranks = "tokens" if per_token else "pairs" if prompts and pooling is None else None
         if ranks is not None:
@@ -155,8 +155,7 @@ def _save_model(model: PreTrainedModel, folder: Path) -> None:
         shutil.copymode(folder / "config.json", weights)
 
 
-def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, max_length: int, *, writes: bool) -> None:
-    """`writes`: what is padded is a prompt, of which the model goes on from the right end."""
+def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, max_length: int, model: PreTrainedModel) -> None:
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
@@ -167,7 +166,11 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, max_length
         # 4.x takes a mapping under this name and the list under the older one; 5 reads both.
         config["additional_special_tokens"] = config.pop("extra_special_tokens")
     config["model_max_length"] = max_length
-    if not writes:
+    inputs, text = tokenizer.model_input_names, getattr(model.config, "text_config", model.config)
+    if "token_type_ids" in inputs and getattr(text, "type_vocab_size", 0) < 2:
+        # BERT's kinds name them for models that refuse them, or add the vector of a token for them, as GPT-2 does.
+        config["model_input_names"] = [name for name in inputs if name != "token_type_ids"]
+    if not type(model).__name__.endswith(_WRITERS):  # these go on from the right end of a prompt
         # A model that counts positions from the left end takes a text behind padding for another one; and stock tools
         # pad whatever they encode, which the mask takes out again, so any special token serves.
         config["padding_side"] = "right"
