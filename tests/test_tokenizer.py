@@ -13,6 +13,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenize
 from sslnlp.data.tokens import build_store
 from sslnlp.errors import UserError
 from sslnlp.recipe import load_recipe, run
+from sslnlp.recipe.build import build_parts, resolve
 from sslnlp.tokenizer import (
     SENTINELS,
     SPECIALS,
@@ -291,3 +292,15 @@ def test_a_vocabulary_with_holes_trains_and_is_exported(tmp_path):
 
     again = AutoModelForMaskedLM.from_pretrained(tmp_path / "out" / "export")
     assert again.config.vocab_size == max(tokenizer.get_vocab().values()) + 1
+
+
+@pytest.mark.parametrize(("style", "said"), [("encoder", True), ("decoder", False)])
+def test_a_tokenizer_that_ends_a_prompt_is_said_before_a_decoder_trains(style, said, tmp_path, caplog):
+    ours = tiny("bpe").backend_tokenizer.to_str()
+    framed = set_framing(PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(ours), **ROLES), style)
+    foreign = framed.backend_tokenizer.to_str().replace("<extra_id_7>", "<other>")
+    PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(foreign), **ROLES).save_pretrained(tmp_path / "t")
+    (tmp_path / "corpus.txt").write_text("\n".join(ENGLISH * 9))
+    keys = [f"data.train={tmp_path / 'corpus.txt'}", f"data.cache={tmp_path}", f"tokenizer.path={tmp_path / 't'}"]
+    build_parts(resolve(load_recipe("pretrain_gpt", [*keys, "data.seq_length=32"]))[0])
+    assert ("puts [SEP] behind a prompt" in caplog.text) is said

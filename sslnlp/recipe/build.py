@@ -190,6 +190,10 @@ def _tokenizer(
     set_framing(tokenizer, recipe.objective_class.framing)
     kept = contract_of(tokenizer, texts())
     kept.require(sorted(recipe.collator_class.requires))
+    end = tokenizer("a")["input_ids"][-1:] if recipe.objective_class.framing == "decoder" else []
+    if end and end[0] in tokenizer.all_special_ids:  # made for encoders; BERT's kind puts it back whenever it is loaded
+        token = tokenizer.convert_ids_to_tokens(end[0])
+        log.warning("this tokenizer puts %s behind a prompt: generate with add_special_tokens=False", token)
     return tokenizer, kept
 
 
