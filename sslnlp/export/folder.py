@@ -26,8 +26,6 @@ from sslnlp.tokenizer.specials import vocabulary_size
 from sslnlp.types import LinearHead
 from sslnlp.writing import write_json
 
-_WRITERS = ("ForCausalLM", "LMHeadModel")
-
 
 def export_model(
     model: PreTrainedModel,
@@ -170,7 +168,7 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, max_length
     if "token_type_ids" in inputs and getattr(text, "type_vocab_size", 0) < 2:
         # BERT's kinds name them for models that refuse them, or add the vector of a token for them, as GPT-2 does.
         config["model_input_names"] = [name for name in inputs if name != "token_type_ids"]
-    if not type(model).__name__.endswith(_WRITERS):  # these go on from the right end of a prompt
+    if not model.can_generate() or model.config.is_encoder_decoder:  # decoders go on from the right end of a prompt
         # A model that counts positions from the left end takes a text behind padding for another one; and stock tools
         # pad whatever they encode, which the mask takes out again, so any special token serves.
         config["padding_side"] = "right"
