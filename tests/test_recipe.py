@@ -396,6 +396,33 @@ def test_a_run_does_not_go_on_with_other_data(text_file: Path, tmp_path: Path) -
         run(recipe, resume=True)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "row"),
+    [
+        ("pretrain_bert", '{{"text": "{text}"}}'),
+        ("finetune_classification", '{{"text": "{text}", "label": "{other}"}}'),
+        ("finetune_ranking", '{{"query": "{text}", "positive": "{other} {text}"}}'),
+    ],
+    ids=["texts", "labels", "pairs"],
+)
+def test_a_run_does_not_go_on_with_other_held_out_data(recipe: str, row: str, tmp_path: Path) -> None:
+    def write(name: str, texts: list[str], words: tuple[str, str]) -> Path:
+        lines = [row.format(text=text, other=words[i % 2]) for i, text in enumerate(texts)]
+        (tmp_path / name).write_text("\n".join(lines) + "\n")
+        return tmp_path / name
+
+    train = write("train.jsonl", corpus()[:60], ("one", "two"))
+    valid = write("valid.jsonl", corpus()[60:70], ("one", "two"))
+    keys = [arg for arg in TINY if "seq_length" not in arg]
+    loaded = load_recipe(recipe, [*keys, f"data.train={train}", f"data.valid={valid}", f"out={tmp_path / 'out'}"])
+    run(loaded)
+    write("valid.jsonl", list(reversed(corpus()[60:70])), ("two", "one"))
+    with pytest.raises(UserError, match="the data changed since the run"):
+        run(loaded, resume=True)
+    write("valid.jsonl", corpus()[60:70], ("one", "two"))
+    run(loaded, resume=True)
+
+
 def test_a_decoder_runs(text_file: Path, tmp_path: Path) -> None:
     out = run(load_recipe("pretrain_gpt", [*TINY, f"data.train={text_file}", f"out={tmp_path / 'gpt'}"]))
     assert json.loads((out / "recipe.json").read_text())["result"]["measures"]["bits_per_byte"] > 0

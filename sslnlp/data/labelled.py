@@ -80,7 +80,7 @@ def labelled(
     facts.update(fingerprint=fingerprint, columns={**columns, "label": label})
 
     if config.valid is not None:
-        held_table, _ = open_table(config, "valid", cache_dir)
+        held_table, facts["valid_fingerprint"] = open_table(config, "valid", cache_dir)
         for name in (*columns.values(), label):
             if name not in held_table.column_names:
                 raise UserError(f"{config.valid} (data.valid) has no column {name!r}, which data.train has")

@@ -52,7 +52,7 @@ def paired(config: DataConfig, *, cache_dir: str | Path | None = None) -> Paired
     facts.update(columns=columns, fingerprint=fingerprint, sources={"train": str(config.train)})
     valid = None
     if config.valid is not None:
-        held_table, _ = open_table(config, "valid", cache_dir)
+        held_table, facts["valid_fingerprint"] = open_table(config, "valid", cache_dir)
         held_columns = _columns(held_table, config, str(config.valid), like=columns)
         held_kept, held_hashes = _read_pairs(held_table, held_columns)
         facts["sources"]["valid"] = str(config.valid)

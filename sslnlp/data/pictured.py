@@ -130,6 +130,7 @@ def pictured(config: DataConfig, *, cache_dir: str | Path | None = None, caption
     if config.valid is not None:
         held = _read(config, "valid", cache, captions_needed)
         facts["sources"]["valid"] = _spec(config.valid)
+        facts["valid_fingerprint"] = held.fingerprint()
         leaked = set_of(held.hashes).contains(read.hashes)
         facts["overlap"] = int(leaked.sum())
         read = read.only(~leaked)

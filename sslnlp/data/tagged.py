@@ -50,7 +50,7 @@ def tagged(config: DataConfig, *, names: list[str] | None = None, cache_dir: str
     facts |= {"fingerprint": fingerprint, "columns": {"words": words, "label": tags}}
     facts["sources"] = {"train": str(config.train)}
     if config.valid is not None:
-        held_table, _ = open_table(config, "valid", cache_dir)
+        held_table, facts["valid_fingerprint"] = open_table(config, "valid", cache_dir)
         for name in (words, tags):
             if name not in held_table.column_names:
                 raise UserError(f"{config.valid} (data.valid) has no column {name!r}, which data.train has")

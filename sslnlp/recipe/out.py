@@ -21,8 +21,9 @@ FREE_ON_RESUME = {
 }
 """Keys that may differ between a run and its continuation: the rows of an update are kept, so no weight changes."""
 
-_OF_DATA = ("fingerprint", "rows", "valid_rows", "unlabelled_rows")
-"""What tells the data of a run from others; a table's fingerprint is that of `data.train` alone."""
+_OF_DATA = ("fingerprint", "valid_fingerprint", "rows", "valid_rows", "unlabelled_rows")
+"""What tells the data of a run from others, where it was written down; a table's fingerprint is that of `data.train`
+alone."""
 
 
 @contextlib.contextmanager
@@ -87,7 +88,7 @@ def check_data(recipe: Recipe, facts: Mapping[str, Any]) -> None:
     """Refuse to go on with other data than the run began with: rows, held-out rows and labels would be others, and
     nobody would see it. `facts` are what the preparation counted now."""
     before = read_biography(Path(recipe.out).expanduser() / "recipe.json").get("data", {})
-    if any(facts.get(name) != before.get(name) for name in _OF_DATA):
+    if any(name in before and facts.get(name) != before[name] for name in _OF_DATA):
         raise UserError(
             f"the data changed since the run in {recipe.out} began: bring the former files back, or choose another out"
         )
