@@ -380,6 +380,16 @@ def test_what_the_caller_has_set_is_neither_met_nor_moved(objective: str, text_f
     assert weights[0] == weights[1]
 
 
+@pytest.mark.parametrize(
+    ("recipe", "key"),
+    [("pretrain_bert", "rate=1.5"), ("finetune_classification", "max_length=1"), ("clip_image_text", "captions=0")],
+)
+def test_the_values_of_a_collator_are_refused_before_anything_is_read(recipe: str, key: str, tmp_path: Path) -> None:
+    keys = [f"data.train={tmp_path / 'not-there.jsonl'}", f"collator.{key}"]
+    with pytest.raises(UserError, match=f"collator.{key.partition('=')[0]}"):
+        resolve(load_recipe(recipe, keys))
+
+
 def test_a_run_does_not_go_on_with_other_data(text_file: Path, tmp_path: Path) -> None:
     text, table, keys = tmp_path / "text.txt", tmp_path / "table.csv", [arg for arg in TINY if "seq_length" not in arg]
     text.write_bytes(text_file.read_bytes())

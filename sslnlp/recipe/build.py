@@ -91,6 +91,7 @@ def resolve(recipe: Recipe) -> tuple[Recipe, dict[str, Any]]:
     resolved, inherited = inherit(recipe)
     check_recipe(resolved)
     _bound_lengths(resolved)
+    _check_options(resolved)
     return resolved, inherited
 
 
@@ -105,6 +106,17 @@ def _bound_lengths(recipe: Recipe) -> None:
     bounds = [bound for bound in (longest, given) if bound is not None]
     for name in cls.lengths:
         recipe.collator.options.setdefault(name, min([getattr(cls, name), *bounds]))
+
+
+def _check_options(recipe: Recipe) -> None:
+    """Make the collator once before text is read, which refuses wrong values; where a tokenizer is yet to be trained,
+    with one that reads no text and has all the tokens that ours have."""
+    if not recipe.collator_class.reads_text:
+        _collator(recipe, None, picture_facts(recipe.model))
+    elif recipe.tokenizer.path is not None:
+        _collator(recipe, load_tokenizer(recipe.tokenizer.path), {})
+    else:
+        _collator(recipe, train_tokenizer([], algorithm="bytes"), {})
 
 
 def cache_folder(recipe: Recipe) -> Path:
