@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +12,7 @@ from typing import Any, ClassVar, Literal
 
 import pytest
 import torch
+from rich.console import Console
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 from transformers.utils import logging
 
@@ -21,6 +24,7 @@ from sslnlp.objectives import OBJECTIVES, Objective, get_objective
 from sslnlp.recipe import Options, Recipe, check, from_dict, load_recipe, override, run, shipped, to_dict
 from sslnlp.recipe.build import resolve
 from sslnlp.recipe.check import check_compared, check_config, check_model
+from sslnlp.recipe.load import read_biography
 from sslnlp.recipe.overrides import coerce, parse
 from tests.contract import corpus
 
@@ -388,6 +392,22 @@ def test_the_values_of_a_collator_are_refused_before_anything_is_read(recipe: st
     keys = [f"data.train={tmp_path / 'not-there.jsonl'}", f"collator.{key}"]
     with pytest.raises(UserError, match=f"collator.{key.partition('=')[0]}"):
         resolve(load_recipe(recipe, keys))
+
+
+def test_the_size_is_said_of_the_model_and_of_all_that_trains(tmp_path: Path) -> None:
+    rows = [{"text": text, "label": f"odd\nname {n % 2}"} for n, text in enumerate(corpus()[:60])]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    keys = [key for key in TINY if "seq_length" not in key] + [f"data.train={tmp_path / 'rows.jsonl'}"]
+    said = {}
+    for recipe, more in (("pretrain_electra", ["data.seq_length=32"]), ("finetune_classification", [])):
+        screen = io.StringIO()
+        out = run(load_recipe(recipe, [*keys, *more, f"out={tmp_path / recipe}"]), console=Console(file=screen))
+        said[recipe] = screen.getvalue()
+        size = read_biography(out / "recipe.json")["model"]["parameters"]
+        assert f"{size:,} parameters" in said[recipe]
+    assert "with what objective electra adds" in said["pretrain_electra"]
+    assert "with what" not in said["finetune_classification"]
+    assert re.search(r"^rows of each class: odd name 0 \d+  odd name 1 \d+$", said["finetune_classification"], re.M)
 
 
 def test_a_run_does_not_go_on_with_other_data(text_file: Path, tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def _run(recipe: Recipe, inherited: Mapping[str, Any], out: Path, *, resume: boo
     _tell(console, f"chosen for {recipe.train.budget} (give a key to choose otherwise)", parts.chosen)
     report = run_report(parts)
     objective = build_objective(parts)
-    console.print(f"{type(objective.model).__name__}: {count_parameters(objective.model):,} parameters")
+    _tell_size(console, objective)
     if _half_would_do(parts.recipe):
         console.print("this machine has units for bf16: train.precision=bf16 trains faster", style="dim")
     if (objective.begins or objective.pseudo_labels) and sharding_asked() is None:
@@ -266,9 +266,15 @@ def _measure(parts: Parts, objective: Objective, held_out: HeldOut | None, train
 
 
 def _tell(console: Console, title: str, facts: Mapping[str, Any]) -> None:
-    shown = "  ".join(f"{name} {_figure(value)}" for name, value in facts.items() if value is not None)
-    if shown:
-        console.print(f"{title}: {shown}", highlight=False, markup=False, soft_wrap=True)
+    shown = [f"{' '.join(str(name).split())} {_figure(value)}" for name, value in facts.items() if value is not None]
+    if shown:  # the name of a class may have line ends
+        console.print(f"{title}: {'  '.join(shown)}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _tell_size(console: Console, objective: Objective) -> None:
+    own, whole = count_parameters(objective.model), count_parameters(objective)
+    added = f" ({whole:,} with what objective {objective.name} adds)" if whole != own else ""
+    console.print(f"{type(objective.model).__name__}: {own:,} parameters{added}", soft_wrap=True)
 
 
 def _figure(value: Any) -> str:
