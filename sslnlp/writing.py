@@ -18,14 +18,14 @@ def check_output(path: str | Path, *inputs: str | Path | None) -> None:
     path = Path(path)
     if path.exists() and not path.is_file():  # a device would be replaced by a file
         what = "a folder" if path.is_dir() else "no ordinary file"
-        raise UserError(f"Cannot write {path}: it is {what}; name a file.")
+        raise UserError(f"cannot write {path}: it is {what}; name a file")
     for known in (Path(given) for given in inputs if given is not None):
         if not (path.exists() and known.exists()):
             continue
         if path.samefile(known):
-            raise UserError(f"{path} is what is to be read: name another file to write to.")
+            raise UserError(f"{path} is what is to be read: name another file to write to")
         if known.is_dir() and path.resolve().is_relative_to(known.resolve()):
-            raise UserError(f"{path} lies in {known}, which is to be read: name a file elsewhere to write to.")
+            raise UserError(f"{path} lies in {known}, which is to be read: name a file elsewhere to write to")
 
 
 @contextlib.contextmanager
@@ -36,7 +36,7 @@ def naming(path: str | Path) -> Iterator[None]:
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         advice = "free some space and run the same again" if full else "name a place that can be written"
-        raise UserError(f"Cannot write {path}: {error.strerror or error}; {advice}.") from error
+        raise UserError(f"cannot write {path}: {error.strerror or error}; {advice}") from error
 
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -54,7 +54,7 @@ def room_in(folder: str | Path) -> Iterator[None]:
             found = found.__cause__  # `datasets` puts an error of its own around it
         if found is None:
             raise
-        raise UserError(f"Cannot write to {folder}: no space is left; free some and run the same again.") from error
+        raise UserError(f"cannot write to {folder}: no space is left; free some and run the same again") from error
 
 
 def _says_no_room(error: BaseException) -> bool:

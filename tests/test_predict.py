@@ -208,7 +208,7 @@ def test_what_is_read_is_not_written_over(single: Path, tmp_path: Path, capsys: 
     data.write_text(before := json.dumps({"text": "a rose"}) + "\n")
     link.symlink_to(data)
     read = "is what is to be read"
-    for out, said in ((data, read), (link, read), (tmp_path, f"Cannot write {tmp_path}: it is a folder")):
+    for out, said in ((data, read), (link, read), (tmp_path, f"cannot write {tmp_path}: it is a folder")):
         assert run_command(["predict", str(single / "export"), str(data), "--out", str(out)]) == 2
         assert said in capsys.readouterr().err
     with pytest.raises(UserError, match="/dev/null: it is no ordinary file"):
@@ -222,7 +222,7 @@ def test_a_full_disk_names_the_file(single: Path, files: dict[str, Path], tmp_pa
         raise OSError(errno.ENOSPC, "No space left on device")
 
     out = tmp_path / "out.jsonl"
-    with pytest.raises(UserError, match=rf"Cannot write {out}: No space left on device; free some space and run"):
+    with pytest.raises(UserError, match=rf"cannot write {out}: No space left on device; free some space and run"):
         predict_file(str(single / "export"), files["valid"], out, progress=full)
     assert not list(tmp_path.iterdir())
 

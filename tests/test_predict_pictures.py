@@ -76,7 +76,7 @@ def test_a_file_is_written_whole_or_not_at_all(files: dict[str, Path], tmp_path:
     def vanish(done: int) -> None:
         raise OSError("full")
 
-    with pytest.raises(UserError, match=r"Cannot write .*out\.jsonl: full"):
+    with pytest.raises(UserError, match=r"cannot write .*out\.jsonl: full"):
         predict_pictures(str(files["dual"]), pictures, out, LABELS, progress=vanish)
     assert out.read_text() == "before"
     (pictures / "2.png").write_bytes(b"no picture")
@@ -116,7 +116,7 @@ def test_labels_of_a_file(tmp_path: Path) -> None:
         (["{dual}", "nowhere.parquet", "--labels", "cat,dog"], "nowhere.parquet does not exist"),
         (["{dual}", "{pictures}", "--labels", "cat,dog", "--text", "photo"], "no column 'photo' (--text)"),
         (["{dual}", "{listed}", "--labels", "cat,dog"], "its columns are photo, caption: say --text NAME"),
-        (["nowhere/at/all", "{pictures}", "--labels", "cat,dog"], "No model folder at nowhere/at/all"),
+        (["nowhere/at/all", "{pictures}", "--labels", "cat,dog"], "no model folder at nowhere/at/all"),
     ],
 )
 def test_one_clear_line(

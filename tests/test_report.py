@@ -129,7 +129,7 @@ def test_a_full_disk_names_the_file_and_leaves_the_report_before(tmp_path: Path)
     before = make_report(run).read_text()
     for name in ("report.json", "report.html"):
         (run / f"{name}.tmp").symlink_to("/dev/full")
-        with pytest.raises(UserError, match=rf"Cannot write .*gpt/{name}: No space left on device; free some space"):
+        with pytest.raises(UserError, match=rf"cannot write .*gpt/{name}: No space left on device; free some space"):
             make_report(run, title="another")
         assert not list(run.glob("*.tmp"))
     assert (run / "report.html").read_text() == before

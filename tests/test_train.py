@@ -264,9 +264,9 @@ def test_a_full_disk_is_one_line_that_names_the_log(tmp_path: Path) -> None:
     before, limits = path.read_text(), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) - 1, limits[1]))
     try:
-        with pytest.raises(UserError, match=f"Cannot write {path}: File too large"):
+        with pytest.raises(UserError, match=f"cannot write {path}: File too large"):
             log.write(2, {"train/loss": 1.0})
-        with pytest.raises(UserError, match=f"Cannot write {path}: File too large"):
+        with pytest.raises(UserError, match=f"cannot write {path}: File too large"):
             MetricsLog(path, resume_from=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

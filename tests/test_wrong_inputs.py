@@ -408,7 +408,7 @@ def test_a_full_disk_while_data_is_prepared_is_one_line_that_names_the_cache(
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     said = capfd.readouterr().err.strip().splitlines()
     assert (code, said[-1]) == (
-        2, f"error: Cannot write to {cache}: no space is left; free some and run the same again."
+        2, f"error: cannot write to {cache}: no space is left; free some and run the same again"
     )  # fmt: skip
     assert not (tmp_path / "run").exists()
     assert run_command(command) == 0

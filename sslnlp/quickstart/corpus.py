@@ -72,7 +72,7 @@ def write_corpus(
     if len(labels) < 2 or not pairs or not held_out_pairs:
         raise UserError(
             f"only {len(found.entries):,} documented objects found in this installation, too few for the quickstart; "
-            "install sslnlp with its dependencies from packages that carry their Python sources."
+            "install sslnlp with its dependencies from packages that carry their Python sources"
         )
     texts = {"train": [{"text": e.text} for e in train], "valid": [{"text": e.text} for e in _capped(valid)]}
     paths = {name: _write(out / f"text-{name}.jsonl", rows) for name, rows in texts.items()}

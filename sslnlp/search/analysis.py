@@ -72,7 +72,7 @@ class Analyzer:
 
     def __init__(self, language: str = "english") -> None:
         if language not in languages():
-            raise UserError(f"Unknown language {language!r}; 'none' works for any.{suggest(language, languages())}")
+            raise UserError(f"unknown language {language!r}; 'none' works for any.{suggest(language, languages())}")
         self.language = language
         self._stems: dict[str, str] = {}
 

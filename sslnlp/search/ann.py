@@ -31,7 +31,7 @@ def require_ann() -> Any:
     try:
         import usearch.index
     except ImportError as error:
-        raise UserError("Approximate search needs usearch: pip install 'sslnlp[search]'") from error
+        raise UserError("approximate search needs usearch: pip install 'sslnlp[search]'") from error
     return usearch.index
 
 

@@ -27,7 +27,7 @@ def write_table(folder: Path, postings: Postings) -> None:
     import bm25s
 
     if not postings.terms:
-        raise UserError("No document holds a searchable word: there are only stop words, single letters and signs.")
+        raise UserError("no document holds a searchable word: there are only stop words, single letters and signs")
     model = bm25s.BM25()
     lengths_N = np.asarray(postings.lengths)
     norms_N = model.k1 * ((1 - model.b) + model.b * lengths_N / lengths_N.mean())

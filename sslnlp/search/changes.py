@@ -54,7 +54,7 @@ def build_index(
     corpus, duplicate ids, or a model that cannot be loaded.
     """
     if dtype not in ("float16", "float32"):
-        raise UserError(f"Unknown vector type {dtype!r}.{suggest(dtype, ('float16', 'float32'))}")
+        raise UserError(f"unknown vector type {dtype!r}.{suggest(dtype, ('float16', 'float32'))}")
     out, _ = Path(out), Analyzer(language)
     # Models are loaded before the long work, not after it.
     facts: dict[str, Any] = {"bm25": {"language": language}, "dense": None, "reranker": None}
@@ -70,7 +70,7 @@ def build_index(
     with manifest.writing(out):
         source = open_source(data, columns, encoder)
         if reranker is not None and not source.captioned:
-            raise UserError(f"A reranker reads words, and no picture at {data} has a caption: leave --reranker out.")
+            raise UserError(f"a reranker reads words, and no picture at {data} has a caption: leave --reranker out")
         key = _key(out, "index", source, columns, {**facts, "reranker": None})
         work = take_up(out, key, say)
         with kept_unless_wrong(work):
@@ -102,7 +102,7 @@ def add_documents(
     with manifest.writing(index):
         facts = manifest.read(index)
         if model is not None and not facts["dense"]:
-            raise UserError(f"The index at {index} has no vectors, so --model has no use: leave it out.")
+            raise UserError(f"the index at {index} has no vectors, so --model has no use: leave it out")
         encoder = same_encoder(facts["dense"], model) if facts["dense"] else None
         if facts["dense"] and facts["dense"]["ann"]:
             _require_ann(True)
@@ -132,7 +132,7 @@ def delete_documents(index: str | Path, ids: Iterable[str]) -> int:
     index, wanted = Path(index), list(dict.fromkeys(ids))
     manifest.read(index, verify=False)
     if not wanted:
-        raise UserError("No ids to delete: name at least one.")
+        raise UserError("no ids to delete: name at least one")
     with manifest.writing(index):
         facts = manifest.read(index)
         store = _store(index, facts)
@@ -140,10 +140,10 @@ def delete_documents(index: str | Path, ids: Iterable[str]) -> int:
         if unknown := [name for name in wanted if name not in rows]:
             raise UserError(
                 f"{len(unknown):,} of {len(wanted):,} ids are not in the index, {unknown[0]!r} among them: "
-                "nothing was deleted."
+                "nothing was deleted"
             )
         if len(wanted) == len(store):
-            raise UserError(f"No document would be left. To be rid of the index, remove the folder {index}.")
+            raise UserError(f"no document would be left; to be rid of the index, remove the folder {index}")
         deleted = [*store.deleted, *(rows[name] for name in wanted)]
         key = manifest.digest_of(["delete", manifest.sha256_of(index / manifest.NAME), sorted(wanted)])
         names = [segment["name"] for segment in facts["segments"]]
@@ -169,7 +169,7 @@ def _doubled(old: DocumentStore, ids: list[str], replace: bool) -> list[int]:
     if doubled and not replace:
         raise UserError(
             f"{len(doubled):,} of {len(ids):,} ids are in the index already, {doubled[0]!r} among them: "
-            "--replace puts the new documents in their place."
+            "--replace puts the new documents in their place"
         )
     return [rows[name] for name in doubled]
 
@@ -178,5 +178,5 @@ def _require_ann(vectors: bool) -> None:
     from sslnlp.search.ann import require_ann
 
     if not vectors:
-        raise UserError("Approximate search is over vectors: give --model with --ann.")
+        raise UserError("approximate search is over vectors: give --model with --ann")
     require_ann()

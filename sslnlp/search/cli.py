@@ -70,9 +70,9 @@ def query_command(
     from sslnlp.search.manifest import steady
 
     if (text is None) == (picture is None):
-        raise UserError("Give either words to look for or a --picture.")
+        raise UserError("give either words to look for or a --picture")
     if picture is not None and (mode not in (None, "dense") or reranker is not None):
-        raise UserError("A picture is compared by vectors alone: leave out --mode and --reranker.")
+        raise UserError("a picture is compared by vectors alone: leave out --mode and --reranker")
 
     def answer() -> tuple[Index, list[tuple[Hit, Document]]]:
         opened = Index(
@@ -96,7 +96,7 @@ def _content(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror}.") from error
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _print_hits(index: Index, query: str, hits: list[tuple[Hit, Document]]) -> None:

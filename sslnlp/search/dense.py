@@ -48,7 +48,7 @@ def write_vectors(
     while some := list(islice(contents, block or _ENCODE_BLOCK)):
         encoded_ND = encoder.encode(some, "document", batch_size=batch_size)
         if not np.isfinite(encoded_ND).all() or np.abs(encoded_ND).max() > np.finfo(dtype).max:
-            raise UserError(f"{encoder.name} gives vectors that are not finite in {dtype}: it cannot be searched by.")
+            raise UserError(f"{encoder.name} gives vectors that are not finite in {dtype}: it cannot be searched by")
         vectors_ND[start : start + len(some)] = encoded_ND
         start += len(some)
         vectors_ND.flush()
@@ -75,7 +75,7 @@ class DenseIndex:
     def __init__(self, paths: Sequence[Path], deleted: Iterable[int] = ()) -> None:
         self.parts = [np.load(path, mmap_mode="r") for path in paths]
         if len({part_ND.shape[1] for part_ND in self.parts}) > 1:
-            raise UserError(f"The index at {paths[0].parent.parent} mixes dimensions: make it again.")
+            raise UserError(f"the index at {paths[0].parent.parent} mixes dimensions: make it again")
         self.alive_N = np.ones(sum(map(len, self.parts)), bool)
         self.alive_N[list(deleted)] = False
 
@@ -103,7 +103,7 @@ class DenseIndex:
     def check(self, queries_QD: NDArray[np.float32]) -> None:
         """Raises UserError for query vectors of another length than the documents'."""
         if queries_QD.shape[1] != self.dimension:
-            raise UserError(f"Query vectors have {queries_QD.shape[1]} dimensions, the index has {self.dimension}.")
+            raise UserError(f"query vectors have {queries_QD.shape[1]} dimensions, the index has {self.dimension}")
 
     def _search_block(self, queries_QD: NDArray[np.float32], k: int) -> Sequence[Ranking]:
         rankings = [EMPTY] * len(queries_QD)

@@ -71,7 +71,7 @@ def data_fingerprint(path: str | Path) -> str:
                 while block := stream.read(1 << 20):
                     digest.update(block)
         except OSError as error:
-            raise UserError(f"Cannot read {file}: {error.strerror}.") from error
+            raise UserError(f"cannot read {file}: {error.strerror}") from error
     return digest.hexdigest()
 
 
@@ -79,7 +79,7 @@ def _source(path: str | Path) -> Path:
     """The file of rows or the folder of texts that `path` means."""
     path = Path(path)
     if not path.exists():
-        raise UserError(f"Nothing to index at {path}: no such file or folder.")
+        raise UserError(f"nothing to index at {path}: no such file or folder")
     corpora = [path / name for name in ("corpus.jsonl", "corpus.jsonl.gz")]
     return next((corpus for corpus in corpora if corpus.is_file()), path)
 
@@ -89,7 +89,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     suffix = _suffix(path)
     if suffix not in TABLE_SUFFIXES:
         _refuse_pictures(path, [path])
-        raise UserError(f"Cannot read {path}: give a folder of texts or one of {', '.join(sorted(TABLE_SUFFIXES))}.")
+        raise UserError(f"cannot read {path}: give a folder of texts or one of {', '.join(sorted(TABLE_SUFFIXES))}")
     try:
         if suffix == ".parquet":
             yield from _parquet_rows(path)
@@ -97,9 +97,9 @@ def read_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         with _open_text(path) as lines:
             yield from _json_rows(path, lines) if suffix in (".jsonl", ".ndjson") else _csv_rows(path, lines, suffix)
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}): convert it first.") from error
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}): convert it first") from error
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"Cannot read {path}: {error}.") from error
+        raise UserError(f"cannot read {path}: {error}") from error
 
 
 def find_column(path: Path, present: Iterable[str], wanted: str | None, usual: Iterable[str]) -> str | None:
@@ -107,7 +107,7 @@ def find_column(path: Path, present: Iterable[str], wanted: str | None, usual: I
     names = list(present)
     if wanted is not None:
         if wanted not in names:
-            raise UserError(f"{path} has no column {wanted!r}; it has: {', '.join(names)}.")
+            raise UserError(f"{path} has no column {wanted!r}; it has: {', '.join(names)}")
         return wanted
     return next((name for name in usual if name in names), None)
 
@@ -120,18 +120,18 @@ def _documents_of_rows(path: Path, columns: Columns) -> Iterator[Document]:
         if id_column != first:  # a row's number among the ids of others would pass for one of them
             raise UserError(
                 f"{path} row {number} names its document by {id_column or 'its number'} and the first row by "
-                f"{first or 'its number'}: give every row its id in the same column (--id-column names one)."
+                f"{first or 'its number'}: give every row its id in the same column (--id-column names one)"
             )
         title_column = find_column(path, row, columns.title, TITLE_COLUMNS)
         text_column = find_column(path, row, columns.text, TEXT_COLUMNS)
         if text_column is None:
             raise UserError(
-                f"{path} row {number} has no text column among {', '.join(TEXT_COLUMNS)}; it has: {', '.join(row)}. "
-                "Name one with --text-column."
+                f"{path} row {number} has no text column among {', '.join(TEXT_COLUMNS)}; it has: {', '.join(row)}; "
+                "name one with --text-column"
             )
         name = str(row_index) if id_column is None else string_of(path, number, row, id_column)
         if not name:
-            raise UserError(f"{path} row {number} has an empty {id_column!r}: every document needs an id.")
+            raise UserError(f"{path} row {number} has an empty {id_column!r}: every document needs an id")
         title = "" if title_column is None else string_of(path, number, row, title_column)
         yield Document(name, title, string_of(path, number, row, text_column))
 
@@ -141,9 +141,9 @@ def _documents_of_folder(folder: Path) -> Iterator[Document]:
         try:
             text = file.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
-            raise UserError(f"{file} is not UTF-8 text (byte {error.start}): convert it or take it out.") from error
+            raise UserError(f"{file} is not UTF-8 text (byte {error.start}): convert it or take it out") from error
         except OSError as error:
-            raise UserError(f"Cannot read {file}: {error.strerror}.") from error
+            raise UserError(f"cannot read {file}: {error.strerror}") from error
         yield Document(file.relative_to(folder).as_posix(), "", text)
 
 
@@ -151,7 +151,7 @@ def _text_files(folder: Path) -> list[Path]:
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in TEXT_SUFFIXES and file.is_file())
     if not files:
         _refuse_pictures(folder, folder.rglob("*"))
-        raise UserError(f"{folder} holds no corpus.jsonl and no text file ({', '.join(sorted(TEXT_SUFFIXES))}).")
+        raise UserError(f"{folder} holds no corpus.jsonl and no text file ({', '.join(sorted(TEXT_SUFFIXES))})")
     return files
 
 
@@ -162,7 +162,7 @@ def _refuse_pictures(path: Path, files: Iterable[Path]) -> None:
     if any(file.suffix.lower() in (*IMAGE_FILES, ".tar", ".arrow") for file in files):
         raise UserError(
             f"{path} holds pictures and no texts: to search them, name with --model the export of a `sslnlp train "
-            "clip_image_text` run, which reads both."
+            "clip_image_text` run, which reads both"
         )
 
 
@@ -173,7 +173,7 @@ def string_of(path: Path, number: int, row: Mapping[str, Any], column: str) -> s
         return ""
     if isinstance(value, (str, int)) and not isinstance(value, bool):
         return well_formed(str(value))
-    raise UserError(f"{path} row {number}: {column!r} is a {type(value).__name__}, not text.")
+    raise UserError(f"{path} row {number}: {column!r} is a {type(value).__name__}, not text")
 
 
 def well_formed(text: str) -> str:
@@ -203,9 +203,9 @@ def _json_rows(path: Path, lines: TextIO) -> Iterator[tuple[int, Mapping[str, An
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise UserError(f"{path} line {number} is not JSON ({error}).") from error
+            raise UserError(f"{path} line {number} is not JSON ({error})") from error
         if not isinstance(row, dict):
-            raise UserError(f"{path} line {number} is a JSON {type(row).__name__}, not an object with columns.")
+            raise UserError(f"{path} line {number} is a JSON {type(row).__name__}, not an object with columns")
         yield number, row
 
 
@@ -215,10 +215,10 @@ def _csv_rows(path: Path, lines: TextIO, suffix: str) -> Iterator[tuple[int, Map
     try:
         for row in reader:
             if None in row or None in row.values():
-                raise UserError(f"{path} line {reader.line_num} does not have as many fields as the header.")
+                raise UserError(f"{path} line {reader.line_num} does not have as many fields as the header")
             yield reader.line_num, row
     except csv.Error as error:
-        raise UserError(f"{path} line {reader.line_num} is not readable as {suffix[1:]} ({error}).") from error
+        raise UserError(f"{path} line {reader.line_num} is not readable as {suffix[1:]} ({error})") from error
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -232,4 +232,4 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
                 number += 1
                 yield number, row
     except pa.ArrowInvalid as error:
-        raise UserError(f"{path} is not a readable Parquet file ({error}).") from error
+        raise UserError(f"{path} is not a readable Parquet file ({error})") from error

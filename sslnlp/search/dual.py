@@ -52,4 +52,4 @@ class DualEncoder:
         try:
             return self.model.pictures(things, batch_size=batch_size)
         except BrokenPicture as error:
-            raise UserError(f"{self.name} was given what is no picture ({error}).") from error
+            raise UserError(f"{self.name} was given what is no picture ({error})") from error

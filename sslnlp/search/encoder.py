@@ -80,11 +80,11 @@ class Encoder:
 
         folder = resolve(name)
         if (_read_json(folder / "config_sentence_transformers.json") or {}).get("model_type") == "MultiVectorEncoder":
-            raise UserError(f"{name} has a vector for each token and none for a text: use it as --reranker.")
+            raise UserError(f"{name} has a vector for each token and none for a text: use it as --reranker")
         if isinstance((_read_json(folder / "config.json") or {}).get("image_size"), int):
             raise UserError(
                 f"{name} reads pictures and no words: to search pictures, name with --model the export of a "
-                "`sslnlp train clip_image_text` run, which reads both."
+                "`sslnlp train clip_image_text` run, which reads both"
             )
         settings = read_settings(folder, head=head)
         try:
@@ -92,15 +92,15 @@ class Encoder:
                 model, report = AutoModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
             tokenizer = AutoTokenizer.from_pretrained(folder)
         except Exception as error:  # the loaders raise anything from OSError to safetensors' own type
-            raise UserError(f"Cannot load the encoder {name}: {_first_line(error)}") from error
+            raise UserError(f"cannot load the encoder {name}: {_first_line(error)}") from error
         # Absent weights would be drawn at random, every time anew. A pooler is not used here, so it may be absent.
         if missing := sorted(key for key in report["missing_keys"] if "pooler" not in key.split(".")):
-            raise UserError(f"The encoder {name} lacks {len(missing)} of its weights, {missing[0]} among them.")
+            raise UserError(f"the encoder {name} lacks {len(missing)} of its weights, {missing[0]} among them")
         if model.config.is_encoder_decoder:
             model = model.get_encoder()
         if tokenizer.pad_token is None:
             if tokenizer.eos_token is None:
-                raise UserError(f"The tokenizer of {name} has no pad token: texts of unequal length cannot be batched.")
+                raise UserError(f"the tokenizer of {name} has no pad token: texts of unequal length cannot be batched")
             tokenizer.pad_token = tokenizer.eos_token  # padding is masked out below, so any token serves
         tokenizer.padding_side = "right"
         where = str(Path(name).resolve()) if Path(name).is_dir() else name
@@ -154,9 +154,9 @@ def resolve(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "*.model", "*.txt"]))
     except HFValidationError as error:
-        raise UserError(f"No model folder at {name}.") from error
+        raise UserError(f"no model folder at {name}") from error
     except Exception as error:  # not found, refused, offline with an empty cache: all mean the same to the person
-        raise UserError(f"No model folder at {name}, and no such model on the hub: {_first_line(error)}") from error
+        raise UserError(f"no model folder at {name}, and no such model on the hub: {_first_line(error)}") from error
 
 
 def fingerprint(folder: Path) -> str:
@@ -179,18 +179,18 @@ def read_settings(folder: Path, *, head: bool = False) -> EncoderSettings:
     if "MultiVectorMask" in kinds:  # late interaction: a report measures the mean of its vectors
         return EncoderSettings()
     if unknown := set(kinds) - {"Transformer", "Pooling", "Normalize", *(["Dense"] if head else [])}:
-        raise UserError(f"{folder} has a step sslnlp does not run: {', '.join(sorted(unknown))}.")
+        raise UserError(f"{folder} has a step sslnlp does not run: {', '.join(sorted(unknown))}")
     limits = _read_json(folder / "sentence_bert_config.json") or {}
     facts = _read_json(folder / "config_sentence_transformers.json") or {}
     similarity = facts.get("similarity_fn_name") or "cosine"
     if similarity not in ("cosine", "dot"):
-        raise UserError(f"{folder} compares by {similarity!r}; sslnlp searches by cosine or dot product.")
+        raise UserError(f"{folder} compares by {similarity!r}; sslnlp searches by cosine or dot product")
     prompts, lengths = (
         {kind: value for kind, value in (facts.get(key) or {}).items() if kind in ("query", "document")}
         for key in ("prompts", "max_lengths")
     )
     if wrong := [length for length in lengths.values() if not isinstance(length, int) or length < 1]:
-        raise UserError(f"{folder}: max_lengths in config_sentence_transformers.json holds {wrong[0]!r}, no length.")
+        raise UserError(f"{folder}: max_lengths in config_sentence_transformers.json holds {wrong[0]!r}, no length")
     return EncoderSettings(
         pooling=_pooling(folder, _read_json(folder / kinds.get("Pooling", "1_Pooling") / "config.json") or {}),
         normalize="Normalize" in kinds or similarity == "cosine",
@@ -205,7 +205,7 @@ def _pooling(folder: Path, config: dict[str, Any]) -> str:
     flags = [flag for flag, on in config.items() if flag.startswith("pooling_mode_") and on]
     mode = config.get("pooling_mode") or "+".join(_POOLING_FLAGS.get(flag, flag) for flag in flags) or "mean"
     if mode not in _POOLINGS:
-        raise UserError(f"{folder} pools by {mode!r}; sslnlp knows {', '.join(_POOLINGS)}.")
+        raise UserError(f"{folder} pools by {mode!r}; sslnlp knows {', '.join(_POOLINGS)}")
     return _POOLINGS[mode]
 
 
@@ -215,7 +215,7 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path} is not readable JSON ({error}).") from error
+        raise UserError(f"{path} is not readable JSON ({error})") from error
 
 
 def _first_line(error: Exception) -> str:

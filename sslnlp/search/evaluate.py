@@ -70,11 +70,11 @@ def beir_files(folder: str | Path) -> tuple[Path, Path]:
     """The queries and the judgements of a BEIR folder (the test split, or the only one)."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"No BEIR folder at {folder}.")
+        raise UserError(f"no BEIR folder at {folder}")
     splits = sorted((folder / "qrels").glob("*.tsv"))
     qrels = next((split for split in splits if split.name == "test.tsv"), splits[0] if len(splits) == 1 else None)
     if qrels is None:
-        raise UserError(f"{folder} has no qrels/test.tsv: name the judgements with --qrels.")
+        raise UserError(f"{folder} has no qrels/test.tsv: name the judgements with --qrels")
     return folder / "queries.jsonl", qrels
 
 
@@ -89,7 +89,7 @@ def load_judged(index: Index | None, queries: str | Path | None, qrels: str | Pa
     usable = {query: text for query, text in texts.items() if relevant.get(query)}
     if not usable:
         asked = "" if queries is None else f" of {queries}"
-        raise UserError(f"No query{asked} has a relevant document in {qrels}: do their ids match?")
+        raise UserError(f"no query{asked} has a relevant document in {qrels}: do their ids match?")
     known = {doc for query in usable for doc in relevant[query]} if index is None else set(index.documents.ids)
     absent = {doc for query in usable for doc in relevant[query]} - known
     judged = {query: judgements[query] for query in usable}
@@ -116,10 +116,10 @@ def read_runs(paths: Sequence[Path], qrels: Qrels, taken: Sequence[str] = ()) ->
     for path in paths:
         name = path.name if path.name not in (*taken, *runs) else str(path)
         if name in (*taken, *runs):
-            raise UserError(f"The run {path} is given twice.")
+            raise UserError(f"the run {path} is given twice")
         runs[name] = read_run(path)
         if not runs[name].keys() & qrels.keys():
-            raise UserError(f"No query of the run {path} is among the judged ones: do their ids match?")
+            raise UserError(f"no query of the run {path} is among the judged ones: do their ids match?")
     return runs
 
 
@@ -165,7 +165,7 @@ def resolve_baseline(baseline: str | None, systems: Sequence[str]) -> str:
     if baseline is None:
         return "bm25" if "bm25" in systems else systems[0]
     if baseline not in systems:
-        raise UserError(f"No system is called {baseline!r} here.{suggest(baseline, systems)}")
+        raise UserError(f"no system is called {baseline!r} here.{suggest(baseline, systems)}")
     return baseline
 
 

@@ -81,11 +81,11 @@ def evaluate_command(
         found_queries, found_qrels = evaluate.beir_files(beir) if qrels is None else (beir / "queries.jsonl", qrels)
         queries, qrels = queries or found_queries, found_qrels
     if index is None and not compare:
-        raise UserError("Name an index to search, or run files to measure (--qrels FILE --compare RUN).")
+        raise UserError("name an index to search, or run files to measure (--qrels FILE --compare RUN)")
     if qrels is None or (index is not None and queries is None):
-        raise UserError("Give a BEIR folder, or both --queries and --qrels (for run files alone: --qrels).")
+        raise UserError("give a BEIR folder, or both --queries and --qrels (for run files alone: --qrels)")
     if index is None and run is not None:
-        raise UserError("--run writes what an index finds: name the index too.")
+        raise UserError("--run writes what an index finds: name the index too")
     for written in filter(None, (run, json)):
         check_output(written, queries, qrels, *(compare or []))
     opened = None

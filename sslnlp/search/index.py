@@ -78,19 +78,19 @@ class Index:
         verify: bool = True,
     ) -> None:
         if depth < 1:
-            raise UserError(f"The reranking depth must be at least 1, got {depth}.")
+            raise UserError(f"the reranking depth must be at least 1, got {depth}")
         if not 0 <= rerank_weight <= 1:
-            raise UserError(f"The reranker's weight is a share from 0 to 1, got {rerank_weight}.")
+            raise UserError(f"the reranker's weight is a share from 0 to 1, got {rerank_weight}")
         self.path = Path(path)
         self.facts = manifest.read(self.path, verify=verify)
         if ann and not (self.facts["dense"] and self.facts["dense"]["ann"]):
-            raise UserError(f"The index at {self.path} has no graph for approximate search: index again with --ann.")
+            raise UserError(f"the index at {self.path} has no graph for approximate search: index again with --ann")
         if model is not None and not self.facts["dense"]:
-            raise UserError(f"The index at {self.path} has no vectors, so --model has no use: leave it out.")
+            raise UserError(f"the index at {self.path} has no vectors, so --model has no use: leave it out")
         self.pictures = holds_pictures(self.facts)
         self.wordless = self.pictures and not self.facts["bm25"]["terms"]
         if reranker is not None and self.wordless:
-            raise UserError(f"The pictures in the index at {self.path} have no captions for a reranker to read.")
+            raise UserError(f"the pictures in the index at {self.path} have no captions for a reranker to read")
         self.analyzer = Analyzer(self.facts["bm25"]["language"])
         self._folders = [self.path / segment["name"] for segment in self.facts["segments"]]
         deleted = np.load(self.path / self.facts["table"] / DELETED)
@@ -118,14 +118,14 @@ class Index:
                 return known
         if mode in MODES and self.wordless:
             raise UserError(
-                f"The pictures in the index at {self.path} have no captions, so there are no words for mode {mode!r}: "
-                "only dense."
+                f"the pictures in the index at {self.path} have no captions, so there are no words for mode {mode!r}: "
+                "only dense"
             )
         if mode == "reranked":
-            raise UserError(f"The index at {self.path} remembers no reranker: name one with --reranker.")
+            raise UserError(f"the index at {self.path} remembers no reranker: name one with --reranker")
         if mode in MODES:
-            raise UserError(f"The index at {self.path} has no vectors for mode {mode!r}: index again with --model.")
-        raise UserError(f"Unknown mode {mode!r}.{suggest(mode, MODES)}")
+            raise UserError(f"the index at {self.path} has no vectors for mode {mode!r}: index again with --model")
+        raise UserError(f"unknown mode {mode!r}.{suggest(mode, MODES)}")
 
     @cached_property
     def bm25(self) -> BM25:
@@ -160,7 +160,7 @@ class Index:
         kind = AnnIndex if self._ann else DenseIndex
         dense = kind([folder / VECTORS for folder in self._folders], self.documents.deleted)
         if (len(dense.alive_N), dense.dimension) != (self.documents.rows, self.facts["dense"]["dimension"]):
-            raise UserError(f"The index at {self.path} mixes dimensions: make it again.")
+            raise UserError(f"the index at {self.path} mixes dimensions: make it again")
         return dense
 
     def rank(self, queries: Sequence[str], mode: str | None = None, k: int = 10) -> list[Ranking]:
@@ -206,12 +206,12 @@ class Index:
         from sslnlp.pictures import BrokenPicture, decode
 
         if not self.pictures:
-            raise UserError(f"The index at {self.path} holds texts: a picture finds nothing there.")
+            raise UserError(f"the index at {self.path} holds texts: a picture finds nothing there")
         _check_number(k)
         try:
             decode(content)
         except BrokenPicture as error:
-            raise UserError(f"This is no picture to search by ({error}).") from error
+            raise UserError(f"this is no picture to search by ({error})") from error
         return self.hits(self.dense.search(self.encoder.encode([content], "document"), k)[0])
 
     def explain(self, query: str, k: int = 10, mode: str | None = None) -> list[Explained]:
@@ -237,10 +237,10 @@ class Index:
 
 def _check(query: str, k: int) -> None:
     if not query.strip():
-        raise UserError("The query is empty: give at least one word.")
+        raise UserError("the query is empty: give at least one word")
     _check_number(k)
 
 
 def _check_number(k: int) -> None:
     if k < 1:
-        raise UserError(f"k must be at least 1, got {k}.")
+        raise UserError(f"k must be at least 1, got {k}")

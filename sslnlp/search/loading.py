@@ -44,13 +44,13 @@ def same_encoder(facts: Mapping[str, Any], model: str | None) -> Any:
     encoder = load_encoder(model or facts["model"])
     if encoder.reads != (holds := facts.get("reads", "texts")):
         raise UserError(
-            f"The index holds {holds}, and {encoder.name} is an encoder of {encoder.reads}: name with --model the one "
-            f"that it was made with ({facts['model']})."
+            f"the index holds {holds}, and {encoder.name} is an encoder of {encoder.reads}: name with --model the one "
+            f"that it was made with ({facts['model']})"
         )
     if encoder.fingerprint != facts["fingerprint"]:
         raise UserError(
-            f"The vectors were made by another model ({facts['model']}) than {encoder.name}, or its files changed "
-            "since: name the same one with --model or index again."
+            f"the vectors were made by another model ({facts['model']}) than {encoder.name}, or its files changed "
+            "since: name the same one with --model or index again"
         )
     return encoder
 
@@ -62,6 +62,6 @@ def same_reranker(facts: Mapping[str, Any] | None, model: str | None) -> Any:
     reranker = load_reranker(facts["model"])
     if reranker.fingerprint != facts["fingerprint"]:
         raise UserError(
-            f"The reranker {reranker.name} changed since it was indexed with: name it with --reranker to use it."
+            f"the reranker {reranker.name} changed since it was indexed with: name it with --reranker to use it"
         )
     return reranker

@@ -57,13 +57,13 @@ def writing(out: Path) -> Iterator[None]:
         strangers = [] if not out.is_dir() else [p.name for p in out.iterdir() if not _ours(p)]
         if not out.is_dir() or strangers:
             what = f"holds {strangers[0]!r} and is no index" if strangers else "is a file"
-            raise UserError(f"Cannot write an index to {out}: it {what}. Choose a new folder.")
+            raise UserError(f"cannot write an index to {out}: it {what}; choose a new folder")
     try:
         out.mkdir(parents=True, exist_ok=True)
         with exclusive(out / LOCK, f"writing to the index at {out}"):
             yield
     except OSError as error:
-        raise UserError(f"Writing the index to {out} failed: {error.strerror or error}.") from error
+        raise UserError(f"writing the index to {out} failed: {error.strerror or error}") from error
     finally:
         with contextlib.suppress(OSError):
             out.rmdir()  # only goes when nothing is in it
@@ -111,7 +111,7 @@ def read(out: Path, *, verify: bool = True) -> dict[str, Any]:
     """
     while True:
         if not (out / NAME).is_file():
-            raise UserError(f"No index at {out} (no {NAME}). Make one with: sslnlp search index DATA --out {out}")
+            raise UserError(f"no index at {out} (no {NAME}); make one with: sslnlp search index DATA --out {out}")
         text = (out / NAME).read_bytes()
         try:
             return _checked(out, text, verify)
@@ -170,7 +170,7 @@ def fsync(path: Path) -> None:
 
 
 def _broken(out: Path, why: str) -> UserError:
-    return UserError(f"The index at {out} is broken: {why}. Make it again with: sslnlp search index DATA --out {out}")
+    return UserError(f"the index at {out} is broken: {why}; make it again with: sslnlp search index DATA --out {out}")
 
 
 def _ours(path: Path) -> bool:

@@ -82,12 +82,12 @@ def mine(
     """
     out = Path(out)
     if out.suffix != ".jsonl":
-        raise UserError(f"The mined pairs are JSON lines: name a file that ends in .jsonl, not {out}.")
+        raise UserError(f"the mined pairs are JSON lines: name a file that ends in .jsonl, not {out}")
     check_output(out, pairs, corpus)
     if model is None and not bm25:
-        raise UserError("There is nothing to search by: name an encoder, or search by BM25.")
+        raise UserError("there is nothing to search by: name an encoder, or search by BM25")
     if model is not None and reads_pictures(model):
-        raise UserError(f"{model} finds pictures: the negatives of texts are mined by an encoder of texts.")
+        raise UserError(f"{model} finds pictures: the negatives of texts are mined by an encoder of texts")
     judge = load_reranker(reranker) if reranker is not None else None  # before the long work, not after it
     with _workshop(out) as folder:
         config = DataConfig(train=str(pairs), columns=dict(columns or {}), valid_fraction=0)
@@ -97,7 +97,7 @@ def mine(
         if number <= options.negatives:
             raise UserError(
                 f"{corpus or pairs} holds {number} different documents: too few for {options.negatives} negatives "
-                "beside a positive. Ask for fewer, or name a larger --corpus."
+                "beside a positive; ask for fewer, or name a larger --corpus"
             )
         known = Known(*_read_hashes(rows, block), hashes)
         build_index(
@@ -179,5 +179,5 @@ def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
         file.flush()
         os.fsync(file.fileno())
     if not number:
-        raise UserError("No pair has enough documents that are neither relevant to it nor copies: ask for fewer.")
+        raise UserError("no pair has enough documents that are neither relevant to it nor copies: ask for fewer")
     return number

@@ -45,11 +45,11 @@ class Mining:
     def __post_init__(self) -> None:
         for name, least in (("negatives", 1), ("depth", 1), ("skip_top", 0)):
             if getattr(self, name) < least:
-                raise UserError(f"{name} must be at least {least}, got {getattr(self, name)}.")
+                raise UserError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if not 0 <= self.margin <= 1:
-            raise UserError(f"margin must be between 0 (off) and 1, got {self.margin}.")
+            raise UserError(f"margin must be between 0 (off) and 1, got {self.margin}")
         if self.skip_top >= self.depth:
-            raise UserError(f"skip_top={self.skip_top} leaves nothing of a ranking of depth {self.depth}.")
+            raise UserError(f"skip_top={self.skip_top} leaves nothing of a ranking of depth {self.depth}")
 
 
 class Known:
@@ -230,5 +230,5 @@ class Miner:
     def _scores(self, pair: Pair, texts: list[str]) -> list[float]:
         scores = self.judge.score(pair.query, texts, batch_size=self.batch_size)
         if not np.isfinite(scores).all():
-            raise UserError(f"{self.judge.name} gives scores that are not finite: it cannot teach.")
+            raise UserError(f"{self.judge.name} gives scores that are not finite: it cannot teach")
         return [float(score) for score in scores]

@@ -115,9 +115,9 @@ def ask(index: Index, stopwatch: Stopwatch, query: str, mode: str | None, k: int
     costs a hundred times as much, only in its own mode. Raises UserError for what cannot be searched.
     """
     if len(query) > MAX_QUERY:
-        raise UserError(f"The query has {len(query):,} characters; at most {MAX_QUERY:,} are searched. Shorten it.")
+        raise UserError(f"the query has {len(query):,} characters; at most {MAX_QUERY:,} are searched; shorten it")
     if not 1 <= k <= MAX_RESULTS:
-        raise UserError(f"The number of results must be from 1 to {MAX_RESULTS}, not {k}.")
+        raise UserError(f"the number of results must be from 1 to {MAX_RESULTS}, not {k}")
     chosen = index.resolve_mode(mode)
     stopwatch.seconds.clear()
     start = time.perf_counter()

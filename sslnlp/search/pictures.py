@@ -53,7 +53,7 @@ class PictureSource:
 
     def __init__(self, data: str | Path, columns: Columns) -> None:
         if columns.title is not None:
-            raise UserError("Pictures have captions and no titles: leave out --title-column.")
+            raise UserError("pictures have captions and no titles: leave out --title-column")
         named = {"image": columns.image, "caption": columns.text, "id": columns.id}
         wanted = {ours: theirs for ours, theirs in named.items() if theirs is not None}
         self._data = data
@@ -63,7 +63,7 @@ class PictureSource:
             said = str(error)
             for key, option in _OPTIONS.items():
                 said = said.replace(key, option)
-            raise UserError(f"The encoder reads pictures: {said}") from error
+            raise UserError(f"the encoder reads pictures: {said}") from error
         self._ids, self._rows = _documents(self._pictures)
 
     @property
@@ -97,7 +97,7 @@ class PictureSource:
                     if len(left_out) <= NAMED:
                         named.append(f"{in_short(self._pictures.contents.name(self._rows[at][0]))}: {found}")
             if len(left_out) == len(self._ids):
-                raise UserError(f"No picture at {self._data} can be read: {'; '.join(named)}.")
+                raise UserError(f"no picture at {self._data} can be read: {'; '.join(named)}")
 
         named: list[str] = []
         with ThumbnailWriter(folder) as thumbnails:
@@ -148,7 +148,7 @@ def _documents(pictures: Pictures) -> tuple[list[str], list[list[int]]]:
     if pictures.ids is not None:
         ids: list[str] = pictures.ids.to_pylist()
         if "" in ids:
-            raise UserError(f"The picture {contents.name(ids.index(''))} has no id: every document needs one.")
+            raise UserError(f"the picture {contents.name(ids.index(''))} has no id: every document needs one")
         return ids, [[row] for row in range(len(ids))]
     if (names := _names(contents)) is None:
         return [str(row) for row in range(len(contents))], [[row] for row in range(len(contents))]

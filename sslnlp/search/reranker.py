@@ -43,7 +43,7 @@ class Reranker(ABC):
 
     def __init__(self, model: Any, tokenizer: Any, folder: Path, name: str) -> None:
         if tokenizer.pad_token is None:
-            raise UserError(f"The tokenizer of {name} has no pad token: texts of unequal length cannot be batched.")
+            raise UserError(f"the tokenizer of {name} has no pad token: texts of unequal length cannot be batched")
         self.model = model.eval().to(own_device())
         self.tokenizer = tokenizer
         self.name = str(Path(name).resolve()) if Path(name).is_dir() else name
@@ -96,7 +96,7 @@ class CrossEncoder(Reranker):
         model, tokenizer = _load(AutoModelForSequenceClassification, folder, name)
         if model.config.num_labels > 2:
             raise UserError(
-                f"{name} sorts texts into {model.config.num_labels} classes; a reranker has one logit, or two."
+                f"{name} sorts texts into {model.config.num_labels} classes; a reranker has one logit, or two"
             )
         return cls(model, tokenizer, folder, name, facts)
 
@@ -134,7 +134,7 @@ class LateInteraction(Reranker):
         unknown += ["skiplist_words"] if skipped else []
         if unknown or "Normalize" not in steps:
             what = ", ".join(unknown) or "vectors of any length"
-            raise UserError(f"{name} has a step of late interaction that sslnlp does not run: {what}.")
+            raise UserError(f"{name} has a step of late interaction that sslnlp does not run: {what}")
         return cls(*_load(AutoModel, folder, name), folder, name, facts)
 
     def score(self, query: str, texts: Sequence[str], *, batch_size: int = 32) -> NDArray[np.float32]:
@@ -193,11 +193,11 @@ def _load(auto: Any, folder: Path, name: str) -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # the loaders raise anything from OSError to safetensors' own type
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"Cannot load the reranker {name}: {line}") from error
+        raise UserError(f"cannot load the reranker {name}: {line}") from error
     # Absent weights would be drawn at random, every time anew. A bare model's pooler is not used.
     used = [key for key in report["missing_keys"] if auto.__name__ != "AutoModel" or "pooler" not in key.split(".")]
     if missing := sorted(used):
-        raise UserError(f"The reranker {name} lacks {len(missing)} of its weights, {missing[0]} among them.")
+        raise UserError(f"the reranker {name} lacks {len(missing)} of its weights, {missing[0]} among them")
     return model, tokenizer
 
 
@@ -211,7 +211,7 @@ def _lengths(facts: dict[str, Any], folder: Path) -> dict[str, int]:
     """Tokens of a `query` and of a `document` that are read, where the folder says so."""
     lengths: dict[str, int] = facts.get("max_lengths") or {}
     if wrong := [length for length in lengths.values() if not isinstance(length, int) or length < 1]:
-        raise UserError(f"{folder}: max_lengths in config_sentence_transformers.json holds {wrong[0]!r}, no length.")
+        raise UserError(f"{folder}: max_lengths in config_sentence_transformers.json holds {wrong[0]!r}, no length")
     return lengths
 
 
@@ -227,7 +227,7 @@ def _read_json(path: Path, absent: Any = None) -> Any:
     try:
         read = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path} is not readable JSON ({error}).") from error
+        raise UserError(f"{path} is not readable JSON ({error})") from error
     if not isinstance(read, dict if absent is None else type(absent)):
-        raise UserError(f"{path} holds {type(read).__name__}, not what its name says.")
+        raise UserError(f"{path} holds {type(read).__name__}, not what its name says")
     return read

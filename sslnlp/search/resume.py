@@ -66,8 +66,8 @@ def kept_unless_wrong(work: Work) -> Iterator[None]:
         raise
     except OSError as error:
         raise UserError(
-            f"Writing the index to {work.folder.parent} failed: {error.strerror or error}. The index is as it was; "
-            "the same command goes on from here."
+            f"writing the index to {work.folder.parent} failed: {error.strerror or error}; the index is as it was; "
+            "the same command goes on from here"
         ) from error
 
 

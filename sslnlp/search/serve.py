@@ -119,7 +119,7 @@ class Server(ThreadingHTTPServer):
         except (OSError, OverflowError, UnicodeError) as error:
             why = getattr(error, "strerror", None) or error
             raise UserError(
-                f"Cannot serve at {host}, port {port}: {why}. Choose others with --host and --port."
+                f"cannot serve at {host}, port {port}: {why}; choose others with --host and --port"
             ) from error
         ip = ipaddress.ip_address(str(self.server_address[0]))
         self.loopback = ip.is_loopback
@@ -191,7 +191,7 @@ class Handler(BaseHTTPRequestHandler):
             number = given.get("k") or str(DEFAULT_RESULTS)
             shown = {"query": query[:MAX_QUERY], "mode": mode}
             if not (number.isascii() and number.isdigit() and len(number) < 6):
-                raise UserError(f"The number of results (k) must be a whole number from 1 to {MAX_RESULTS}.")
+                raise UserError(f"the number of results (k) must be a whole number from 1 to {MAX_RESULTS}")
             if not query and not as_json:
                 return self._send(200, self.server.page(**shown))
             answer = self.server.live.ask(query, mode, int(number))
@@ -199,10 +199,10 @@ class Handler(BaseHTTPRequestHandler):
         except UserError as error:
             return self._refuse(503 if isinstance(error, Unavailable) else 400, str(error), as_json, shown)
         except ValueError:  # of parse_qs
-            return self._refuse(400, f"More than {_FIELDS} fields in the address.", as_json, shown)
+            return self._refuse(400, f"more than {_FIELDS} fields in the address", as_json, shown)
         except Exception:
             traceback.print_exc()
-            return self._refuse(500, "The search failed; the terminal it was started in says why.", as_json, shown)
+            return self._refuse(500, "the search failed; the terminal it was started in says why", as_json, shown)
         if as_json:
             return self._send_json(200, answer.as_json())
         return self._send(200, self.server.page(**shown))
@@ -224,7 +224,7 @@ class Handler(BaseHTTPRequestHandler):
         """What http.server refuses itself, said in our way: methods other than GET and HEAD are 405."""
         code = 405 if code == 501 else code
         self.close_connection = True
-        said = "Only GET and HEAD are answered here." if code == 405 else HTTPStatus(code).phrase + "."
+        said = "only GET and HEAD are answered here" if code == 405 else HTTPStatus(code).phrase
         with contextlib.suppress(OSError):
             self._refuse(code, said, getattr(self, "path", "").startswith("/api/"), {})
             self._drain()

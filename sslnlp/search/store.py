@@ -39,7 +39,7 @@ def write_documents(folder: Path, documents: Iterable[Document], *, keep_empty: 
                 empty += 1
                 continue
             if document.id in seen:
-                raise UserError(f"Two documents have the id {document.id!r}: ids must be unique.")
+                raise UserError(f"two documents have the id {document.id!r}: ids must be unique")
             seen[document.id] = None
             # A lone surrogate is legal in a JSON string and in no encoding; ASCII escapes carry it through unharmed.
             line = json.dumps(document._asdict()).encode("ascii") + b"\n"
@@ -47,7 +47,7 @@ def write_documents(folder: Path, documents: Iterable[Document], *, keep_empty: 
             offsets.append(offsets[-1] + len(line))
     if not seen:
         found = f"{empty} documents, all without text" if empty else "no documents"
-        raise UserError(f"The corpus is empty: {found}.")
+        raise UserError(f"the corpus is empty: {found}")
     np.save(folder / OFFSETS, np.frombuffer(offsets, dtype=np.int64))
     (folder / IDS).write_text(json.dumps(list(seen)), encoding="utf-8")
     return Written(len(seen), empty)

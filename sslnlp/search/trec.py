@@ -28,12 +28,12 @@ def read_queries(path: str | Path) -> dict[str, str]:
     queries: dict[str, str] = {}
     for name, text in pairs:
         if name in queries:
-            raise UserError(f"{path} has the query id {name!r} twice.")
+            raise UserError(f"{path} has the query id {name!r} twice")
         if not text.strip():
-            raise UserError(f"{path}: the query {name!r} is empty.")
+            raise UserError(f"{path}: the query {name!r} is empty")
         queries[name] = text
     if not queries:
-        raise UserError(f"{path} holds no queries.")
+        raise UserError(f"{path} holds no queries")
     return queries
 
 
@@ -47,14 +47,14 @@ def read_qrels(path: str | Path) -> Qrels:
         if number == 1 and fields and not _is_integer(fields[-1]):
             continue  # BEIR's header
         if len(fields) not in (3, 4) or not _is_integer(fields[-1]):
-            raise UserError(f"{path} line {number} is not 'query [0] document relevance'.")
+            raise UserError(f"{path} line {number} is not 'query [0] document relevance'")
         judged, grade = qrels.setdefault(fields[0], {}), int(fields[-1])
         if judged.setdefault(fields[-2], grade) != grade:
             raise UserError(
-                f"{path} line {number} judges {fields[-2]!r} for query {fields[0]!r} another way than before."
+                f"{path} line {number} judges {fields[-2]!r} for query {fields[0]!r} another way than before"
             )
     if not qrels:
-        raise UserError(f"{path} holds no judgements.")
+        raise UserError(f"{path} holds no judgements")
     return qrels
 
 
@@ -68,14 +68,14 @@ def read_run(path: str | Path) -> Run:
             query, _, document, _, score, _ = fields
             value = float(score)
         except ValueError as error:
-            raise UserError(f"{path} line {number} is not 'query Q0 document rank score tag'.") from error
+            raise UserError(f"{path} line {number} is not 'query Q0 document rank score tag'") from error
         if math.isnan(value):
-            raise UserError(f"{path} line {number}: the score is not a number, so it has no place in a ranking.")
+            raise UserError(f"{path} line {number}: the score is not a number, so it has no place in a ranking")
         if document in run.setdefault(query, {}):
-            raise UserError(f"{path} line {number}: document {document!r} comes twice for query {query!r}.")
+            raise UserError(f"{path} line {number}: document {document!r} comes twice for query {query!r}")
         run[query][document] = value
     if not run:
-        raise UserError(f"{path} holds no results.")
+        raise UserError(f"{path} holds no results")
     return run
 
 
@@ -87,9 +87,9 @@ def write_run(path: str | Path, run: Mapping[str, Mapping[str, float]], tag: str
     """
     for name in (name for query, found in run.items() for name in (query, *found)):
         if not name or len(name.split()) != 1:
-            raise UserError(f"The id {name!r} cannot stand in a TREC run: it holds blanks.")
+            raise UserError(f"the id {name!r} cannot stand in a TREC run: it holds blanks")
         if name != well_formed(name):
-            raise UserError(f"The id {name!r} cannot stand in a TREC run: it is no UTF-8.")
+            raise UserError(f"the id {name!r} cannot stand in a TREC run: it is no UTF-8")
     with replacing(path) as file:
         for query, found in run.items():
             for rank, (document, score) in enumerate(found.items(), start=1):
@@ -101,7 +101,7 @@ def _table_queries(path: Path) -> Iterator[tuple[str, str]]:
         id_column = find_column(path, row, None, ID_COLUMNS)
         text_column = find_column(path, row, None, QUERY_COLUMNS)
         if id_column is None or text_column is None:
-            raise UserError(f"{path} row {number} needs an id and a text column; it has: {', '.join(row)}.")
+            raise UserError(f"{path} row {number} needs an id and a text column; it has: {', '.join(row)}")
         yield string_of(path, number, row, id_column), string_of(path, number, row, text_column)
 
 
@@ -109,14 +109,14 @@ def _tab_queries(path: Path) -> Iterator[tuple[str, str]]:
     for number, line in _lines(path):
         name, tab, text = line.partition("\t")
         if not tab:
-            raise UserError(f"{path} line {number} is not 'id<TAB>query'.")
+            raise UserError(f"{path} line {number} is not 'id<TAB>query'")
         if number > 1 or name.lower() not in (*ID_COLUMNS, "query-id", "qid"):
             yield name, text
 
 
 def _existing(path: str | Path, what: str) -> Path:
     if not Path(path).is_file():
-        raise UserError(f"No file with {what} at {path}.")
+        raise UserError(f"no file with {what} at {path}")
     return Path(path)
 
 
@@ -127,7 +127,7 @@ def _lines(path: Path) -> Iterable[tuple[int, str]]:
                 if line.strip():
                     yield number, line.rstrip("\r\n")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}).") from error
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start})") from error
 
 
 def _is_integer(text: str) -> bool:

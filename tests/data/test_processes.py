@@ -79,7 +79,7 @@ def test_a_full_disk_in_one_of_them_is_one_line_that_names_the_cache(tiny, tmp_p
 
     monkeypatch.setattr(processes, "_start", limited)
     config = DataConfig(train=several(tmp_path / "texts", MANY, 12), processes=2)
-    with pytest.raises(UserError, match=f"Cannot write to {tmp_path / 'cache'}: no space is left"):
+    with pytest.raises(UserError, match=f"cannot write to {tmp_path / 'cache'}: no space is left"):
         prepare_text(config, tiny, cache_dir=tmp_path / "cache")
     assert "Traceback" not in capfd.readouterr().err
     monkeypatch.undo()

@@ -116,14 +116,14 @@ def test_a_refused_change_is_one_line_and_no_change(
     twice.write_text('{"id": "7", "text": "a"}\n{"id": "7", "text": "b"}\n')
     cases: list[tuple[Callable[[], object], str]] = [
         (lambda: add_documents(small, more), r"2 of 3 ids are in the index already, '2' among them: --replace"),
-        (lambda: add_documents(small, twice), "Two documents have the id '7'"),
+        (lambda: add_documents(small, twice), "two documents have the id '7'"),
         (lambda: add_documents(small, _write(tmp_path / "empty.jsonl", {"8": ""})), "all without text"),
-        (lambda: add_documents(tmp_path / "none", more), "No index"),
-        (lambda: add_documents(tmp_path, more), "No index"),
+        (lambda: add_documents(tmp_path / "none", more), "no index"),
+        (lambda: add_documents(tmp_path, more), "no index"),
         (lambda: delete_documents(small, ["1", "nine", "ten"]), r"2 of 3 ids are not in the index, 'nine' among them"),
         (lambda: delete_documents(small, []), "at least one"),
-        (lambda: delete_documents(small, ["1", "2", "3"]), "No document would be left"),
-        (lambda: delete_documents(tmp_path / "none", ["1"]), "No index"),
+        (lambda: delete_documents(small, ["1", "2", "3"]), "no document would be left"),
+        (lambda: delete_documents(tmp_path / "none", ["1"]), "no index"),
         (lambda: build_index(more, tmp_path / "j", ann=True), "give --model with --ann"),
     ]
     before = _files(tmp_path)

@@ -104,8 +104,8 @@ def test_add_and_delete(tmp_path: Path, index: Path) -> None:
     assert "Deleted 3 documents." in _run("delete", index, "8", "--ids", tmp_path / "ids").output
     assert "No document matches." in _run("query", index, "helium").output
     assert "are not in the index" in str(_run("delete", index, "8").exception)
-    assert "No index" in str(_run("add", tmp_path, tmp_path / "new.jsonl").exception)
-    assert "Cannot read" in str(_run("delete", index, "--ids", tmp_path / "absent").exception)
+    assert "no index" in str(_run("add", tmp_path, tmp_path / "new.jsonl").exception)
+    assert "cannot read" in str(_run("delete", index, "--ids", tmp_path / "absent").exception)
 
 
 def test_a_reranker_and_a_graph_are_remembered(
@@ -135,7 +135,7 @@ def test_a_reranker_and_a_graph_are_remembered(
 
 def test_wrong_use_is_a_user_error(tmp_path: Path, corpus: Path, index: Path) -> None:
     cases = [
-        (("query", tmp_path / "none", "x"), "No index"),
+        (("query", tmp_path / "none", "x"), "no index"),
         (("query", index, " "), "empty"),
         (("query", index, "x", "--mode", "dense"), "no vectors"),
         (("query", index, "x", "--model", tmp_path), "--model has no use"),

@@ -79,7 +79,7 @@ BAD = {
     "ragged.csv": (b"id,text\n1,a,b\n", "fields"),
     "short.csv": (b"id,text\n1\n", "fields"),
     "bad.parquet": (b"PAR1 no", "not a readable Parquet"),
-    "bad.jsonl.gz": (b"not gzip", "Cannot read"),
+    "bad.jsonl.gz": (b"not gzip", "cannot read"),
 }
 
 

@@ -69,7 +69,7 @@ def test_fingerprint_is_of_what_decides_a_vector(tmp_path: Path, make_encoder: C
         ("config_sentence_transformers.json", '{"similarity_fn_name": "euclidean"}', "euclidean"),
         ("config_sentence_transformers.json", '{"max_lengths": {"query": "64"}}', "holds '64'"),
         ("modules.json", "{", "not readable JSON"),
-        ("model.safetensors", "garbage", "Cannot load"),
+        ("model.safetensors", "garbage", "cannot load"),
     ],
 )
 def test_what_cannot_be_run_is_refused(
@@ -115,7 +115,7 @@ def test_our_own_export_is_read_as_it_was_trained(tmp_path: Path, make_encoder: 
 
 
 def test_a_missing_model_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="No model folder"):
+    with pytest.raises(UserError, match="no model folder"):
         Encoder.load(str(tmp_path / "nowhere" / "deep" / "down"))
 
 

@@ -176,19 +176,19 @@ def test_wrong_use_is_a_user_error(tmp_path: Path, corpus: Path, index: Path) ->
     (tmp_path / "folder").mkdir()
     test = corpus / "qrels" / "test.tsv"
     cases = [
-        (("evaluate",), "Name an index to search, or run files"),
+        (("evaluate",), "name an index to search, or run files"),
         (("evaluate", index), "BEIR folder, or both"),
         (("evaluate", "--compare", tmp_path / "run"), "for run files alone: --qrels"),
         (("evaluate", index, tmp_path), "no qrels"),
-        (("evaluate", index, corpus, "--mode", "al"), "Unknown mode"),
+        (("evaluate", index, corpus, "--mode", "al"), "unknown mode"),
         (("evaluate", index, corpus, "--measures", "ndcg@10,p@5"), "unknown measure 'p@5'"),
         (("evaluate", index, corpus, "--baseline", "bm52"), "Did you mean 'bm25'"),
         (("evaluate", index, corpus, "--qrels", tmp_path / "qrels"), "do their ids match"),
         (("evaluate", "--qrels", tmp_path / "qrels", "--compare", tmp_path / "run"), "among the judged ones"),
         (("evaluate", "--qrels", test, "--compare", tmp_path / "run", "--run", tmp_path / "o"), "name the index"),
-        (("evaluate", "--qrels", test, "--compare", tmp_path / "no"), "No file with a run"),
+        (("evaluate", "--qrels", test, "--compare", tmp_path / "no"), "no file with a run"),
         (("evaluate", "--qrels", test, *("--compare", tmp_path / "run") * 3), "given twice"),
-        (("evaluate", "--qrels", test, "--compare", tmp_path / "run", "--json", tmp_path / "folder"), "Cannot write"),
+        (("evaluate", "--qrels", test, "--compare", tmp_path / "run", "--json", tmp_path / "folder"), "cannot write"),
     ]
     for arguments, message in cases:
         error = _run(*arguments).exception

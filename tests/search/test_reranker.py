@@ -93,11 +93,11 @@ def test_what_cannot_be_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"lacks 2 of its weights, classifier\.bias"):
         Reranker.load(str(broken))
     (folder / "model.safetensors").write_text("garbage")
-    with pytest.raises(UserError, match="Cannot load the reranker"):
+    with pytest.raises(UserError, match="cannot load the reranker"):
         Reranker.load(str(folder))
     for text, message in (("{", "not readable JSON"), ("[]", "holds list")):
         (folder / "config.json").write_text(text)
         with pytest.raises(UserError, match=message):
             Reranker.load(str(folder))
-    with pytest.raises(UserError, match="No model folder"):
+    with pytest.raises(UserError, match="no model folder"):
         Reranker.load(str(tmp_path / "nowhere" / "deep" / "down"))

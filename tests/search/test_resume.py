@@ -141,7 +141,7 @@ def test_a_first_indexing_goes_on_where_it_was_killed(
     more = _write(tmp_path / "more.jsonl", MORE)
     build_index(more, tmp_path / "straight", model="letters")
     _kill(start("index", tmp_path / "killed", more, "segments.write_table"))
-    with pytest.raises(UserError, match="No index"):
+    with pytest.raises(UserError, match="no index"):
         Index(tmp_path / "killed")
     letters.encoded.clear()
     build_index(more, tmp_path / "killed", model="letters")

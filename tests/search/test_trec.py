@@ -40,7 +40,7 @@ def test_queries_from_json_lines_and_from_tabs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("read", "content", "message"),
     [
-        (read_qrels, None, "No file"),
+        (read_qrels, None, "no file"),
         (read_qrels, "", "no judgements"),
         (read_qrels, "q 0 d 1\nq 0 d high\n", "line 2 is not"),
         (read_qrels, "q d\nq d\n", "line 2 is not"),
