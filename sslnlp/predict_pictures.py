@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.special import softmax
 
-from sslnlp.data.config import DataConfig
+from sslnlp.data.config import OptionData
 from sslnlp.data.pictured import PictureRows, every_picture
 from sslnlp.errors import UserError
 from sslnlp.evaluation.zero_shot import TEMPLATES, check_templates, class_vectors
@@ -20,12 +20,6 @@ from sslnlp.search.encoder import resolve
 from sslnlp.writing import check_output, replacing
 
 BLOCK = 256
-# The readers speak of a recipe's keys; a person who predicts has options instead.
-_OPTIONS = {
-    "data.columns.image=NAME": "--text NAME",
-    "data.columns.image": "--text",
-    "set data.train and data.valid to them": "name one of them",
-}
 
 
 def read_labels(given: str) -> list[str]:
@@ -75,13 +69,8 @@ def predict_pictures(
         encoder = PictureEncoder.load(str(folder))
     class_CD = class_vectors(encoder.texts, labels, templates or TEMPLATES)
     columns = {"image": image} if image is not None else {}
-    try:
-        rows, _ = every_picture(DataConfig(train=str(data), columns=columns), "train")
-    except UserError as error:
-        said = str(error)
-        for key, option in _OPTIONS.items():
-            said = said.replace(key, option)
-        raise UserError(said) from error
+    asked = OptionData(train=str(data), columns=columns, options={"columns.image": "--text"})
+    rows, _ = every_picture(asked, "train")
     with replacing(out) as file:
         for start in range(0, len(rows), BLOCK):
             at = range(start, min(start + BLOCK, len(rows)))

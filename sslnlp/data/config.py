@@ -75,6 +75,28 @@ class DataConfig:
             if number is not None and number < 1:
                 raise UserError(f"data.{name} must be at least 1 (or left out), got {number}")
 
+    def name_of(self, key: str, value: str = "") -> str:
+        """What a message calls `key` (`columns.image`), with a `value` where it tells to give one."""
+        return f"data.{key}={value}" if value else f"data.{key}"
+
+    def both_parts(self) -> str:
+        """What a message says to do with a folder that holds splits."""
+        return "set data.train and data.valid to them"
+
+
+@dataclass(kw_only=True)
+class OptionData(DataConfig):
+    """Data that a command reads without a recipe: a message names its options, not keys of a recipe."""
+
+    options: dict[str, str] = field(default_factory=dict)
+    """Key (`columns.image`) -> option (`--image-column`)."""
+
+    def name_of(self, key: str, value: str = "") -> str:
+        return f"{self.options[key]} {value}".rstrip() if key in self.options else super().name_of(key, value)
+
+    def both_parts(self) -> str:
+        return "name one of them"
+
 
 def all_held_out(config: DataConfig) -> UserError:
     """What is said where `data.valid` leaves nothing to train on."""

@@ -72,7 +72,9 @@ def labelled(
             among `names`.
     """
     table, fingerprint = open_table(config, "train", cache_dir)
-    label = find_column(table, config.label or config.columns.get("label"), LABEL_NAMES, "label", str(config.train))
+    label = find_column(
+        table, config.label or config.columns.get("label"), LABEL_NAMES, "label", str(config.train), config
+    )
     assert label is not None
     columns = _texts_beside(table, label, config)
     read = _read_labelled(table, columns, label, kind)

@@ -47,14 +47,14 @@ def paired(config: DataConfig, *, cache_dir: str | Path | None = None) -> Paired
     """
     table, fingerprint = open_table(config, "train", cache_dir)
     columns = _columns(table, config, str(config.train))
-    kept, hashes = _read_pairs(table, columns)
+    kept, hashes = _read_pairs(table, columns, config)
     facts: dict[str, Any] = {"read": len(table), "empty": len(table) - len(kept), "duplicates": 0, "overlap": 0}
     facts.update(columns=columns, fingerprint=fingerprint, sources={"train": str(config.train)})
     valid = None
     if config.valid is not None:
         held_table, facts["valid_fingerprint"] = open_table(config, "valid", cache_dir)
         held_columns = _columns(held_table, config, str(config.valid), like=columns)
-        held_kept, held_hashes = _read_pairs(held_table, held_columns)
+        held_kept, held_hashes = _read_pairs(held_table, held_columns, config)
         facts["sources"]["valid"] = str(config.valid)
         leaked = set_of(held_hashes).contains(hashes)
         facts["overlap"] = int(leaked.sum())
@@ -87,7 +87,7 @@ def _columns(
             if ours not in like or (given is not None and not needed and given not in table.column_names):
                 continue
             common = (like[ours], *common)
-        found = find_column(table, given, common, f"columns.{ours}", spec, needed)
+        found = find_column(table, given, common, f"columns.{ours}", spec, config, needed)
         if found is None or (ours == "scores" and not _are_scores(table, found, given, columns)):
             continue
         columns[ours] = found
@@ -102,11 +102,14 @@ def _are_scores(table: datasets.Dataset, found: str, given: str | None, columns:
     return given is not None or (numbers and "negative" in columns)
 
 
-def _read_pairs(table: datasets.Dataset, columns: Mapping[str, str]) -> tuple[Ints, npt.NDArray[np.uint64]]:
+def _read_pairs(
+    table: datasets.Dataset, columns: Mapping[str, str], config: DataConfig
+) -> tuple[Ints, npt.NDArray[np.uint64]]:
     """Index of the rows that have query and positive, and the hash of each such pair."""
     query, positive = columns["query"], columns["positive"]
     if query == positive:
-        raise UserError(f"query and positive are both column {query!r}; name them: data.columns.positive=NAME")
+        say = config.name_of("columns.positive", "NAME")
+        raise UserError(f"query and positive are both column {query!r}; name them: {say}")
     index: list[int] = []
     hashes: list[npt.NDArray[np.uint64]] = [np.empty(0, np.uint64)]
     at = 0

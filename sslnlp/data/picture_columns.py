@@ -50,7 +50,7 @@ def image_column(there: list[str], config: DataConfig, spec: str, typed: Iterabl
     """The column of pictures: the one named, one that is `typed` as pictures, or one of a usual name."""
     usual = [name for name in IMAGE_NAMES if name in there]
     order = (*(name for name in usual if name in typed), *typed, *usual)
-    found = find_column(_Names(there), config.columns.get("image"), order or IMAGE_NAMES, "columns.image", spec)
+    found = find_column(_Names(there), config.columns.get("image"), order or IMAGE_NAMES, "columns.image", spec, config)
     assert found is not None
     return found
 
@@ -69,14 +69,14 @@ def known_columns(
     wanted = {**config.columns, "label": config.label or config.columns.get("label")}
     for ours, common in (("caption", captions), ("label", labels), ("id", ids)):
         common = tuple(name for name in common if name != image)
-        found = find_column(_Names(there), wanted.get(ours), common, f"columns.{ours}", spec, needed=False)
+        found = find_column(_Names(there), wanted.get(ours), common, f"columns.{ours}", spec, config, needed=False)
         if found is not None:
             columns[ours] = found
     return columns
 
 
-def not_pictures(column: str, spec: str, what: str) -> str:
-    return f"column {column!r} of {spec} holds {what}, not pictures; say data.columns.image=NAME"
+def not_pictures(column: str, spec: str, what: str, config: DataConfig) -> str:
+    return f"column {column!r} of {spec} holds {what}, not pictures; say {config.name_of('columns.image', 'NAME')}"
 
 
 class Seen:
@@ -86,6 +86,7 @@ class Seen:
         self, columns: dict[str, str], there: list[str], config: DataConfig, spec: str, feature: Any = None
     ) -> None:
         self.columns, self.there, self.spec, self.feature = dict(columns), list(there), spec, feature
+        self.config = config
         self.named = bool(config.label or config.columns.get("label"))
         self.captions: list[Any] = []
         self.labels: list[str | None] = []
@@ -120,7 +121,7 @@ class Seen:
             if text is not None and not isinstance(text, str):
                 raise UserError(
                     f"column {self.columns['caption']!r} of {self.spec} holds {type(text).__name__}, not text; say "
-                    "data.columns.caption=NAME"
+                    + self.config.name_of("columns.caption", "NAME")
                 )
         return [text for text in texts if text is not None and text.strip()]
 

@@ -101,7 +101,7 @@ def _open_folder(folder: Path, config: DataConfig, split: str, cache: str | None
         return
     if any(path.name == "dataset_dict.json" for path in files):
         splits = sorted(path.parent.name for path in folder.glob("*/state.json"))
-        raise UserError(f"the folder {folder} holds {', '.join(splits)}: set data.train and data.valid to them")
+        raise UserError(f"the folder {folder} holds {', '.join(splits)}: {config.both_parts()}")
     tables = [path for path in files if path.stem == "metadata" and kind(path) in (*LISTS, ".parquet")]
     tables = tables or [path for path in files if kind(path) in (".csv", ".tsv", ".jsonl")]
     if len(tables) > 1:
@@ -124,7 +124,7 @@ def _open_labelled(folder: Path, found: list[Path], config: DataConfig) -> Pictu
     names = [path.relative_to(folder) for path in found]
     top = {name.parts[0].lower() for name in names}
     if "train" in top and top & {"test", "valid", "validation", "val", "dev"}:
-        raise UserError(f"the folder {folder} holds {', '.join(sorted(top))}: set data.train and data.valid to them")
+        raise UserError(f"the folder {folder} holds {', '.join(sorted(top))}: {config.both_parts()}")
     labels = [name.parent.name for name in names]
     several = len(set(labels)) > 1
     columns = {"label": "label"} if several else {}
@@ -147,7 +147,7 @@ def _open_list(path: Path, config: DataConfig) -> Pictures:
         for row in source.rows():
             name = row.get(image)
             if name is not None and not isinstance(name, str):
-                raise UserError(not_pictures(image, str(path), type(name).__name__))
+                raise UserError(not_pictures(image, str(path), type(name).__name__, config))
             names.append(name or "")
             yield row
 
@@ -177,7 +177,7 @@ def _open_table(table: datasets.Dataset, fingerprint: str, root: Path, config: D
     typed = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     image = image_column(table.column_names, config, spec, typed)
     columns = known_columns(table.column_names, config, spec, image)
-    contents = _table_contents(table, image, fingerprint, root, spec)
+    contents = _table_contents(table, image, fingerprint, root, config, spec)
     seen = Seen(columns, table.column_names, config, spec, features.get(columns.get("label", "")))
     read = [theirs for ours, theirs in columns.items() if ours != "image"]
     if read:
@@ -186,7 +186,9 @@ def _open_table(table: datasets.Dataset, fingerprint: str, root: Path, config: D
     return seen.pictures(contents)
 
 
-def _table_contents(table: datasets.Dataset, image: str, fingerprint: str, root: Path, spec: str) -> Contents:
+def _table_contents(
+    table: datasets.Dataset, image: str, fingerprint: str, root: Path, config: DataConfig, spec: str
+) -> Contents:
     feature = table.features[image]
     dtype = getattr(feature, "dtype", None)
     if isinstance(feature, datasets.Image) or dtype in ("binary", "large_binary"):
@@ -196,7 +198,7 @@ def _table_contents(table: datasets.Dataset, image: str, fingerprint: str, root:
     if dtype in ("string", "large_string"):
         names = [name or "" for batch in table.select_columns([image]).iter(batch_size=_RUN) for name in batch[image]]
         return FileContents(root, pa.array(names, pa.large_string()))
-    raise UserError(not_pictures(image, spec, dtype or type(feature).__name__))
+    raise UserError(not_pictures(image, spec, dtype or type(feature).__name__, config))
 
 
 def _arrow(files: list[Path]) -> datasets.Dataset:

@@ -224,7 +224,7 @@ def _read(config: DataConfig, name: str, cache: str | Path | None, captions_need
     contents, captions = pictures.contents, pictures.captions
     if captions is None and captions_needed:
         there = f"its columns are {', '.join(pictures.there)}" if pictures.there else "it has pictures only"
-        raise UserError(f"{spec} has no caption column, {there}: say data.columns.caption=NAME")
+        raise UserError(f"{spec} has no caption column, {there}: say {config.name_of('columns.caption', 'NAME')}")
     count = len(contents)
     if config.limit is not None and name == "train":
         count = min(count, config.limit)

@@ -77,18 +77,24 @@ def open_table(config: DataConfig, name: str, cache_dir: str | Path | None) -> t
 
 
 def find_column(
-    table: datasets.Dataset, wanted: str | None, common: Sequence[str], what: str, spec: str, needed: bool = True
+    table: datasets.Dataset,
+    wanted: str | None,
+    common: Sequence[str],
+    key: str,
+    spec: str,
+    config: DataConfig,
+    needed: bool = True,
 ) -> str | None:
-    """The column `wanted`, or the first of the `common` names."""
+    """The column `wanted`, or the first of the `common` names; `key` of `config` is what names it."""
     names = table.column_names
     if wanted is not None:
         if wanted not in names:
-            raise UserError(f"{spec} has no column {wanted!r} (data.{what}).{suggest(wanted, names)}")
+            raise UserError(f"{spec} has no column {wanted!r} ({config.name_of(key)}).{suggest(wanted, names)}")
         return wanted
     found = next((name for name in common if name in names), None)
     if found is None and needed:
-        ours = what.split(".")[-1]
-        raise UserError(f"{spec} has no {ours} column; its columns are {', '.join(names)}: say data.{what}=NAME")
+        ours, say = key.split(".")[-1], config.name_of(key, "NAME")
+        raise UserError(f"{spec} has no {ours} column; its columns are {', '.join(names)}: say {say}")
     return found
 
 

@@ -41,8 +41,12 @@ def tagged(config: DataConfig, *, names: list[str] | None = None, cache_dir: str
     held-out tag that training never sees.
     """
     table, fingerprint = open_table(config, "train", cache_dir)
-    words = find_column(table, config.text or config.columns.get("words"), WORD_COLUMNS, "text", str(config.train))
-    tags = find_column(table, config.label or config.columns.get("label"), TAG_COLUMNS, "label", str(config.train))
+    words = find_column(
+        table, config.text or config.columns.get("words"), WORD_COLUMNS, "text", str(config.train), config
+    )
+    tags = find_column(
+        table, config.label or config.columns.get("label"), TAG_COLUMNS, "label", str(config.train), config
+    )
     assert words is not None
     assert tags is not None
     rows, labels, hashes = _read(table, words, tags, str(config.train))

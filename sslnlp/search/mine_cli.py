@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-
-from sslnlp.errors import UserError
 
 if TYPE_CHECKING:
     from sslnlp.search.mining import Mined
@@ -73,36 +68,22 @@ def mine_command(
         def progress(stage: str, done: int, total: int) -> None:
             shown.update(tasks[stage], advance=done, total=total)
 
-        with _in_our_words():
-            mined = mine(
-                pairs,
-                out,
-                model=model,
-                bm25=bm25 or model is None,
-                reranker=reranker,
-                options=options,
-                language=language,
-                corpus=corpus,
-                columns={ours: theirs for ours, theirs in named.items() if theirs is not None},
-                corpus_columns=Columns(None, title_column, text_column),
-                batch_size=batch_size,
-                progress=progress,
-            )
+        mined = mine(
+            pairs,
+            out,
+            model=model,
+            bm25=bm25 or model is None,
+            reranker=reranker,
+            options=options,
+            language=language,
+            corpus=corpus,
+            columns={ours: theirs for ours, theirs in named.items() if theirs is not None},
+            corpus_columns=Columns(None, title_column, text_column),
+            batch_size=batch_size,
+            progress=progress,
+        )
     typer.echo(_summary(mined, options.negatives, margin))
     typer.echo(f"Try: sslnlp train finetune_ranking data.train={out}")
-
-
-@contextlib.contextmanager
-def _in_our_words() -> Iterator[None]:
-    """Columns of the pairs are named by options here, and by keys of a recipe where the message comes from."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(re.sub(r"data\.columns\.(query|positive)=?(NAME)?", _option, str(error))) from error
-
-
-def _option(key: re.Match[str]) -> str:
-    return f"--{key[1]}-column" + (f" {key[2]}" if key[2] else "")
 
 
 def _summary(mined: Mined, negatives: int, margin: float) -> str:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sslnlp.data import DataConfig
+from sslnlp.data.config import OptionData
 from sslnlp.data.hashes import Hashes, hash_same
 from sslnlp.data.paired import paired
 from sslnlp.data.table_rows import TableRows
@@ -32,6 +32,7 @@ from sslnlp.writing import check_output, naming
 
 _BLOCK = 256
 SIDES = ("query", "positive")
+_OPTIONS = {f"columns.{side}": f"--{side}-column" for side in SIDES}
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, things done since the last call, things in all)."""
@@ -90,8 +91,8 @@ def mine(
         raise UserError(f"{model} finds pictures: the negatives of texts are mined by an encoder of texts")
     judge = load_reranker(reranker) if reranker is not None else None  # before the long work, not after it
     with _workshop(out) as folder:
-        config = DataConfig(train=str(pairs), columns=dict(columns or {}), valid_fraction=0)
-        table = paired(config, cache_dir=folder / "tables")
+        asked = OptionData(train=str(pairs), columns=dict(columns or {}), valid_fraction=0, options=_OPTIONS)
+        table = paired(asked, cache_dir=folder / "tables")
         rows = table.train
         hashes, number = _write_corpus(folder / "corpus.jsonl", rows, block, corpus, corpus_columns)
         if number <= options.negatives:

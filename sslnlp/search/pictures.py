@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from sslnlp.data.config import DataConfig, cache_at
+from sslnlp.data.config import OptionData, cache_at
 from sslnlp.data.picture_columns import Pictures
 from sslnlp.data.picture_contents import Contents, FileContents, JoinedContents, in_short
 from sslnlp.data.picture_sources import open_pictures
@@ -30,15 +30,12 @@ from sslnlp.search.thumbnails import ThumbnailWriter, thumbnail
 _BLOCK = 32
 """Pictures in memory at once, which is what a killed run encodes again at most: 1,024 photographs are gigabytes."""
 _RUN = 1024
-# The readers speak of a recipe's keys; a person who searches has options instead.
 _OPTIONS = {
-    "data.columns.image=NAME": "--image-column NAME",
-    "data.columns.caption=NAME": "--text-column NAME",
-    "data.columns.image": "--image-column",
-    "data.columns.caption": "--text-column",
-    "data.columns.id": "--id-column",
-    "set data.train and data.valid to them": "name one of them",
+    "columns.image": "--image-column",
+    "columns.caption": "--text-column",
+    "columns.id": "--id-column",
 }
+"""What names a column for a person who searches."""
 
 
 class PictureSource:
@@ -58,12 +55,10 @@ class PictureSource:
         wanted = {ours: theirs for ours, theirs in named.items() if theirs is not None}
         self._data = data
         try:
-            self._pictures = open_pictures(DataConfig(train=str(data), columns=wanted), "train", cache_at())
+            asked = OptionData(train=str(data), columns=wanted, options=_OPTIONS)
+            self._pictures = open_pictures(asked, "train", cache_at())
         except UserError as error:
-            said = str(error)
-            for key, option in _OPTIONS.items():
-                said = said.replace(key, option)
-            raise UserError(f"the encoder reads pictures: {said}") from error
+            raise UserError(f"the encoder reads pictures: {error}") from error
         self._ids, self._rows = _documents(self._pictures)
 
     @property

@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 
 from sslnlp.data import DataConfig, Stream, picture_check
+from sslnlp.data.config import OptionData
 from sslnlp.data.picture_check import RUN
-from sslnlp.data.pictured import Pictured, PictureRows, pictured
+from sslnlp.data.pictured import Pictured, PictureRows, every_picture, pictured
 from sslnlp.errors import UserError
 
 COUNT = 2 * RUN + 6
@@ -394,6 +395,23 @@ def test_wrong_tables_are_one_clear_line(read, tmp_path):
         with pytest.raises(UserError, match=message) as caught:
             read(spec, **options)
         assert "\n" not in str(caught.value)
+
+
+def test_a_command_that_reads_pictures_without_a_recipe_is_told_of_its_options(tmp_path):
+    numbers = parquet(tmp_path / "numbers.parquet", PICTURES[:1], caption=[3], number=[4])
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text('{"words": "a"}\n')
+    splits = folder(tmp_path / "splits", {"train/a/1.png": PICTURES[1], "test/a/2.png": PICTURES[2]})
+    options = {"columns.image": "--shown", "columns.caption": "--said"}
+    for spec, columns, message in (
+        (str(texts), {}, "its columns are words: say --shown NAME$"),
+        (numbers, {"image": "imge"}, r"no column 'imge' \(--shown\)"),
+        (numbers, {"image": "number"}, "holds int64, not pictures; say --shown NAME$"),
+        (numbers, {}, "holds int, not text; say --said NAME$"),
+        (splits, {}, "holds test, train: name one of them$"),
+    ):
+        with pytest.raises(UserError, match=message):
+            every_picture(OptionData(train=spec, columns=columns, options=options), "train")
 
 
 def test_pictures_written_as_text_do_not_fill_the_screen(read, tmp_path):
