@@ -12,14 +12,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
-import yaml
 from huggingface_hub import ModelCard
-from markdown_it import MarkdownIt
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
-from sslnlp.card import CardFacts, model_card
-from sslnlp.card.text import public
+from sslnlp.card import CardFacts
 from sslnlp.errors import UserError
 from sslnlp.export import ExportError, export_model, folder
 from sslnlp.export.reloaded import state_of
@@ -349,79 +346,3 @@ def test_nothing_published_names_a_path_of_the_machine(tokenizer: PreTrainedToke
         assert str(tmp_path).encode() not in file.read_bytes(), file.name
     data = json.loads((path / "recipe.json").read_text())["data"]
     assert data == {"train": ["corpus.txt", "org/name", "data/x.txt"], "note": "see corpus.txt."}
-
-
-def test_a_list_of_files_is_published_with_the_last_part_of_each() -> None:
-    assert public("/home/me/a, b/one.txt, /srv/two.txt, ~/three.txt") == "one.txt, two.txt, three.txt"
-    assert public({"train": "data/one.txt, ../two.txt"}) == {"train": "data/one.txt, two.txt"}
-
-
-HOSTILE = "x`y | **b** <script>alert(1)</script>\n---\nlicense: mit\n# Pwned [a](http://b) \x00\u202e {{c}}"
-
-
-HOSTILE_PLACES = 9  # title, summary ×2, labels, sources, objective, option name and value, measure
-
-
-def test_hostile_names_stay_text() -> None:
-    facts = CardFacts(
-        title=HOSTILE,
-        objective=HOSTILE,
-        collator_options={HOSTILE: HOSTILE, "rate": 0.15},
-        measures={HOSTILE: 1.5},
-        sources=[HOSTILE],
-        data={"documents": 1234567},
-        label_names=[HOSTILE],
-        base_model=HOSTILE,
-        architecture="BertForMaskedLM",
-        datasets=[HOSTILE, "org/data"],
-        language="en",
-        license="My Own Licence: v1",
-    )
-    text = model_card(facts)
-
-    _, front, body = text.split("---\n", 2)
-    meta = yaml.safe_load(front)
-    assert meta["license"] == "other"
-    assert meta["license_name"] == "my-own-licence-v1"
-    assert meta["datasets"] == ["org/data"]
-    assert "base_model" not in meta
-    assert meta["pipeline_tag"] == "fill-mask"
-    assert ModelCard(text).data.to_dict() == meta
-    lines = body.splitlines()
-    assert [line for line in lines if line.startswith("#")][1:] == [
-        "## How to load", "## Model", "## Training data", "## Training", "## Held-out measures",
-        "## Intended use and limits",
-    ]  # fmt: skip
-    assert "---" not in lines
-    assert "\u202e" not in text
-    assert "| documents | 1,234,567 |" in lines
-    assert "| collator.rate | `0.15` |" in lines
-    html = MarkdownIt("commonmark").enable("table").render(body)
-    for tag in ("<script", "<strong", "<a ", "<hr"):
-        assert tag not in html
-    assert html.count("<h1") == 1
-    assert html.count("<table") == 4
-    cells = [row.count("<td") for row in html.split("<tr>")[1:] if "<td" in row]
-    assert cells == [2] * len(cells), "no value opens a third column"
-    assert html.count("&lt;script&gt;") == HOSTILE_PLACES
-
-
-@pytest.mark.parametrize(
-    ("columns", "asked"),
-    [
-        ({"text": "sentence"}, 'pipe("One text")'),
-        ({"text": "a", "text_pair": "b"}, 'pipe({"text": "One text", "text_pair": "Another one"})'),
-    ],
-)
-def test_the_card_asks_a_classifier_for_what_it_was_trained_on(columns: dict[str, str], asked: str) -> None:
-    facts = {"title": "t", "architecture": "BertForSequenceClassification", "data": {"columns": columns}}
-    assert asked in model_card(facts)
-
-
-def test_the_card_says_only_what_is_known() -> None:
-    text = model_card({"title": "bare"})
-    assert "license" not in text
-    assert "language" not in text
-    assert "None" not in text
-    assert "Training data" not in text
-    assert yaml.safe_load(text.split("---\n")[1])["library_name"] == "transformers"

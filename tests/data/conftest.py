@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from sslnlp.data import DataConfig
+from sslnlp.data.pictured import Pictured, pictured
 from sslnlp.data.store import TokenStore
 from sslnlp.data.tokens import TokenWriter
 
@@ -44,3 +47,15 @@ def make_store(tmp_path: Path) -> Callable[[Sequence[int]], TokenStore]:
         return TokenStore(tmp_path / name)
 
     return make
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Callable[..., Pictured]:
+    """Pictures of a spec, with what was found in them kept beside it."""
+
+    def read(train: str | list[str], captions_needed: bool = True, **options: Any) -> Pictured:
+        options.setdefault("valid_fraction", 0)
+        config = DataConfig(train=train, **options)
+        return pictured(config, cache_dir=tmp_path / "cache", captions_needed=captions_needed)
+
+    return read

@@ -1,0 +1,264 @@
+"""Whole small runs: what they leave, go on from, hand to the next stage, and take away again."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+from transformers.utils import logging
+
+from sslnlp.errors import UserError
+from sslnlp.recipe import from_dict, load_recipe, run, to_dict
+from sslnlp.recipe.build import resolve
+from sslnlp.recipe.load import read_biography
+from tests.contract import corpus
+
+TINY = ["model.size=nano", "train.steps=3", "train.batch_size=2", "tokenizer.vocab_size=520", "data.seq_length=32"]
+
+
+@pytest.fixture(scope="module")
+def bert(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of pretrain_bert."""
+    out = tmp_path_factory.mktemp("runs") / "bert"
+    cache = tmp_path_factory.mktemp("cache")
+    return run(load_recipe("pretrain_bert", [*TINY, f"data.train={text_file}", f"out={out}", f"data.cache={cache}"]))
+
+
+def test_a_model_that_is_given_has_a_size_of_its_own(bert: Path) -> None:
+    """What says the same is taken, and a recipe's own defaults are for when no model is given."""
+    start = ["data.train=pairs.jsonl", f"model.pretrained={bert / 'export'}"]
+    load_recipe("finetune_ranking", [*start, "model.size=nano", "model.architecture=modernbert"])
+    story = from_dict(to_dict(load_recipe("finetune_ranking", start)))
+    assert story.model.size == "mini"
+    for key in ("model.size=tiny", "model.architecture=bert"):
+        with pytest.raises(UserError, match=f"{key} would do nothing"):
+            load_recipe("finetune_ranking", [*start, key])
+        with pytest.raises(UserError, match=f"{key} would do nothing"):
+            load_recipe("finetune_ranking", [*start, "model.fresh=true", key])
+
+
+def test_a_run_leaves_its_story_and_a_plain_folder(bert: Path) -> None:
+    story = json.loads((bert / "recipe.json").read_text())
+    assert story["recipe"]["train"]["steps"] == story["result"]["steps"] == 3
+    assert story["result"]["measures"]["loss"] > 0
+    assert story["versions"].keys() >= {"python", "torch", "transformers"}
+    assert story["data"]["fingerprint"]
+    model = AutoModelForMaskedLM.from_pretrained(bert / "export")
+    assert sum(p.numel() for p in model.parameters()) == story["model"]["parameters"]
+    assert AutoTokenizer.from_pretrained(bert / "export").mask_token == "[MASK]"
+    assert json.loads((bert / "tokenizer" / "contract.json").read_text())["facts"]["mask"] is True
+    assert not [path for path in bert.parent.iterdir() if path.name.startswith(".")]
+
+
+def test_a_finished_run_is_a_recipe(bert: Path) -> None:
+    assert to_dict(load_recipe(str(bert))) == json.loads((bert / "recipe.json").read_text())["recipe"]
+
+
+def test_a_taken_folder_is_refused_and_left_alone(bert: Path) -> None:
+    before = (bert / "recipe.json").read_bytes()
+    with pytest.raises(UserError, match="already holds a run"):
+        run(load_recipe(str(bert)))
+    with pytest.raises(UserError, match=r"another recipe: train.lr \(0.004 -> 0.01\)"):
+        run(load_recipe(str(bert), ["train.lr=0.01"]), resume=True)
+    assert (bert / "recipe.json").read_bytes() == before
+
+
+def test_resuming_a_finished_run_exports_it_again(bert: Path) -> None:
+    weights = (bert / "export" / "model.safetensors").read_bytes()
+    run(load_recipe(str(bert), ["train.workers=0", "train.log_every=1"]), resume=True)
+    assert (bert / "export" / "model.safetensors").read_bytes() == weights
+
+
+def test_held_out_figures_of_a_resumed_run_compare_as_many_rows_as_before(text_file: Path, tmp_path: Path) -> None:
+    """Else fewer candidates would make a lower loss, and the best checkpoint the last one."""
+    keys = [*TINY, "train.keep=9", "data.valid_fraction=0.2", f"data.train={text_file}", f"out={tmp_path / 'run'}"]
+    out = run(load_recipe("embed_moco", [*keys, "train.batch_size=8"]))
+    weights, figures = ((out / name).read_bytes() for name in ("export/model.safetensors", "metrics.jsonl"))
+    shutil.rmtree(out / "state" / "step-00000003")
+    run(load_recipe("embed_moco", [*keys, "train.batch_size=4"]), resume=True)
+    losses = [
+        [line["valid/loss"] for line in map(json.loads, text.splitlines()) if "valid/loss" in line]
+        for text in (figures, (out / "metrics.jsonl").read_bytes())
+    ]
+    assert len(losses[0]) == 3
+    assert losses[0] == losses[1]
+    assert (out / "export" / "model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.parametrize("objective", ["masked_lm", "vae"])
+def test_what_the_caller_has_set_is_neither_met_nor_moved(objective: str, text_file: Path, tmp_path: Path) -> None:
+    keys = [f"objective.name={objective}", f"data.train={text_file}", f"data.cache={tmp_path}", "model.dropout=0.1"]
+    plain = run(load_recipe("pretrain_bert", [*TINY, *keys, f"out={tmp_path / 'plain'}"]))
+    drawn, said = torch.get_rng_state(), logging.get_verbosity()
+    try:
+        torch.set_default_dtype(torch.float64)
+        torch.set_default_device("meta")
+        logging.set_verbosity_info()
+        odd = run(load_recipe("pretrain_bert", [*TINY, *keys, f"out={tmp_path / 'odd'}"]))
+        assert (torch.get_default_dtype(), torch.get_default_device()) == (torch.float64, torch.device("meta"))
+        assert logging.get_verbosity() == logging.INFO
+        assert logging.is_progress_bar_enabled()
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+        logging.set_verbosity(said)
+    assert torch.equal(torch.get_rng_state(), drawn)
+    weights = [(out / "export" / "model.safetensors").read_bytes() for out in (plain, odd)]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "key"),
+    [("pretrain_bert", "rate=1.5"), ("finetune_classification", "max_length=1"), ("clip_image_text", "captions=0")],
+)
+def test_the_values_of_a_collator_are_refused_before_anything_is_read(recipe: str, key: str, tmp_path: Path) -> None:
+    keys = [f"data.train={tmp_path / 'not-there.jsonl'}", f"collator.{key}"]
+    with pytest.raises(UserError, match=f"collator.{key.partition('=')[0]}"):
+        resolve(load_recipe(recipe, keys))
+
+
+def test_the_size_is_said_of_the_model_and_of_all_that_trains(tmp_path: Path) -> None:
+    rows = [{"text": text, "label": f"odd\nname {n % 2}"} for n, text in enumerate(corpus()[:60])]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    keys = [key for key in TINY if "seq_length" not in key] + [f"data.train={tmp_path / 'rows.jsonl'}"]
+    said = {}
+    for recipe, more in (("pretrain_electra", ["data.seq_length=32"]), ("finetune_classification", [])):
+        screen = io.StringIO()
+        out = run(load_recipe(recipe, [*keys, *more, f"out={tmp_path / recipe}"]), console=Console(file=screen))
+        said[recipe] = screen.getvalue()
+        size = read_biography(out / "recipe.json")["model"]["parameters"]
+        assert f"{size:,} parameters" in said[recipe]
+    assert "with what objective electra adds" in said["pretrain_electra"]
+    assert "with what" not in said["finetune_classification"]
+    assert re.search(r"^rows of each class: odd name 0 \d+  odd name 1 \d+$", said["finetune_classification"], re.M)
+
+
+def test_a_run_does_not_go_on_with_other_data(text_file: Path, tmp_path: Path) -> None:
+    text, table, keys = tmp_path / "text.txt", tmp_path / "table.csv", [arg for arg in TINY if "seq_length" not in arg]
+    text.write_bytes(text_file.read_bytes())
+    table.write_text("text,label\n" + "".join(f"{line[:20]},{i % 2}\n" for i, line in enumerate(corpus()[:60])))
+    for name, file in (("pretrain_bert", text), ("finetune_classification", table)):
+        recipe = load_recipe(name, [*keys, f"data.train={file}", f"out={tmp_path / name}"])
+        before = (run(recipe) / "recipe.json").read_bytes()
+        content = file.read_text()
+        file.write_text("\n".join(reversed(content.splitlines())) if file == text else content.replace(",1\n", ",2\n"))
+        with pytest.raises(UserError, match=f"the data changed since the run in {tmp_path / name} began"):
+            run(recipe, resume=True)
+        assert (tmp_path / name / "recipe.json").read_bytes() == before
+        file.write_text(content)
+        run(recipe, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "row"),
+    [
+        ("pretrain_bert", '{{"text": "{text}"}}'),
+        ("finetune_classification", '{{"text": "{text}", "label": "{other}"}}'),
+        ("finetune_ranking", '{{"query": "{text}", "positive": "{other} {text}"}}'),
+    ],
+    ids=["texts", "labels", "pairs"],
+)
+def test_a_run_does_not_go_on_with_other_held_out_data(recipe: str, row: str, tmp_path: Path) -> None:
+    def write(name: str, texts: list[str], words: tuple[str, str]) -> Path:
+        lines = [row.format(text=text, other=words[i % 2]) for i, text in enumerate(texts)]
+        (tmp_path / name).write_text("\n".join(lines) + "\n")
+        return tmp_path / name
+
+    train = write("train.jsonl", corpus()[:60], ("one", "two"))
+    valid = write("valid.jsonl", corpus()[60:70], ("one", "two"))
+    keys = [arg for arg in TINY if "seq_length" not in arg]
+    loaded = load_recipe(recipe, [*keys, f"data.train={train}", f"data.valid={valid}", f"out={tmp_path / 'out'}"])
+    run(loaded)
+    write("valid.jsonl", list(reversed(corpus()[60:70])), ("two", "one"))
+    with pytest.raises(UserError, match="the data changed since the run"):
+        run(loaded, resume=True)
+    write("valid.jsonl", corpus()[60:70], ("one", "two"))
+    run(loaded, resume=True)
+
+
+def test_a_decoder_runs(text_file: Path, tmp_path: Path) -> None:
+    out = run(load_recipe("pretrain_gpt", [*TINY, f"data.train={text_file}", f"out={tmp_path / 'gpt'}"]))
+    assert json.loads((out / "recipe.json").read_text())["result"]["measures"]["bits_per_byte"] > 0
+    assert AutoModelForCausalLM.from_pretrained(out / "export").config.vocab_size > 256
+
+
+def test_a_stage_inherits_and_hands_on(bert: Path, tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [{"query": text[:20], "positive": text} for text in corpus()[:60]]
+    pairs.write_text("\n".join(json.dumps(row) for row in rows))
+    small = [arg for arg in TINY if not arg.startswith("data.seq_length")]
+    start = [*small, f"data.train={pairs}", f"model.pretrained={bert / 'export'}", "collator.query_prefix=q: "]
+    first = run(load_recipe("finetune_ranking", [*start, f"out={tmp_path / 'a'}"]))
+    recipe = json.loads((first / "recipe.json").read_text())["recipe"]
+    assert recipe["tokenizer"]["path"] == str(bert / "export")
+    assert recipe["data"]["seq_length"] == 32
+    assert recipe["collator"]["document_length"] == 32  # the default is longer than the model reads
+    go_on = [*small, f"data.train={pairs}", f"model.pretrained={first / 'export'}", "data.seq_length=16"]
+    second = run(load_recipe("finetune_ranking", [*go_on, f"out={tmp_path / 'b'}"]))
+    recipe = json.loads((second / "recipe.json").read_text())["recipe"]
+    assert recipe["collator"]["query_prefix"] == "q: "
+    assert recipe["data"]["seq_length"] == recipe["collator"]["document_length"] == 16  # given, so not inherited
+    settings = json.loads((second / "export" / "config_sentence_transformers.json").read_text())
+    assert settings["prompts"] == {"query": "q: ", "document": ""}
+    assert settings["max_lengths"] == {"query": 16, "document": 16}
+
+
+def test_lengths_of_queries_and_documents_are_handed_on(bert: Path) -> None:
+    """As the export's biography says they were, except where `data.seq_length` is given anew."""
+    story = json.loads((bert / "export" / "recipe.json").read_text())
+    story["recipe"]["collator"] |= {"query_length": 9, "document_length": 21, "document_prefix": "d: "}
+    export = shutil.copytree(bert / "export", bert.parent / "ranked")
+    (export / "recipe.json").write_text(json.dumps(story))
+    start = ["data.train=pairs.jsonl", f"model.pretrained={export}"]
+    options = resolve(load_recipe("finetune_ranking", start))[0].collator.options
+    assert options == {"query_length": 9, "document_length": 21, "document_prefix": "d: "}
+    options = resolve(load_recipe("finetune_ranking", [*start, "collator.query_length=12"]))[0].collator.options
+    assert (options["query_length"], options["document_length"]) == (12, 21)
+    options = resolve(load_recipe("finetune_ranking", [*start, "data.seq_length=16"]))[0].collator.options
+    assert (options["query_length"], options["document_length"]) == (16, 16)
+
+
+def test_a_classifier_keeps_its_label_names(bert: Path, tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    lines = [f'"{text[:60]}",{"even" if n % 2 == 0 else "odd"}' for n, text in enumerate(corpus()[:80])]
+    table.write_text("text,label\n" + "\n".join(lines))
+    out = run(
+        load_recipe(
+            "finetune_classification",
+            [*TINY, f"model.pretrained={bert / 'export'}", f"data.train={table}", f"out={tmp_path / 'c'}"],
+        )
+    )
+    story = json.loads((out / "recipe.json").read_text())
+    assert story["label_names"] == ["even", "odd"]
+    assert json.loads((out / "export" / "config.json").read_text())["id2label"] == {"0": "even", "1": "odd"}
+    assert set(story["result"]["measures"]) >= {"accuracy", "macro_f1"}
+
+
+def test_a_run_that_cannot_start_leaves_nothing(tmp_path: Path) -> None:
+    table = tmp_path / "pairs.jsonl"
+    # Fewer negatives than asked for, which only the collator can see, at the first batch.
+    rows = [{"query": f"q {n}", "positive": f"p {n}", "negatives": ["one"]} for n in range(20)]
+    table.write_text("\n".join(json.dumps(row) for row in rows))
+    keys = [*TINY, f"data.train={table}", f"out={tmp_path / 'out'}", "collator.num_negatives=2"]
+    with pytest.raises(UserError, match="a row has 1 negatives"):
+        run(load_recipe("finetune_ranking", keys))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs.jsonl"]
+
+
+def test_a_run_that_finds_no_memory_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(*anything: Any) -> None:
+        raise MemoryError
+
+    (tmp_path / "text.txt").write_text("a few words of it\n" * 50)
+    monkeypatch.setattr("sslnlp.train.Trainer.train_step", none_left)
+    with pytest.raises(MemoryError):
+        run(load_recipe("pretrain_bert", [*TINY, f"data.train={tmp_path / 'text.txt'}", f"out={tmp_path / 'out'}"]))
+    assert not (tmp_path / "out").exists()
