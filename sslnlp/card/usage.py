@@ -40,74 +40,83 @@ def snippet(facts: CardFacts) -> str:
     # The folder is named by a placeholder: the card cannot know under which name it will be published.
     task, auto = task_of(facts)
     if facts.ranks is not None:
-        return _python(_ranking(facts)) + "\n\n" + _RERANKING
+        return f"{_python(_ranking(facts))}\n\n{_RERANKING}"
     if facts.head:
-        lines = [
-            "from sentence_transformers import SentenceTransformer",
-            "from transformers import AutoConfig",
-            "",
-            'model = SentenceTransformer("PATH_OR_NAME")',
-            'names = AutoConfig.from_pretrained("PATH_OR_NAME").label_names',
-            'logits = model.encode(["first text", "second text"])',
-            "print([names[c] for c in logits.argmax(1)])",
-        ]
-        return f"{_python(lines)}\n\nWith probabilities, for a file: `sslnlp predict PATH_OR_NAME texts.csv`."
+        return f"{_python(_CLASSES)}\n\nWith probabilities, for a file: `sslnlp predict PATH_OR_NAME texts.csv`."
     if "DualEncoder" in facts.architecture:
-        lines = [
-            "from PIL import Image",
-            "from transformers import VisionTextDualEncoderModel, VisionTextDualEncoderProcessor",
-            "",
-            'model = VisionTextDualEncoderModel.from_pretrained("PATH_OR_NAME")',
-            'processor = VisionTextDualEncoderProcessor.from_pretrained("PATH_OR_NAME")',
-            'texts, pictures = ["first text", "second text"], [Image.open("picture.png")]  # without transparency',
-            'inputs = processor(text=texts, images=pictures, padding=True, truncation=True, return_tensors="pt")',
-            "print(model(**inputs).logits_per_image.softmax(-1))",
-        ]
-        return _python(lines)
+        return _python(_TEXTS_OF_PICTURE)
     if facts.pictures:
-        whole = _WHOLE[facts.pooling or "cls"]
-        lines = [
-            *(["import torch"] if "torch." in whole else []),
-            "from PIL import Image",
-            "from transformers import AutoImageProcessor, AutoModel",
-            "",
-            'processor = AutoImageProcessor.from_pretrained("PATH_OR_NAME")',
-            'model = AutoModel.from_pretrained("PATH_OR_NAME", add_pooling_layer=False)',
-            'inputs = processor(Image.open("picture.png"), return_tensors="pt")  # without transparency',
-            "hidden = model(**inputs).last_hidden_state",
-            f"whole = {whole}",
-        ]
-        return _python(lines)
+        return _python(_picture(facts.pooling or "cls"))
     if facts.pooling is not None:
-        lines = [
-            "from sentence_transformers import SentenceTransformer",
-            "",
-            'model = SentenceTransformer("PATH_OR_NAME")',
-            'vectors = model.encode(["first text", "second text"])',
-        ]
-        return f"{_python(lines)}\n\nWithout sentence-transformers, the same vectors:\n\n{_python(_vectors(facts))}"
-    elif task in ("fill-mask", "text-generation", "text-classification", "token-classification"):
-        text = 'f"One {pipe.tokenizer.mask_token} word."' if task == "fill-mask" else '"One text"'
-        if task == "text-classification" and "text_pair" in (facts.data.get("columns") or {}):
-            text = '{"text": "One text", "text_pair": "Another one"}'
-        lines = [
-            "from transformers import pipeline",
-            "",
-            f'pipe = pipeline("{task}", model="PATH_OR_NAME")',
-            f"print(pipe({text}))",
-        ]
-    else:
-        lines = [
+        return f"{_python(_EMBEDDER)}\n\nWithout sentence-transformers, the same vectors:\n\n{_python(_vectors(facts))}"
+    if task in ("fill-mask", "text-generation", "text-classification", "token-classification"):
+        return _python(_pipeline(task, pair="text_pair" in (facts.data.get("columns") or {})))
+    return _python(
+        [
             f"from transformers import {auto}, AutoTokenizer",
             "",
             'tokenizer = AutoTokenizer.from_pretrained("PATH_OR_NAME")',
             f'model = {auto}.from_pretrained("PATH_OR_NAME")',
         ]
-    return _python(lines)
+    )
 
 
 def _python(lines: Sequence[str]) -> str:
     return "```python\n" + "\n".join(lines) + "\n```"
+
+
+_EMBEDDER = (
+    "from sentence_transformers import SentenceTransformer",
+    "",
+    'model = SentenceTransformer("PATH_OR_NAME")',
+    'vectors = model.encode(["first text", "second text"])',
+)
+_CLASSES = (
+    "from sentence_transformers import SentenceTransformer",
+    "from transformers import AutoConfig",
+    "",
+    'model = SentenceTransformer("PATH_OR_NAME")',
+    'names = AutoConfig.from_pretrained("PATH_OR_NAME").label_names',
+    'logits = model.encode(["first text", "second text"])',
+    "print([names[c] for c in logits.argmax(1)])",
+)
+_TEXTS_OF_PICTURE = (
+    "from PIL import Image",
+    "from transformers import VisionTextDualEncoderModel, VisionTextDualEncoderProcessor",
+    "",
+    'model = VisionTextDualEncoderModel.from_pretrained("PATH_OR_NAME")',
+    'processor = VisionTextDualEncoderProcessor.from_pretrained("PATH_OR_NAME")',
+    'texts, pictures = ["first text", "second text"], [Image.open("picture.png")]  # without transparency',
+    'inputs = processor(text=texts, images=pictures, padding=True, truncation=True, return_tensors="pt")',
+    "print(model(**inputs).logits_per_image.softmax(-1))",
+)
+
+
+def _picture(pooling: str) -> list[str]:
+    whole = _WHOLE[pooling]
+    return [
+        *(["import torch"] if "torch." in whole else []),
+        "from PIL import Image",
+        "from transformers import AutoImageProcessor, AutoModel",
+        "",
+        'processor = AutoImageProcessor.from_pretrained("PATH_OR_NAME")',
+        'model = AutoModel.from_pretrained("PATH_OR_NAME", add_pooling_layer=False)',
+        'inputs = processor(Image.open("picture.png"), return_tensors="pt")  # without transparency',
+        "hidden = model(**inputs).last_hidden_state",
+        f"whole = {whole}",
+    ]
+
+
+def _pipeline(task: str, *, pair: bool) -> list[str]:
+    text = 'f"One {pipe.tokenizer.mask_token} word."' if task == "fill-mask" else '"One text"'
+    if task == "text-classification" and pair:
+        text = '{"text": "One text", "text_pair": "Another one"}'
+    return [
+        "from transformers import pipeline",
+        "",
+        f'pipe = pipeline("{task}", model="PATH_OR_NAME")',
+        f"print(pipe({text}))",
+    ]
 
 
 _POOLED = {

@@ -102,25 +102,17 @@ def labelled(
         read = read.only(fresh)
     facts["conflicts"] = len(read.hashes) - len(np.unique(read.hashes))
 
-    found = read.classes()
-    if config.valid is None and kind != "number":  # a class whose few rows are all held out trains instead
-        known = set().union(*found)
-        seen = np.array([set(names) <= known for names in held.classes()], bool)
-        held, read = held.only(seen), read.join(held.only(~seen))
-        found = read.classes()
+    if config.valid is None and kind != "number":
+        read, held = _with_every_class(read, held)
     left_out = f" ({facts['overlap']} of its rows are in data.valid too and were left out)" if facts["overlap"] else ""
-    known = set().union(*found)
+    known = set().union(*read.classes())
     ordered = _ordered(known, names, table.features[label], config, left_out) if kind != "number" else []
     unseen = sorted(set().union(*held.classes()) - set(ordered))
     if unseen:
         raise UserError(
             f"label {unseen[0]!r} of data.valid never occurs in data.train{left_out}.{suggest(unseen[0], ordered)}"
         )
-    if config.labels_per_class is not None:
-        if kind == "number":
-            raise UserError("data.labels_per_class takes classes, and the labels are numbers; use data.limit")
-        order = Permutation(len(found), config.draw, "labels_per_class")(np.arange(len(found)))
-        read = read.only(few(found, order.tolist(), config.labels_per_class))
+    read = _few(read, config)
     counted = Counter(name for names in read.classes() for name in names)
     counts = {name: counted[name] for name in ordered}
     number = {name: i for i, name in enumerate(ordered)}
@@ -128,10 +120,7 @@ def labelled(
     valid = held.rows(held_table, columns, number) if len(held.labels) else None
     facts.update(rows=len(train), valid_rows=len(valid) if valid else 0)
     if kind == "number":
-        values = np.array(read.labels, np.float64)
-        if values.std() == 0:
-            raise UserError(f"every label of {config.train} is {values[0]:g}: there is nothing to learn")
-        facts.update(label_mean=float(values.mean()), label_std=float(values.std()))
+        facts.update(_spread(read.labels, str(config.train)))
     return Labelled(train, valid, ordered, counts, facts)
 
 
@@ -262,6 +251,32 @@ def _read_labelled(table: datasets.Dataset, columns: Mapping[str, str], label: s
         raise UserError(f"no row has both a text in {', '.join(map(repr, columns.values()))} and a label in {label!r}")
     facts = {"empty": empty, "unlabelled": unlabelled, "duplicates": 0}
     return _Read(kind, np.array(index), labels, np.concatenate(hashes), np.concatenate(row_hashes), facts)
+
+
+def _with_every_class(read: _Read, held: _Read) -> tuple[_Read, _Read]:
+    """Training and held-out rows: those of a class whose few rows were all held out train instead."""
+    known = set().union(*read.classes())
+    seen = np.array([set(names) <= known for names in held.classes()], bool)
+    return read.join(held.only(~seen)), held.only(seen)
+
+
+def _few(read: _Read, config: DataConfig) -> _Read:
+    """The rows of `data.labels_per_class`, chosen by `data.draw`."""
+    if config.labels_per_class is None:
+        return read
+    if read.kind == "number":
+        raise UserError("data.labels_per_class takes classes, and the labels are numbers; use data.limit")
+    found = read.classes()
+    order = Permutation(len(found), config.draw, "labels_per_class")(np.arange(len(found)))
+    return read.only(few(found, order.tolist(), config.labels_per_class))
+
+
+def _spread(labels: Sequence[Label], spec: str) -> dict[str, float]:
+    """Mean and standard deviation of measurements, which are not all the same."""
+    values = np.array(labels, np.float64)
+    if values.std() == 0:
+        raise UserError(f"every label of {spec} is {values[0]:g}: there is nothing to learn")
+    return {"label_mean": float(values.mean()), "label_std": float(values.std())}
 
 
 def _ordered(

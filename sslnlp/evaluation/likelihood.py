@@ -107,15 +107,7 @@ def log_likelihoods(
         score = _scorer(model)
         copies = _causal(rows, order) if causal else _masked(rows, order, int(tokenizer.mask_token_id), word_aware)
         while batch := list(islice(copies, batch_size)):
-            width = max(len(copy.ids) for copy in batch)
-            ids_BS = np.full((len(batch), width), pad, dtype=np.int64)
-            mask_BS = np.zeros_like(ids_BS)
-            for b, copy in enumerate(batch):
-                ids_BS[b, : len(copy.ids)], mask_BS[b, : len(copy.ids)] = copy.ids, 1
-            index_N = np.concatenate([b * width + copy.place for b, copy in enumerate(batch)])
-            target_N = np.concatenate([copy.target for copy in batch])
-            encoding = {"input_ids": torch.from_numpy(ids_BS), "attention_mask": torch.from_numpy(mask_BS)}
-            found_N = score(encoding, torch.from_numpy(index_N), torch.from_numpy(target_N))
+            found_N = score(*_padded(batch, pad))
             owner_N = np.repeat([copy.text for copy in batch], [len(copy.place) for copy in batch])
             np.add.at(nats, owner_N, found_N)
     return [
@@ -198,6 +190,19 @@ def _masked(rows: Sequence[_Row], order: Sequence[int], mask: int, word_aware: b
             hidden = ids.copy()
             hidden[place[i : ends[word[i]] if word_aware else i + 1]] = mask
             yield _Copy(n, hidden, place[i : i + 1], ids[place[i : i + 1]])
+
+
+def _padded(batch: Sequence[_Copy], pad: int) -> tuple[Encoding, Tensor, Tensor]:
+    """The copies as an encoding [B, S], and of all their places together the flat positions int64 [N] and the ids."""
+    width = max(len(copy.ids) for copy in batch)
+    ids_BS = np.full((len(batch), width), pad, dtype=np.int64)
+    mask_BS = np.zeros_like(ids_BS)
+    for b, copy in enumerate(batch):
+        ids_BS[b, : len(copy.ids)], mask_BS[b, : len(copy.ids)] = copy.ids, 1
+    index_N = np.concatenate([b * width + copy.place for b, copy in enumerate(batch)])
+    target_N = np.concatenate([copy.target for copy in batch])
+    encoding = {"input_ids": torch.from_numpy(ids_BS), "attention_mask": torch.from_numpy(mask_BS)}
+    return encoding, torch.from_numpy(index_N), torch.from_numpy(target_N)
 
 
 def _scorer(model: PreTrainedModel) -> Callable[[Encoding, Tensor, Tensor], npt.NDArray[np.float64]]:

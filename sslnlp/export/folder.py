@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,19 +70,11 @@ def export_model(
     and `ExportError` when the reloaded model differs. Nothing is left half-written in either case.
     """
     directory = Path(directory)
-    aside = directory.with_name(f".{directory.name}.unfinished")
-    moved = directory.with_name(f".{directory.name}.replaced")
     if pooling is not None and pooling not in POOLINGS:
         raise UserError(f"unknown pooling {pooling!r}; accepted: {', '.join(POOLINGS)}")
     model = getattr(model, "_orig_mod", model)
     _check_weights(model, tokenizer)
-    try:
-        if moved.exists() and not directory.exists():  # an earlier replacement was killed between its two renames
-            os.rename(moved, directory)
-        for left_over in (aside, moved):
-            if left_over.exists():
-                shutil.rmtree(left_over)
-        aside.mkdir(parents=True)
+    with _replacing(directory) as aside:
         tower_pooling = pooling if tokenizer is None else None
         if tower_pooling is not None:
             model.config.update({POOLING: tower_pooling})
@@ -103,8 +96,10 @@ def export_model(
             save_head(head, [model.config.id2label[c] for c in range(len(head.weight))], aside)
         if modes:
             write_self_check(model, modes, aside)
-        facts = replace(_complete(CardFacts.of(card), model, pooling, normalize, max_length, head), modes=modes or {})
-        facts = replace(facts, pictures=tokenizer is None, pooling=pooling or tower_pooling)
+        facts = replace(
+            _complete(CardFacts.of(card), model, normalize, max_length, head),
+            modes=modes or {}, pictures=tokenizer is None, pooling=pooling or tower_pooling,
+        )  # fmt: skip
         if ranks is not None:
             facts = replace(facts, ranks=ranks, prompts=prompts or {}, label_names=())
         (aside / "README.md").write_text(model_card(facts), encoding="utf-8")
@@ -112,6 +107,22 @@ def export_model(
         with quiet_loading():
             compare(model, tokenizer, aside, max_length)
             check_modes(aside)
+    return directory
+
+
+@contextlib.contextmanager
+def _replacing(directory: Path) -> Iterator[Path]:
+    """An empty folder beside `directory` that takes its place at the end; taken away again if the body raises."""
+    aside = directory.with_name(f".{directory.name}.unfinished")
+    moved = directory.with_name(f".{directory.name}.replaced")
+    try:
+        if moved.exists() and not directory.exists():  # an earlier replacement was killed between its two renames
+            os.rename(moved, directory)
+        for left_over in (aside, moved):
+            if left_over.exists():
+                shutil.rmtree(left_over)
+        aside.mkdir(parents=True)
+        yield aside
         if directory.exists():
             os.rename(directory, moved)
         os.rename(aside, directory)
@@ -123,7 +134,6 @@ def export_model(
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
             raise UserError(f"cannot write the export to {str(directory)!r}: {reason}") from error
         raise
-    return directory
 
 
 def _check_weights(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> None:
@@ -192,12 +202,7 @@ def _save_processor(tokenizer: PreTrainedTokenizerBase | None, folder: Path, siz
 
 
 def _complete(
-    facts: CardFacts,
-    model: PreTrainedModel,
-    pooling: str | None,
-    normalize: bool,
-    max_length: int,
-    head: LinearHead | None,
+    facts: CardFacts, model: PreTrainedModel, normalize: bool, max_length: int, head: LinearHead | None
 ) -> CardFacts:
     labels: list[str] = []
     if head is not None or "Classification" in type(model).__name__:
@@ -207,7 +212,6 @@ def _complete(
         architecture=type(model).__name__,
         parameters=sum(p.numel() for p in model.parameters()),  # tied ones are counted once
         max_length=max_length,
-        pooling=pooling,
         normalize=normalize,
         label_names=labels,
         head=head is not None,

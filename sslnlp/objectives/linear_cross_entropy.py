@@ -123,18 +123,12 @@ def _compute(
         features_NH = torch.nn.functional.pad(features_NH, (0, 0, 0, missing))
         target_N = torch.nn.functional.pad(target_N, (0, missing), value=IGNORED)
     w_VH, b_V = weight_VH.to(dtype), None if bias_V is None else bias_V.to(dtype)
-    vocabulary = len(w_VH)
+    vocabulary, positions = len(w_VH), len(target_N)
     scored_N1 = (target_N != IGNORED)[:, None]
     score = _fused_score() if fused else _score
     total = torch.zeros((), dtype=sums, device=features_NH.device)
     hits = torch.zeros((), dtype=torch.float32, device=features_NH.device)
-    positions = len(target_N)
-    chunk, panel = (_rows(limit, features_NH, vocabulary) for limit in (CHUNK, PANEL))
-    if features_NH.device.type == "cpu":
-        chunk = max(chunk, LEAST.get(dtype.itemsize, 1))
-    if dtype == sums:
-        panel = chunk  # the product adds to the gradient of the matrix by itself
-    chunk, panel = min(chunk, positions), min(panel, positions)
+    chunk, panel = _sizes(features_NH, vocabulary)
     whole = 0 < positions == panel
     d_features_NH, d_weight_VH, d_bias_V = _buffers(features_NH, weight_VH, bias_V, differentiate, matrix=not whole)
     # One place for what all chunks make, because the first touch of new memory costs as much as the sums in it.
@@ -172,6 +166,17 @@ def _compute(
     if differentiate:
         d_features_NH *= scored_N1
     return total, hits, d_features_NH[:asked], d_weight_VH, d_bias_V
+
+
+def _sizes(features_NH: Tensor, vocabulary: int) -> tuple[int, int]:
+    """Positions of a chunk and of a panel."""
+    dtype, positions = features_NH.dtype, len(features_NH)
+    chunk, panel = (_rows(limit, features_NH, vocabulary) for limit in (CHUNK, PANEL))
+    if features_NH.device.type == "cpu":
+        chunk = max(chunk, LEAST.get(dtype.itemsize, 1))
+    if dtype == torch.promote_types(dtype, torch.float32):
+        panel = chunk  # the product adds to the gradient of the matrix by itself
+    return min(chunk, positions), min(panel, positions)
 
 
 def _product(features_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, *, out: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from sslnlp.search.evaluate import Evaluation
+    from sslnlp.search.evaluate import Evaluation, Judged
     from sslnlp.search.significance import Comparison
     from sslnlp.search.trec import Run
 
@@ -94,9 +95,7 @@ def evaluate_command(
             index, model=model, reranker=reranker, depth=depth, rerank_weight=rerank_weight, ann=ann, verify=verify
         )
     modes = [] if opened is None else evaluate.modes_of(opened, mode)
-    targets: dict[str, Path] = {}
-    if run is not None:
-        targets = {name: run if len(modes) == 1 else run.with_name(f"{run.stem}.{name}{run.suffix}") for name in modes}
+    targets = {} if run is None else _run_files(run, modes)
     for written in targets.values():
         check_output(written, queries, qrels, *(compare or []))
     judged = evaluate.load_judged(opened, queries, qrels)
@@ -109,17 +108,28 @@ def evaluate_command(
     if json is not None:
         evaluate.write_json(json, evaluation.as_json())
     print_evaluation(evaluation, len(judged.queries))
-    if judged.unjudged_queries:
-        typer.echo(f"{judged.unjudged_queries:,} queries without a relevant document are left out.")
-    if judged.absent_queries:
-        typer.echo(f"{judged.absent_queries:,} judged queries have no text in {queries}; they are left out.")
-    if judged.absent_documents:
-        typer.echo(f"{judged.absent_documents:,} relevant documents are not in the index; they count as not found.")
-    for name, other in others.items():
-        if missing := len(judged.queries.keys() - other.keys()):
-            typer.echo(f"{name} does not answer {missing:,} of the queries; they count as 0.")
+    for line in _not_measured(judged, others, queries):
+        typer.echo(line)
     for name, target in targets.items():  # last: ids that such a file cannot hold do not cost the figures
         write_run(target, runs[name], f"sslnlp-{name}")
+
+
+def _run_files(run: Path, modes: Sequence[str]) -> dict[str, Path]:
+    """Where the ranking of each mode is written."""
+    return {name: run if len(modes) == 1 else run.with_name(f"{run.stem}.{name}{run.suffix}") for name in modes}
+
+
+def _not_measured(judged: Judged, others: Mapping[str, Run], queries: Path | None) -> Iterator[str]:
+    """What the figures are not of, a line each."""
+    if judged.unjudged_queries:
+        yield f"{judged.unjudged_queries:,} queries without a relevant document are left out."
+    if judged.absent_queries:
+        yield f"{judged.absent_queries:,} judged queries have no text in {queries}; they are left out."
+    if judged.absent_documents:
+        yield f"{judged.absent_documents:,} relevant documents are not in the index; they count as not found."
+    for name, other in others.items():
+        if missing := len(judged.queries.keys() - other.keys()):
+            yield f"{name} does not answer {missing:,} of the queries; they count as 0."
 
 
 def print_evaluation(evaluation: Evaluation, queries: int) -> None:
