@@ -70,6 +70,11 @@ class _HashingFile:
         return {"sha256": self._hash.hexdigest(), "bytes": self.size}
 
 
+def place_of(directory: Path, step: int) -> Path:
+    """Where the checkpoint of `step` lies."""
+    return directory / f"step-{step:08d}"
+
+
 def save_checkpoint(directory: Path, step: int, payload: Mapping[str, Any], meta: Mapping[str, Any]) -> Path:
     """Write one checkpoint and return its folder, `directory/step-<step>`. One process writes at a time.
 
@@ -179,7 +184,7 @@ def _settle(directory: Path, step: int) -> Path:
     *older, newest = [path for path in _folders(directory) if _order(path)[0] == step]
     for path in older:
         _remove(path)
-    plain = directory / f"step-{step:08d}"
+    plain = place_of(directory, step)
     if newest != plain and not plain.exists():
         os.rename(newest, plain)
     return plain

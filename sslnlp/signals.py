@@ -5,6 +5,18 @@ from __future__ import annotations
 import signal
 from types import FrameType, TracebackType
 
+import torch
+
+from sslnlp import distributed
+
+
+class Interrupted(Exception):
+    """SIGTERM or Ctrl-C arrived: the run was saved at `step` and `--resume` goes on from there."""
+
+    def __init__(self, step: int, signum: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name} and saved at step {step}; go on with --resume")
+        self.step, self.signum = step, signum
+
 
 class Signals:
     """Inside, the first SIGTERM or SIGINT is noted in `received` and the step in progress ends; a second one ends the
@@ -26,6 +38,12 @@ class Signals:
     ) -> None:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
+
+    def on_any_rank(self, device: torch.device) -> int:
+        """The signal that arrived on any rank, or 0: all ranks stop after the same step."""
+        if distributed.world_size() == 1:
+            return self.received
+        return int(distributed.all_reduce_max(torch.tensor(self.received, device=device)).item())
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         if self.received:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -24,7 +23,7 @@ from torch import Tensor
 from sslnlp import distributed
 from sslnlp.averaging import Average
 from sslnlp.budget import calibrate, distances, parse_duration
-from sslnlp.checkpoint import keep_last, load_checkpoint, newest_valid, save_checkpoint
+from sslnlp.checkpoint import keep_last, load_checkpoint, newest_valid, place_of, save_checkpoint
 from sslnlp.collators.base import Collator
 from sslnlp.data.stream import Stream
 from sslnlp.errors import UserError
@@ -37,7 +36,7 @@ from sslnlp.objectives.base import Objective
 from sslnlp.optim import OPTIMIZERS, learning_rate_factor
 from sslnlp.precision import new_accelerator, warn_if_slower
 from sslnlp.sharding import gathered, load_whole, refill, shard, sharding_asked
-from sslnlp.signals import Signals
+from sslnlp.signals import Interrupted, Signals
 from sslnlp.sums import Running, add_sums, count_tokens
 from sslnlp.train_config import TrainConfig
 from sslnlp.types import Batch
@@ -47,14 +46,6 @@ __all__ = ["Interrupted", "NonFiniteError", "TrainConfig", "Trainer"]
 
 log = logging.getLogger(__name__)
 Evaluate = Callable[[Objective], Mapping[str, float]]
-
-
-class Interrupted(Exception):
-    """SIGTERM or Ctrl-C arrived: the run was saved at `step` and `--resume` goes on from there."""
-
-    def __init__(self, step: int, signum: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name} and saved at step {step}; go on with --resume")
-        self.step, self.signum = step, signum
 
 
 @dataclass
@@ -159,7 +150,7 @@ class Trainer:
             if running.sums and (progress.step % self.config.log_every == 0 or last):
                 seconds, clock = time.perf_counter() - clock, time.perf_counter()
                 self._log(progress, running, seconds)
-            stop = self._interrupted()
+            stop = self._signals.on_any_rank(self.device)
             improved = False
             if self.evaluate is not None and (progress.step % eval_every == 0 or last):
                 improved = self._evaluate(progress)
@@ -365,7 +356,7 @@ class Trainer:
         return parts if self.average is None else parts | {"average": self.average.values}
 
     def _checkpoint(self, step: int) -> Path:
-        return self.out / "state" / f"step-{step:08d}"
+        return place_of(self.out / "state", step)
 
     def _restore(self, path: Path) -> _Progress:
         parts, meta = load_checkpoint(path)
@@ -398,9 +389,3 @@ class Trainer:
             self.metrics.forget(progress.step, but=("event",))
         log.warning("%s: back to step %d, skipping these rows", what, progress.step)
         return progress
-
-    def _interrupted(self) -> int:
-        """The signal that arrived on any rank, or 0: all ranks stop after the same step."""
-        if distributed.world_size() == 1:
-            return self._signals.received
-        return int(distributed.all_reduce_max(torch.tensor(self._signals.received, device=self.device)).item())
