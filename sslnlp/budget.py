@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import re
 import shutil
 import statistics
@@ -143,7 +142,7 @@ def measure(trainer: Trainer, *, at_least: float = 3.0, at_most: float = 30.0) -
 
     loads, works, tokens = time_updates(trainer, trainer.windows(), enough)
     load, work = _middle(loads[1:]), _middle(works[1:])
-    hands = min(config.workers, _cores() - 1)  # a worker without a core of its own hides nothing
+    hands = min(config.workers, distributed.own_cores() - 1)  # a worker without a core of its own hides nothing
     update = max(work, load / hands) if hands > 0 else work + load
     return Pace(
         update=update,
@@ -192,10 +191,6 @@ def _middle(values: Sequence[float]) -> float:
     """The mean of the middle half: deaf to a stolen core as the median is, but not to rows of unlike length."""
     drop = len(values) // 4
     return statistics.fmean(sorted(values)[drop : len(values) - drop])
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _evaluation(trainer: Trainer) -> float:

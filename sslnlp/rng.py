@@ -16,7 +16,8 @@ import numpy.typing as npt
 U64 = npt.NDArray[np.uint64]
 Positions = Sequence[int] | npt.NDArray[np.int64]
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+"""2^64 / golden ratio: its multiples fall evenly into the circle of integers, and a product with it spreads bits."""
 _M1 = np.uint64(0xBF58476D1CE4E5B9)
 _M2 = np.uint64(0x94D049BB133111EB)
 
@@ -40,8 +41,8 @@ def bits(seed: int, purpose: str, positions: Positions, n: int) -> U64:
     """`n` 64-bit draws for each position: uint64 [len(positions), n]."""
     rows = np.asarray(positions, dtype=np.uint64)
     with np.errstate(over="ignore"):
-        base = mix(rows * _GOLDEN + np.uint64(key(seed, purpose)))
-        return mix(base[:, None] + np.arange(1, n + 1, dtype=np.uint64)[None, :] * _GOLDEN)
+        base = mix(rows * GOLDEN + np.uint64(key(seed, purpose)))
+        return mix(base[:, None] + np.arange(1, n + 1, dtype=np.uint64)[None, :] * GOLDEN)
 
 
 def uniform(seed: int, purpose: str, positions: Positions, n: int) -> npt.NDArray[np.float64]:

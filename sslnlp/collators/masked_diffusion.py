@@ -13,11 +13,9 @@ import torch
 from sslnlp.collators.base import Collator
 from sslnlp.collators.tokens import IGNORED, FreshPositions, lowest, token_block
 from sslnlp.errors import UserError
-from sslnlp.rng import bits, key
+from sslnlp.rng import GOLDEN, bits, key
 from sslnlp.tokenizer import special_mask
 from sslnlp.types import Batch, Row
-
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: its multiples fall evenly into the circle of integers
 
 
 @dataclass(kw_only=True)
@@ -72,7 +70,7 @@ class MaskedDiffusionCollator(Collator):
         """int64 [B]: how many of its tokens each row hides, uniform over 1 to all of them (0 of none)."""
         start = np.uint64(key(self.seed, "masked_diffusion/rate"))
         with np.errstate(over="ignore"):
-            turn_B = (positions.astype(np.uint64) * _GOLDEN + start) >> np.uint64(11)
+            turn_B = (positions.astype(np.uint64) * GOLDEN + start) >> np.uint64(11)
         share_B = turn_B * 2.0**-53  # [0, 1)
         counts: npt.NDArray[np.int64] = np.minimum(1 + (share_B * tokens_B).astype(np.int64), tokens_B)
         return counts

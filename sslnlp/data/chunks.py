@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa  # type: ignore[import-untyped]
 
+from sslnlp.rng import GOLDEN
 from sslnlp.tokenizer.cuts import SEPARATOR
 
 Bytes = npt.NDArray[np.uint8]
@@ -27,7 +28,7 @@ MAX_IDS = 1 << 23
 """Of chunks and of ids held: past either, the table begins anew. At most about 120 MiB in all."""
 FRONT_BITS = (18, 17)
 """Places of the fronts for chunks of at most 8 and 16 bytes, as powers of two."""
-_SPREAD, _SECOND = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)
+_SECOND = np.uint64(0xC2B2AE3D27D4EB4F)
 _MASKS = np.array([(1 << 8 * n) - 1 for n in range(9)], np.uint64)
 _MARK = bytes([SEPARATOR])
 
@@ -252,9 +253,9 @@ class ChunkTable:
 
 def _mixed(one: Keys, two: Keys | None = None) -> Keys:
     with np.errstate(over="ignore"):
-        mixed: Keys = one * _SPREAD if two is None else (one ^ two * _SECOND) * _SPREAD
+        mixed: Keys = one * GOLDEN if two is None else (one ^ two * _SECOND) * GOLDEN
         mixed ^= mixed >> np.uint64(32)
-        mixed *= _SPREAD
+        mixed *= GOLDEN
     return mixed
 
 

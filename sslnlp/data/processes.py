@@ -25,6 +25,7 @@ import sslnlp
 from sslnlp.data.config import DataConfig
 from sslnlp.data.dealing import Shard, read_share
 from sslnlp.data.sources import Source, open_part
+from sslnlp.distributed import own_cores
 from sslnlp.errors import UserError
 from sslnlp.writing import room_in
 
@@ -43,7 +44,7 @@ def processes_of(config: DataConfig, source: Source) -> int:
     if source.hub or config.limit is not None:  # how much is read is not known
         return 1
     size = sum(file.stat().st_size for files in source.files.values() for file in files)
-    return max(1, min(_cores(), MOST, size // PROCESS_BYTES))
+    return max(1, min(own_cores(), MOST, size // PROCESS_BYTES))
 
 
 def read_in_processes(
@@ -102,7 +103,7 @@ def read_in_processes(
 
 
 def _start(folder: Path, shard: Shard) -> subprocess.Popen[str]:
-    threads = str(max(1, _cores() // shard.of))
+    threads = str(max(1, own_cores() // shard.of))
     root = str(Path(sslnlp.__file__).parents[1])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": threads, "RAYON_NUM_THREADS": threads}
@@ -111,10 +112,6 @@ def _start(folder: Path, shard: Shard) -> subprocess.Popen[str]:
         [sys.executable, "-c", command, str(folder), str(shard.number), str(shard.of)],
         env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, encoding="utf-8",
     )  # fmt: skip
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # --- inside such a process -------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,14 +28,12 @@ from sslnlp.search.documents import Columns, read_documents
 from sslnlp.search.index import Index, build_index, load_reranker
 from sslnlp.search.loading import reads_pictures
 from sslnlp.search.negatives import Known, Miner, Mining, Retriever
+from sslnlp.search.sources import Progress
 from sslnlp.writing import check_output, naming
 
 _BLOCK = 256
 SIDES = ("query", "positive")
 _OPTIONS = {f"columns.{side}": f"--{side}-column" for side in SIDES}
-
-Progress = Callable[[str, int, int], None]
-"""Called with (stage, things done since the last call, things in all)."""
 
 
 class Mined(NamedTuple):

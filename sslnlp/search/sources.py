@@ -12,7 +12,7 @@ from sslnlp.search.resume import Say, Work
 from sslnlp.search.store import DocumentStore, write_documents
 
 Progress = Callable[[str, int, int], None]
-"""Called with (stage, documents done since the last call, documents in all)."""
+"""Called with (stage, things done since the last call, things in all)."""
 
 
 class Source(Protocol):

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sslnlp.rng import GOLDEN
 from sslnlp.tokenizer.words import byte_characters
 
 Points = npt.NDArray[np.int64]
@@ -20,7 +21,6 @@ Numbers = npt.NDArray[np.uint64]
 
 _TABLE_BITS = 22
 _MEMORY_BITS = 20
-_SPREAD = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Junctions:
@@ -115,6 +115,6 @@ def _utf8(points: Numbers) -> tuple[Numbers, npt.NDArray[np.int64]]:
 
 def _hash(keys: Numbers, bits: int) -> npt.NDArray[np.int64]:
     with np.errstate(over="ignore"):
-        mixed = (keys ^ (keys >> np.uint64(29))) * _SPREAD
+        mixed = (keys ^ (keys >> np.uint64(29))) * GOLDEN
     place: npt.NDArray[np.int64] = (mixed >> np.uint64(64 - bits)).astype(np.int64)
     return place

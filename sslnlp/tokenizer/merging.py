@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sslnlp.rng import GOLDEN
 from sslnlp.tokenizer.words import byte_characters
 
 Ints = npt.NDArray[np.int64]
 Symbols = npt.NDArray[np.int32]
 
 _NONE = 2**31 - 1  # the rank of a pair that does not merge
-_SPREAD = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Merger:
@@ -61,7 +61,7 @@ class Merger:
 
     def _place(self, keys: npt.NDArray[np.uint64]) -> Ints:
         with np.errstate(over="ignore"):
-            mixed = (keys ^ (keys >> np.uint64(31))) * _SPREAD
+            mixed = (keys ^ (keys >> np.uint64(31))) * GOLDEN
         place: Ints = (mixed >> np.uint64(64 - self._bits)).astype(np.int64)
         return place
 

@@ -28,12 +28,12 @@ def test_processes_make_the_store_of_one(tiny, tmp_path):
 
 def test_as_many_as_there_are_cores_and_files_for(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "PROCESS_BYTES", 1000)
-    monkeypatch.setattr(processes, "_cores", lambda: 4)
+    monkeypatch.setattr(processes, "own_cores", lambda: 4)
     source = sources.open_source(write(tmp_path / "a.txt", ["x" * 2500]))
     assert processes.processes_of(DataConfig(train="a.txt"), source) == 2
     assert processes.processes_of(DataConfig(train="a.txt", processes=7), source) == 7
     assert processes.processes_of(DataConfig(train="a.txt", limit=2), source) == 1
-    monkeypatch.setattr(processes, "_cores", lambda: 1)
+    monkeypatch.setattr(processes, "own_cores", lambda: 1)
     assert processes.processes_of(DataConfig(train="a.txt"), source) == 1
 
 
