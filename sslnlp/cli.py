@@ -256,7 +256,7 @@ def _explain(error: BaseException) -> tuple[str, int]:
         key = str(getattr(error, "option_name", "")).lstrip("-")
         advice = f"a key of a recipe has no dashes: {key}=..." if "." in key else "see --help"
         return f"error: {text} ({advice})" if text else "", 2
-    if (signum := getattr(error, "signum", None)) is not None:  # train.Interrupted: saved, and told how to go on
+    if (signum := getattr(error, "signum", None)) is not None:  # of an interrupted run: saved, and told how to go on
         return _one_line(str(error)), 128 + int(signum)
     if isinstance(error, OSError):
         where = f": {error.filename}" if error.filename else ""

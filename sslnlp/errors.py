@@ -1,4 +1,4 @@
-"""The one exception a person sees, and the near-match helper every strict name check uses."""
+"""The one exception a person sees, what every strict name check says, and what others' errors come to in one line."""
 
 from __future__ import annotations
 
@@ -21,3 +21,13 @@ def suggest(word: str, accepted: Iterable[str]) -> str:
     if near and len(names) > 40:
         return hint  # a list nobody reads to its end hides the hint
     return f"{hint} Accepted: {', '.join(names) or '(none)'}."
+
+
+def reason_of(error: BaseException, most: int = 300) -> str:
+    """What an error of another library says, in a line of at most so many characters; its type where that is blank."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
+def first_line(message: object) -> str:
+    """The first line of what an error of another library says, whose further ones are advice to programmers."""
+    return next((line.strip() for line in str(message).splitlines() if line.strip()), type(message).__name__)

@@ -17,7 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, Repository
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]
 from safetensors import SafetensorError, safe_open
 
-from sslnlp.errors import UserError
+from sslnlp.errors import UserError, first_line
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -78,7 +78,7 @@ def push(
                 )
             )
     except HFValidationError as error:
-        raise UserError(f"{repo_id!r} is not a repository name: {_first_line(error)}") from error
+        raise UserError(f"{repo_id!r} is not a repository name: {first_line(error)}") from error
     except Exception as error:
         if isinstance(error, UserError) or (cause := _wire_error(error)) is None:
             raise
@@ -133,7 +133,7 @@ def export_folder(path: Path) -> Path:
             with safe_open(checked, framework="pt") as opened:
                 opened.keys()
     except (SafetensorError, OSError, ValueError) as error:
-        what = f"{checked.name} in {str(folder)!r} is damaged: {_first_line(error)}"
+        what = f"{checked.name} in {str(folder)!r} is damaged: {first_line(error)}"
         raise UserError(f"{what}; {how_again(folder)}") from error
     return folder
 
@@ -213,7 +213,7 @@ def _passes(error: BaseException) -> bool:
 def _said(error: BaseException) -> str:
     if isinstance(error, json.JSONDecodeError):
         return "its answer is not JSON"
-    return _first_line(getattr(error, "server_message", None) or error)
+    return first_line(getattr(error, "server_message", None) or error)
 
 
 def _explain(error: BaseException, repo_id: str, revision: str | None, endpoint: str, has_token: bool) -> str:
@@ -232,7 +232,3 @@ def _explain(error: BaseException, repo_id: str, revision: str | None, endpoint:
     if status is None or status >= 500:
         return f"{endpoint} did not take the upload after {_ATTEMPTS} attempts ({said}); run the same push again later"
     return f"{endpoint} refused the upload ({status}): {said}"
-
-
-def _first_line(message: object) -> str:
-    return next((line.strip() for line in str(message).splitlines() if line.strip()), type(message).__name__)

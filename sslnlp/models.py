@@ -12,7 +12,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrain
 
 from sslnlp.adapt import adapt
 from sslnlp.architectures import ARCHITECTURES, OFFSET_POSITIONS, SIZES, STARTS, size_of
-from sslnlp.errors import UserError, suggest
+from sslnlp.errors import UserError, reason_of, suggest
 from sslnlp.lora import add_lora
 from sslnlp.modes import self_check
 from sslnlp.tokenizer.specials import vocabulary_size
@@ -98,11 +98,7 @@ def build_config(
     try:
         return AutoConfig.for_model(config.architecture, **fields)
     except Exception as error:  # transformers raises several kinds for inconsistent fields
-        raise UserError(f"model.config is not valid for {config.architecture}: {_one_line(error)}") from error
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
+        raise UserError(f"model.config is not valid for {config.architecture}: {reason_of(error)}") from error
 
 
 def build_model(
@@ -167,7 +163,7 @@ def _fresh(
     try:
         return _started(wraps, stock)
     except ValueError as error:  # fields that do not go together, such as a width the heads do not divide
-        raise UserError(f"model.config is not valid for {config.architecture}: {_one_line(error)}") from error
+        raise UserError(f"model.config is not valid for {config.architecture}: {reason_of(error)}") from error
 
 
 def _started(wraps: Any, stock: PreTrainedConfig) -> PreTrainedModel:
@@ -200,7 +196,7 @@ def _load(config: ModelConfig, wraps: Any, extra: dict[str, Any]) -> tuple[PreTr
     except UserError:
         raise
     except Exception as error:  # missing folder, corrupt safetensors, unknown type: all are the path's fault
-        raise UserError(f"cannot load model.pretrained={path}: {_one_line(error)}") from error
+        raise UserError(f"cannot load model.pretrained={path}: {reason_of(error)}") from error
     if missing := sorted(info["missing_keys"]):
         log.warning("new weights, not in %s: %s", path, ", ".join(missing[:8]) + (" ..." if len(missing) > 8 else ""))
     if config.reinit_layers:

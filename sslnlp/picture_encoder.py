@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase, VisionTextDualEncoderModel
 
 from sslnlp.distributed import own_device
-from sslnlp.errors import UserError
+from sslnlp.errors import UserError, reason_of
 from sslnlp.nn import Pooling
 from sslnlp.pictures import decode, normalised, whole
 
@@ -56,7 +56,7 @@ class PictureEncoder:
             if dual:
                 tokenizer = AutoTokenizer.from_pretrained(name)
         except Exception as error:  # the loaders raise anything from OSError to safetensors' own type
-            raise UserError(f"cannot load the picture encoder {name}: {' '.join(str(error).split())[:300]}") from error
+            raise UserError(f"cannot load the picture encoder {name}: {reason_of(error)}") from error
         # Absent weights would be drawn at random. A vision tower alone is not asked for what its pooler makes.
         missing = sorted(key for key in report["missing_keys"] if dual or "pooler" not in key.split("."))
         if missing:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, ViTConfig, ViTModel
 
 from sslnlp.architectures import ARCHITECTURES, IMAGE_SIZE, PATCH_SIZE, VISION_SIZES
-from sslnlp.errors import UserError, suggest
+from sslnlp.errors import UserError, reason_of, suggest
 
 
 def build_vision(vision: str, *, image_size: int | None = None, patch_size: int | None = None) -> PreTrainedModel:
@@ -31,7 +31,7 @@ def build_vision(vision: str, *, image_size: int | None = None, patch_size: int 
     try:
         model, info = AutoModel.from_pretrained(vision, dtype=torch.float32, output_loading_info=True)
     except Exception as error:  # missing weights, corrupt safetensors: all are the folder's fault
-        raise UserError(f"cannot load objective.vision={vision}: {' '.join(str(error).split())[:300]}") from error
+        raise UserError(f"cannot load objective.vision={vision}: {reason_of(error)}") from error
     if getattr(model, "pooler", None) is None:
         raise UserError(f"objective.vision={vision} has no pooler, through which a picture becomes one vector")
     if any(name.startswith("pooler.") for name in info["missing_keys"]):  # a tower that was trained by itself

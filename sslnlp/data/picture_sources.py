@@ -26,9 +26,9 @@ from sslnlp.data.picture_columns import (
 )
 from sslnlp.data.picture_contents import Contents, FileContents, TableContents, stamped
 from sslnlp.data.picture_shards import open_shard
-from sslnlp.data.readers import one_line, quiet
+from sslnlp.data.readers import quiet
 from sslnlp.data.sources import open_source
-from sslnlp.errors import UserError
+from sslnlp.errors import UserError, reason_of
 
 IMAGE_FILES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm")
 LISTS = (".csv", ".tsv", ".jsonl", ".json")
@@ -206,7 +206,7 @@ def _arrow(files: list[Path]) -> datasets.Dataset:
         with quiet():
             return datasets.concatenate_datasets([datasets.Dataset.from_file(str(file)) for file in files])
     except Exception as error:
-        raise UserError(f"cannot read {files[0]} as .arrow: {one_line(error)}") from None
+        raise UserError(f"cannot read {files[0]} as .arrow: {reason_of(error)}") from None
 
 
 def _picture_files(folder: Path) -> Iterator[Path]:

@@ -15,7 +15,7 @@ import datasets
 from sslnlp.data import text as plain
 from sslnlp.data.columns import csv_columns, parquet_columns, with_numbers
 from sslnlp.data.files import LOADERS
-from sslnlp.errors import UserError
+from sslnlp.errors import UserError, reason_of
 
 
 @contextmanager
@@ -87,7 +87,7 @@ def _parquet_batches(files: list[Path], column: str | None) -> Iterator[Any]:
         except UserError:
             raise
         except Exception as error:  # damaged, cut short, not parquet at all
-            raise UserError(f"cannot read {file} as .parquet: {one_line(error)}") from None
+            raise UserError(f"cannot read {file} as .parquet: {reason_of(error)}") from None
 
 
 def stream_files(extension: str, files: list[Path]) -> Iterator[dict[str, Any]]:
@@ -223,13 +223,9 @@ def diagnose(extension: str, files: list[Path], error: Exception) -> UserError:
         except UserError as bad:
             return bad
         except Exception as bad:
-            return UserError(f"cannot read {file} as {extension}: {one_line(bad)}")
+            return UserError(f"cannot read {file} as {extension}: {reason_of(bad)}")
     cause = error.__cause__ or error
-    return UserError(f"cannot read {', '.join(str(file) for file in files[:3])} as {extension}: {one_line(cause)}")
-
-
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return UserError(f"cannot read {', '.join(str(file) for file in files[:3])} as {extension}: {reason_of(cause)}")
 
 
 def hub_revision(name: str) -> str:
@@ -245,7 +241,7 @@ def hub_revision(name: str) -> str:
     except RepositoryNotFoundError:
         raise UserError(f"{name!r} is no file or folder here, and no data set on the hub (or a private one)") from None
     except HfHubHTTPError as error:
-        raise UserError(f"the hub refused {name!r}: {one_line(error)}") from None
+        raise UserError(f"the hub refused {name!r}: {reason_of(error)}") from None
     except Exception as error:
         raise UserError(
             f"{name!r} is no file or folder here, and the hub cannot be reached ({type(error).__name__}); check the "
@@ -262,5 +258,5 @@ def load_hub(name: str, split: str, streaming: bool, cache: str | None) -> Any:
         )
     except Exception as error:
         raise UserError(
-            f"{name!r} is no file or folder here, and the hub gives no split {split!r} of it: {one_line(error)}"
+            f"{name!r} is no file or folder here, and the hub gives no split {split!r} of it: {reason_of(error)}"
         ) from None

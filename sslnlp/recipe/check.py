@@ -12,7 +12,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from sslnlp.architectures import ARCHITECTURES
 from sslnlp.collators import COLLATORS, get_collator
 from sslnlp.collators.base import Collator
-from sslnlp.errors import UserError, suggest
+from sslnlp.errors import UserError, reason_of, suggest
 from sslnlp.evaluation.beir import load_beir
 from sslnlp.models import ModelConfig, build_config
 from sslnlp.objectives.base import Objective
@@ -197,8 +197,7 @@ def stock_config(model: ModelConfig) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(model.pretrained, **fields)
     except Exception as error:  # no config.json in it, an unknown type, a damaged download
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"cannot load model.pretrained={model.pretrained}: {reason}") from error
+        raise UserError(f"cannot load model.pretrained={model.pretrained}: {reason_of(error, 200)}") from error
 
 
 def _check_reachable(name: str) -> None:
@@ -217,7 +216,6 @@ def _check_reachable(name: str) -> None:
             return
         HfApi().model_info(name, timeout=10)
     except Exception as error:  # no name, no such one, no permission, no network, offline mode
-        reason = " ".join(str(error).split())[:160]
         raise UserError(
-            f"model.pretrained={name} is neither a folder here nor a model the hub gives: {reason}"
+            f"model.pretrained={name} is neither a folder here nor a model the hub gives: {reason_of(error, 160)}"
         ) from error

@@ -13,7 +13,7 @@ import transformers
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from sslnlp.distributed import own_device
-from sslnlp.errors import UserError
+from sslnlp.errors import UserError, reason_of
 from sslnlp.hub import how_again
 from sslnlp.quiet import quiet_loading
 from sslnlp.search.encoder import Encoder, EncoderSettings, read_settings
@@ -58,8 +58,9 @@ def subject_of(export: Path) -> Subject:
             model = cls.from_pretrained(export, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(export)
     except Exception as error:  # the loaders raise anything from OSError to safetensors' own type
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"cannot measure the model in {str(export)!r}: {reason}; {how_again(export)}") from error
+        raise UserError(
+            f"cannot measure the model in {str(export)!r}: {reason_of(error, 200)}; {how_again(export)}"
+        ) from error
     model.to(own_device()).eval()
     return in_memory(model, tokenizer, settings=read_settings(export, head=True))
 

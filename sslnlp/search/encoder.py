@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sslnlp.distributed import own_device
-from sslnlp.errors import UserError
+from sslnlp.errors import UserError, first_line
 from sslnlp.evaluation.beir import encode_sorted
 from sslnlp.nn import Pooling
 from sslnlp.quiet import quiet_loading
@@ -79,9 +79,9 @@ class Encoder:
         from transformers import AutoModel, AutoTokenizer
 
         folder = resolve(name)
-        if (_read_json(folder / "config_sentence_transformers.json") or {}).get("model_type") == "MultiVectorEncoder":
+        if read_json(folder / "config_sentence_transformers.json").get("model_type") == "MultiVectorEncoder":
             raise UserError(f"{name} has a vector for each token and none for a text: use it as --reranker")
-        if isinstance((_read_json(folder / "config.json") or {}).get("image_size"), int):
+        if isinstance(read_json(folder / "config.json").get("image_size"), int):
             raise UserError(
                 f"{name} reads pictures and no words: to search pictures, name with --model the export of a "
                 "`sslnlp train clip_image_text` run, which reads both"
@@ -92,7 +92,7 @@ class Encoder:
                 model, report = AutoModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
             tokenizer = AutoTokenizer.from_pretrained(folder)
         except Exception as error:  # the loaders raise anything from OSError to safetensors' own type
-            raise UserError(f"cannot load the encoder {name}: {_first_line(error)}") from error
+            raise UserError(f"cannot load the encoder {name}: {first_line(error)}") from error
         # Absent weights would be drawn at random, every time anew. A pooler is not used here, so it may be absent.
         if missing := sorted(key for key in report["missing_keys"] if "pooler" not in key.split(".")):
             raise UserError(f"the encoder {name} lacks {len(missing)} of its weights, {missing[0]} among them")
@@ -145,7 +145,7 @@ def resolve(name: str) -> Path:
     """The folder of a model: itself when it is one, otherwise its snapshot from the hub (or the hub's cache)."""
     if Path(name).is_dir():
         if not (Path(name) / "config.json").is_file():
-            hint = f"; did you mean {Path(name) / 'export'}?" if (Path(name) / "export").is_dir() else "."
+            hint = f"; did you mean {Path(name) / 'export'}?" if (Path(name) / "export").is_dir() else ""
             raise UserError(f"{name} is not a model folder (no config.json){hint}")
         return Path(name)
     from huggingface_hub import snapshot_download
@@ -156,7 +156,7 @@ def resolve(name: str) -> Path:
     except HFValidationError as error:
         raise UserError(f"no model folder at {name}") from error
     except Exception as error:  # not found, refused, offline with an empty cache: all mean the same to the person
-        raise UserError(f"no model folder at {name}, and no such model on the hub: {_first_line(error)}") from error
+        raise UserError(f"no model folder at {name}, and no such model on the hub: {first_line(error)}") from error
 
 
 def fingerprint(folder: Path) -> str:
@@ -172,16 +172,15 @@ def fingerprint(folder: Path) -> str:
 
 def read_settings(folder: Path, *, head: bool = False) -> EncoderSettings:
     """Pooling, normalisation, length and prompts as the folder's sentence-transformers files state them."""
-    steps = _read_json(folder / "modules.json")
-    if steps is None:
+    if not (folder / "modules.json").is_file():
         return EncoderSettings()
-    kinds = {str(step["type"]).rsplit(".", 1)[-1]: step["path"] for step in steps}
+    kinds = {str(step["type"]).rsplit(".", 1)[-1]: step["path"] for step in read_json(folder / "modules.json", [])}
     if "MultiVectorMask" in kinds:  # late interaction: a report measures the mean of its vectors
         return EncoderSettings()
     if unknown := set(kinds) - {"Transformer", "Pooling", "Normalize", *(["Dense"] if head else [])}:
         raise UserError(f"{folder} has a step sslnlp does not run: {', '.join(sorted(unknown))}")
-    limits = _read_json(folder / "sentence_bert_config.json") or {}
-    facts = _read_json(folder / "config_sentence_transformers.json") or {}
+    limits = read_json(folder / "sentence_bert_config.json")
+    facts = read_json(folder / "config_sentence_transformers.json")
     similarity = facts.get("similarity_fn_name") or "cosine"
     if similarity not in ("cosine", "dot"):
         raise UserError(f"{folder} compares by {similarity!r}; sslnlp searches by cosine or dot product")
@@ -192,7 +191,7 @@ def read_settings(folder: Path, *, head: bool = False) -> EncoderSettings:
     if wrong := [length for length in lengths.values() if not isinstance(length, int) or length < 1]:
         raise UserError(f"{folder}: max_lengths in config_sentence_transformers.json holds {wrong[0]!r}, no length")
     return EncoderSettings(
-        pooling=_pooling(folder, _read_json(folder / kinds.get("Pooling", "1_Pooling") / "config.json") or {}),
+        pooling=_pooling(folder, read_json(folder / kinds.get("Pooling", "1_Pooling") / "config.json")),
         normalize="Normalize" in kinds or similarity == "cosine",
         max_length=limits.get("max_seq_length"),
         prompts=prompts,
@@ -209,14 +208,15 @@ def _pooling(folder: Path, config: dict[str, Any]) -> str:
     return _POOLINGS[mode]
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path, absent: Any = None) -> Any:
+    """What a file of a model's folder holds, of the type of `absent` (a mapping), which stands for a file that is not
+    there. Raises `UserError` for anything else in it."""
     if not path.is_file():
-        return None
+        return {} if absent is None else absent
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        read = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is not readable JSON ({error})") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    if not isinstance(read, dict if absent is None else type(absent)):
+        raise UserError(f"{path} holds {type(read).__name__}, not what its name says")
+    return read

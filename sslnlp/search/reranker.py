@@ -10,7 +10,6 @@ and our own key `max_lengths`: how many tokens of a query and of a document).
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,12 +24,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from sslnlp.collators.pairs import PairTokenizer
 from sslnlp.distributed import own_device
-from sslnlp.errors import UserError
+from sslnlp.errors import UserError, first_line
 from sslnlp.models import max_positions
 from sslnlp.objectives.late_interaction import max_sim
 from sslnlp.objectives.text_head import model_inputs
 from sslnlp.quiet import quiet_loading
-from sslnlp.search.encoder import fingerprint, resolve
+from sslnlp.search.encoder import fingerprint, read_json, resolve
 from sslnlp.types import Encoding
 
 _LONGEST = 512
@@ -53,7 +52,7 @@ class Reranker(ABC):
     def load(cls, name: str) -> Reranker:
         """The reranker in folder `name`, or of that name on the hub. Raises UserError when it cannot be loaded."""
         folder = resolve(name)
-        facts = _read_json(folder / "config_sentence_transformers.json")
+        facts = read_json(folder / "config_sentence_transformers.json")
         kind = LateInteraction if facts.get("model_type") == "MultiVectorEncoder" else CrossEncoder
         return kind.open(folder, facts, name)
 
@@ -87,7 +86,7 @@ class CrossEncoder(Reranker):
     def open(cls, folder: Path, facts: dict[str, Any], name: str) -> CrossEncoder:
         from transformers import AutoModelForSequenceClassification
 
-        kinds = _read_json(folder / "config.json").get("architectures") or ["ForSequenceClassification"]
+        kinds = read_json(folder / "config.json").get("architectures") or ["ForSequenceClassification"]
         if not str(kinds[0]).endswith("ForSequenceClassification"):  # the loader would draw a head at random
             raise UserError(
                 f"{name} is no reranker but a {kinds[0]}, without a head that scores a pair: make one of it with "
@@ -126,9 +125,9 @@ class LateInteraction(Reranker):
     def open(cls, folder: Path, facts: dict[str, Any], name: str) -> LateInteraction:
         from transformers import AutoModel
 
-        steps = {str(step["type"]).rsplit(".", 1)[-1] for step in _read_json(folder / "modules.json", [])}
-        expansion = _read_json(folder / "sentence_bert_config.json").get("query_expansion")
-        skipped = _read_json(folder / "1_MultiVectorMask" / "config.json").get("skiplist_words")
+        steps = {str(step["type"]).rsplit(".", 1)[-1] for step in read_json(folder / "modules.json", [])}
+        expansion = read_json(folder / "sentence_bert_config.json").get("query_expansion")
+        skipped = read_json(folder / "1_MultiVectorMask" / "config.json").get("skiplist_words")
         unknown = sorted(steps - {"Transformer", "MultiVectorMask", "Normalize"})
         unknown += ["query_expansion"] if expansion else []
         unknown += ["skiplist_words"] if skipped else []
@@ -192,8 +191,7 @@ def _load(auto: Any, folder: Path, name: str) -> tuple[Any, Any]:
             model, report = auto.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # the loaders raise anything from OSError to safetensors' own type
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"cannot load the reranker {name}: {line}") from error
+        raise UserError(f"cannot load the reranker {name}: {first_line(error)}") from error
     # Absent weights would be drawn at random, every time anew. A bare model's pooler is not used.
     used = [key for key in report["missing_keys"] if auto.__name__ != "AutoModel" or "pooler" not in key.split(".")]
     if missing := sorted(used):
@@ -219,15 +217,3 @@ def _by_length(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
     """The places of the longest, then of the next longest, ...: little padding, and no late surprise of memory."""
     order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
     yield from (order[start : start + size] for start in range(0, len(order), size))
-
-
-def _read_json(path: Path, absent: Any = None) -> Any:
-    if not path.is_file():
-        return {} if absent is None else absent
-    try:
-        read = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not readable JSON ({error})") from error
-    if not isinstance(read, dict if absent is None else type(absent)):
-        raise UserError(f"{path} holds {type(read).__name__}, not what its name says")
-    return read

@@ -69,6 +69,7 @@ def test_fingerprint_is_of_what_decides_a_vector(tmp_path: Path, make_encoder: C
         ("config_sentence_transformers.json", '{"similarity_fn_name": "euclidean"}', "euclidean"),
         ("config_sentence_transformers.json", '{"max_lengths": {"query": "64"}}', "holds '64'"),
         ("modules.json", "{", "not readable JSON"),
+        ("config_sentence_transformers.json", "[1]", "holds list, not what its name says"),
         ("model.safetensors", "garbage", "cannot load"),
     ],
 )
