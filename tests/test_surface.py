@@ -248,6 +248,12 @@ def test_imports_point_downward(path: Path) -> None:
     assert not strange, f"{own} and {strange} do not know each other"
 
 
+def test_contributors_are_told_the_same_levels() -> None:
+    told = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Who may import whom")[2].split("```")[1]
+    levels = [set(level.replace(",", " ").replace("|", " ").split()) for level in told.split("<-")]
+    assert levels == [{name for name in level.split() if not name.startswith("__")} for level in LEVELS]
+
+
 def test_the_loop_knows_only_the_base_classes() -> None:
     for name in ("train", "train_config", "windows", "budget", "sums"):
         modules = {
