@@ -153,17 +153,13 @@ class Classification(TextHead):
     def outcome(self, logits_BC: Tensor, batch: Batch) -> StepOutput:
         """Mean loss over the rows, and `accuracy`: the share of rows whose highest logit is the label's."""
         labels_B = batch["labels"]
-        weight_C = self.class_weights if self.training else None
-        total = F.cross_entropy(
-            logits_BC,
-            labels_B,
-            weight=weight_C,
-            label_smoothing=self.label_smoothing if self.training else 0.0,
-            reduction="sum",
-        )
+        smoothing = self.label_smoothing if self.training else 0.0
+        losses_B = F.cross_entropy(logits_BC, labels_B, label_smoothing=smoothing, reduction="none")
         if self.ordinal and self.training:
-            scores_B = functional.ranked_probability_score(logits_BC, labels_B)
-            total = total + (scores_B if weight_C is None else scores_B * weight_C[labels_B.clamp(min=0)]).sum()
+            losses_B = losses_B + functional.ranked_probability_score(logits_BC, labels_B)
+        # Multiplied here: given the weights, PyTorch weighs each class of a smoothed target by its own, not the row.
+        if self.class_weights is not None and self.training:
+            losses_B = losses_B * self.class_weights[labels_B.clamp(min=0)]
         rows = self.num_targets(batch).clamp(min=1)
         right = (logits_BC.detach().argmax(-1) == labels_B).sum()
-        return StepOutput(total / rows, {"accuracy": right / rows})
+        return StepOutput(losses_B.sum() / rows, {"accuracy": right / rows})

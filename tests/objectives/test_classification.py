@@ -73,10 +73,13 @@ def test_accumulation_is_exact(options: dict) -> None:
         torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-5)
 
 
-def test_weights_multiply_the_rows_of_their_class() -> None:
-    objective, given = Classification(model(), class_weights=[0.0, 2.0, 0.0]).train(), batch(6)
-    each = F.cross_entropy(objective.predict(given)["logits"], given["labels"], reduction="none")
-    torch.testing.assert_close(objective(given).loss, 2 * each[given["labels"] == 1].sum() / 6)
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_weights_multiply_the_rows_of_their_class(smoothing: float) -> None:
+    objective = Classification(model(), class_weights=[0.0, 2.0, 0.5], label_smoothing=smoothing).train()
+    given = batch(6)
+    logits, labels = objective.predict(given)["logits"], given["labels"]
+    each = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
+    torch.testing.assert_close(objective(given).loss, (2 * each[labels == 1].sum() + each[labels == 2].sum() / 2) / 6)
 
 
 def test_held_out_loss_is_plain() -> None:
