@@ -89,6 +89,8 @@ def evaluate_command(
         raise UserError("--run writes what an index finds: name the index too")
     for written in filter(None, (run, json)):
         check_output(written, queries, qrels, *(compare or []))
+        if index is not None and written.resolve().is_relative_to(index.resolve()):
+            raise UserError(f"{written} lies in the index, which holds its own files alone: name a file elsewhere.")
     opened = None
     if index is not None:
         opened = Index(
@@ -98,6 +100,8 @@ def evaluate_command(
     targets = {} if run is None else _run_files(run, modes)
     for written in targets.values():
         check_output(written, queries, qrels, *(compare or []))
+        if json is not None and written.resolve() == json.resolve():
+            raise UserError(f"--run and --json would both write {written}: name two files.")
     judged = evaluate.load_judged(opened, queries, qrels)
     others = evaluate.read_runs(compare or [], judged.qrels, modes)
     evaluate.resolve_baseline(baseline, [*modes, *others])  # a wrong name is told before the long work

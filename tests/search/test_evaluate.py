@@ -56,6 +56,16 @@ def test_evaluate_measures_writes_a_run_and_measures_it_again(tmp_path: Path, co
     assert {tuple(found[2:]) for found in compared} == {("+0.0", "+0.0 to +0.0", "1.000", "1.000", "0", "0")}
 
 
+def test_what_is_written_is_neither_in_the_index_nor_one_file_twice(tmp_path: Path, corpus: Path, index: Path) -> None:
+    before = {path: path.read_bytes() for path in index.rglob("*") if path.is_file()}
+    for option, name in (("--json", "index.json"), ("--json", "figures.json"), ("--run", "out.trec")):
+        assert "lies in the index" in str(_run("evaluate", index, corpus, option, index / name).exception)
+    assert {path: path.read_bytes() for path in index.rglob("*") if path.is_file()} == before
+    both = ("--run", tmp_path / "out", "--json", tmp_path / "x" / ".." / "out")
+    assert "would both write" in str(_run("evaluate", index, corpus, *both).exception)
+    assert not (tmp_path / "out").exists()
+
+
 def test_ids_that_no_run_can_hold_do_not_cost_the_figures(tmp_path: Path) -> None:
     rows = [{"_id": "two words", "text": "a wing"}, {"_id": "b", "text": "a plate"}]
     (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
