@@ -98,10 +98,10 @@ def stream_files(extension: str, files: list[Path]) -> Iterator[dict[str, Any]]:
     try:
         with quiet():
             stream = datasets.load_dataset(LOADERS[extension], **options, **options_of(extension, files))
-            for batch in stream.iter(batch_size=256):
-                names = list(batch)
-                for values in zip(*(batch[name] for name in names), strict=True):
-                    yield dict(zip(names, values, strict=True))
+            for batch in stream.with_format("arrow").iter(batch_size=256):
+                # Values of several types in one column of `.json` come as JSON; a stream itself does not decode them.
+                features = datasets.Features.from_arrow_schema(batch.schema)
+                yield from map(features.decode_example, batch.to_pylist())
     except UserError:
         raise
     except Exception as error:

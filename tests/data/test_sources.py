@@ -213,6 +213,13 @@ def test_rows_of_json_lines_may_differ_and_words_stay_words(tmp_path):
     assert list(open_source(str(tmp_path / "a.csv")).documents()) == ["007", "null"]
 
 
+def test_a_json_list_whose_values_change_their_type_keeps_its_texts(tmp_path):
+    (tmp_path / "a.json").write_text('[{"text": "say \\"a\\"\\n", "n": 1}, {"text": 3, "n": "x"}, {"text": null}]')
+    source = open_source(str(tmp_path / "a.json"))
+    assert list(source.documents()) == ['say "a"\n', "3", ""]
+    assert [row["n"] for row in source.rows()] == [1, "x", None]
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
