@@ -5,6 +5,7 @@ import gzip
 import json
 import lzma
 
+import pyarrow as pa
 import pytest
 
 from sslnlp.data import open_source
@@ -149,6 +150,7 @@ def test_the_fingerprint_follows_the_content_not_the_name_or_the_time(tmp_path):
     assert a == b != c
 
 
+CUT_ZST = pa.compress(b'{"text": "x"}\n' * 99999, "zstd", asbytes=True)[:-5]
 WRONG = {
     "invalid utf-8": ("a.txt", b"good\nbad \xff\n", r"line 2, byte 9"),
     "nul": ("a.txt", b"good\nb\0d\n", r"NUL byte \(line 2, byte 6\)"),
@@ -165,6 +167,8 @@ WRONG = {
     "cut gz": ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 999)[:-20], r"a\.jsonl\.gz"),
     "cut xz": ("a.txt.xz", lzma.compress(b"text\n" * 999)[:-20], r"a\.txt\.xz"),
     "cut bz2": ("a.txt.bz2", b"BZh9 not", r"a\.txt\.bz2"),
+    "cut zst": ("a.jsonl.zst", CUT_ZST, r"a\.jsonl\.zst: Truncated"),
+    "cut zst of columns": ("a.csv.zst", CUT_ZST, r"a\.csv\.zst: Truncated"),
     "broken zst": ("a.txt.zst", b"not zstd", r"a\.txt\.zst"),
     "ambiguous": ("a.jsonl", b'{"title": "x", "body": "y"}\n', r"title, body; say data\.text=NAME"),
     "no text": ("a.jsonl", b'{"text": [1, 2]}\n', "holds list"),
