@@ -139,7 +139,8 @@ def _has_rows(extension: str, file: Path) -> bool:
         case ".jsonl":
             return next(json_lines(file), None) is not None
         case ".csv" | ".tsv":  # more than a header; one without even that is for the reader to refuse
-            return len(list(islice((line for line in plain.lines(file) if line.strip()), 2))) != 1
+            rows = (row for line in plain.lines(file) for row in line.split("\r"))  # lines may end as on old Macs
+            return len(list(islice((row for row in rows if row.strip()), 2))) != 1
         case ".parquet":
             return next(parquet_rows([file]), None) is not None
         case _:

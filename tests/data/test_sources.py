@@ -121,6 +121,12 @@ def test_a_file_without_rows_adds_none_to_a_table(tmp_path, extension):
         open_source(str(empty), cache=str(tmp_path / "cache")).table()
 
 
+def test_a_table_whose_lines_end_as_on_old_macs_has_rows(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"text,n\rone,1\rtwo,2\r")
+    source = open_source(str(tmp_path / "a.csv"), cache=str(tmp_path / "cache"))
+    assert source.table()["text"][:] == list(source.documents()) == ["one", "two"]
+
+
 def test_a_folder_of_save_to_disk_is_not_taken_for_its_facts(tmp_path):
     datasets = pytest.importorskip("datasets")
     saved = datasets.Dataset.from_list([{"text": "x"}])
