@@ -12,7 +12,7 @@ from sslnlp.errors import UserError
 
 LOADERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(:[\w.-]+)?")
-# File names by which a folder says what belongs to which split, as hub data sets do.
+# Names of files and subfolders by which a folder says what belongs to which split, as hub data sets do.
 _SPLITS = {
     "train": re.compile(r"train(ing)?([-_.\d]|$)", re.I),
     "validation": re.compile(r"(valid(ation)?|val|dev)([-_.\d]|$)", re.I),
@@ -67,7 +67,8 @@ def _folder(path: Path, split: str) -> list[Path]:
     )
     if not found:
         raise UserError(f"the folder {path} holds no {' '.join(LOADERS)} files (also compressed)")
-    named = {name: [file for file in found if pattern.match(file.name)] for name, pattern in _SPLITS.items()}
+    splits = [_split(file.relative_to(path)) for file in found]
+    named = {name: [file for file, its in zip(found, splits, strict=True) if its == name] for name in _SPLITS}
     if named["train"] and sum(map(len, named.values())) > len(named["train"]):
         if not named.get(split):
             raise UserError(f"the folder {path} holds train files but no {split} files; name the file itself")
@@ -77,6 +78,12 @@ def _folder(path: Path, split: str) -> list[Path]:
         example = f"'{path}/**/*{kinds[0]}'"
         raise UserError(f"the folder {path} mixes {', '.join(kinds)} files; name one kind, e.g. {example}")
     return found
+
+
+def _split(file: Path) -> str | None:
+    """The split that a file belongs to by the folder it lies in (`train/a.txt`), else by its own name (`train.txt`)."""
+    names = (file.parts[0], file.name)
+    return next((split for name in names for split, pattern in _SPLITS.items() if pattern.match(name)), None)
 
 
 def checked_kind(path: Path, several: bool = False) -> str:

@@ -203,7 +203,8 @@ def open_source(
     Args:
         spec: a file, glob, folder (recursive; one kind of file) or hub name (`name` or `name:config`), or a list.
         streaming: read hub data as a stream.
-        split: of a hub data set; of a folder whose files are named after splits (`train.parquet`, `test.parquet`).
+        split: of a hub data set; of a folder whose files or subfolders are named after splits (`train.parquet`,
+            `test/`).
         cache: the folder in which `datasets` keeps tables.
 
     Raises:

@@ -58,6 +58,15 @@ def test_a_folder_with_named_splits_keeps_them_apart(tmp_path):
     assert list(open_source(str(tmp_path), split="validation").documents()) == ["dev text"]
 
 
+def test_subfolders_named_as_splits_keep_them_apart(tmp_path):
+    for name in ("train/pos/a", "train/test-drive", "test/pos/a", "test/train-ride"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"{name}.txt").write_text(name)
+    assert list(open_source(str(tmp_path)).documents()) == ["train/pos/a", "train/test-drive"]
+    with pytest.raises(UserError, match="holds train files but no validation files"):
+        open_source(str(tmp_path), split="validation")
+
+
 @pytest.mark.parametrize(
     ("how", "expected"),
     [
