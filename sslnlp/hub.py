@@ -6,6 +6,7 @@ import importlib.util
 import json
 import logging
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -124,6 +125,8 @@ def export_folder(path: Path) -> Path:
         "model.safetensors": bool(weights),
         reads[0]: any((folder / name).is_file() for name in reads),  # a model of pictures alone has no tokenizer
     }
+    if not any(there.values()) and (path / "recipe.json").is_file():
+        raise UserError(f"{str(path)!r} is a run without an export, not finished yet: {_going_on(path)}")
     if missing := ", ".join(name for name, found in there.items() if not found):
         raise UserError(f"{str(folder)!r} is not a complete export: it lacks {missing}; {how_again(folder)}")
     checked = folder / "config.json"
@@ -140,8 +143,13 @@ def export_folder(path: Path) -> Path:
 
 def how_again(export: Path) -> str:
     """What to do about an export that is not whole: a finished run that goes on writes its export anew."""
-    recipe = export.parent / "recipe.json"
-    return f"make it again: sslnlp train {recipe} --resume" if recipe.is_file() else "train or download it again"
+    run = export.parent
+    return f"make it again: {_going_on(run)}" if (run / "recipe.json").is_file() else "train or download it again"
+
+
+def _going_on(run: Path) -> str:
+    """The command that finishes a run where it is now: the `out` of its recipe is where it began."""
+    return f"sslnlp train {shlex.quote(str(run / 'recipe.json'))} {shlex.quote(f'out={run}')} --resume"
 
 
 @contextmanager

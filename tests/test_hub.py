@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -273,6 +274,13 @@ def test_what_is_no_export_is_refused_before_anything_is_sent(hub: Hub, export: 
         push(tmp_path / "run", "me/tiny")
     with pytest.raises(UserError, match="there is no folder"):
         push(tmp_path / "absent", "me/tiny")
+    unfinished = tmp_path / "two words"
+    unfinished.mkdir()
+    (unfinished / "recipe.json").write_text("{}")
+    with pytest.raises(UserError, match="a run without an export, not finished yet: ") as error:
+        push(unfinished, "me/tiny")
+    command = ["sslnlp", "train", str(unfinished / "recipe.json"), f"out={unfinished}", "--resume"]
+    assert shlex.split(str(error.value).split("yet: ")[1]) == command
     for name, content in files(export).items():
         (tmp_path / "run" / "export" / name).write_bytes(content)
     with (tmp_path / "run" / "export" / "model.safetensors").open("r+b") as file:

@@ -175,7 +175,8 @@ def test_a_damaged_export_says_what_it_lacks_and_what_to_do(
     runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     moved = shutil.copytree(runs["gpt"], tmp_path / "gpt")
-    again = f"make it again: sslnlp train {moved / 'recipe.json'} --resume"
+    # Without `out` it would go on with the run that this is a copy of.
+    again = f"make it again: sslnlp train {moved / 'recipe.json'} out={moved} --resume"
     cases = (
         ("model.safetensors", b"{", "model.safetensors in .* is damaged"),
         ("tokenizer.json", b"{", "cannot measure the model in"),
