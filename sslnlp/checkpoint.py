@@ -89,7 +89,7 @@ def save_checkpoint(directory: Path, step: int, payload: Mapping[str, Any], meta
     for name in payload:
         if not _PART.fullmatch(name):
             raise ValueError(f"checkpoint part {name!r} is not a plain file name")
-    text = json.dumps(dict(meta), indent=2, sort_keys=True, allow_nan=True).encode()
+    text = json.dumps(dict(meta), indent=2, allow_nan=True).encode()
     aside = directory / f"{_ASIDE}step-{step:08d}"
     try:
         directory.mkdir(parents=True, exist_ok=True)

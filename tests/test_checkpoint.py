@@ -41,6 +41,7 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path: Path) -> None:
     loaded, read = load_checkpoint(path)
 
     assert read == meta
+    assert list(read) == list(meta), "figures stand in the card of a resumed run as in that of any other"
     assert set(loaded) == {"model", "optimizer", "rng"}
     assert torch.equal(loaded["model"]["weight"], parts["model"]["weight"])
     exp_avg = parts["optimizer"]["state"][0]["exp_avg"]
