@@ -1,7 +1,8 @@
-"""SIGTERM and Ctrl-C as a note that the loop reads between steps."""
+"""SIGTERM, Ctrl-C and the end of the launcher as notes that the loop reads between steps."""
 
 from __future__ import annotations
 
+import os
 import signal
 from types import FrameType, TracebackType
 
@@ -9,12 +10,22 @@ import torch
 
 from sslnlp import distributed
 
+_LAUNCHER = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+"""The process of `accelerate launch` or `torchrun` that started this one. A run alone may outlive its shell (nohup)."""
+
+
+def launcher_gone() -> bool:
+    """Whether the launcher was killed: it can say nothing then, and its processes would train on for ever."""
+    return _LAUNCHER is not None and os.getppid() != _LAUNCHER
+
 
 class Interrupted(Exception):
-    """SIGTERM or Ctrl-C arrived: the run was saved at `step` and `--resume` goes on from there."""
+    """SIGTERM or Ctrl-C arrived, or the launcher died: the run was saved at `step`, and `--resume` goes on from it."""
 
     def __init__(self, step: int, signum: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name} and saved at step {step}; go on with --resume")
+        name = signal.Signals(signum).name
+        reason = f"{name} (its launcher is gone)" if name == "SIGHUP" else name
+        super().__init__(f"stopped by {reason} and saved at step {step}; go on with --resume")
         self.step, self.signum = step, signum
 
 
@@ -40,10 +51,12 @@ class Signals:
             signal.signal(signum, handler)
 
     def on_any_rank(self, device: torch.device) -> int:
-        """The signal that arrived on any rank, or 0: all ranks stop after the same step."""
+        """The signal that arrived on any rank, or 0: all ranks stop after the same step. A launcher that is gone counts
+        as SIGHUP, which says that a controlling process died."""
+        received = self.received or (signal.SIGHUP if launcher_gone() else 0)
         if distributed.world_size() == 1:
-            return self.received
-        return int(distributed.all_reduce_max(torch.tensor(self.received, device=device)).item())
+            return received
+        return int(distributed.all_reduce_max(torch.tensor(received, device=device)).item())
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         if self.received:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from sslnlp import precision
+from sslnlp import precision, signals
 from sslnlp.budget import parse_duration
 from sslnlp.checkpoint import newest_valid
 from sslnlp.errors import UserError
@@ -100,6 +100,18 @@ def test_a_signal_saves_and_stops_and_the_resumed_run_is_the_straight_one(signum
     assert signal.getsignal(signum) is before, "handlers are put back"
     resumed = make_trainer("causal_lm", tmp_path / "run", steps=5)
     assert digest(resumed.fit(resume=True).state_dict()) == digest(straight.state_dict())
+
+
+def test_a_launcher_that_is_gone_saves_and_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed, it can tell its processes nothing. A run that none launched goes on without its shell."""
+    trainer = make_trainer("causal_lm", tmp_path, steps=5, save_every=100)
+    gone = os.getpid()  # the parent is not this process
+    trainer.on_progress = lambda step, *_: monkeypatch.setattr(signals, "_LAUNCHER", gone) if step == 3 else None
+    with pytest.raises(Interrupted, match=r"stopped by SIGHUP \(its launcher is gone\) and saved at step 3"):
+        trainer.fit()
+    assert newest_valid(tmp_path / "state") == tmp_path / "state" / "step-00000003"
+    monkeypatch.setattr(signals, "_LAUNCHER", None)
+    assert make_trainer("causal_lm", tmp_path, steps=5).fit(resume=True)
 
 
 def test_a_run_stopped_between_two_logs_logs_the_figures_of_the_straight_one(tmp_path: Path) -> None:
