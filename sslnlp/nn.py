@@ -175,11 +175,8 @@ IN_CACHE = 2**16
 """Draws made at a time on a CPU: 512 KiB."""
 
 _GOLDEN, _M1, _M2 = -7046029254386353131, -4658895280553007687, -7723592293110705685  # SplitMix64, as signed int64
-_AXES = (
-    _GOLDEN,
-    _M1,
-    _M2,
-)  # an odd multiplier per axis: a draw depends on the element's indices, never on the padded shape
+# An odd multiplier per axis: a draw depends on the element's indices, never on the padded shape.
+_AXES = (_GOLDEN, _M1, _M2)
 
 
 class _Key:

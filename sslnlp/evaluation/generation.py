@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from sslnlp.collators.tokens import pad_id
 from sslnlp.errors import UserError
 from sslnlp.evaluation.bootstrap import Figure
 from sslnlp.evaluation.held_out import evaluating
@@ -79,7 +80,7 @@ def continue_texts(
     with evaluating(model), _drawing(model, seed):
         for start in range(0, len(halves), batch_size):
             prompts = [prefix + prompt for prompt, _ in halves[start : start + batch_size]]
-            inputs = _left_padded(prompts, _pad(tokenizer))
+            inputs = _left_padded(prompts, pad_id(tokenizer))
             width = inputs["input_ids"].shape[1]
             for made, nucleus in zip(written, (top_p, None), strict=True):
                 ids_BS = generate(model, tokenizer, inputs, new_tokens, nucleus)
@@ -136,7 +137,7 @@ def generate(
         way = {"do_sample": True, "top_p": top_p, "top_k": 0, "temperature": 1.0}
     config = GenerationConfig(
         max_new_tokens=new_tokens, num_beams=1, repetition_penalty=1.0, no_repeat_ngram_size=0,
-        pad_token_id=_pad(tokenizer), eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id,
+        pad_token_id=pad_id(tokenizer), eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id,
         decoder_start_token_id=getattr(model.config, "decoder_start_token_id", None), **way,
     )  # fmt: skip
     moved = {name: value.to(model.device) for name, value in inputs.items()}
@@ -159,10 +160,6 @@ def _left_padded(prompts: Sequence[list[int]], pad: int) -> Batch:
     ids = [[pad] * (width - len(prompt)) + prompt for prompt in prompts]
     mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
     return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
-
-
-def _pad(tokenizer: PreTrainedTokenizerBase) -> int:
-    return next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
 
 
 def until_end(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:

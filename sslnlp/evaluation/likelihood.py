@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sslnlp.collators.tokens import pad_id
 from sslnlp.errors import UserError
 from sslnlp.evaluation.held_out import evaluating
 from sslnlp.evaluation.local import LocalMetric
@@ -99,7 +100,6 @@ def log_likelihoods(
     first: dict[bytes, int] = {}
     twin = [first.setdefault(row.ids.tobytes(), number) for number, row in enumerate(rows)]
     order = sorted((n for n in first.values() if len(rows[n].place)), key=lambda n: (len(rows[n].ids), n))
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
     if device is not None:
         model.to(device)
     nats = np.zeros(len(rows))
@@ -107,7 +107,7 @@ def log_likelihoods(
         score = _scorer(model)
         copies = _causal(rows, order) if causal else _masked(rows, order, int(tokenizer.mask_token_id), word_aware)
         while batch := list(islice(copies, batch_size)):
-            found_N = score(*_padded(batch, pad))
+            found_N = score(*_padded(batch, pad_id(tokenizer)))
             owner_N = np.repeat([copy.text for copy in batch], [len(copy.place) for copy in batch])
             np.add.at(nats, owner_N, found_N)
     return [

@@ -103,8 +103,8 @@ def rebuild(
     room = max_length - len(frame.prefix) - len(frame.suffix)
     encoded = [tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][:room] for text in texts[:number]]
     rows = [
-        {"input_ids": np.array([*frame.prefix, *ids, *frame.suffix], dtype=np.int64), "position": number}
-        for number, ids in enumerate(encoded)
+        {"input_ids": np.array([*frame.prefix, *ids, *frame.suffix], dtype=np.int64), "position": n}
+        for n, ids in enumerate(encoded)
         if ids
     ]
     if not rows:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sslnlp import rng
 from sslnlp.errors import UserError
+from sslnlp.evaluation.held_out import evaluating
 from sslnlp.modes import self_check
 from sslnlp.vision import reads_pictures
 
@@ -103,14 +104,8 @@ def _probe_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max
 
 def _outputs(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> list[Tensor]:
     """Every floating tensor the model returns, in order, as float32; without dropout and without gradients."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            return [t.float() for t in _tensors(model(**batch).to_tuple())]
-    finally:
-        for module, training in modes:
-            module.training = training
+    with evaluating(model), torch.no_grad():
+        return [t.float() for t in _tensors(model(**batch).to_tuple())]
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -25,15 +25,12 @@ from sslnlp.nn import keyed_uniform
 from sslnlp.objectives.base import Objective
 from sslnlp.objectives.embedding import Embedding
 from sslnlp.objectives.grad_cache import check_mini_batch_size, encode_in_parts
-from sslnlp.objectives.info_nce import Texts, contrast
+from sslnlp.objectives.info_nce import COLDEST, Texts, contrast
 from sslnlp.objectives.lock import Lock
 from sslnlp.objectives.towers import VIEWS, between_views, projection, stock_pooler, unit
 from sslnlp.packed import hidden_states
 from sslnlp.types import Batch, Encoding, StepOutput
 from sslnlp.vision import build_vision, picture_sizes, states_of_some
-
-COLDEST = 0.01
-"""The lowest temperature that is learned, as in CLIP."""
 
 
 class ClipOptions(TypedDict, total=False):
