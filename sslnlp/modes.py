@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sslnlp.errors import UserError
+from sslnlp.nn import evaluating
 
 SELF_CHECK = "self_check.safetensors"
 """The file of an export that holds the probe and the logits of each mode on it; its metadata say how it was made."""
@@ -124,14 +125,11 @@ def _configured(model: PreTrainedModel, fields: Mapping[str, Any]) -> Iterator[N
     """Evaluation mode and these fields inside, all as it was after."""
     missing = object()
     before = {name: getattr(model.config, name, missing) for name in fields}
-    training = [(part, part.training) for part in model.modules()]
-    model.eval()
     try:
         for name, value in fields.items():
             setattr(model.config, name, value)
-        yield
+        with evaluating(model):
+            yield
     finally:
         for name, value in before.items():
             delattr(model.config, name) if value is missing else setattr(model.config, name, value)
-        for part, mode in training:
-            part.training = mode

@@ -1,4 +1,4 @@
-"""Small parts: pooling, a projector, a teacher, a queue, and draws that belong to the row, not to its batch.
+"""Small parts: pooling, evaluation mode, a projector, a teacher, a queue, and draws of the row, not of its batch.
 
 Shape suffixes: B rows, S tokens, H width, D documents of a row.
 """
@@ -56,6 +56,18 @@ def _by_place(own: Tensor) -> Tensor:
     """float32 [..., S]: the places 1, 2, ... of the tokens marked in a bool [..., S], as shares of their sum."""
     place = own * own.cumsum(-1)
     return place / place.sum(-1, keepdim=True).clamp(min=1)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, and each submodule's own mode back after (a frozen part may stay in evaluation mode)."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 def rows_missing(x_NH: Tensor) -> int:

@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from sslnlp.architectures import OFFSET_POSITIONS
 from sslnlp.errors import UserError
-from sslnlp.nn import rows_missing
+from sslnlp.nn import evaluating, rows_missing
 from sslnlp.types import Encoding
 
 
@@ -255,17 +255,13 @@ def _probe(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
 
 def _agree(model: PreTrainedModel, compared: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> bool:
     """Whether the two of each pair are equal to rounding, in evaluation mode; not where the model raises."""
-    training = model.training
-    model.eval()
     try:
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             return all(torch.allclose(found, wanted, atol=1e-4, rtol=1e-4) for found, wanted in compared())
     except UserError:
         raise
     except Exception:  # stock models raise all kinds for inputs they do not know
         return False
-    finally:
-        model.train(training)
 
 
 def drops_out(model: PreTrainedModel) -> bool:

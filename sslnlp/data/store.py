@@ -50,11 +50,6 @@ class TokenStore:
             raise UserError(f"the token store {self.path} is damaged (sizes differ); remove it and run again")
         self._touched = 0
 
-    @classmethod
-    def open(cls, path: str | Path) -> TokenStore:
-        """The store in the folder `path`."""
-        return cls(path)
-
     def __len__(self) -> int:
         return self.num_documents
 

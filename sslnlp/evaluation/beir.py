@@ -20,8 +20,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sslnlp.errors import UserError
-from sslnlp.evaluation.held_out import evaluating
 from sslnlp.evaluation.ranking import mean_measures, nearest, query_measures
+from sslnlp.nn import evaluating
 from sslnlp.types import Encoding
 
 Vectors = npt.NDArray[np.float32]

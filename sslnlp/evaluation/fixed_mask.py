@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sslnlp.errors import UserError
 from sslnlp.evaluation.bootstrap import Figure, ratio_figure
-from sslnlp.evaluation.held_out import evaluating
+from sslnlp.nn import evaluating
 from sslnlp.objectives.functional import IGNORED
 from sslnlp.packed import prediction_head, scored_logits
 from sslnlp.rng import uniform

@@ -14,9 +14,9 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from sslnlp.collators.tokens import pad_id
 from sslnlp.errors import UserError
 from sslnlp.evaluation.bootstrap import Figure
-from sslnlp.evaluation.held_out import evaluating
 from sslnlp.evaluation.written import repetition_figure
 from sslnlp.models import max_positions
+from sslnlp.nn import evaluating
 from sslnlp.rng import key
 from sslnlp.tokenizer import framing
 from sslnlp.types import Batch

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sslnlp.collators.base import Collator
 from sslnlp.distributed import alone
@@ -28,6 +27,7 @@ from sslnlp.evaluation.latent import latent_measures
 from sslnlp.evaluation.ranking import known_item_measures
 from sslnlp.evaluation.reranking import reranking_measures
 from sslnlp.evaluation.tagging import tagging_measures
+from sslnlp.nn import evaluating
 from sslnlp.objectives.base import Objective
 from sslnlp.sums import add_sums, ratios
 from sslnlp.types import Batch, Row
@@ -141,15 +141,3 @@ def to_device(batch: Batch, device: torch.device | str) -> Batch:
         return value.to(device) if isinstance(value, Tensor) else value
 
     return {name: move(value) for name, value in batch.items()}
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, and each submodule's own mode back after (a frozen part may stay in evaluation mode)."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training

@@ -19,9 +19,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sslnlp.collators.tokens import pad_id
 from sslnlp.errors import UserError
-from sslnlp.evaluation.held_out import evaluating
 from sslnlp.evaluation.local import LocalMetric
 from sslnlp.models import max_positions
+from sslnlp.nn import evaluating
 from sslnlp.packed import attention_inputs, hidden_states, is_causal, prediction_head
 from sslnlp.tokenizer import framing, word_boundaries
 from sslnlp.types import Encoding

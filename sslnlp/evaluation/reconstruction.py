@@ -13,9 +13,9 @@ from sslnlp.collators.base import Collator
 from sslnlp.errors import UserError
 from sslnlp.evaluation.bootstrap import Figure, ratio_figure
 from sslnlp.evaluation.generation import SHOWN, generate, one_line, until_end
-from sslnlp.evaluation.held_out import evaluating
 from sslnlp.evaluation.written import edit_similarity
 from sslnlp.models import max_positions
+from sslnlp.nn import evaluating
 from sslnlp.tokenizer import framing, special_mask
 from sslnlp.types import Batch
 

@@ -16,8 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sslnlp import rng
 from sslnlp.errors import UserError
-from sslnlp.evaluation.held_out import evaluating
 from sslnlp.modes import self_check
+from sslnlp.nn import evaluating
 from sslnlp.vision import reads_pictures
 
 _COMPILED = "_orig_mod."

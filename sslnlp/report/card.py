@@ -17,13 +17,13 @@ from sslnlp.evaluation.bootstrap import Figure, ratio_figure
 from sslnlp.evaluation.fixed_mask import fixed_mask_measures
 from sslnlp.evaluation.generation import continuations
 from sslnlp.evaluation.geometry import geometry_measures
-from sslnlp.evaluation.held_out import evaluating
 from sslnlp.evaluation.known_item import halves, known_item_figures
 from sslnlp.evaluation.likelihood import Scored, log_likelihoods
 from sslnlp.evaluation.minimal_pairs import minimal_pair_measures
 from sslnlp.evaluation.probes import probe_measures
 from sslnlp.evaluation.reconstruction import rebuild
 from sslnlp.evaluation.similarity import similarity_measures
+from sslnlp.nn import evaluating
 from sslnlp.report.material import Material
 from sslnlp.report.subject import Subject
 

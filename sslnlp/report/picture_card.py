@@ -15,10 +15,10 @@ from sslnlp.data.hashes import hash_same
 from sslnlp.data.pictured import PictureRows
 from sslnlp.errors import UserError
 from sslnlp.evaluation.geometry import geometry_measures
-from sslnlp.evaluation.held_out import evaluating
 from sslnlp.evaluation.image_text import image_text_figures
 from sslnlp.evaluation.probes import probe_measures
 from sslnlp.evaluation.zero_shot import class_vectors, zero_shot_measures
+from sslnlp.nn import evaluating
 from sslnlp.picture_encoder import PictureEncoder
 from sslnlp.report.card import Card, NotFitting, Told, fill
 from sslnlp.report.contact_sheet import contact_sheet

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from sslnlp.errors import UserError
+from sslnlp.errors import UserError, first_line
 
 ROLES: Final[dict[str, str]] = {
     "pad_token": "[PAD]",
@@ -49,7 +49,7 @@ def load_tokenizer(path_or_name: str | os.PathLike[str]) -> PreTrainedTokenizerB
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, JSON and Rust errors alike
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        reason = first_line(error)
         if os.path.isdir(name) and not os.path.exists(os.path.join(name, "tokenizer.json")):
             reason = "the folder holds no tokenizer.json"
         raise UserError(

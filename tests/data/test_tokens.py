@@ -67,7 +67,7 @@ def test_a_killed_build_goes_on_and_gives_the_same_bytes(tiny, tmp_path, monkeyp
     with pytest.raises(KeyboardInterrupt):
         build_store(dying(), tiny, tmp_path / "cut", fingerprint="f")
     with pytest.raises(UserError, match="not a complete"):
-        TokenStore.open(tmp_path / "cut")
+        TokenStore(tmp_path / "cut")
     with (tmp_path / "cut" / "tokens.bin").open("ab") as file:
         file.write(b"written but never committed")
     build_store(texts, tiny, tmp_path / "cut", fingerprint="f")
@@ -79,7 +79,7 @@ def test_a_large_vocabulary_takes_four_bytes_a_token(tmp_path):
     writer = tokens.TokenWriter(tmp_path / "s", 65_536)
     writer.add(np.array([65_535, 3]), np.array([2]), np.array([9]))
     writer.finish("f")
-    assert TokenStore.open(tmp_path / "s").tokens(0).tolist() == [65_535, 3]
+    assert TokenStore(tmp_path / "s").tokens(0).tolist() == [65_535, 3]
     assert (tmp_path / "s" / "tokens.bin").stat().st_size == 8
 
 
@@ -88,7 +88,7 @@ def test_a_store_of_the_wrong_size_is_refused(tiny, tmp_path):
     with (tmp_path / "s" / "tokens.bin").open("r+b") as file:
         file.truncate(10)
     with pytest.raises(UserError, match="damaged"):
-        TokenStore.open(tmp_path / "s")
+        TokenStore(tmp_path / "s")
 
 
 def test_framing_does_not_change_the_fingerprint_but_the_vocabulary_does(tiny):
