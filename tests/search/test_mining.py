@@ -268,3 +268,6 @@ def test_a_missing_column_is_named_by_the_option_of_this_command(tmp_path: Path)
         search_app, ["mine", str(data), "--out", str(tmp_path / "out.jsonl"), "--query-column", "nothing"]
     )
     assert "'nothing' (--query-column)" in str(found.exception)
+    same = ["--query-column", "text", "--positive-column", "text"]
+    found = CliRunner().invoke(search_app, ["mine", str(data), "--out", str(tmp_path / "out.jsonl"), *same])
+    assert str(found.exception).endswith("name them: --positive-column NAME")
