@@ -19,7 +19,7 @@ from sslnlp.errors import UserError
 
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 SMALL_FILE = 8 << 20
-_BLANK_LINE = re.compile(rb"\n[ \t\r]*\n\s*\S")
+_BLANK_LINE = re.compile(rb"\n[ \t\r]*\n")
 
 
 def open_bytes(path: Path) -> IO[bytes]:
@@ -108,6 +108,7 @@ def resolve(files: Sequence[Path], split_text: str) -> str:
         return "document"
     try:
         with open_bytes(files[0]) as file:
-            return "block" if _BLANK_LINE.search(file.read(1 << 20)) else "line"
+            # Blank lines at the end part nothing.
+            return "block" if _BLANK_LINE.search(file.read(1 << 20).rstrip()) else "line"
     except Exception:  # reading it for real names the damage
         return "line"

@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import lzma
+import time
 
 import pyarrow as pa
 import pytest
@@ -80,6 +81,14 @@ def test_a_text_file_as_blocks_lines_or_one_document(tmp_path, how, expected):
     path = tmp_path / "a.txt"
     path.write_bytes("\ufeffone\r\ntwo\r\n\r\nthree\r\n".encode())
     assert list(open_source(str(path)).documents(split_text=how)) == expected
+
+
+def test_any_number_of_blank_lines_at_the_end_is_no_work(tmp_path):
+    (tmp_path / "a.txt").write_text("one\ntwo" + "\n" * 60_000)
+    began = time.process_time()
+    assert open_source(str(tmp_path / "a.txt")).columns == ["text"]
+    assert next(open_source(str(tmp_path / "a.txt")).documents()) == "one"
+    assert time.process_time() - began < 2  # 30 s where each blank line looks for text behind it
 
 
 def test_several_text_files_are_a_document_each(tmp_path):
