@@ -25,6 +25,7 @@ from sslnlp.data.readers import (
     alike,
     hub_revision,
     json_lines,
+    json_rows,
     load_files,
     load_hub,
     parquet_column,
@@ -84,11 +85,13 @@ class Source:
                 yield name, head, chain(first, rows)
 
     def _tables(self) -> Iterator[tuple[str, Iterator[dict[str, Any]]]]:
-        """The rows of every file but `.txt` (of one after the other where the columns are the same), and of each hub
-        data set, with the name of the file or data set; `.parquet` for all files of that kind."""
+        """The rows of every file but `.txt` (of one `.csv` after the other where the columns are the same), and of each
+        hub data set, with the name of the file or data set; `.parquet` for all files of that kind."""
         for extension, files in self.files.items():
             if extension == ".jsonl":
                 yield from ((str(file), json_lines(file)) for file in files)
+            elif extension == ".json":
+                yield from ((str(file), json_rows(file)) for file in files)
             elif extension == ".parquet":
                 yield extension, parquet_rows(files)
             elif extension != ".txt":

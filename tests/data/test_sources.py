@@ -241,11 +241,27 @@ def test_rows_of_json_lines_may_differ_and_words_stay_words(tmp_path):
     assert list(open_source(str(tmp_path / "a.csv")).documents()) == ["007", "null"]
 
 
-def test_a_json_list_whose_values_change_their_type_keeps_its_texts(tmp_path):
-    (tmp_path / "a.json").write_text('[{"text": "say \\"a\\"\\n", "n": 1}, {"text": 3, "n": "x"}, {"text": null}]')
+@pytest.mark.parametrize("more", [1, 1 << 20], ids=["small", "large"])
+def test_a_json_list_whose_values_change_their_type_keeps_its_texts(tmp_path, more):
+    rows = [
+        {"text": 'say "a"\n', "n": 1},
+        {"text": 3, "n": "x"},
+        {"text": None, "n": None},
+        {"text": "x" * more, "n": 2},
+    ]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
     source = open_source(str(tmp_path / "a.json"))
-    assert list(source.documents()) == ['say "a"\n', "3", ""]
-    assert [row["n"] for row in source.rows()] == [1, "x", None]
+    assert list(source.documents()) == ['say "a"\n', "3", "", "x" * more]
+    assert [row["n"] for row in source.rows()] == [1, "x", None, 2]
+
+
+def test_json_files_may_differ_in_what_is_not_the_text(tmp_path):
+    rows = [{"text": "a", "date": "2020-01-01", "by": None}, {"text": "2020-01-02", "date": "once", "by": ["x"]}]
+    for i, row in enumerate(rows):
+        (tmp_path / f"{i}.json").write_text(json.dumps([row] if i else row))
+    source = open_source(str(tmp_path))
+    assert list(source.documents()) == ["a", "2020-01-02"]
+    assert list(source.rows()) == rows
 
 
 @pytest.mark.parametrize(
