@@ -171,6 +171,19 @@ def test_an_export_is_measured_as_its_run_and_never_written_into(
         assert sorted(path.name for path in folder.iterdir()) == before
 
 
+def test_a_run_whose_card_cannot_be_written_is_reported_elsewhere(
+    runs: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    moved = shutil.copytree(runs["gpt"], tmp_path / "gpt")
+    (moved / "export" / "README.md.tmp").mkdir()  # a folder is in the way, whoever runs this
+    before = (moved / "export" / "README.md").read_bytes()
+    page = report_runs([moved], out=str(tmp_path / "elsewhere"))
+    assert page == tmp_path / "elsewhere" / "report.html"
+    assert json.loads((page.parent / "report.json").read_text())["cards"]["gpt"]["figures"]
+    assert (moved / "export" / "README.md").read_bytes() == before
+    assert "gpt: its model card stays as it is: Cannot write" in caplog.text
+
+
 def test_a_damaged_export_says_what_it_lacks_and_what_to_do(
     runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -55,7 +55,7 @@ def report_runs(
 
     What is not given is taken from `report.*` of the first run's recipe; all runs are measured on the same texts (or
     pictures), those that the first run held out unless `texts` (`pictures`) names others. Each run's model card gets
-    the short form of its own.
+    the short form of its own, where it can be written.
 
     Args:
         runs: their folders; of a run's export/ its run is meant.
@@ -74,7 +74,10 @@ def report_runs(
         cards = _cards(facts, {name: value for name, value in given.items() if value is not None}, tell)
         for run in facts:
             if (card := cards.get(run.name)) is not None:
-                _into_model_card(run.path / "export" / "README.md", card)
+                try:
+                    _into_model_card(run.path / "export" / "README.md", card)
+                except UserError as error:  # of a run of somebody else, say; the report goes to `out` all the same
+                    log.warning("%s: its model card stays as it is: %s", run.name, str(error).partition(";")[0])
     else:
         cards = {run.name: card for run in facts if (card := _measured_before(run)) is not None}
     return make_report(facts[0].path, against=[str(run.path) for run in facts[1:]], out=out, title=title, cards=cards)
