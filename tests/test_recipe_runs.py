@@ -71,6 +71,15 @@ def test_a_taken_folder_is_refused_and_left_alone(bert: Path) -> None:
     assert (bert / "recipe.json").read_bytes() == before
 
 
+def test_a_run_of_an_older_version_is_said_to_be_one(bert: Path, tmp_path: Path) -> None:
+    older = shutil.copytree(bert, tmp_path / "older")
+    story = json.loads((older / "recipe.json").read_text())
+    del story["recipe"]["adapt"]
+    (older / "recipe.json").write_text(json.dumps(story))
+    with pytest.raises(UserError, match=r"older sslnlp, which knew no adapt.batch_size, .*: finish it with"):
+        run(load_recipe(str(older), [f"out={older}"]), resume=True)
+
+
 def test_resuming_a_finished_run_exports_it_again(bert: Path) -> None:
     weights = (bert / "export" / "model.safetensors").read_bytes()
     run(load_recipe(str(bert), ["train.workers=0", "train.log_every=1"]), resume=True)

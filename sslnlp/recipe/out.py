@@ -112,6 +112,13 @@ def _check_same(recipe: Recipe, before: dict[str, Any]) -> None:
     # Rows of like length are sorted into batches, so there the size of a batch decides what is in it.
     free = FREE_ON_RESUME - ({"train.batch_size"} if recipe.data.packing == "bucket" else set())
     changed = sorted(key for key in now.keys() | then.keys() if key not in free and now.get(key) != then.get(key))
+    # But for options, every key is written, so one that is not there came with a later version.
+    new = [key for key in changed if key not in then and not key.startswith(("objective.", "collator."))]
+    if new:
+        raise UserError(
+            f"{recipe.out} holds a run of an older sslnlp, which knew no {', '.join(new[:4])}: finish it with that "
+            "version, or choose another out"
+        )
     if changed:
         shown = ", ".join(f"{key} ({then.get(key)} -> {now.get(key)})" for key in changed[:4])
         raise UserError(f"{recipe.out} holds a run of another recipe: {shown}; resume that one, or choose another out")
