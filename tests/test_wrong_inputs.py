@@ -133,7 +133,11 @@ CASES = [
     Wrong("resuming among other files", resuming_among_other_files, "holds other files and no run; choose another out"),
     Wrong("no name for the folder", pretrain("out="), "out= names no folder"),
     Wrong("unwritable folder", out_under_a_file, "cannot write"),
-    Wrong("nothing to resume", lambda folder: [*pretrain()(folder), "--resume"], "nothing to resume"),
+    Wrong(
+        "nothing to resume",
+        lambda folder: [*pretrain()(folder), "--resume"],
+        "holds no run; if it was moved, give its place as out=",
+    ),
     Wrong("unknown command", lambda _: ["trian"], "Did you mean 'train'"),
     Wrong("unknown option of a command", lambda _: ["train", "pretrain_bert", "--reusme"], "--resume"),
     Wrong("missing argument", lambda _: ["push", "somewhere"], "REPO_ID"),

@@ -76,7 +76,8 @@ def check_out(recipe: Recipe, *, resume: bool) -> None:
         elif taken:
             raise UserError(f"nothing to resume: {recipe.out} holds other files and no run; choose another out")
         else:
-            raise UserError(f"nothing to resume: {recipe.out} holds no run; leave --resume out to start one")
+            moved = "if it was moved, give its place as out=..."
+            raise UserError(f"nothing to resume: {recipe.out} holds no run; {moved}; leave --resume out to start one")
     elif biography.is_file():
         raise UserError(f"{recipe.out} already holds a run: choose another out, add --resume to go on, or delete it")
     elif taken:
