@@ -211,7 +211,7 @@ def test_a_full_disk_is_one_clear_line_and_keeps_the_older_export(
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
-        with pytest.raises(UserError, match=r"cannot write the export .*File too large") as error:
+        with pytest.raises(UserError, match=r"cannot write the export .*File too large.*; make room, or ") as error:
             write(model, tokenizer, path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

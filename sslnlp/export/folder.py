@@ -132,7 +132,8 @@ def _replacing(directory: Path) -> Iterator[Path]:
         # safetensors and tokenizers report a full disk as their own exceptions, with the system's words at the end.
         if isinstance(error, OSError) or "(os error " in str(error):
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-            raise UserError(f"cannot write the export to {str(directory)!r}: {reason}") from error
+            advice = "make room, or name another place; a run that is trained goes on with --resume"
+            raise UserError(f"cannot write the export to {str(directory)!r}: {reason}; {advice}") from error
         raise
 
 
