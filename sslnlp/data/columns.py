@@ -16,6 +16,9 @@ from sslnlp.errors import UserError
 _CHANGES_AS_NUMBER = r"^[-+]?(0\d|\d{19})"
 """Text that a number does not give back: 007, and more digits than 64 bits are sure to hold."""
 
+SEPARATORS = (";", "\t", "|", ",")
+"""What programs put between the columns of a `.csv` or `.tsv` in the place of the comma or the tab."""
+
 
 def csv_columns(file: Path, separator: str) -> list[str]:
     """The header, as `datasets` reads it; raises what pandas raises where there is none, and `UserError` where it names
@@ -24,6 +27,12 @@ def csv_columns(file: Path, separator: str) -> list[str]:
 
     table = pandas.read_csv(file, sep=separator, nrows=1, dtype=str)
     if not isinstance(table.index, pandas.RangeIndex):
+        other = next((sign for sign in SEPARATORS if sign != separator and sign in table.columns[0]), None)
+        if len(table.columns) == 1 and other is not None:  # the values hold more of ours: decimal commas, sentences
+            raise UserError(
+                f"the header of {file} is one column, {table.columns[0]!r}: its separator seems to be {other!r}; put "
+                f"texts with {separator!r} in quotes, and separate columns by {separator!r} instead"
+            )
         raise UserError(
             f"{file} has more values in its first row than names in its header ({', '.join(table.columns)}): name "
             f"every column, put texts with {separator!r} in quotes, and separate columns by {separator!r}"

@@ -13,7 +13,7 @@ from typing import Any
 import datasets
 
 from sslnlp.data import text as plain
-from sslnlp.data.columns import csv_columns, parquet_columns, with_numbers
+from sslnlp.data.columns import SEPARATORS, csv_columns, parquet_columns, with_numbers
 from sslnlp.data.files import LOADERS
 from sslnlp.errors import UserError, reason_of
 
@@ -32,10 +32,6 @@ def quiet() -> Iterator[None]:
         datasets.logging.set_verbosity(level)
         if not bars:
             datasets.enable_progress_bars()
-
-
-SEPARATORS = (";", "\t", "|", ",")
-"""What programs put between the columns of a `.csv` or `.tsv` in the place of the comma or the tab."""
 
 
 def options_of(extension: str, files: list[Path]) -> dict[str, Any]:
