@@ -86,9 +86,12 @@ def tokenizer(
     """Train a tokenizer within a memory budget, and print its contract: what objectives may rely on."""
     from sslnlp.recipe import make_tokenizer
 
-    make_tokenizer(
-        data, out, vocab_size=vocab_size, algorithm=algorithm, text=text, lowercase=lowercase, memory_mb=memory_mb
-    )
+    try:
+        make_tokenizer(
+            data, out, vocab_size=vocab_size, algorithm=algorithm, text=text, lowercase=lowercase, memory_mb=memory_mb
+        )
+    except UserError as error:  # what is wrong with the data names a key of a recipe: here it is an option
+        raise UserError(str(error).replace("data.text=NAME", "--text NAME").replace("data.text", "--text")) from error
 
 
 @app.command()

@@ -41,6 +41,14 @@ def with_file(name: str, content: str | bytes, *arguments: str, recipe: str = "p
     return make
 
 
+def tokenizer_of(content: str, *options: str) -> Make:
+    def make(folder: Path) -> list[str]:
+        (folder / "t.csv").write_text(content)
+        return ["tokenizer", str(folder / "t.csv"), "--out", str(folder / "o"), *options]
+
+    return make
+
+
 def table(content: str, *arguments: str) -> Make:
     return with_file("table.csv", content, *arguments, recipe="finetune_classification")
 
