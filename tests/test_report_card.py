@@ -16,6 +16,7 @@ import pytest
 from sslnlp.card import ReportRow, report_section, with_report
 from sslnlp.cli import run_command
 from sslnlp.data.config import DataConfig
+from sslnlp.errors import UserError
 from sslnlp.evaluation.bootstrap import Figure
 from sslnlp.recipe import load_recipe, run
 from sslnlp.report.card import Card, measure
@@ -233,6 +234,14 @@ def test_an_interval_that_is_no_number_is_shown_again(runs: dict[str, Path], tmp
     report_runs([moved], measures=False)
     found = card_of(moved, "gpt").figures["effective_rank"]
     assert (found.value, math.isnan(found.low)) == (1.5, True)
+
+
+@pytest.mark.parametrize("keys", [["texts"], ["probe_train", "probe_test"]])
+def test_a_column_that_no_key_of_a_report_could_name_is_to_be_called_text(tmp_path, keys):
+    file = tmp_path / "t.csv"
+    file.write_text("Text,note,label\nwords,x,1\n")
+    with pytest.raises(UserError, match=r"which column of .*t\.csv is the text\?.*; call the column text$"):
+        Material.read(ReportConfig(**dict.fromkeys(keys, str(file))), lambda n: [])
 
 
 def test_a_card_is_the_same_every_time(runs: dict[str, Path], files: dict[str, Path]) -> None:

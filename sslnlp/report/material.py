@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -59,13 +60,18 @@ class Material:
         """
         number = config.documents
         found = cls(documents=number, collator=collator)
-        found.texts = held_out(number) if config.texts is None else list(islice(_texts(config.texts), number))
+        if config.texts is None:
+            found.texts = held_out(number)
+        else:
+            with _without_keys():
+                found.texts = list(islice(_texts(config.texts), number))
         if config.pairs is not None:
             found.pairs = read_pairs(config.pairs)
         if config.sts is not None:
             found.similar = read_similar(open_source(config.sts).rows(), config.sts)
         if config.probe_train is not None and config.probe_test is not None:
-            found.probe = _labelled(config.probe_train, config.label), _labelled(config.probe_test, config.label)
+            with _without_keys():
+                found.probe = _labelled(config.probe_train, config.label), _labelled(config.probe_test, config.label)
         if config.beir is not None:
             found.beir = load_beir(config.beir)
         return found
@@ -95,6 +101,15 @@ def held_out_texts(
         return [str(tokenizer.decode(one, skip_special_tokens=True)) for one in ids]
 
     return first
+
+
+@contextmanager
+def _without_keys() -> Iterator[None]:
+    """What is wrong with the data names the key that a recipe has for a column of texts, and a report has none."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace("say data.text=NAME", "call the column text")) from error
 
 
 def _texts(spec: str) -> Iterator[str]:
