@@ -215,7 +215,11 @@ def _csv_rows(path: Path, lines: TextIO, suffix: str) -> Iterator[tuple[int, Map
     try:
         for row in reader:
             if None in row or None in row.values():
-                raise UserError(f"{path} line {reader.line_num} does not have as many fields as the header")
+                sign, header = reader.reader.dialect.delimiter, ", ".join(reader.fieldnames or ())
+                raise UserError(
+                    f"{path} line {reader.line_num} does not have as many fields as the header ({header}): put texts "
+                    f"with {sign!r} in quotes, and separate columns by {sign!r}"
+                )
             yield reader.line_num, row
     except csv.Error as error:
         raise UserError(f"{path} line {reader.line_num} is not readable as {suffix[1:]} ({error})") from error

@@ -114,3 +114,9 @@ def test_the_store_gives_back_what_was_written_by_row(tmp_path: Path) -> None:
 def test_empty_corpus_and_duplicate_ids_are_refused(tmp_path: Path, documents: list[Document], message: str) -> None:
     with pytest.raises(UserError, match=message):
         write_documents(tmp_path, documents)
+
+
+def test_a_row_of_other_fields_than_the_header_says_what_separates_them(tmp_path):
+    (tmp_path / "a.csv").write_text("Text;Cost\nHi;0,37\n")
+    with pytest.raises(UserError, match=r"line 2 .* the header \(Text;Cost\): .* separate columns by ','"):
+        list(read_documents(tmp_path / "a.csv"))
