@@ -232,6 +232,7 @@ def test_wrong_use_is_one_line_and_leaves_the_former_file(tmp_path: Path) -> Non
         ((same, "--out", out), "holds 1 different documents: too few for 8 negatives"),
         ((pairs, "--out", out), "holds 6 different documents"),
         ((pairs, "--out", out, "--negatives", 2, "--query-column", "qury"), "no column 'qury'"),
+        ((pairs, "--out", out, "--negatives", 2, "--text-column", "body"), "columns of a --corpus"),
         ((pairs, "--out", out, "--negatives", 2, "--model", tmp_path / "nowhere" / "m"), "no model folder"),
         ((pairs, "--out", out, "--negatives", 2, "--reranker", tmp_path / "nowhere" / "m"), "no model folder"),
         ((pairs, "--out", out, "--negatives", 2, "--corpus", tmp_path / "nowhere"), "nothing to index"),
