@@ -140,7 +140,8 @@ def delete_command(
 
 def _lines(path: Path) -> list[str]:
     try:
-        return [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line]
+        # Not splitlines: an id may hold a line separator of Unicode, as the name of a file can.
+        return [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line]
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:

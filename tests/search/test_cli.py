@@ -108,6 +108,14 @@ def test_add_and_delete(tmp_path: Path, index: Path) -> None:
     assert "cannot read" in str(_run("delete", index, "--ids", tmp_path / "absent").exception)
 
 
+def test_ids_of_a_file_end_where_its_lines_do(tmp_path: Path) -> None:
+    rows = [{"id": name, "text": "a wing"} for name in ("u\u2028x", "next\x85line", "kept")]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _run("index", tmp_path / "d.jsonl", "--out", tmp_path / "i")
+    (tmp_path / "ids").write_bytes("u\u2028x\r\nnext\x85line\n".encode())
+    assert "Deleted 2 documents." in _run("delete", tmp_path / "i", "--ids", tmp_path / "ids").output
+
+
 def test_a_reranker_and_a_graph_are_remembered(
     tmp_path: Path, corpus: Path, make_encoder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
