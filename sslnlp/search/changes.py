@@ -167,9 +167,12 @@ def _doubled(old: DocumentStore, ids: list[str], replace: bool) -> list[int]:
     rows = old.row_of
     doubled = [name for name in ids if name in rows]
     if doubled and not replace:
+        # Rows without an id are numbered from 0 in every file, so other documents have the same numbers.
+        numbered = doubled[0].isdigit()
+        hint = " (a row without an id is called by its number: give other documents ids)" if numbered else ""
         raise UserError(
             f"{len(doubled):,} of {len(ids):,} ids are in the index already, {doubled[0]!r} among them: "
-            "--replace puts the new documents in their place"
+            f"--replace puts the new documents in their place{hint}"
         )
     return [rows[name] for name in doubled]
 

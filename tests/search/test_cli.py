@@ -96,7 +96,8 @@ def test_add_and_delete(tmp_path: Path, index: Path) -> None:
     (tmp_path / "new.jsonl").write_text(
         '{"id": "new", "text": "A zeppelin of helium."}\n{"id": "8", "text": "Helium."}\n{"id": "none", "text": ""}\n'
     )
-    assert "'8' among them" in str(_run("add", index, tmp_path / "new.jsonl").exception)
+    assert "'8' among them" in str(refused := _run("add", index, tmp_path / "new.jsonl").exception)
+    assert "called by its number: give other documents ids" in str(refused)  # another file's row 8 is no newer one
     added = _run("add", index, tmp_path / "new.jsonl", "--replace")
     assert "Added 2 documents, 1 of them in place of older ones, 1 without text left out." in added.output
     assert [row.split()[2] for row in _run("query", index, "helium").output.splitlines()[::2]] == ["8", "new"]
