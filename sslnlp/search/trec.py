@@ -44,10 +44,12 @@ def read_qrels(path: str | Path) -> Qrels:
     for number, line in _lines(path):
         # BEIR separates by tabs, and its ids may hold spaces; TREC separates by any blanks.
         fields = line.split("\t") if line.count("\t") in (2, 3) else line.split()
-        if number == 1 and fields and not _is_integer(fields[-1]):
-            continue  # BEIR's header
+        if number == 1 and not fields[-1].strip()[-1:].isdigit():
+            continue  # BEIR's header; a relevance of 1.0 is none, and no judgement to pass over
         if len(fields) not in (3, 4) or not _is_integer(fields[-1]):
-            raise UserError(f"{path} line {number} is not 'query [0] document relevance'")
+            raise UserError(
+                f"{path} line {number} is not 'query [0] document relevance', with a whole number as the relevance"
+            )
         judged, grade = qrels.setdefault(fields[0], {}), int(fields[-1])
         if judged.setdefault(fields[-2], grade) != grade:
             raise UserError(

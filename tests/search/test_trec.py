@@ -16,10 +16,12 @@ def test_a_run_survives_its_file_to_the_last_digit(tmp_path: Path) -> None:
 
 def test_trec_and_beir_judgements_are_one(tmp_path: Path) -> None:
     (tmp_path / "trec").write_text("q1 0 d1 2\nq1 0 d2 -1\n\nq2\t0\td1\t0\n")
+    (tmp_path / "bare").write_text("q1\td1\t2 \nq1\td2\t-1\nq2\td1\t0\n")
     (tmp_path / "beir").write_text("query-id\tcorpus-id\tscore\r\nq1\td1\t2\r\nq1\td2\t-1\r\nq2\td1\t0\r\n")
     expected = {"q1": {"d1": 2, "d2": -1}, "q2": {"d1": 0}}
     assert read_qrels(tmp_path / "trec") == expected
     assert read_qrels(tmp_path / "beir") == expected
+    assert read_qrels(tmp_path / "bare") == expected
 
 
 def test_beir_ids_may_hold_blanks(tmp_path: Path) -> None:
@@ -44,6 +46,7 @@ def test_queries_from_json_lines_and_from_tabs(tmp_path: Path) -> None:
         (read_qrels, "", "no judgements"),
         (read_qrels, "q 0 d 1\nq 0 d high\n", "line 2 is not"),
         (read_qrels, "q d\nq d\n", "line 2 is not"),
+        (read_qrels, "q 0 d 1.0\n", "line 1 is not .* with a whole number"),
         (read_qrels, "q 0 d 1\nq 0 d ²\n", "line 2 is not"),
         (read_qrels, "q 0 d 1\nq 0 d --1\n", "line 2 is not"),
         (read_qrels, "q 0 d 1\nq 0 d 1\nq 0 d 0\n", "line 3 judges 'd' for query 'q' another way"),
