@@ -68,8 +68,8 @@ def every_process_loads() -> None:
 def shard(module: M, how: Sharding, device: torch.device) -> M:
     """A sharded copy of `module` on `device`, which takes over its parameters: they are left empty (on `meta`).
 
-    The copy's `forward` and `predict` gather what they need. Tied weights stay tied. `refill` brings them back.
-    Raises `UserError` for a module that cannot be cut.
+    The copy's `forward`, `predict` and `scored` gather what they need. Tied weights stay tied. `refill` brings them
+    back. Raises `UserError` for a module that cannot be cut.
     """
     # Half a second to import, which only those who shard should wait for.
     from torch.distributed.device_mesh import init_device_mesh
@@ -88,7 +88,8 @@ def shard(module: M, how: Sharding, device: torch.device) -> M:
     for layer in units:
         fully_shard(layer, mesh=mesh, reshard_after_forward=how.reshard_after_forward)
     fully_shard(sharded, mesh=mesh)
-    register_fsdp_forward_method(sharded, "predict")
+    for name in ("predict", "scored"):  # what a held-out pass calls
+        register_fsdp_forward_method(sharded, name)
     return sharded
 
 

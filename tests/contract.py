@@ -29,6 +29,7 @@ from sslnlp.data.packing import PackedRows
 from sslnlp.data.stream import Stream
 from sslnlp.data.table import TableRows
 from sslnlp.data.tokens import build_store
+from sslnlp.evaluation import evaluate_held_out
 from sslnlp.models import ModelConfig, build_model
 from sslnlp.objectives import get_objective
 from sslnlp.objectives.base import Objective
@@ -202,10 +203,13 @@ def make_trainer(
     # Adam divides a gradient by its own size; the larger eps keeps it from blowing up the rounding of one near zero.
     options: dict[str, Any] = {"steps": 4, "batch_size": 8, "lr": 1e-3, "eps": 1e-4, "seed": 3, "log_every": 1}
     options |= {"warmup": 1, "save_every": 1000} | train  # the last state is saved all the same
+    collator, stream = make_collator(name, seed=3), make_stream(name, seed=3)
+    if evaluate is None and "eval_every" in train:
+        evaluate = functools.partial(evaluate_held_out, collator=collator, stream=stream, batch_size=8)
     return Trainer(
         make_objective(name, architecture, dropout=dropout),
-        make_collator(name, seed=3),
-        make_stream(name, seed=3),
+        collator,
+        stream,
         TrainConfig(**options),
         out=out,
         evaluate=evaluate,
