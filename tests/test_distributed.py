@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,8 @@ from sslnlp.checkpoint import load_checkpoint, newest_valid
 from sslnlp.cli import run_command
 from sslnlp.errors import UserError
 from sslnlp.metrics import read_metrics
+from sslnlp.recipe import reporting
+from sslnlp.report.config import ReportConfig
 from sslnlp.sharding import Sharding, layers, shard, sharding_asked
 from tests.contract import architectures, corpus, difference, make_collator, make_objective, make_trainer
 
@@ -158,3 +161,12 @@ def test_what_cannot_be_sharded_is_one_line(monkeypatch: pytest.MonkeyPatch) -> 
     module.register_parameter("temperature", nn.Parameter(torch.tensor(1.0)))
     with pytest.raises(UserError, match=r"a single number \(temperature\)"):
         shard(module, Sharding(), torch.device("cpu"))
+
+
+def test_a_report_while_sharded_weights_train_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts: Any = SimpleNamespace(recipe=SimpleNamespace(report=ReportConfig(every=1)))
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    monkeypatch.setattr(reporting, "world_size", lambda: 2)
+    with pytest.raises(UserError, match=r"report\.every measures whole models, which FSDP2 cuts up"):
+        reporting.RunReport(parts)

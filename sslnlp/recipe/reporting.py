@@ -8,6 +8,8 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase, VisionTextDualEncoderModel
 
 from sslnlp.collators.base import Collator
+from sslnlp.distributed import world_size
+from sslnlp.errors import UserError
 from sslnlp.metrics import read_metrics
 from sslnlp.objectives.base import Objective
 from sslnlp.picture_encoder import PictureEncoder
@@ -19,6 +21,7 @@ from sslnlp.report.picture_card import PictureSubject, measure_pictures
 from sslnlp.report.picture_material import PictureMaterial
 from sslnlp.report.subject import in_memory
 from sslnlp.search.encoder import EncoderSettings
+from sslnlp.sharding import sharding_asked
 
 Evaluate = Callable[[Objective], dict[str, float]]
 Measure = Callable[[Objective, bool], Card]
@@ -33,6 +36,8 @@ class RunReport:
 
     def __init__(self, parts: Parts) -> None:
         self.parts, self.every = parts, parts.recipe.report.every
+        if self.every and sharding_asked() is not None and world_size() > 1:
+            raise UserError("report.every measures whole models, which FSDP2 cuts up: use DDP, or leave it out")
         pictures = parts.recipe.collator_class.reads == "pictures"
         self._measure = self._pictures() if pictures else self._texts()
         self._evaluations: int | None = None
