@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sslnlp.errors import UserError
+
 if TYPE_CHECKING:
     from sslnlp.search.mining import Mined
 
