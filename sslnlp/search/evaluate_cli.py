@@ -90,7 +90,7 @@ def evaluate_command(
     for written in filter(None, (run, json)):
         check_output(written, queries, qrels, *(compare or []))
         if index is not None and written.resolve().is_relative_to(index.resolve()):
-            raise UserError(f"{written} lies in the index, which holds its own files alone: name a file elsewhere.")
+            raise UserError(f"{written} lies in the index, which holds its own files alone: name a file elsewhere")
     opened = None
     if index is not None:
         opened = Index(
@@ -101,7 +101,7 @@ def evaluate_command(
     for written in targets.values():
         check_output(written, queries, qrels, *(compare or []))
         if json is not None and written.resolve() == json.resolve():
-            raise UserError(f"--run and --json would both write {written}: name two files.")
+            raise UserError(f"--run and --json would both write {written}: name two files")
     judged = evaluate.load_judged(opened, queries, qrels)
     others = evaluate.read_runs(compare or [], judged.qrels, modes)
     evaluate.resolve_baseline(baseline, [*modes, *others])  # a wrong name is told before the long work

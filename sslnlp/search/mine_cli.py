@@ -57,7 +57,7 @@ def mine_command(
     from sslnlp.search.negatives import Mining
 
     if corpus is None and (title_column is not None or text_column is not None):
-        raise UserError("--title-column and --text-column are columns of a --corpus: name that too.")
+        raise UserError("--title-column and --text-column are columns of a --corpus: name that too")
     options = Mining(negatives=negatives, depth=depth, skip_top=skip_top, margin=margin, sample=sample, seed=seed)
     named = {"query": query_column, "positive": positive_column}
     bar = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
