@@ -16,6 +16,7 @@ from sslnlp.budget import occasions
 from sslnlp.recipe import Recipe, load_recipe, override, resolve, run
 from sslnlp.recipe.build import build_parts
 from sslnlp.recipe.choose import Speed, apply, choose, chooses, rule
+from sslnlp.train_config import TrainConfig
 
 TINY = ["model.size=nano", "tokenizer.vocab_size=520", "data.seq_length=32"]
 
@@ -71,6 +72,11 @@ def test_text_read_again_and_again_gets_dropout_and_an_average() -> None:
     assert often["model.dropout"] > 0
     updates = 600 / (0.01 * often["train.batch_size"] * often["train.accumulate"])
     assert often["train.ema"] == pytest.approx(1 - 2.5 / updates, abs=1e-5)
+
+
+def test_a_budget_of_years_asks_for_an_average_that_the_trainer_takes() -> None:
+    years = ruled(recipe(), rows_of_data=200, seconds=1e15)
+    TrainConfig(steps=1, ema=years["train.ema"])
 
 
 def test_held_out_passes_take_a_tenth_of_the_time_at_most() -> None:

@@ -38,6 +38,8 @@ FRESH_PASSES = 4
 DROPOUT = 0.1
 AVERAGED = 0.4
 """The share of the run that the average of the weights looks back on, where the text is read more often."""
+LONGEST_MEMORY = 0.99999
+"""Of that average: a budget of years asks for more, which rounds to a share of 1."""
 ADAMW_TO_MUON = 0.25
 """AdamW's best rate beside Muon's (1e-3 to 4e-3)."""
 TIMED_SHARE = 0.02
@@ -128,7 +130,9 @@ def rule(
         # Where ten fit, the trainer's own tenth, of the updates that there will really be. Where fewer do, five: there
         # may be twice the updates that a few timed ones promise, and ten is the most.
         "train.eval_every": None if evaluations >= 10 else math.ceil(updates / min(5, max(1, evaluations))),
-        "train.ema": round(max(0.0, 1 - 1 / (AVERAGED * updates)), 5) if again else recipe.train.ema,
+        "train.ema": min(LONGEST_MEMORY, round(max(0.0, 1 - 1 / (AVERAGED * updates)), 5))
+        if again
+        else recipe.train.ema,
         "model.dropout": DROPOUT if again else recipe.model.dropout,
     }
 
