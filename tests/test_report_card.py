@@ -182,7 +182,7 @@ def test_a_run_whose_card_cannot_be_written_is_reported_elsewhere(
     assert page == tmp_path / "elsewhere" / "report.html"
     assert json.loads((page.parent / "report.json").read_text())["cards"]["gpt"]["figures"]
     assert (moved / "export" / "README.md").read_bytes() == before
-    assert "gpt: its model card stays as it is: Cannot write" in caplog.text
+    assert "gpt: its model card stays as it is: cannot write" in caplog.text
 
 
 def test_a_damaged_export_says_what_it_lacks_and_what_to_do(

@@ -40,6 +40,7 @@ from sslnlp.recipe.overrides import fields_of
 from sslnlp.recipe.schema import Recipe
 from sslnlp.sharding import every_process_loads
 from sslnlp.tokenizer import Contract, contract, framing, load_tokenizer, set_framing, train_tokenizer
+from sslnlp.tokenizer.training import stand_in
 from sslnlp.writing import room_in
 
 log = logging.getLogger(__name__)
@@ -109,14 +110,13 @@ def _bound_lengths(recipe: Recipe) -> None:
 
 
 def _check_options(recipe: Recipe) -> None:
-    """Make the collator once before text is read, which refuses wrong values; where a tokenizer is yet to be trained,
-    with one that reads no text and has all the tokens that ours have."""
+    """Make the collator once before text is read, which refuses wrong values."""
     if not recipe.collator_class.reads_text:
         _collator(recipe, None, picture_facts(recipe.model))
     elif recipe.tokenizer.path is not None:
         _collator(recipe, load_tokenizer(recipe.tokenizer.path), {})
     else:
-        _collator(recipe, train_tokenizer([], algorithm="bytes"), {})
+        _collator(recipe, stand_in(), {})
 
 
 def cache_folder(recipe: Recipe) -> Path:

@@ -105,6 +105,11 @@ def train_tokenizer(
     return _wrap(backend)
 
 
+def stand_in() -> PreTrainedTokenizerFast:
+    """For one that is yet to be trained: it has all the tokens that ours have, and reads no text."""
+    return train_tokenizer((), algorithm=BYTES)
+
+
 def _bytes(lowercase: bool) -> Tokenizer:
     """Byte-level BPE without a single merge: what every stock installation can load, and no model file of our own."""
     spelling = byte_characters()
