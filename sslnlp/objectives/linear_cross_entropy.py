@@ -4,7 +4,8 @@ Idea: Wijmans et al. (2024), "Cut your losses in large-vocabulary language model
 the logits of a few hundred positions at a time are made, scored and turned into their gradient while they are in the
 cache, in the forward pass.
 
-Shape suffixes: N positions, C positions of a chunk, P positions of a panel of chunks, H width, V vocabulary.
+Shape suffixes: N positions, P positions of a panel of chunks, C positions of a chunk, B positions of a block of one,
+H width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ LEAST = {2: 128, 4: 256}
 """Positions of a chunk at least on a CPU, by the bytes of a logit: fewer read the matrix of a large vocabulary too
 often. 1.3 times as fast as 64 positions at V 32,768 and width 768, in float32 (AVX2, 152 targets) and in bf16 (AMX,
 608 targets)."""
+
+BLOCK = 2**19
+"""Logits scored at a time on a CPU: 2 MiB in float32, so that the passes over them stay in the second-level cache."""
 
 PANEL = {"cpu": 2**25, "cuda": 2**29}
 """Gradients of logits kept until they are multiplied into the gradient of the matrix, 64 MiB in bf16 on a CPU: that sum
@@ -133,23 +137,22 @@ def _compute(
     d_features_NH, d_weight_VH, d_bias_V = _buffers(features_NH, weight_VH, bias_V, differentiate, matrix=not whole)
     # One place for what all chunks make, because the first touch of new memory costs as much as the sums in it.
     logits_RV = features_NH.new_empty(chunk, vocabulary)
-    chance_RV = None if fused else features_NH.new_empty(chunk, vocabulary, dtype=sums)
-    panel_RV = features_NH.new_empty(panel, vocabulary) if differentiate and panel > chunk else None
+    block = chunk if features_NH.device.type != "cpu" else min(chunk, max(1, BLOCK // max(vocabulary, 1)))
+    rooms = None if fused else [features_NH.new_empty(block, vocabulary, dtype=sums) for _ in range(2)]
+    in_place = fused and panel == chunk  # what the compiled kernel makes is the panel
+    panel_RV = features_NH.new_empty(panel, vocabulary) if differentiate and not in_place else None
     for start in range(0, positions, max(panel, 1)):
         part = slice(start, min(start + panel, positions))
         for place in range(start, part.stop, chunk):
             own = slice(place, min(place + chunk, part.stop))
             count = own.stop - own.start
             logits_CV = _product(features_NH[own], w_VH, b_V, out=logits_RV[:count])
-            room_CV = None if chance_RV is None else chance_RV[:count]
-            gradient_CV, losses_C, hits_C = score(logits_CV, target_N[own].clamp(min=0)[:, None], smoothing, room_CV)
+            into_CV = None if panel_RV is None else panel_RV[own.start - start : own.stop - start]
+            target_C1 = target_N[own].clamp(min=0)[:, None]
+            d_logits_CV, losses_C, hits_C = _score_chunk(score, logits_CV, target_C1, smoothing, block, rooms, into_CV)
             total += (losses_C * scored_N1[own, 0]).sum()
             hits += (hits_C & scored_N1[own, 0]).sum()
             if differentiate:
-                if panel_RV is None:  # the panel is this chunk
-                    d_logits_CV = gradient_CV.to(dtype)
-                else:
-                    d_logits_CV = panel_RV[own.start - start : own.stop - start].copy_(gradient_CV)
                 torch.mm(d_logits_CV, w_VH, out=d_features_NH[own])
         if differentiate:
             panel_PV = d_logits_CV if panel_RV is None else panel_RV[: part.stop - start]
@@ -231,28 +234,73 @@ def _shapes(
     return total, hits, *_buffers(features_NH, weight_VH, bias_V, differentiate)
 
 
-def _score(
-    logits_CV: Tensor, target_C1: Tensor, smoothing: float, room_CV: Tensor | None = None
+def _score_chunk(
+    score: Callable[..., tuple[Tensor, Tensor, Tensor]],
+    logits_CV: Tensor,
+    target_C1: Tensor,
+    smoothing: float,
+    block: int,
+    rooms: list[Tensor] | None,
+    into_CV: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradient of the summed losses by the logits [C, V], the losses [C] and whether the target is highest [C].
+    """What `score` makes, by blocks; the gradient in `into_CV`, without which it is that of the last block."""
+    losses, hits = [], []
+    for start in range(0, len(logits_CV), block):
+        logits_BV, target_B1 = logits_CV[start : start + block], target_C1[start : start + block]
+        into_BV = None if into_CV is None else into_CV[start : start + block]
+        made_BV, losses_B, hits_B = score(logits_BV, target_B1, smoothing, rooms, into_BV)
+        if into_BV is not None and made_BV is not into_BV:
+            into_BV.copy_(made_BV)
+        losses.append(losses_B)
+        hits.append(hits_B)
+    return made_BV if into_CV is None else into_CV, torch.cat(losses), torch.cat(hits)
 
-    The gradient is made in `room_CV`, float32 at least, where that is given.
+
+def _score(
+    logits_BV: Tensor,
+    target_B1: Tensor,
+    smoothing: float,
+    rooms: list[Tensor] | None = None,
+    into_BV: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradient of the summed losses by the logits [B, V], the losses [B] and whether the target is highest [B].
+
+    The gradient is made in `into_BV` where that is of the type it is exact in, float32 at least, else in one of the
+    two `rooms`, where they are given.
     """
-    exact = torch.promote_types(logits_CV.dtype, torch.float32)
-    chance_CV = torch.softmax(logits_CV, -1, exact, out=room_CV)
+    exact = torch.promote_types(logits_BV.dtype, torch.float32)
+    exact_BV, room_BV = logits_BV, None
+    if rooms is not None:
+        room_BV = into_BV if into_BV is not None and into_BV.dtype == exact else rooms[0][: len(logits_BV)]
+        if logits_BV.device.type == "cpu" and logits_BV.dtype != exact:  # softmax would make new room for it each time
+            exact_BV = rooms[1][: len(logits_BV)].copy_(logits_BV)
+    chance_BV = torch.softmax(exact_BV, -1, exact, out=room_BV)
     # The largest probability is at least 1 / V, so its logarithm is exact where that of a target's could be -inf.
-    top_C1, best_C1 = chance_CV.max(-1, keepdim=True)
-    log_sum_C1 = logits_CV.gather(1, best_C1).to(exact) - top_C1.log()
-    losses_C1 = log_sum_C1 - (1 - smoothing) * logits_CV.gather(1, target_C1).to(exact)
+    top_B1, hits_B = _highest(chance_BV, target_B1)
+    log_sum_B1 = exact_BV.amax(-1, keepdim=True).to(exact) - top_B1.log()
+    losses_B1 = log_sum_B1 - (1 - smoothing) * logits_BV.gather(1, target_B1).to(exact)
     if smoothing:
-        losses_C1 = losses_C1 - smoothing * logits_CV.mean(-1, keepdim=True, dtype=exact)
-        chance_CV -= smoothing / logits_CV.shape[1]
-    chance_CV.scatter_add_(1, target_C1, torch.full_like(top_C1, smoothing - 1))
-    return chance_CV, losses_C1[:, 0], (best_C1 == target_C1)[:, 0]
+        losses_B1 = losses_B1 - smoothing * logits_BV.mean(-1, keepdim=True, dtype=exact)
+        chance_BV -= smoothing / logits_BV.shape[1]
+    chance_BV.scatter_add_(1, target_B1, torch.full_like(top_B1, smoothing - 1))
+    return chance_BV, losses_B1[:, 0], hits_B
+
+
+def _highest(chance_BV: Tensor, target_B1: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest probability [B, 1], and whether it is the target's [B]; of equal ones the first counts."""
+    if chance_BV.device.type != "cpu":
+        top_B1, best_B1 = chance_BV.max(-1, keepdim=True)
+        return top_B1, (best_B1 == target_B1)[:, 0]
+    # On a CPU the place of the maximum costs five times the maximum, so it is looked for where the target may be it.
+    top_B1 = chance_BV.amax(-1, keepdim=True)
+    hits_B = (chance_BV.gather(1, target_B1) == top_B1)[:, 0]
+    maybe = hits_B.nonzero()[:, 0]
+    hits_B[maybe] = chance_BV[maybe].argmax(-1) == target_B1[maybe, 0]
+    return top_B1, hits_B
 
 
 def _score_by_element(
-    logits_CV: Tensor, target_C1: Tensor, smoothing: float, room_CV: Tensor | None = None
+    logits_CV: Tensor, target_C1: Tensor, smoothing: float, rooms: None = None, into_CV: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same as `_score`, written so that the compiler makes one kernel of it, with the gradient in the logits' type.
 

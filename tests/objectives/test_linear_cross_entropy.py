@@ -238,6 +238,26 @@ def test_on_a_cpu_a_chunk_has_no_fewer_positions_than_pay(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("half", [False, True])
+def test_blocks_of_a_chunk_change_no_bit(half: bool, smoothing: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    def once() -> list[Tensor]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            return differentiated(linear_cross_entropy, problem(23, 6, 20), label_smoothing=smoothing)
+
+    in_one = once()
+    monkeypatch.setattr(module_under_test, "BLOCK", 60)  # three positions
+    assert all(torch.equal(mine, other) for mine, other in zip(once(), in_one, strict=True))
+
+
+def test_of_equal_logits_the_first_is_the_guess() -> None:
+    features, weight, _, _ = problem(4, 6, 20, bias=False)
+    weight[7] = weight[3] = 9 * features[0]  # the highest logit of the first position, twice
+    _, first = linear_cross_entropy(features[:1], weight, None, torch.tensor([3]))
+    _, second = linear_cross_entropy(features[:1], weight, None, torch.tensor([7]))
+    assert (float(first), float(second)) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_the_form_for_the_compiler_scores_the_same(smoothing: float) -> None:
     logits = 5 * torch.randn(7, 30, generator=torch.Generator().manual_seed(0))
     target = torch.arange(7)[:, None]
