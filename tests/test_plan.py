@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from dataclasses import replace
@@ -23,7 +24,7 @@ from sslnlp.recipe.costs import _Ledger, _muon_temporaries, count, executed_pair
 from sslnlp.recipe.plan import plan
 from sslnlp.train import TrainConfig
 from sslnlp.types import Batch
-from tests.contract import make_trainer
+from tests.contract import corpus, make_trainer
 
 TINY = ["model.size=nano", "train.steps=3", "train.batch_size=2", "tokenizer.vocab_size=520", "data.seq_length=32"]
 
@@ -207,6 +208,20 @@ def test_updates_are_timed_all_over_the_run(tmp_path: Path, monkeypatch: pytest.
 
 
 # --- the whole -------------------------------------------------------------------------------------------------------
+
+
+def test_the_fit_of_a_head_before_the_updates_is_expected_too(tmp_path: Path) -> None:
+    rows = [{"text": text, "label": n % 3} for n, text in enumerate(corpus())]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    small = ["model.size=nano", "tokenizer.vocab_size=520", "train.steps=3", "train.batch_size=2"]
+    found = {}
+    for head in ("fitted", "random"):
+        keys = [*small, f"objective.head={head}", f"data.cache={tmp_path}", f"out={tmp_path / 'o'}"]
+        figures, shown = planned("finetune_classification", keys, tmp_path / "rows.jsonl")
+        found[head] = figures.get("before_training", 0.0)
+        assert figures["expected_time"] == figures["finding_the_data"] + found[head] + figures["training"]
+        assert ("before training" in shown) == (head == "fitted")
+    assert found["fitted"] > found["random"] == 0
 
 
 def test_plan_counts_what_can_be_counted(text_file: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from sslnlp.recipe.build import Parts, build_objective, build_parts, cache_folde
 from sslnlp.recipe.check import check_compared
 from sslnlp.recipe.choose import choose
 from sslnlp.recipe.costs import count, memory
+from sslnlp.recipe.rows import BEGIN_ROWS, first_rows
 from sslnlp.recipe.schema import Recipe
 from sslnlp.sharding import sharding_asked
 from sslnlp.sums import count_tokens
@@ -38,6 +40,8 @@ from sslnlp.types import Batch, Row
 HELD_OUT_BATCHES = 12
 """Held-out batches that are timed, from all over the held-out rows; the pass over all of them is that many times as
 long as they are more."""
+BEGIN_BATCHES = 20
+"""Batches that what comes before the first update (the fit of a head) is timed on, likewise."""
 
 
 @float32_by_default()
@@ -55,7 +59,8 @@ def plan(recipe: Recipe, *, world: int | None = None, console: Console | None = 
 
     Returns:
         Name -> figure: bytes (`memory`, `peak_memory`, of one process), seconds, shares, or plain numbers. The
-        `expected_time` is that of finding the data and of `training`; Python's start and the export come on top.
+        `expected_time` is that of finding the data, of what comes `before_training` where anything does, and of
+        `training`; Python's start and the export come on top.
     """
     recipe, inherited = resolve(recipe)
     with _processes(world) as world:
@@ -63,6 +68,8 @@ def plan(recipe: Recipe, *, world: int | None = None, console: Console | None = 
         figures, parts, objective = _built(recipe)
         check_compared(parts, world)
         figures |= {"processes": world} | _count(parts, objective, world)
+        if objective.begins:
+            figures["before_training"] = _beginning(parts, objective)
         pace, spent = _measure(parts, objective)
         figures |= {
             "seconds_an_update": pace.update,
@@ -72,7 +79,8 @@ def plan(recipe: Recipe, *, world: int | None = None, console: Console | None = 
             "peak_memory": _peak_memory(),
         }
         figures |= _expect(parts.recipe.train, pace, spent, figures, world)
-    figures["expected_time"] = figures["finding_the_data"] + figures["training"]
+    parts_of_it = ("finding_the_data", "before_training", "training")
+    figures["expected_time"] = sum(figures.get(name, 0.0) for name in parts_of_it)
     if main:
         (console or Console()).print(_table(f"plan of {recipe.name}", inherited | parts.chosen, figures))
     return figures
@@ -138,6 +146,16 @@ def _scored(batch: Batch, tokens: float) -> float:
     """Predictions that are scored, for each token that is read; 0 when the targets are not tokens."""
     labels = batch.get("labels")
     return int((labels != -100).sum()) / tokens if labels is not None and labels.ndim == 2 else 0.0
+
+
+def _beginning(parts: Parts, objective: Objective) -> float:
+    """Seconds that the objective takes before its first update, from those for a few batches of the same rows."""
+    device = next(objective.parameters()).device
+    batches = math.ceil(min(BEGIN_ROWS, len(parts.stream)) / parts.recipe.train.batch_size)
+    timed = min(batches, BEGIN_BATCHES)
+    began = budget.clock()
+    objective.begin(islice(first_rows(parts, device), timed))
+    return (budget.clock() - began) * batches / timed
 
 
 class _Some:
@@ -234,7 +252,8 @@ def _table(title: str, chosen: Mapping[str, Any], figures: Mapping[str, float]) 
         table.add_row(name, escape(str(value)))
     table.add_section()
     for name, shown in _UNITS.items():
-        table.add_row(name.replace("_", " "), shown(figures[name]))
+        if name in figures:
+            table.add_row(name.replace("_", " "), shown(figures[name]))
     return table
 
 
@@ -266,6 +285,7 @@ _UNITS: dict[str, Any] = {
     "peak_memory": lambda size: f"{_bytes(size)} in all (measured, of one process)",
     "preparation": lambda seconds: f"{_time(seconds)} (done)",
     "finding_the_data": lambda seconds: f"{seconds:.1f} s (measured)",
+    "before_training": lambda seconds: f"{seconds:.1f} s (measured)",
     "seconds_an_update": lambda seconds: f"{seconds:.3f} (measured)",
     "tokens_a_second": lambda speed: f"{speed:,.0f} (measured)",
     "seconds_an_evaluation": lambda seconds: f"{seconds:.1f} (measured)",
