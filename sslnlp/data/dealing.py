@@ -124,7 +124,7 @@ class _Dealt:
         if set(files) == {".txt"}:
             return None, how
         head = next((head for _, head, _ in self.source.headed()), None)
-        return (text_column(head, config.text, self.source.spec) if head is not None else config.text), how
+        return (text_column(head, config.text, self.source.spec, config) if head is not None else config.text), how
 
     def _blocks(self) -> Iterator[tuple[int, Iterable[Texts]]]:
         for piece, block in enumerate(regrouped(self._runs(), joining.BLOCK, sys.maxsize)):

@@ -139,7 +139,7 @@ def unlabelled(
     if len(names) == 1:  # as of a .txt file, which has no names of its own
         text = names[0]
     elif "text" in names:
-        text = text_column(dict.fromkeys(names), config.text, str(config.unlabelled))
+        text = text_column(dict.fromkeys(names), config.text, str(config.unlabelled), config)
     else:
         text = tables.facts["columns"]["text"]
         if text not in names:
@@ -311,7 +311,7 @@ def _texts_beside(table: datasets.Dataset, label: str, config: DataConfig) -> di
         if name not in (label, pair) and getattr(kind, "dtype", None) in ("string", "large_string")
     }
     if wanted is not None or "text" in there:
-        text = text_column(dict.fromkeys(there), wanted, str(config.train))
+        text = text_column(dict.fromkeys(there), wanted, str(config.train), config)
     else:
-        text = text_column(strings or dict.fromkeys(there), None, str(config.train))
+        text = text_column(strings or dict.fromkeys(there), None, str(config.train), config)
     return {"text": text} | ({"text_pair": pair} if pair is not None else {})

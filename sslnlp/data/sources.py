@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
@@ -57,6 +57,8 @@ class Source:
     split: str = "train"
     streaming: bool = False
     cache: str | None = None
+    asked: DataConfig = field(default_factory=DataConfig)
+    """Whose keys, or options, messages name."""
 
     @cached_property
     def columns(self) -> list[str]:
@@ -136,13 +138,14 @@ class Source:
     def _values(self, text: str | None, split_text: str) -> Iterator[str | Texts]:
         if ".txt" in self.files:
             if text not in (None, "text"):
-                raise UserError(f"data.text={text!r}: a .txt file has no columns; leave data.text out")
+                given, key = self.asked.name_of("text", repr(text)), self.asked.name_of("text")
+                raise UserError(f"{given}: a .txt file has no columns; leave {key} out")
             yield from plain.documents(self.files[".txt"], split_text)
         if not self.hub and set(self.files) <= {".txt"}:
             return
         column: str | None = None
         for name, head, rows in self.headed():
-            column = column or text_column(head, text, self.spec)
+            column = column or text_column(head, text, self.spec, self.asked)
             names: dict[str, None] = {}  # of its columns
             for row in rows:
                 if column not in names:  # a row may lack it, not all rows
@@ -233,18 +236,21 @@ def open_part(config: DataConfig, name: str, cache: str | Path | None) -> Source
     if spec is None:
         raise UserError(f"data.{name} is not set: give a file, glob, folder or hub name, e.g. data.{name}=texts/")
     where = "train" if name == "train" else "validation"
-    return open_source(spec, streaming=config.streaming, split=where, cache=str(config.cache or cache or "") or None)
+    source = open_source(spec, streaming=config.streaming, split=where, cache=str(config.cache or cache or "") or None)
+    return replace(source, asked=config)
 
 
-def text_column(row: dict[str, Any], wanted: str | None, spec: str) -> str:
-    """The column of `row` that holds the text: the wanted one, `text`, or the only column of strings."""
+def text_column(row: dict[str, Any], wanted: str | None, spec: str, asked: DataConfig) -> str:
+    """The column of `row` that holds the text: the wanted one, `text`, or the only column of strings; `asked` names the
+    key or option that says so."""
     if wanted is not None:
         if wanted not in row:
-            raise UserError(f"{spec} has no column {wanted!r} (data.text).{suggest(wanted, row)}")
+            raise UserError(f"{spec} has no column {wanted!r} ({asked.name_of('text')}).{suggest(wanted, row)}")
         return wanted
     if "text" in row:
         return "text"
     strings = [name for name, value in row.items() if isinstance(value, str)]
     if len(strings) != 1:
-        raise UserError(f"which column of {spec} is the text? It has {', '.join(row)}; say data.text=NAME")
+        say = asked.name_of("text", "NAME")
+        raise UserError(f"which column of {spec} is the text? It has {', '.join(row)}; say {say}")
     return strings[0]

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from sslnlp.data.config import DataConfig
+from sslnlp.data.config import OptionData
 from sslnlp.data.prepare import sample_texts
 from sslnlp.errors import UserError
 from sslnlp.recipe.build import TOKENIZER_BYTES, contract_of
@@ -28,7 +28,7 @@ def make_tokenizer(
     console = console or Console()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} already exists: choose another --out, or delete it")
-    config = DataConfig(train=list(data), text=text)
+    config = OptionData(train=list(data), text=text, options={"text": "--text"})
     tokenizer = train_tokenizer(sample_texts(config, TOKENIZER_BYTES), **options)
     kept = contract_of(tokenizer, sample_texts(config, TOKENIZER_BYTES))
     aside = out.with_name(f".{out.name}.beginning")

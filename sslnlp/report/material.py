@@ -136,4 +136,4 @@ def _columns(row: dict[str, Any], spec: str, wanted: str | None) -> tuple[str, s
     label = next((name for name in accepted if name in row), None)
     if label is None:
         raise UserError(f"{spec} has no label column ({', '.join(accepted)}); it has {', '.join(row)}")
-    return text_column({name: value for name, value in row.items() if name != label}, None, spec), label
+    return text_column({name: value for name, value in row.items() if name != label}, None, spec, DataConfig()), label
