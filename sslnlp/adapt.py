@@ -7,17 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.activations import NewGELUActivation
+from transformers.activations import GELUTanh, NewGELUActivation
 
 from sslnlp.attention import NAME
-from sslnlp.nn import RowDropout, drop_by_function
+from sslnlp.nn import RowDropout, TanhGELU, drop_by_function
 
 
 def adapt(model: PreTrainedModel) -> None:
     """In place: dropout keyed by row (modules, functions and attention weights), and the faster of equal kernels.
 
     * attention: see `sslnlp.attention`;
-    * GPT-2's GELU, eight passes over memory as published, is PyTorch's fused one of the same formula;
+    * GPT-2's GELU, eight passes over memory as published: PyTorch's fused one of the same formula, or the compiler's;
     * under bf16 autocast on a CPU, embeddings come out in bf16, so that what layers hand on (the residual stream) stays
       in it; otherwise every matrix product would copy its float32 input again.
     """
@@ -25,8 +25,8 @@ def adapt(model: PreTrainedModel) -> None:
         for name, child in module.named_children():
             if isinstance(child, nn.Dropout):
                 setattr(module, name, RowDropout(child.p).train(child.training))
-            elif type(child) is NewGELUActivation:
-                setattr(module, name, nn.GELU(approximate="tanh").train(child.training))
+            elif type(child) in (NewGELUActivation, GELUTanh):
+                setattr(module, name, TanhGELU().train(child.training))
         if isinstance(module, nn.Embedding):
             module.register_forward_hook(_low_precision_stream)
     if any(isinstance(p, float) and p > 0 for m in model.modules() for p in (getattr(m, "dropout", 0),)):

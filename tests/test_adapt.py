@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM,
 
 from sslnlp.adapt import adapt
 from sslnlp.attention import NAME
-from sslnlp.nn import RowDropout, row_keyed_dropout
+from sslnlp.nn import RowDropout, TanhGELU, row_keyed_dropout
 from sslnlp.packed import attention_inputs, hidden_states, seq2seq_logits
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -156,15 +156,25 @@ def test_under_bf16_the_stream_of_a_decoder_stays_in_bf16() -> None:
     assert seen == [torch.bfloat16] * 2
 
 
-def test_gelu_of_gpt2_is_the_fused_one_of_the_same_formula() -> None:
+@pytest.mark.parametrize("compiling", [False, True])
+def test_gelu_of_gpt2_is_the_same_formula_in_a_faster_form(compiling: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     model = stock("gpt2")
     published = model.transformer.h[0].mlp.act
     adapt(model)
-    fused = model.transformer.h[0].mlp.act
-    x = torch.linspace(-6, 6, 1001)
-    assert isinstance(fused, nn.GELU)
-    assert torch.allclose(fused(x), published(x), atol=1e-6)
+    fast = model.transformer.h[0].mlp.act
+    assert type(fast) is TanhGELU
     assert isinstance(model.transformer.drop, RowDropout)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
+    x = torch.linspace(-12, 12, 1001, dtype=torch.float64).requires_grad_()
+    expected = published(x)
+    expected_slope = torch.autograd.grad(expected.sum(), x)[0]
+    for dtype, relative in ((torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2**-7)):
+        own = x.detach().to(dtype).requires_grad_()
+        result = fast(own)
+        (slope,) = torch.autograd.grad(result.sum(), own)
+        assert result.dtype == slope.dtype == dtype
+        assert torch.allclose(result.double(), expected, atol=1e-6 if relative < 1e-3 else relative, rtol=relative)
+        assert torch.allclose(slope.double(), expected_slope, atol=relative, rtol=relative)
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "bert", "modernbert"])
