@@ -1,4 +1,4 @@
-"""Small parts: pooling, evaluation mode, a projector, a teacher, a queue, and draws of the row, not of its batch.
+"""Small parts: pooling, evaluation mode, projector, GELU, teacher, queue and draws of the row, not of its batch.
 
 Shape suffixes: B rows, S tokens, H width, D documents of a row.
 """
