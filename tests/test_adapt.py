@@ -157,8 +157,11 @@ def test_under_bf16_the_stream_of_a_decoder_stays_in_bf16() -> None:
 
 
 @pytest.mark.parametrize("compiling", [False, True])
-def test_gelu_of_gpt2_is_the_same_formula_in_a_faster_form(compiling: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = stock("gpt2")
+@pytest.mark.parametrize("activation", ["gelu_new", "gelu_pytorch_tanh"])
+def test_gelu_by_tanh_is_the_same_formula_in_a_faster_form(
+    activation: str, compiling: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = stock("gpt2", activation_function=activation)
     published = model.transformer.h[0].mlp.act
     adapt(model)
     fast = model.transformer.h[0].mlp.act
