@@ -1,4 +1,4 @@
-"""The one exception a person sees, what every strict name check says, and what others' errors come to in one line."""
+"""The one exception a person sees, what every check of names says, and what others' errors come to in one line."""
 
 from __future__ import annotations
 
@@ -21,6 +21,17 @@ def suggest(word: str, accepted: Iterable[str]) -> str:
     if near and len(names) > 40:
         return hint  # a list nobody reads to its end hides the hint
     return f"{hint} Accepted: {', '.join(names) or '(none)'}."
+
+
+def usual_name(present: Iterable[str], usual: Iterable[str]) -> str | None:
+    """The first `usual` name of a column that is `present`; where none is, the first that one column alone has but for
+    capitals and white space around it (`Text`, ` label `), which is called as it stands there."""
+    there, names = list(present), list(usual)
+    exact = next((name for name in names if name in there), None)
+    if exact is not None:
+        return exact
+    plain = [column.strip().lower() for column in there]
+    return next((there[plain.index(name)] for name in names if plain.count(name) == 1), None)
 
 
 def reason_of(error: BaseException, most: int = 300) -> str:

@@ -239,9 +239,15 @@ def test_an_interval_that_is_no_number_is_shown_again(runs: dict[str, Path], tmp
 @pytest.mark.parametrize("keys", [["texts"], ["probe_train", "probe_test"]])
 def test_a_column_that_no_key_of_a_report_could_name_is_to_be_called_text(tmp_path, keys):
     file = tmp_path / "t.csv"
-    file.write_text("Text,note,label\nwords,x,1\n")
+    file.write_text("body,note,label\nwords,x,1\n")
     with pytest.raises(UserError, match=r"which column of .*t\.csv is the text\?.*; call the column text$"):
         Material.read(ReportConfig(**dict.fromkeys(keys, str(file))), lambda n: [])
+
+
+def test_the_labelled_texts_of_a_report_may_be_called_in_capitals(tmp_path):
+    (file := tmp_path / "t.csv").write_text("Text,note,Label\nwords,x,1\n")
+    found = Material.read(ReportConfig(probe_train=str(file), probe_test=str(file)), lambda n: [])
+    assert [(part.texts, part.labels) for part in found.probe] == [(["words"], ["1"])] * 2
 
 
 def test_a_card_is_the_same_every_time(runs: dict[str, Path], files: dict[str, Path]) -> None:

@@ -17,7 +17,7 @@ from sslnlp.data.hashes import HashSet, hash_texts
 from sslnlp.data.label_kinds import KINDS, Label, class_names, few
 from sslnlp.data.sources import text_column
 from sslnlp.data.table_rows import Ints, TableRows, find_column, held_out, open_table, set_of
-from sslnlp.errors import UserError, suggest
+from sslnlp.errors import UserError, suggest, usual_name
 from sslnlp.rng import Permutation
 
 LABEL_NAMES = ("label", "labels", "class", "category", "intent", "score", "target")
@@ -301,17 +301,28 @@ def _texts_beside(table: datasets.Dataset, label: str, config: DataConfig) -> di
     wanted = config.text or config.columns.get("text")
     if pair is not None and pair not in there:
         raise UserError(f"{config.train} has no column {pair!r} (data.columns.text_pair).{suggest(pair, there)}")
-    if wanted is None and pair is None:
-        for first, second in TEXT_PAIRS:
-            if first in there and second in there and label not in (first, second):
-                return {"text": first, "text_pair": second}
+    two = _two_texts({name: name for name in there}, label) if wanted is None and pair is None else {}
+    if two:
+        return two
     strings = {
         name: ""
         for name, kind in table.features.items()
         if name not in (label, pair) and getattr(kind, "dtype", None) in ("string", "large_string")
     }
+    if wanted is None and pair is None and "text" not in there and len(strings) != 1:
+        found = {name: usual_name(there, (name,)) for names in TEXT_PAIRS for name in names}
+        if two := _two_texts({name: column for name, column in found.items() if column is not None}, label):
+            return two
     if wanted is not None or "text" in there:
         text = text_column(dict.fromkeys(there), wanted, str(config.train), config)
     else:
         text = text_column(strings or dict.fromkeys(there), None, str(config.train), config)
     return {"text": text} | ({"text_pair": pair} if pair is not None else {})
+
+
+def _two_texts(there: Mapping[str, str], label: str) -> dict[str, str]:
+    """The columns of usual names for two texts, as `there` (usual name -> column) has them; empty where none are."""
+    for first, second in TEXT_PAIRS:
+        if first in there and second in there and label not in (there[first], there[second]):
+            return {"text": there[first], "text_pair": there[second]}
+    return {}

@@ -34,7 +34,7 @@ from sslnlp.data.readers import (
     stream_files,
 )
 from sslnlp.data.texts import Texts
-from sslnlp.errors import UserError, suggest
+from sslnlp.errors import UserError, suggest, usual_name
 
 RUN_DOCUMENTS = 256
 RUN_CHARS = 1 << 20
@@ -241,8 +241,8 @@ def open_part(config: DataConfig, name: str, cache: str | Path | None) -> Source
 
 
 def text_column(row: dict[str, Any], wanted: str | None, spec: str, asked: DataConfig) -> str:
-    """The column of `row` that holds the text: the wanted one, `text`, or the only column of strings; `asked` names the
-    key or option that says so."""
+    """The column of `row` that holds the text: the wanted one, `text`, the only column of strings, or `Text`; `asked`
+    names the key or option that says so."""
     if wanted is not None:
         if wanted not in row:
             raise UserError(f"{spec} has no column {wanted!r} ({asked.name_of('text')}).{suggest(wanted, row)}")
@@ -250,7 +250,10 @@ def text_column(row: dict[str, Any], wanted: str | None, spec: str, asked: DataC
     if "text" in row:
         return "text"
     strings = [name for name, value in row.items() if isinstance(value, str)]
-    if len(strings) != 1:
+    if len(strings) == 1:
+        return strings[0]
+    found = usual_name(row, ("text",))
+    if found is None:
         say = asked.name_of("text", "NAME")
         raise UserError(f"which column of {spec} is the text? It has {', '.join(row)}; say {say}")
-    return strings[0]
+    return found

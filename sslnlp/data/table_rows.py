@@ -13,7 +13,7 @@ import numpy.typing as npt
 from sslnlp.data.config import DataConfig
 from sslnlp.data.hashes import HashSet
 from sslnlp.data.sources import open_source
-from sslnlp.errors import UserError, suggest
+from sslnlp.errors import UserError, suggest, usual_name
 from sslnlp.types import Row
 
 Ints = npt.NDArray[np.int64]
@@ -85,13 +85,13 @@ def find_column(
     config: DataConfig,
     needed: bool = True,
 ) -> str | None:
-    """The column `wanted`, or the first of the `common` names; `key` of `config` is what names it."""
+    """The column `wanted`, or the one of a `common` name (`usual_name`); `key` of `config` is what names it."""
     names = table.column_names
     if wanted is not None:
         if wanted not in names:
             raise UserError(f"{spec} has no column {wanted!r} ({config.name_of(key)}).{suggest(wanted, names)}")
         return wanted
-    found = next((name for name in common if name in names), None)
+    found = usual_name(names, common)
     if found is None and needed:
         ours, say = key.split(".")[-1], config.name_of(key, "NAME")
         raise UserError(f"{spec} has no {ours} column; its columns are {', '.join(names)}: say {say}")

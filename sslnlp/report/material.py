@@ -17,7 +17,7 @@ from sslnlp.data.config import DataConfig
 from sslnlp.data.prepare import texts_of
 from sslnlp.data.sources import open_part, open_source, text_column
 from sslnlp.data.store import TokenStore
-from sslnlp.errors import UserError
+from sslnlp.errors import UserError, usual_name
 from sslnlp.evaluation.beir import Beir, load_beir
 from sslnlp.evaluation.minimal_pairs import Pair, read_pairs
 from sslnlp.evaluation.similarity import Similar, read_similar
@@ -133,7 +133,7 @@ def _labelled(spec: str, label: str | None) -> Labelled:
 
 def _columns(row: dict[str, Any], spec: str, wanted: str | None) -> tuple[str, str]:
     accepted = LABELS if wanted is None else (wanted,)
-    label = next((name for name in accepted if name in row), None)
+    label = usual_name(row, LABELS) if wanted is None else next((name for name in row if name == wanted), None)
     if label is None:
         raise UserError(f"{spec} has no label column ({', '.join(accepted)}); it has {', '.join(row)}")
     return text_column({name: value for name, value in row.items() if name != label}, None, spec, DataConfig()), label

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO, cast
 
-from sslnlp.errors import UserError
+from sslnlp.errors import UserError, usual_name
 
 TEXT_SUFFIXES = frozenset({".txt", ".text", ".md", ".rst", ".tex", ".org", ".adoc"})
 TABLE_SUFFIXES = frozenset({".jsonl", ".ndjson", ".csv", ".tsv", ".parquet"})
@@ -103,13 +103,13 @@ def read_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 
 def find_column(path: Path, present: Iterable[str], wanted: str | None, usual: Iterable[str]) -> str | None:
-    """The column to use: the one asked for by name (UserError when absent), else the first usual name there is."""
+    """The column to use: the one asked for by name (UserError when absent), else the one of a usual name."""
     names = list(present)
     if wanted is not None:
         if wanted not in names:
             raise UserError(f"{path} has no column {wanted!r}; it has: {', '.join(names)}")
         return wanted
-    return next((name for name in usual if name in names), None)
+    return usual_name(names, usual)
 
 
 def _documents_of_rows(path: Path, columns: Columns) -> Iterator[Document]:

@@ -164,6 +164,14 @@ def test_the_text_is_found_where_the_first_rows_have_none(tmp_path):
     assert list(open_source(str(path)).documents()) == ["", "", "x"]
 
 
+def test_a_text_in_capitals_is_found_where_nothing_else_is_the_text(tmp_path):
+    (path := tmp_path / "a.csv").write_text("Text ,Title,note\nx,t,n\n")
+    assert list(open_source(str(path)).documents()) == ["x"]
+    path.write_text("Text,TEXT,note\nx,t,n\n")
+    with pytest.raises(UserError, match=r"Text, TEXT, note; say data\.text=NAME"):
+        list(open_source(str(path)).documents())
+
+
 def test_the_fingerprint_follows_the_content_not_the_name_or_the_time(tmp_path):
     import os
 

@@ -234,3 +234,27 @@ def test_unlabelled_pairs_have_both_texts_and_are_not_those_that_are_held_out(lo
     found, left_out = unlabelled(config, tables, cache_dir=tmp_path)
     assert found.rows(range(len(found))) == [{"text": "one", "text_pair": "new", "label": -100}]
     assert left_out == 7
+
+
+@pytest.mark.parametrize(
+    ("reader", "row", "columns"),
+    [
+        (labelled, {" Text ": "a", "note": "n", "LABEL": 1}, {"text": " Text ", "label": "LABEL"}),
+        (labelled, {"Premise": "a", "Hypothesis": "b", "Label": 1}, {"text": "Premise", "text_pair": "Hypothesis"}),
+        (labelled, {"Premise": "a", "Hypothesis": "b", "text": "c", "label": 1}, {"text": "text"}),
+        (labelled, {"Text": 1, "body": "b", "label": 1, "Label": 2}, {"text": "body", "label": "label"}),
+        (paired, {"Query": "q", "Answer": "p", "Negative": "n"}, {"query": "Query", "positive": "Answer"}),
+        (tagged, {"Tokens": ["a"], "NER_tags": ["B"]}, {"words": "Tokens", "label": "NER_tags"}),
+    ],
+)
+def test_usual_names_are_found_in_capitals_where_none_is_as_usual(load, reader, row, columns):
+    more = {str: "{}", int: 2, list: ["x"]}
+    other = {name: more[type(value)] for name, value in row.items()}
+    found = load(reader, [row, other], valid_fraction=0.0).facts["columns"]
+    assert columns.items() <= found.items()
+    assert ("text_pair" in found) == ("text_pair" in columns)
+
+
+def test_of_two_columns_alike_but_for_capitals_neither_is_taken(load):
+    with pytest.raises(UserError, match=r"no label column; its columns are text, Label, LABEL: say data\.label=NAME"):
+        load(labelled, [{"text": f"{i}", "Label": i, "LABEL": i} for i in range(4)])

@@ -57,6 +57,11 @@ def test_columns_by_name_and_rows_without_ids(tmp_path: Path) -> None:
     assert [(d.id, d.text) for d in read_documents(path, Columns(text="q"))] == [("0", "one"), ("1", "two")]
 
 
+def test_columns_of_usual_names_may_be_in_capitals(tmp_path: Path) -> None:
+    (path := tmp_path / "d.csv").write_text("ID, Title ,TEXT\n007,t,x\n")
+    assert list(read_documents(path)) == [Document("007", "t", "x")]
+
+
 def test_half_characters_are_replaced_so_every_tokenizer_takes_the_text(tmp_path: Path) -> None:
     (tmp_path / "d.jsonl").write_text('{"id": 7, "title": null, "text": "a\\ud83d b \\ud83d\\ude00"}\n')
     assert list(read_documents(tmp_path / "d.jsonl")) == [Document("7", "", "a\ufffd b \U0001f600")]
