@@ -12,11 +12,13 @@ import numpy as np
 
 from sslnlp.data.config import DataConfig, all_held_out
 from sslnlp.data.hashes import HashSet, hash_texts
-from sslnlp.data.label_kinds import class_names
+from sslnlp.data.label_kinds import KINDS, class_names
 from sslnlp.data.table_rows import TableRows, find_column, held_out, open_table, set_of
 from sslnlp.errors import UserError, suggest
 
 WORD_COLUMNS = ("tokens", "words", "text")
+UNKNOWN = -100
+"""The tag of a word that is neither learnt nor scored, in tables and in batches."""
 TAG_COLUMNS = ("tags", "ner_tags", "labels", "ner", "pos_tags", "label")
 
 
@@ -36,9 +38,12 @@ def tagged(config: DataConfig, *, names: list[str] | None = None, cache_dir: str
     """Rows for tagging from `data.train` (and `data.valid`, else split off by the hash of the text).
 
     The words are `data.text`, `tokens` or `words`, a list of strings; the tags `data.label`, `tags`, `ner_tags` or
-    `labels`, a list of as many names, numbers or `ClassLabel`s. Rows without words and exact duplicates are left out
-    and counted. Raises `UserError` for columns not found or not lists, for unlike numbers of words and tags, and for a
-    held-out tag that training never sees.
+    `labels`, a list of as many names, numbers or `ClassLabel`s; -100, and -1 of a `ClassLabel`, is no tag. Rows without
+    words and exact duplicates are left out and counted.
+
+    Raises:
+        UserError: columns not found or not lists, unlike numbers of words and tags, a word that is no text or has no
+            tag, a tag in `data.valid` that training never sees.
     """
     table, fingerprint = open_table(config, "train", cache_dir)
     words = find_column(
@@ -74,9 +79,9 @@ def tagged(config: DataConfig, *, names: list[str] | None = None, cache_dir: str
         rows, labels = rows[fresh], labels[fresh]
     if not len(rows):
         raise UserError(f"{config.train} has no row with words and tags in {words!r} and {tags!r}")
-    counted = Counter(tag for row in labels for tag in row)
+    counted = Counter(tag for row in labels for tag in row if tag is not None)
     ordered = list(names) if names is not None else class_names(set(counted), _inner(table, tags))
-    unseen = sorted({tag for row in held_labels for tag in row} | set(counted) - set(ordered))
+    unseen = sorted(({tag for row in held_labels for tag in row} - {None}) | set(counted) - set(ordered))
     if unseen := [tag for tag in unseen if tag not in ordered]:
         raise UserError(f"tag {unseen[0]!r} never occurs in data.train, or is not named.{suggest(unseen[0], ordered)}")
     if len(ordered) < 2:
@@ -98,23 +103,31 @@ def _inner(table: datasets.Dataset, column: str) -> Any:
 
 
 def _read(table: datasets.Dataset, words: str, tags: str, spec: str) -> tuple[Any, Any, Any]:
-    """Indices of the usable rows, their tags by name (an array of tuples), and the hashes of their words and tags."""
-    inner = _inner(table, tags)
-    names = inner.names if isinstance(inner, datasets.ClassLabel) else None
+    """Indices of the usable rows, their tags by name (an array of tuples, None for no tag), and the hashes of their
+    words and tags."""
+    inner, read = _inner(table, tags), KINDS["one"].read
     index: list[int] = []
-    found: list[tuple[str, ...]] = []
+    found = []
     texts, at = [], 0
     for batch in table.select_columns([words, tags]).iter(batch_size=1024):
         for said, marks in zip(batch[words], batch[tags], strict=True):
+            at += 1
+            if said is None:
+                continue
             if not isinstance(said, list) or not isinstance(marks, list):
                 raise UserError(f"{spec}: {words!r} and {tags!r} must hold lists, one tag a word; name others")
             if len(said) != len(marks):
-                raise UserError(f"{spec} row {at + 1} has {len(said)} words and {len(marks)} tags; it needs as many")
-            if any(word and word.strip() for word in said):
-                index.append(at)
-                found.append(tuple(names[tag] if names is not None else str(tag).strip() for tag in marks))
+                raise UserError(f"{spec} row {at} has {len(said)} words and {len(marks)} tags; it needs as many")
+            if any(word is not None and str(word).strip() for word in said):
+                names = tuple(None if mark == UNKNOWN else read(mark, inner, tags) for mark in marks)
+                for word, mark, name in zip(said, marks, names, strict=True):
+                    if not isinstance(word, str):
+                        raise UserError(f"{spec} row {at} has {word!r} among its words; write every word as text")
+                    if name is None and not isinstance(mark, int):
+                        raise UserError(f"{spec} row {at} has no tag for {word!r}; name one for words outside, e.g. O")
+                index.append(at - 1)
+                found.append(names)
                 texts.append("\x1f".join(map(str, (*said, "", *marks))))
-            at += 1
     labels = np.empty(len(found), object)
     labels[:] = found
     return np.array(index, np.int64), labels, hash_texts(texts)
@@ -123,5 +136,5 @@ def _read(table: datasets.Dataset, words: str, tags: str, spec: str) -> tuple[An
 def _table(table: datasets.Dataset, rows: Any, labels: Any, words: str, number: dict[str, int]) -> TableRows:
     encoded = np.empty(len(labels), object)
     for i, row in enumerate(labels):
-        encoded[i] = [number[tag] for tag in row]
+        encoded[i] = [UNKNOWN if tag is None else number[tag] for tag in row]
     return TableRows(table, rows, columns={"words": words}, extra={"label": encoded})

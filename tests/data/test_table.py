@@ -258,3 +258,33 @@ def test_usual_names_are_found_in_capitals_where_none_is_as_usual(load, reader, 
 def test_of_two_columns_alike_but_for_capitals_neither_is_taken(load):
     with pytest.raises(UserError, match=r"no label column; its columns are text, Label, LABEL: say data\.label=NAME"):
         load(labelled, [{"text": f"{i}", "Label": i, "LABEL": i} for i in range(4)])
+
+
+def test_words_without_a_tag_to_learn_are_not_of_the_last_class(tmp_path):
+    words, marks = datasets.Value("string"), datasets.ClassLabel(names=["O", "B"])
+    of = datasets.Features({"tokens": datasets.List(words), "tags": datasets.List(marks)})
+    rows = {"tokens": [["a", "b", "c"], ["d"], None], "tags": [[0, -1, -100], [1], None]}
+    datasets.Dataset.from_dict(rows, features=of).to_parquet(tmp_path / "a.parquet")
+    config = DataConfig(train=str(tmp_path / "a.parquet"), valid_fraction=0.0)
+    got = tagged(config, cache_dir=tmp_path / "cache")
+    assert [row["label"] for row in got.train.rows([0, 1])] == [[0, -100, -100], [1]]
+    assert (got.label_names, got.counts, got.facts["empty"]) == (["O", "B"], {"O": 1, "B": 1}, 1)
+
+
+def test_tags_are_called_as_labels_are(load):
+    rows = [{"tokens": ["a", "b"], "tags": [True, False]}, {"tokens": ["c"], "tags": [True]}]
+    assert load(tagged, rows, valid_fraction=0.0).label_names == ["false", "true"]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"tokens": ["a", 1], "tags": ["O", "B"]}, "row 2 has 1 among its words; write every word as text"),
+        ({"tokens": ["a", None], "tags": ["O", "B"]}, "row 2 has None among its words"),
+        ({"tokens": ["a", "b"], "tags": ["B", None]}, "row 2 has no tag for 'b'; name one for words outside, e.g. O"),
+        ({"tokens": ["a", "b"], "tags": [" ", "B"]}, "row 2 has no tag for 'a'"),
+    ],
+)
+def test_words_and_tags_that_are_none_are_refused_with_their_row(load, row, message):
+    with pytest.raises(UserError, match=message):
+        load(tagged, [{"tokens": ["x"], "tags": ["O"]}, row])
