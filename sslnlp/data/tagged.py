@@ -39,7 +39,7 @@ def tagged(config: DataConfig, *, names: list[str] | None = None, cache_dir: str
 
     The words are `data.text`, `tokens` or `words`, a list of strings; the tags `data.label`, `tags`, `ner_tags` or
     `labels`, a list of as many names, numbers or `ClassLabel`s; -100, and -1 of a `ClassLabel`, is no tag. Rows without
-    words and exact duplicates are left out and counted.
+    words and exact duplicates are left out and counted. Rows with a tag that would else be held out alone train.
 
     Raises:
         UserError: columns not found or not lists, unlike numbers of words and tags, a word that is no text or has no
@@ -71,6 +71,8 @@ def tagged(config: DataConfig, *, names: list[str] | None = None, cache_dir: str
             raise all_held_out(config)
     else:
         mask = held_out(hashes, config.valid_fraction)
+        seen = {tag for row in labels[~mask] for tag in row}
+        mask &= np.array([seen.issuperset(row) for row in labels], bool)
         held_table, held_rows, held_labels, kept = table, rows[mask], labels[mask], ~mask
     rows, labels, hashes = rows[kept], labels[kept], hashes[kept]
     if config.deduplicate:

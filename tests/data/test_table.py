@@ -260,6 +260,16 @@ def test_of_two_columns_alike_but_for_capitals_neither_is_taken(load):
         load(labelled, [{"text": f"{i}", "Label": i, "LABEL": i} for i in range(4)])
 
 
+def test_rows_of_a_tag_that_would_be_held_out_alone_train(load):
+    rows = [{"tokens": [f"w{i}"], "tags": [f"B-{i}"]} for i in range(8)]
+    rows += [{"tokens": [f"x{i}"], "tags": ["O"]} for i in range(90)]
+    got = load(tagged, rows, valid_fraction=0.5)
+    assert sum(got.counts.values()) == len(got.train)
+    assert got.counts.items() >= {f"B-{i}": 1 for i in range(8)}.items()
+    tags = {tag for row in got.valid.rows(range(len(got.valid))) for tag in row["label"]}
+    assert tags == {got.label_names.index("O")}
+
+
 def test_words_without_a_tag_to_learn_are_not_of_the_last_class(tmp_path):
     words, marks = datasets.Value("string"), datasets.ClassLabel(names=["O", "B"])
     of = datasets.Features({"tokens": datasets.List(words), "tags": datasets.List(marks)})
