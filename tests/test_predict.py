@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -241,13 +242,13 @@ def test_what_is_no_file_of_texts_is_one_clear_line(tmp_path: Path, name: str, m
 
 def test_a_row_without_text_gets_no_label(single: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     data, out = tmp_path / "new.jsonl", tmp_path / "out.jsonl"
-    rows = [{"text": text} for text in ("", "a rose and a cherry", None, " \n", "the sea")]
+    rows = [{"text": text} for text in ("", "a rose and a cherry", None, " \n", "the sea", math.nan)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert predict_file(str(single / "export"), data, out) == 5
+    assert predict_file(str(single / "export"), data, out) == 6
     said = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [line["label"] is None for line in said] == [True, False, True, True, False]
+    assert [line["label"] is None for line in said] == [True, False, True, True, False, True]
     assert said[4]["probabilities"] == pytest.approx(Predictor.load(str(single / "export"))(["the sea"])[0][1])
-    assert "3 rows of" in caplog.text
+    assert "4 rows of" in caplog.text
     data.write_text(json.dumps({"text": ""}) + "\n")
     with pytest.raises(UserError, match="holds no text to classify"):
         predict_file(str(single / "export"), data, out)

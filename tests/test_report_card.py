@@ -245,7 +245,7 @@ def test_a_column_that_no_key_of_a_report_could_name_is_to_be_called_text(tmp_pa
 
 
 def test_the_labelled_texts_of_a_report_may_be_called_in_capitals(tmp_path):
-    (file := tmp_path / "t.csv").write_text("Text,note,Label\nwords,x,1\n")
+    (file := tmp_path / "t.csv").write_text("Text,note,Label\nwords,x,1\nwords,x,\n")  # the second row has no label
     found = Material.read(ReportConfig(probe_train=str(file), probe_test=str(file)), lambda n: [])
     assert [(part.texts, part.labels) for part in found.probe] == [(["words"], ["1"])] * 2
 

@@ -44,8 +44,8 @@ def class_names(found: Sequence[str] | set[str], feature: Any) -> list[str]:
 
 def _one(value: Any, feature: Any, column: str) -> str | None:
     """A label as its name, without white space around it; None where there is none (also -1 of a `ClassLabel`, the
-    hub's mark for a hidden label)."""
-    if value is None:
+    hub's mark for a hidden label, and NaN, which pandas has for a missing value)."""
+    if value is None or value != value:
         return None
     if isinstance(value, bool):
         return str(value).lower()  # as JSON writes it
@@ -69,7 +69,7 @@ def _one(value: Any, feature: Any, column: str) -> str | None:
 
 def _several(value: Any, feature: Any, column: str) -> tuple[str, ...] | None:
     """The labels of a list, or of text with `|` between them; an empty one is a text of no class."""
-    if value is None:
+    if value is None or value != value:
         return None
     if isinstance(value, str):
         value = value.split(SEPARATOR)
@@ -81,7 +81,7 @@ def _several(value: Any, feature: Any, column: str) -> tuple[str, ...] | None:
 
 
 def _number(value: Any, feature: Any, column: str) -> float | None:
-    if value is None or (isinstance(value, str) and not value.strip()):
+    if value is None or value != value or (isinstance(value, str) and not value.strip()):
         return None
     try:
         number = float(value)

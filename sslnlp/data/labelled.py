@@ -225,8 +225,8 @@ class _Read:
 
 def _read_labelled(table: datasets.Dataset, columns: Mapping[str, str], label: str, kind: str) -> _Read:
     for name in columns.values():
-        holds = str(getattr(table.features[name], "dtype", None))
-        if "string" not in holds and holds != "null":
+        holds = getattr(table.features[name], "dtype", None)  # None: values of several types, which are looked at
+        if holds is not None and "string" not in holds and holds != "null":
             raise UserError(f"column {name!r} must hold text, found {holds}; name the right one: data.text=NAME")
     feature, read = table.features[label], KINDS[kind].read
     index: list[int] = []
@@ -237,7 +237,13 @@ def _read_labelled(table: datasets.Dataset, columns: Mapping[str, str], label: s
         kept = []
         for *values, mark in zip(*(batch[name] for name in columns.values()), batch[label], strict=True):
             value = read(mark, feature, label)
-            blank = any(text is None or not str(text).strip() for text in values)
+            for name, text in zip(columns.values(), values, strict=True):
+                if text is not None and not isinstance(text, str):
+                    found = f"{type(text).__name__} in row {at + 1}"
+                    raise UserError(
+                        f"column {name!r} must hold text, found {found}; name the right one: data.text=NAME"
+                    )
+            blank = any(text is None or not text.strip() for text in values)
             empty += blank
             unlabelled += not blank and value is None
             if not blank and value is not None:

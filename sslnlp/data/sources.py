@@ -167,7 +167,7 @@ class Source:
     def _text(self, value: Any, column: str) -> str:
         if value is not None and not isinstance(value, (str, int, float)):
             raise UserError(f"column {column!r} of {self.spec} holds {type(value).__name__}, not text")
-        return "" if value is None else str(value)
+        return "" if value is None or value != value else str(value)  # NaN: what pandas has for a missing value
 
     def table(self) -> datasets.Dataset:
         """All rows as one Arrow table on disk (memory-mapped); `.txt` lines or documents in a column `text`."""

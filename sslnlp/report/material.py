@@ -123,7 +123,7 @@ def _labelled(spec: str, label: str | None) -> Labelled:
     for row in open_source(spec).rows():
         names = names or _columns(row, spec, label)
         text, value = (row.get(name) for name in names)
-        if text is not None and value is not None:
+        if all(cell is not None and cell == cell and str(cell).strip() for cell in (text, value)):
             texts.append(str(text))
             labels.append(str(value))
     if not texts:

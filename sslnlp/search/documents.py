@@ -167,9 +167,10 @@ def _refuse_pictures(path: Path, files: Iterable[Path]) -> None:
 
 
 def string_of(path: Path, number: int, row: Mapping[str, Any], column: str) -> str:
-    """The text of one field; an absent one is "", a whole number keeps its digits. UserError for anything else."""
+    """The text of one field; an absent one (also NaN, as pandas has it) is "", a whole number keeps its digits.
+    UserError for anything else."""
     value = row.get(column)
-    if value is None:
+    if value is None or value != value:
         return ""
     if isinstance(value, (str, int)) and not isinstance(value, bool):
         return well_formed(str(value))

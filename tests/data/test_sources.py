@@ -164,6 +164,11 @@ def test_the_text_is_found_where_the_first_rows_have_none(tmp_path):
     assert list(open_source(str(path)).documents()) == ["", "", "x"]
 
 
+def test_a_text_that_pandas_left_out_is_empty(tmp_path):
+    (path := tmp_path / "a.jsonl").write_text('{"text": "x"}\n{"text": NaN}\n')
+    assert list(open_source(str(path)).documents()) == ["x", ""]
+
+
 def test_a_text_in_capitals_is_found_where_nothing_else_is_the_text(tmp_path):
     (path := tmp_path / "a.csv").write_text("Text ,Title,note\nx,t,n\n")
     assert list(open_source(str(path)).documents()) == ["x"]

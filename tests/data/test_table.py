@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -109,12 +110,24 @@ def test_few_labels_are_so_many_of_each_class_and_nested(load):
         ([{"text": None, "label": "a"}, {"text": "", "label": "b"}], None, {}, "no row has both"),
         (ROWS, [{"text": "x"}], {}, "has no column 'label'"),
         ([{"text": i, "label": "ab"[i % 2]} for i in range(9)], None, {}, "column 'text' must hold text, found int64"),
+        ([{"text": text, "label": "a"} for text in ("a", 2)], None, {}, "'text' must hold text, found int in row 2"),
     ],
 )
 def test_wrong_tables_are_one_clear_line(load, rows, valid, options, message):
     with pytest.raises(UserError, match=message) as caught:
         load(labelled, rows, valid, **options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels"), [("one", [1, math.nan, 0]), ("number", [1.5, math.nan, 0]), ("several", [["a"], None, ["b"]])]
+)
+def test_what_pandas_has_for_a_missing_value_is_none(tmp_path, kind, labels):
+    rows = [{"text": f"t{i}", "label": label} for i, label in enumerate(labels)]
+    train = write(tmp_path / "a.jsonl", [*rows, {"text": math.nan, "label": labels[0]}])
+    got = labelled(DataConfig(train=train, valid_fraction=0.0), kind=kind, cache_dir=tmp_path / "cache")
+    assert [got.facts[name] for name in ("rows", "empty", "unlabelled")] == [2, 1, 1]
+    assert [row["text"] for row in got.train.rows([0, 1])] == ["t0", "t2"]
 
 
 def test_pairs_by_common_names_and_by_given_ones(load):
