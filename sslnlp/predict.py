@@ -178,9 +178,10 @@ def predict_file(
 ) -> int:
     """Write a prediction for every row of `data` as JSON lines to `out`, and return how many there are.
 
-    `data`: `.jsonl`, `.csv`, `.tsv`, `.parquet`, or `.txt` with a text a line. A line has the row's `text` (and its
-    `id`, where there is one), `label`, and the `top` most probable classes (0: all). The label of a row without text
-    (of a pair: without one of the two) is null. `out` appears whole or not at all.
+    `data`: `.jsonl`, `.csv`, `.tsv`, `.parquet`, or `.txt` with a text a line. `text`: its column; None for the one
+    that training read, else one of a usual name. A line has the row's `text` (and its `id`, where there is one),
+    `label`, and the `top` most probable classes (0: all). The label of a row without text (of a pair: without one of
+    the two) is null. `out` appears whole or not at all.
 
     Raises `UserError` for an `out` that is `data`, and for single texts where the model was trained on pairs, or pairs
     where it was not.
@@ -190,7 +191,7 @@ def predict_file(
     _check_pairs(name, predictor, pair)
     single = predictor.columns and "text_pair" not in predictor.columns
     with replacing(out) as file:
-        for rows in _blocks(data, text, pair, refused=TEXT_PAIRS if single else ()):
+        for rows in _blocks(data, text, pair, TEXT_PAIRS if single else (), predictor.columns.get("text")):
             told = [row for row in rows if _has_text(row)]
             pairs = [row["text_pair"] for row in told] if pair is not None else None
             answers = iter(predictor([row["text"] for row in told], pairs, batch_size=batch_size))
@@ -227,10 +228,10 @@ def _check_pairs(name: str, predictor: Predictor, pair: str | None) -> None:
 
 
 def _blocks(
-    data: Path, text: str | None, pair: str | None, refused: Sequence[tuple[str, str]] = ()
+    data: Path, text: str | None, pair: str | None, refused: Sequence[tuple[str, str]], trained: str | None
 ) -> Iterator[list[dict[str, Any]]]:
     block: list[dict[str, Any]] = []
-    for row in _rows(data, text, pair, refused):
+    for row in _rows(data, text, pair, refused, trained):
         block.append(row)
         if len(block) == BLOCK:
             yield block
@@ -240,8 +241,9 @@ def _blocks(
 
 
 def _rows(
-    data: Path, text: str | None, pair: str | None, refused: Sequence[tuple[str, str]]
+    data: Path, text: str | None, pair: str | None, refused: Sequence[tuple[str, str]], trained: str | None = None
 ) -> Iterator[dict[str, Any]]:
+    """The rows' `text` and `text_pair`, of the columns named, else the `trained` one, else one of a usual name."""
     from sslnlp.search.documents import ID_COLUMNS, TABLE_SUFFIXES, TEXT_COLUMNS, find_column, read_rows, string_of
 
     if data.is_dir():
@@ -263,13 +265,14 @@ def _rows(
     if TABLE_SUFFIXES.isdisjoint(suffix.lower() for suffix in data.suffixes[-2:]):  # a search reads folders and no .txt
         kinds = ", ".join([".txt", *sorted(TABLE_SUFFIXES)])
         raise UserError(f"{data}: unknown kind of file; predict reads {kinds}")
+    usual = (*((trained,) if trained is not None else ()), *TEXT_COLUMNS, "sentence", "sentence1", "question")
     for number, row in read_rows(data):
         if text is None and (two := next((two for two in refused if row.keys() >= set(two)), None)):
             raise UserError(
                 f"{data} holds two texts a row ({', '.join(two)}), and the model was trained on single ones: say which "
                 "to read, --text NAME"
             )
-        column = find_column(data, row, text, (*TEXT_COLUMNS, "sentence", "sentence1", "question"))
+        column = find_column(data, row, text, usual)
         if column is None:
             raise UserError(f"which column of {data} is the text? It has {', '.join(row)}; say --text NAME")
         name = find_column(data, row, None, ID_COLUMNS)

@@ -289,6 +289,22 @@ def test_single_texts_and_pairs_are_told_apart(single: Path, tmp_path: Path) -> 
     assert predict_file(str(pairs), data, out, text="sentence1") == 1
 
 
+def test_the_column_that_training_read_is_read_where_it_is_there(single: Path, tmp_path: Path) -> None:
+    export, data, out = shutil.copytree(single / "export", tmp_path / "one"), tmp_path / "new.jsonl", tmp_path / "out"
+    story = json.loads((export / "recipe.json").read_text())
+    for columns, pair in (({"text": "Headline"}, None), ({"text": "question", "text_pair": "sentence"}, "sentence")):
+        story["data"]["columns"] = columns
+        (export / "recipe.json").write_text(json.dumps(story))
+        data.write_text(json.dumps({"text": "a rose", columns["text"]: "a cherry", "sentence": "the sea"}) + "\n")
+        predict_file(str(export), data, out, pair=pair)
+        assert json.loads(out.read_text())["text"] == "a cherry"
+    data.write_text(json.dumps({"text": "a rose"}) + "\n")
+    story["data"]["columns"] = {"text": "Headline"}
+    (export / "recipe.json").write_text(json.dumps(story))
+    predict_file(str(export), data, out)
+    assert json.loads(out.read_text())["text"] == "a rose"
+
+
 def test_the_report_shows_confusions_and_mistakes(single: Path, tmp_path: Path) -> None:
     page = make_report(single, out=str(tmp_path))
     sections = {s["title"]: s for s in json.loads((tmp_path / "report.json").read_text())["sections"]}
