@@ -214,6 +214,9 @@ def _csv_rows(path: Path, lines: TextIO, suffix: str) -> Iterator[tuple[int, Map
     csv.field_size_limit(sys.maxsize)  # the default refuses a document longer than 128 KiB
     reader = csv.DictReader(lines, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
     try:
+        names = list(reader.fieldnames or ())
+        # Of two columns of a name the first counts, and the next is called text.1, as in training.
+        reader.fieldnames = [f"{name}.{n}" if (n := names[:i].count(name)) else name for i, name in enumerate(names)]
         for row in reader:
             if None in row or None in row.values():
                 sign, header = reader.reader.dialect.delimiter, ", ".join(reader.fieldnames or ())

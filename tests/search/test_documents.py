@@ -62,6 +62,12 @@ def test_columns_of_usual_names_may_be_in_capitals(tmp_path: Path) -> None:
     assert list(read_documents(path)) == [Document("007", "t", "x")]
 
 
+def test_of_two_columns_of_a_name_the_first_counts(tmp_path: Path) -> None:
+    (path := tmp_path / "d.csv").write_text("text,text,title\nx,y,t\n")
+    assert list(read_documents(path)) == [Document("0", "t", "x")]
+    assert list(read_documents(path, Columns(text="text.1"))) == [Document("0", "t", "y")]
+
+
 def test_half_characters_are_replaced_so_every_tokenizer_takes_the_text(tmp_path: Path) -> None:
     (tmp_path / "d.jsonl").write_text('{"id": 7, "title": null, "text": "a\\ud83d b \\ud83d\\ude00"}\n')
     assert list(read_documents(tmp_path / "d.jsonl")) == [Document("7", "", "a\ufffd b \U0001f600")]
