@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import groupby, islice
@@ -40,7 +41,17 @@ def options_of(extension: str, files: list[Path]) -> dict[str, Any]:
         return {}
     # Everything is text: "007" must not become 7, and "NA" and "null" are words, not missing values.
     texts = datasets.Features({name: datasets.Value("string") for name in _column_names(extension, files[0])})
-    return {"keep_default_na": False, "sep": "\t" if extension == ".tsv" else ",", "features": texts}
+    return {"keep_default_na": False, "sep": _separator(extension, files[0]), "features": texts}
+
+
+def _separator(extension: str, file: Path) -> str:
+    """What stands between the columns of a `.csv` or `.tsv`. Excel writes semicolons where the comma is the decimal
+    sign: they are taken where the header, quoted names aside, has some and no comma."""
+    if extension != ".csv":
+        return "\t"
+    rows = (row for line in plain.lines(file) for row in line.split("\r"))  # lines may end as on old Macs
+    header = re.sub('"[^"]*"', "", next((row for row in rows if row.strip()), ""))
+    return ";" if ";" in header and "," not in header else ","
 
 
 def json_lines(file: Path) -> Iterator[dict[str, Any]]:
@@ -169,7 +180,7 @@ def alike(extension: str, files: list[Path]) -> Iterator[list[Path]]:
     if len(files) == 1:
         yield files
         return
-    for _, run in groupby(files, lambda file: sorted(_column_names(extension, file))):
+    for _, run in groupby(files, lambda file: (_separator(extension, file), sorted(_column_names(extension, file)))):
         yield list(run)
 
 
@@ -177,7 +188,7 @@ def _column_names(extension: str, file: Path) -> list[str]:
     """The columns of a table: of `.json` and `.jsonl` those of the first row."""
     match extension:
         case ".csv" | ".tsv":
-            separator = "\t" if extension == ".tsv" else ","
+            separator = _separator(extension, file)
             try:
                 names = csv_columns(file, separator)
             except Exception as error:

@@ -215,6 +215,10 @@ def _csv_rows(path: Path, lines: TextIO, suffix: str) -> Iterator[tuple[int, Map
     reader = csv.DictReader(lines, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
     try:
         names = list(reader.fieldnames or ())
+        if suffix == ".csv" and len(names) == 1 and ";" in names[0]:  # Excel's, where the comma is the decimal sign
+            lines.seek(0)
+            reader = csv.DictReader(lines, delimiter=";", strict=True)
+            names = list(reader.fieldnames or ())
         # Of two columns of a name the first counts, and the next is called text.1, as in training.
         reader.fieldnames = [f"{name}.{n}" if (n := names[:i].count(name)) else name for i, name in enumerate(names)]
         for row in reader:

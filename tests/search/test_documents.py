@@ -62,6 +62,13 @@ def test_columns_of_usual_names_may_be_in_capitals(tmp_path: Path) -> None:
     assert list(read_documents(path)) == [Document("007", "t", "x")]
 
 
+@pytest.mark.parametrize("name", ["d.csv", "d.csv.gz"])
+def test_a_csv_of_semicolons_is_read_as_excel_writes_it(tmp_path: Path, name: str) -> None:
+    content = '\ufeffid;text\r\n1;"a; b"\r\n2;c, d\r\n'.encode()
+    (path := tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    assert list(read_documents(path)) == [Document("1", "", "a; b"), Document("2", "", "c, d")]
+
+
 def test_of_two_columns_of_a_name_the_first_counts(tmp_path: Path) -> None:
     (path := tmp_path / "d.csv").write_text("text,text,title\nx,y,t\n")
     assert list(read_documents(path)) == [Document("0", "t", "x")]
@@ -128,6 +135,6 @@ def test_empty_corpus_and_duplicate_ids_are_refused(tmp_path: Path, documents: l
 
 
 def test_a_row_of_other_fields_than_the_header_says_what_separates_them(tmp_path):
-    (tmp_path / "a.csv").write_text("Text;Cost\nHi;0,37\n")
-    with pytest.raises(UserError, match=r"line 2 .* the header \(Text;Cost\): .* separate columns by ','"):
+    (tmp_path / "a.csv").write_text("Text|Cost\nHi|0,37\n")
+    with pytest.raises(UserError, match=r"line 2 .* the header \(Text\|Cost\): .* separate columns by ','"):
         list(read_documents(tmp_path / "a.csv"))
