@@ -161,6 +161,19 @@ def test_preview_shows_pairs_and_labels(tmp_path: Path) -> None:
     assert "glad" in (page := shown("finetune_classification", f"data.train={table}")) or "sad" in page
 
 
+def test_preview_shows_tags_and_several_labels(tmp_path: Path) -> None:
+    words = [["Ada", f"left {n}"] for n in range(18)]
+    rows = [{"tokens": said, "tags": ["B-PER", "O"], "text": said[1], "label": ["sad", "odd"]} for said in words]
+    (table := tmp_path / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = shown("finetune_tagging", f"data.train={table}")
+    assert "→B-PER" in page
+    assert "tokens are targets" in page
+    assert "hidden or replaced (" not in page
+    page = shown("finetune_classification", f"data.train={table}", "objective.name=multi_label", "data.text=text")
+    assert "odd, sad" in page
+    assert "tokens are targets" not in page
+
+
 def test_a_key_written_as_an_option_says_how_keys_are_written(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["train", "pretrain_bert", "--data.train=a.txt"]) == 2
     assert "a key of a recipe has no dashes: data.train=..." in capsys.readouterr().err

@@ -37,7 +37,7 @@ def preview(recipe: Recipe, *, rows: int = 4, console: Console | None = None) ->
     for b in range(rows):
         table.add_row(str(b), *(cells[b] for _, cells in columns))
     console.print(table)
-    for line in _rates(batch, drawn):
+    for line in _rates(batch, drawn, classes=parts.label_names is not None):
         console.print(line, highlight=False)
     legend = Text("read→target", _CHANGED), "hidden or replaced;", Text("target", _KEPT), "read as it is, scored;"
     console.print(*legend, Text("seen", _SEEN), "seen from the whole text, also from before.")
@@ -55,12 +55,12 @@ def _original(drawn: list[Row], batch: Batch, parts: Parts) -> Iterator[tuple[st
 
 
 def _columns(batch: Mapping[str, Any], rows: int, parts: Parts, title: str = "") -> Iterator[tuple[str, list[Text]]]:
-    tokenizer, labels = parts.tokenizer, batch.get("labels")
+    tokenizer, labels, names = parts.tokenizer, batch.get("labels"), parts.label_names
     if "input_ids" in batch:
         per_token = labels if labels is not None and _aligned(batch) else None
         yield (
             f"{title}what the model reads",
-            [_row(batch, b, per_token, tokenizer, shifted=parts.collator.shifted) for b in range(rows)],
+            [_row(batch, b, per_token, tokenizer, shifted=parts.collator.shifted, names=names) for b in range(rows)],
         )
     if isinstance(pixels := batch.get("pixel_values"), Tensor):
         yield f"{title}picture", [_picture(batch, pixels, b) for b in range(rows)]
@@ -77,8 +77,10 @@ def _columns(batch: Mapping[str, Any], rows: int, parts: Parts, title: str = "")
             kind = name.removesuffix("_labels")
             yield f"{title}{kind}", list(_per_document(batch, kind, rows))
     if labels is not None and labels.ndim == 1:
-        names = [parts.label_names[c] if parts.label_names else str(c) for c in labels.tolist()]
-        yield "label", [Text(name, _KEPT) for name in names]
+        yield "label", [Text(names[c] if names else str(c), _KEPT) for c in labels.tolist()]
+    elif labels is not None and names and labels.is_floating_point():  # several classes a row
+        marked = [[name for name, mark in zip(names, row, strict=True) if mark] for row in labels.tolist()]
+        yield "label", [Text(", ".join(said) or "–", _KEPT) for said in marked]
 
 
 def _picture(batch: Mapping[str, Any], pixel_BCHW: Tensor, b: int) -> Text:
@@ -91,7 +93,9 @@ def _picture(batch: Mapping[str, Any], pixel_BCHW: Tensor, b: int) -> Text:
 
 def _aligned(batch: Mapping[str, Any]) -> bool:
     """Whether the labels stand at the tokens they belong to."""
-    return "decoder_document_ids" not in batch and batch["labels"].shape == batch["input_ids"].shape
+    labels = batch["labels"]
+    there = "decoder_document_ids" not in batch and not labels.is_floating_point()  # marks of classes are no tokens
+    return there and labels.shape == batch["input_ids"].shape
 
 
 def _per_document(batch: Mapping[str, Any], kind: str, rows: int) -> Iterator[Text]:
@@ -115,6 +119,7 @@ def _row(
     tokenizer: PreTrainedTokenizerBase,
     *,
     shifted: bool = False,
+    names: list[str] | None = None,
 ) -> Text:
     ids, mask = encoding["input_ids"][b].tolist(), encoding["attention_mask"][b].bool().tolist()
     documents = encoding["document_ids"][b].tolist() if "document_ids" in encoding else [0] * len(ids)
@@ -126,7 +131,7 @@ def _row(
             continue
         if s and documents[s] != documents[s - 1]:
             text.append(" ¦ ", _FRAME)
-        shown = _token(token, targets[s], tokenizer)
+        shown = _token(token, targets[s], tokenizer, names)
         if seen[s] and shifted and targets[s] == -100:
             shown.stylize(_SEEN)
         text.append_text(shown)
@@ -162,10 +167,13 @@ def _pieces(ids: Any, documents: Any, tokenizer: PreTrainedTokenizerBase) -> Tex
     return text
 
 
-def _token(token: int, target: int, tokenizer: PreTrainedTokenizerBase) -> Text:
+def _token(token: int, target: int, tokenizer: PreTrainedTokenizerBase, names: list[str] | None = None) -> Text:
+    """A token and its target: another token, or the class of that number among `names`."""
     shown = _spelled(token, tokenizer)
     if target == -100:
         return Text(shown, _FRAME if token in tokenizer.all_special_ids else "")
+    if names is not None:
+        return Text(f"{shown}→{names[target]} ", _KEPT)
     if target == token:
         return Text(shown, _KEPT)
     return Text(f"{shown}→{_spelled(target, tokenizer).strip()} ", _CHANGED)
@@ -184,9 +192,10 @@ def _spelled(token: int, tokenizer: PreTrainedTokenizerBase) -> str:
 # --- the measured rates ----------------------------------------------------------------------------------------------
 
 
-def _rates(batch: Mapping[str, Any], drawn: list[Row], title: str = "") -> Iterator[str]:
+def _rates(batch: Mapping[str, Any], drawn: list[Row], title: str = "", classes: bool = False) -> Iterator[str]:
     labels = batch.get("labels")
-    if labels is not None and labels.ndim == 2 and "attention_mask" in batch:
+    by_token = labels is not None and labels.ndim == 2 and not labels.is_floating_point()
+    if labels is not None and by_token and "attention_mask" in batch:
         real, scored = int(batch["attention_mask"].sum()), int((labels != -100).sum())
         source = sum(int((row["document_ids"] >= 0).sum()) for row in drawn) if "document_ids" in drawn[0] else real
         if "decoder_document_ids" in batch:
@@ -197,13 +206,13 @@ def _rates(batch: Mapping[str, Any], drawn: list[Row], title: str = "") -> Itera
             )
         else:
             yield f"{title}{scored} of {real} tokens are targets ({100 * scored / real:.1f} %)."
-        if _aligned(batch) and scored > 0:
+        if _aligned(batch) and scored > 0 and not classes:
             changed = int(((labels != -100) & (labels != batch["input_ids"])).sum())
             if changed:
                 yield f"{title}{changed} of the targets are hidden or replaced ({100 * changed / scored:.1f} %)."
     for name, value in batch.items():
         if isinstance(value, Mapping) and "labels" in value:
-            yield from _rates(value, drawn, f"{name}: ")
+            yield from _rates(value, drawn, f"{name}: ", classes)
         elif name.endswith("_labels") and isinstance(value, Tensor) and value.ndim == 1 and value.numel():
             kind = name.removesuffix("_labels")
             shares = ", ".join(f"{c}: {int(n)}" for c, n in enumerate(value.bincount().tolist()))

@@ -198,11 +198,7 @@ WRONG = {
     "no text": ("a.jsonl", b'{"text": [1, 2]}\n', "holds list"),
     "commas not in quotes": ("a.csv", b"text,label\nWell, yes,1\nNo, no,2\n", r"more values in its first row"),
     "another separator": ("a.csv", b"text|label\nWell, yes|1\nNo|2\n", r"text\|label.*separate columns by ','"),
-    "decimal commas": (
-        "a.csv",
-        b"Text|Label|Cost\nHi|yes|0,37\n",
-        r"'Text\|Label\|Cost': its separator seems to be '\|'",
-    ),
+    "decimal commas": ("a.csv", b"Text|Label|Cost\nHi|yes|0,37\n", r"'Text\|Label\|Cost': its separator .* '\|'"),
     "empty": ("a.txt", b"", "is empty"),
     "unknown kind": ("a.docx", b"x", r"unknown kind of file.*\.parquet"),
 }
