@@ -262,7 +262,7 @@ def _rows(
         except OSError as error:
             raise UserError(f"cannot read {data}: {error.strerror}") from error
         return
-    if TABLE_SUFFIXES.isdisjoint(suffix.lower() for suffix in data.suffixes[-2:]):  # a search reads folders and no .txt
+    if Path(data.name.lower().removesuffix(".gz")).suffix not in TABLE_SUFFIXES:  # a search reads folders and no .txt
         kinds = ", ".join([".txt", *sorted(TABLE_SUFFIXES)])
         raise UserError(f"{data}: unknown kind of file; predict reads {kinds}")
     usual = (*((trained,) if trained is not None else ()), *TEXT_COLUMNS, "sentence", "sentence1", "question")

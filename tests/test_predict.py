@@ -230,12 +230,18 @@ def test_a_full_disk_names_the_file(single: Path, files: dict[str, Path], tmp_pa
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("", "is a folder: name a file"), ("a.txt.gz", r"predict reads \.txt, \.csv"), ("b.csv", "there is no file")],
+    [
+        ("", "is a folder: name a file"),
+        ("a.txt.gz", r"predict reads \.txt, \.csv"),
+        ("a.csv.zst", r"predict reads \.txt, \.csv"),
+        ("b.csv", "there is no file"),
+    ],
 )
 def test_what_is_no_file_of_texts_is_one_clear_line(tmp_path: Path, name: str, message: str) -> None:
     from sslnlp.predict import _rows
 
-    (tmp_path / "a.txt.gz").write_bytes(b"x")
+    for there in ("a.txt.gz", "a.csv.zst"):
+        (tmp_path / there).write_bytes(b"x")
     with pytest.raises(UserError, match=message):
         list(_rows(tmp_path / name, None, None, ()))
 
