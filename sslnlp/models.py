@@ -197,6 +197,8 @@ def _load(config: ModelConfig, wraps: Any, extra: dict[str, Any]) -> tuple[PreTr
         raise
     except Exception as error:  # missing folder, corrupt safetensors, unknown type: all are the path's fault
         raise UserError(f"cannot load model.pretrained={path}: {reason_of(error)}") from error
+    for name in model._keys_to_ignore_on_save or ():  # Marian's sinusoids: loading thaws them, and no export has them
+        model.get_parameter(name).requires_grad_(False)
     if missing := sorted(info["missing_keys"]):
         log.warning("new weights, not in %s: %s", path, ", ".join(missing[:8]) + (" ..." if len(missing) > 8 else ""))
     if config.reinit_layers:

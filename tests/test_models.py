@@ -192,6 +192,19 @@ def test_a_head_of_other_parts_is_left_to_the_whole_model() -> None:
     assert prediction_head(of_kind("rembert", AutoModelForMaskedLM, input_embedding_size=32)) is None
 
 
+def test_what_a_stock_class_does_not_save_is_not_trained(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """Marian's sinusoids: the export of a model that had moved them was another one."""
+    of_kind("marian", AutoModelForSeq2SeqLM, decoder_start_token_id=2).save_pretrained(tmp_path / "before")
+    config = ModelConfig(pretrained=str(tmp_path / "before"))
+    model = build_model(config, tokenizer, AutoModelForSeq2SeqLM, max_length=64)
+    with torch.no_grad():
+        for weight in (p for p in model.parameters() if p.requires_grad):
+            weight += 1
+    model.save_pretrained(tmp_path / "after")
+    again = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "after").state_dict()
+    assert all(torch.equal(again[name], weight) for name, weight in model.state_dict().items())
+
+
 def test_sizes_grow(tokenizer: PreTrainedTokenizerBase) -> None:
     counts = [
         count_parameters(build_model(ModelConfig(size=size), tokenizer, AutoModelForMaskedLM, max_length=64))
