@@ -23,8 +23,10 @@ _NEW = "_sslnlp_new_weights"
 """Attribute of a model: the names of its weights that its checkpoint did not have; None: all are new."""
 _DROPOUTS = (
     *("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout", "embedding_dropout", "mlp_dropout"),
-    *("attn_pdrop", "embd_pdrop", "resid_pdrop", "classifier_dropout"),
-    *("dropout", "activation_dropout", "dropout_rate"),
+    *("attn_pdrop", "embd_pdrop", "emb_pdrop", "resid_pdrop", "classifier_dropout", "classifier_dropout_prob"),
+    *("dropout", "activation_dropout", "dropout_rate", "dropout_p", "hidden_dropout", "embed_dropout"),
+    *("resid_dropout", "residual_dropout", "pooler_dropout", "seq_classif_dropout", "classifier_dropout_rate"),
+    *("summary_first_dropout", "summary_last_dropout"),
 )
 
 

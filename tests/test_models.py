@@ -205,6 +205,24 @@ def test_what_a_stock_class_does_not_save_is_not_trained(tokenizer: PreTrainedTo
     assert all(torch.equal(again[name], weight) for name, weight in model.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("kind", "wraps"),
+    [
+        *[(kind, AutoModelForCausalLM) for kind in ("falcon", "gpt_neox", "gpt_neo", "starcoder2", "seed_oss")],
+        *[(kind, AutoModelForMaskedLM) for kind in ("distilbert", "albert", "deberta-v2")],
+    ],
+)
+def test_the_dropout_of_a_model_is_all_of_its_rates(
+    kind: str, wraps: Any, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    of_kind(kind, wraps).save_pretrained(tmp_path)
+    for rate in (0.0, 0.25):
+        model = build_model(ModelConfig(pretrained=str(tmp_path), dropout=rate), tokenizer, wraps, max_length=64)
+        rates = {name: value for name, value in model.config.to_dict().items() if "dropout" in name}
+        rates.pop("qa_dropout", None)  # of a head that answers questions, which nothing here trains
+        assert rates == dict.fromkeys(rates, rate)
+
+
 def test_sizes_grow(tokenizer: PreTrainedTokenizerBase) -> None:
     counts = [
         count_parameters(build_model(ModelConfig(size=size), tokenizer, AutoModelForMaskedLM, max_length=64))
