@@ -29,12 +29,20 @@ def adapt(model: PreTrainedModel) -> None:
                 setattr(module, name, TanhGELU().train(child.training))
         if isinstance(module, nn.Embedding):
             module.register_forward_hook(_low_precision_stream)
-    if any(isinstance(p, float) and p > 0 for m in model.modules() for p in (getattr(m, "dropout", 0),)):
-        drop_by_function()
     # Stacks with a config of their own (T5's) are not reached from the whole model in every transformers 5.
     for module in model.modules():
         if isinstance(module, PreTrainedModel) and getattr(module.config, "_attn_implementation", None) == "sdpa":
             module.set_attn_implementation(NAME)
+    if any(_drops_by_function(module) for module in model.modules()):
+        drop_by_function()
+
+
+def _drops_by_function(module: nn.Module) -> bool:
+    """Whether stock code gives a rate that this module holds to `F.dropout`; to that of weights of attention, the eager
+    implementation alone."""
+    eager = getattr(getattr(module, "config", None), "_attn_implementation", None) == "eager"
+    rates = {name: rate for name, rate in vars(module).items() if "drop" in name and isinstance(rate, float)}
+    return any(rate > 0 and (eager or name != "attention_dropout") for name, rate in rates.items())
 
 
 def _low_precision_stream(module: nn.Module, args: Any, output: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM,
 
 from sslnlp.adapt import adapt
 from sslnlp.attention import NAME
-from sslnlp.nn import RowDropout, TanhGELU, row_keyed_dropout
+from sslnlp.nn import RowDropout, TanhGELU, _Key, row_keyed_dropout
 from sslnlp.packed import attention_inputs, hidden_states, seq2seq_logits
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -143,6 +143,26 @@ def test_dropout_of_an_adapted_model_is_the_rows_own(architecture: str) -> None:
     assert torch.allclose(whole, halves, atol=1e-5 * float(whole.abs().max()))
     with torch.no_grad():
         assert not torch.allclose(whole, logits(model.eval(), batch, "packed"), atol=1e-2)
+
+
+@pytest.mark.parametrize(("kind", "rate"), [("starcoder2", "residual_dropout"), ("gemma2", "attention_dropout")])
+def test_dropout_that_stock_code_calls_as_a_function_is_the_rows_own(
+    kind: str, rate: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Falcon, Starcoder2 and others hold the rate under a name of their own; eager attention (Gemma 2's is always)
+    drops its weights so."""
+    monkeypatch.setattr(_Key, "functional", False)
+    config = AutoConfig.for_model(kind, vocab_size=50, **SIZES["llama"], **{rate: 0.2})
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).train()
+    adapt(model)
+    ids = packed("llama")["input_ids"]
+
+    def run(rows: slice) -> Tensor:
+        with torch.no_grad(), row_keyed_dropout(3, torch.tensor([11, 12])[rows]):
+            return model(input_ids=ids[rows], use_cache=False).logits
+
+    assert torch.allclose(run(slice(None)), torch.cat([run(slice(0, 1)), run(slice(1, 2))]), atol=1e-5)
 
 
 def test_under_bf16_the_stream_of_a_decoder_stays_in_bf16() -> None:
