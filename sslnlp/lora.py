@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from sslnlp.errors import UserError
+from sslnlp.errors import UserError, reason_of
 
 SCALE = 2.0
 """alpha / rank."""
@@ -37,7 +37,13 @@ def add_lora(model: PreTrainedModel, rank: int, new: Collection[str]) -> None:
     if not targets:
         raise UserError(f"{type(model).__name__} has no linear maps in layers, which adapters go beside")
     trainable = {name for name, _ in model.named_parameters()} & set(new)
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=int(SCALE * rank), target_modules=targets), model)
+    try:
+        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=int(SCALE * rank), target_modules=targets), model)
+    except ValueError as error:  # of models that read weights of their maps past the adapters (Mamba)
+        raise UserError(
+            f"peft puts no adapters into a {model.config.model_type!r} model ({reason_of(error, 160)}); leave out "
+            "model.lora_rank"
+        ) from error
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name or name in trainable)
 

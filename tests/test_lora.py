@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, MambaConfig, PreTrainedModel
 
 from sslnlp.errors import UserError
 from sslnlp.lora import merged
@@ -114,3 +114,12 @@ def test_without_weights_to_start_from_it_is_one_clear_line(option: dict[str, in
 def test_more_layers_than_there_are(pretrained: dict[str, Path]) -> None:
     with pytest.raises(UserError, match="reinit_layers=99 of a model of"):
         built(pretrained["bert"], reinit_layers=99)
+
+
+def test_a_model_that_reads_past_adapters_is_refused_in_one_line(tmp_path: Path) -> None:
+    fields = {"vocab_size": len(small_tokenizer()), "hidden_size": 16, "num_hidden_layers": 1, "state_size": 4}
+    AutoModelForCausalLM.from_config(MambaConfig(**fields)).save_pretrained(tmp_path)
+    config = ModelConfig(pretrained=str(tmp_path), lora_rank=4)
+    with pytest.raises(UserError, match=r"leave out model\.lora_rank") as caught:
+        build_model(config, small_tokenizer(), AutoModelForCausalLM, max_length=32)
+    assert "\n" not in str(caught.value)
