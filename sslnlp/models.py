@@ -85,7 +85,7 @@ def build_config(
         fields["max_position_embeddings"] = max_length + (ids["pad_token_id"] or 0) + 1
     default = AutoConfig.for_model(config.architecture)
     fields |= {name: config.dropout for name in _DROPOUTS if hasattr(default, name)}
-    known = set(default.to_dict()) | {"attn_implementation"}
+    known = known_fields(default) | {"attn_implementation"}
     for name in config.config:
         if name not in known:
             raise UserError(f"unknown model.config.{name} for {config.architecture}.{suggest(name, known)}")
@@ -101,6 +101,11 @@ def build_config(
         return AutoConfig.for_model(config.architecture, **fields)
     except Exception as error:  # transformers raises several kinds for inconsistent fields
         raise UserError(f"model.config is not valid for {config.architecture}: {reason_of(error)}") from error
+
+
+def known_fields(stock: PreTrainedConfig) -> set[str]:
+    """What `model.config` may set. A T5 says what its decoder starts from only where it was given."""
+    return set(stock.to_dict()) | ({"decoder_start_token_id"} if stock.is_encoder_decoder else set())
 
 
 def build_model(
@@ -183,7 +188,7 @@ def _load(config: ModelConfig, wraps: Any, extra: dict[str, Any]) -> tuple[PreTr
         self_check(path)
         stock = AutoConfig.from_pretrained(path)
         _supports(wraps, stock)
-        known = set(stock.to_dict())
+        known = known_fields(stock)
         for name in config.config:
             if name not in known:
                 raise UserError(f"unknown model.config.{name} for {path}.{suggest(name, known)}")
@@ -195,6 +200,8 @@ def _load(config: ModelConfig, wraps: Any, extra: dict[str, Any]) -> tuple[PreTr
         model, info = wraps.from_pretrained(
             path, config=stock, dtype=torch.float32, output_loading_info=True, **_without_pooler(wraps, stock)
         )
+        if model.can_generate():  # by a file of its own, which would name other ids than the configuration
+            model.generation_config.update(**config.config)
     except UserError:
         raise
     except Exception as error:  # missing folder, corrupt safetensors, unknown type: all are the path's fault

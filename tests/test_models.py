@@ -24,6 +24,7 @@ from sslnlp.architectures import ARCHITECTURES, SIZES
 from sslnlp.errors import UserError
 from sslnlp.models import ModelConfig, build_model, count_parameters, max_positions
 from sslnlp.nn import row_keyed_dropout
+from sslnlp.objectives.seq2seq_lm import Seq2SeqLM
 from sslnlp.packed import (
     hidden_states,
     isolates,
@@ -33,6 +34,7 @@ from sslnlp.packed import (
     scored_logits,
     seq2seq_logits,
 )
+from sslnlp.recipe.check import check_config
 
 WRAPS = {
     **dict.fromkeys(("bert", "modernbert", "roberta", "electra"), AutoModelForMaskedLM),
@@ -221,6 +223,17 @@ def test_the_dropout_of_a_model_is_all_of_its_rates(
         rates = {name: value for name, value in model.config.to_dict().items() if "dropout" in name}
         rates.pop("qa_dropout", None)  # of a head that answers questions, which nothing here trains
         assert rates == dict.fromkeys(rates, rate)
+
+
+def test_what_a_decoder_starts_from_can_be_told(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """A T5 made in transformers 5 does not name it, which training asks for and generation needs."""
+    of_kind("t5", AutoModelForSeq2SeqLM, num_layers=1, d_kv=8, d_ff=32).save_pretrained(tmp_path)
+    fields = {"decoder_start_token_id": 0, "eos_token_id": 9}
+    config = ModelConfig(pretrained=str(tmp_path), config=fields)
+    model = build_model(config, tokenizer, AutoModelForSeq2SeqLM, max_length=64)
+    check_config(config, Seq2SeqLM, 64)
+    for settings in (model.config, model.generation_config):
+        assert {name: getattr(settings, name) for name in fields} == fields
 
 
 def test_sizes_grow(tokenizer: PreTrainedTokenizerBase) -> None:

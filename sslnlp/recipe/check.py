@@ -14,7 +14,7 @@ from sslnlp.collators import COLLATORS, get_collator
 from sslnlp.collators.base import Collator
 from sslnlp.errors import UserError, reason_of, suggest
 from sslnlp.evaluation.beir import load_beir
-from sslnlp.models import ModelConfig, build_config
+from sslnlp.models import ModelConfig, build_config, known_fields
 from sslnlp.objectives.base import Objective
 from sslnlp.recipe.schema import Recipe, bind, options_of
 from sslnlp.tokenizer import Contract, load_tokenizer, vocabulary_facts
@@ -173,7 +173,7 @@ class _Unknown:
 def check_config(model: ModelConfig, objective: type[Objective], max_length: int) -> None:
     """Refuse fields of `model.config` that the model does not have or that do not go together, before text is read."""
     if model.pretrained is not None:
-        known = set(stock_config(model).to_dict())
+        known = known_fields(stock_config(model))
         for name in model.config:
             if name not in known:
                 raise UserError(f"unknown model.config.{name} for {model.pretrained}.{suggest(name, known)}")
