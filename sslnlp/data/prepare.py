@@ -30,6 +30,7 @@ from sslnlp.data.store import TokenStore, open_array
 from sslnlp.data.texts import Texts
 from sslnlp.data.tokens import build_store
 from sslnlp.errors import UserError
+from sslnlp.writing import replacing
 
 log = logging.getLogger(__name__)
 
@@ -144,6 +145,9 @@ def _build(
     bar: Bar,
 ) -> None:
     read = aside / "read"
+    if (aside / "facts.json").exists():  # killed while it removed what is not needed any more
+        shutil.rmtree(read, ignore_errors=True)
+        return
     read.mkdir(exist_ok=True)
     of, advance = processes_of(config, train), bar("tokenising", None)
     if of == 1:
@@ -221,7 +225,8 @@ def _write_facts(
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "fingerprint": key,
     }
-    (aside / "facts.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+    with replacing(aside / "facts.json") as file:
+        file.write(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
 
 
 def _sizes(store: TokenStore) -> dict[str, int]:

@@ -41,7 +41,8 @@ class TokenWriter:
 
     def _restore(self) -> None:
         """Cut the files back to the last commit: what came after it is written again, the same."""
-        progress = self.directory / "progress.json"
+        notes = [self.directory / "progress.json", self.directory / "store.json"]  # the latter where it was finished
+        progress = next((note for note in notes if note.exists()), notes[0])
         if progress.exists():
             facts = json.loads(progress.read_text())
             self.documents, self.tokens, self.bytes = facts["documents"], facts["tokens"], facts["bytes"]
@@ -63,19 +64,11 @@ class TokenWriter:
         self.tokens += len(ids)
         self.bytes += int(num_bytes.sum())
 
-    def commit(self) -> None:
+    def commit(self, fingerprint: str = "") -> None:
         """Flush to the disk and note how far we are, so that a killed build goes on from here."""
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
-        aside = self.directory / "progress.json.new"
-        aside.write_text(json.dumps({"documents": self.documents, "tokens": self.tokens, "bytes": self.bytes}))
-        os.replace(aside, self.directory / "progress.json")
-
-    def finish(self, fingerprint: str) -> None:
-        """Complete the store."""
-        self.commit()
-        self.close()
         facts = {
             "documents": self.documents,
             "tokens": self.tokens,
@@ -83,8 +76,15 @@ class TokenWriter:
             "dtype": self.dtype.name,
             "fingerprint": fingerprint,
         }
-        (self.directory / "store.json").write_text(json.dumps(facts, indent=1) + "\n")
-        (self.directory / "progress.json").unlink()
+        aside = self.directory / "progress.json.new"
+        aside.write_text(json.dumps(facts, indent=1) + "\n")
+        os.replace(aside, self.directory / "progress.json")
+
+    def finish(self, fingerprint: str) -> None:
+        """Complete the store: its last note becomes `store.json`, which so is whole or not there."""
+        self.commit(fingerprint)
+        self.close()
+        os.replace(self.directory / "progress.json", self.directory / "store.json")
 
     def close(self) -> None:
         """Close the files; what was committed stays."""

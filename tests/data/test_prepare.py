@@ -134,6 +134,26 @@ def test_an_interrupted_preparation_goes_on_and_leaves_nothing_half_written(tiny
     assert not list((tmp_path / "cut").glob(".*building"))
 
 
+@pytest.mark.parametrize("lost", ["notes.npy", "store/tokens.bin"])
+def test_a_preparation_killed_while_it_removes_what_it_read_is_finished(tiny, tmp_path, monkeypatch, lost):
+    config = DataConfig(train=write(tmp_path / "a.jsonl", TEXTS), valid_fraction=0.1)
+
+    def die(folder, **options):
+        if folder.name == "read":
+            (folder / "1-of-1" / lost).unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(prepare.shutil, "rmtree", die)
+        with pytest.raises(KeyboardInterrupt):
+            prepare_text(config, tiny, cache_dir=tmp_path / "cut")
+    folder = prepare_text(config, tiny, cache_dir=tmp_path / "cut").train.path.parent
+    expected = prepare_text(config, tiny, cache_dir=tmp_path / "whole").train.path.parent
+    files = sorted(path.relative_to(expected) for path in expected.rglob("*"))
+    assert sorted(path.relative_to(folder) for path in folder.rglob("*")) == files
+    assert all((folder / file).read_bytes() == (expected / file).read_bytes() for file in files if file.suffix)
+
+
 @pytest.mark.parametrize(
     ("texts", "options", "message"),
     [

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -73,6 +75,35 @@ def test_a_killed_build_goes_on_and_gives_the_same_bytes(tiny, tmp_path, monkeyp
     build_store(texts, tiny, tmp_path / "cut", fingerprint="f")
     for file in ("tokens.bin", "offsets.bin", "bytes.bin", "store.json"):
         assert (tmp_path / "cut" / file).read_bytes() == (whole.path / file).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["progress.json.new", "progress.json", "store.json"])
+def test_a_store_killed_at_its_last_notes_is_whole_or_goes_on(tiny, tmp_path, monkeypatch, name):
+    """Killed when a note was opened and holds nothing yet, or before it gets its name."""
+    whole = build_store(TEXTS, tiny, tmp_path / "whole", fingerprint="f")
+
+    def write(path, *args, **options):
+        path.touch()
+        raise KeyboardInterrupt if path.name == name else AssertionError(path)
+
+    def replace(path, place):
+        if place.name == name:
+            raise KeyboardInterrupt
+        real(path, place)
+
+    real = tokens.os.replace
+    with monkeypatch.context() as patched:
+        if name.endswith(".new"):
+            patched.setattr(Path, "write_text", write)
+        patched.setattr(tokens.os, "replace", replace)
+        with pytest.raises(KeyboardInterrupt):
+            build_store(TEXTS, tiny, tmp_path / "cut", fingerprint="f")
+    assert not (tmp_path / "cut" / "store.json").exists()
+    build_store(TEXTS, tiny, tmp_path / "cut", fingerprint="f")
+    build_store(TEXTS, tiny, tmp_path / "cut", fingerprint="f")  # finished, but killed before that was noted elsewhere
+    assert {path.name for path in (tmp_path / "cut").iterdir()} == {path.name for path in whole.path.iterdir()}
+    for path in whole.path.iterdir():
+        assert (tmp_path / "cut" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_a_large_vocabulary_takes_four_bytes_a_token(tmp_path):
