@@ -156,6 +156,23 @@ def test_another_method_of_the_same_name_is_refused(keys: list[str], tmp_path: P
         Results(tmp_path, {"frozen": recipes(keys)["trained"]})
 
 
+def test_a_full_disk_at_the_next_start_leaves_the_list_of_methods(
+    keys: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Results(tmp_path, recipes(keys))
+    before = (tmp_path / "methods.json").read_bytes()
+
+    def full(path: Path, *args: Any, **options: Any) -> None:
+        path.open("w").close()  # as the system does it: the file is emptied, then nothing fits
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr("sslnlp.writing.os.replace", lambda *paths: full(tmp_path / "aside"))
+    with pytest.raises((UserError, OSError), match="No space left"):
+        Results(tmp_path, recipes(keys))
+    assert (tmp_path / "methods.json").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -10,6 +10,7 @@ from typing import Any
 
 from sslnlp.errors import UserError
 from sslnlp.recipe import Recipe, to_dict
+from sslnlp.writing import write_json
 
 ALL = "all"
 LEXICAL, FRESH = "TF-IDF + LR", "untrained"
@@ -87,7 +88,7 @@ class Results:
                 raise UserError(
                     f"{folder} holds results of another method called {name!r}; choose another --out or name"
                 )
-        known.write_text(json.dumps(before | described, indent=1), encoding="utf-8")
+        write_json(known, before | described)
         if self.path.is_file():
             text = self.path.read_text(encoding="utf-8")
             whole = text[: text.rfind("\n") + 1]
