@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sslnlp.data.prepare import lock
 from sslnlp.data.store import TokenStore, open_array
 from sslnlp.errors import UserError
 from sslnlp.types import Row
@@ -59,7 +59,9 @@ class _Rows(ABC):
         )
         self.path = Path(cache_dir or store.path) / (name if cache_dir is None else f"{store.fingerprint}-{name}")
         if not (self.path / "plan.json").exists():
-            _write_plan(self, self.path)
+            with lock(self.path.parent, self.path.name):
+                if not (self.path / "plan.json").exists():
+                    _write_plan(self, self.path)
         self._open()
 
     def _open(self) -> None:
@@ -254,9 +256,10 @@ def _windows(rows: _Rows) -> Iterator[tuple[Ints, Ints, Ints]]:
 
 def _write_plan(rows: _Rows, path: Path) -> None:
     """Lay out every window and write the plan aside, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    aside = path.with_name(f".{path.name}.building")
+    shutil.rmtree(aside, ignore_errors=True)  # of one that was killed
     try:
+        aside.mkdir()
         total_rows = total_tokens = 0
         files = {name: open(aside / f"{name}.bin", "wb") for name, _ in _FILES}  # noqa: SIM115
         files["rows"].write(np.zeros(1, np.int64).tobytes())
@@ -279,10 +282,6 @@ def _write_plan(rows: _Rows, path: Path) -> None:
         )
         facts = {"rows": total_rows, "pieces": pieces, "utilisation": total_tokens / max(1, space), "skipped": skipped}
         (aside / "plan.json").write_text(json.dumps(facts))
-        try:
-            os.replace(aside, path)
-        except OSError:
-            if not (path / "plan.json").exists():  # another process may have finished the same plan first
-                raise
+        os.replace(aside, path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)

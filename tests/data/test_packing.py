@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -81,6 +83,19 @@ def test_rows_survive_pickling_without_their_data(make_store):
     raw = pickle.dumps(rows)
     assert len(raw) < 2000
     assert np.array_equal(pickle.loads(raw)[7]["input_ids"], rows[7]["input_ids"])
+
+
+def test_what_killed_plans_leave_behind_does_not_pile_up(make_store):
+    store = make_store([5, 9, 30])
+    killed = (
+        "import os, sys; from sslnlp.data import PackedRows, packing; from sslnlp.data.store import TokenStore; "
+        "packing.json.dumps = lambda facts: os._exit(9); PackedRows(TokenStore(sys.argv[1]), 16, (1,), (2,))"
+    )
+    for _ in range(2):
+        assert subprocess.run([sys.executable, "-c", killed, str(store.path)]).returncode == 9
+    assert len([path for path in store.path.iterdir() if path.is_dir()]) == 1
+    rows = PackedRows(store, S, (1,), (2,))
+    assert [path for path in store.path.iterdir() if path.is_dir()] == [rows.path]
 
 
 def test_too_short_a_row_is_refused(make_store):
