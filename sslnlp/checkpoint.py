@@ -144,17 +144,22 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return parts, json.loads((path / _META).read_bytes())
 
 
-def keep_last(directory: Path, n: int, protect: Path | None = None) -> None:
+def keep_last(directory: Path, n: int, protect: Path | None = None, *, newest: Path | None = None) -> None:
     """Remove checkpoints older than the `n` newest whole ones; `protect` (the best so far) always stays.
 
     Whole is judged by presence and size here (a hash of everything after every save would cost more than the save).
-    A folder that fails this does not count towards `n`, so a damaged one never pushes out a good one.
+    A folder that fails this does not count towards `n`, so a damaged one never pushes out a good one; nor does one
+    above `newest`, the checkpoint that a run goes on from: it was found damaged, and is removed. So is what a kill left
+    of a checkpoint that was being removed.
     """
     if n < 1:
         raise ValueError(f"at least one checkpoint must be kept, got n={n}")
     kept = 0
+    for path in Path(directory).glob(f"{_ASIDE}*"):
+        shutil.rmtree(path, ignore_errors=True)
     for path in reversed(_folders(Path(directory))):
-        if kept >= n and (protect is None or path.resolve() != Path(protect).resolve()):
+        above = newest is not None and _order(path) > _order(newest)
+        if above or (kept >= n and (protect is None or path.resolve() != Path(protect).resolve())):
             _remove(path)
         elif _problem(path, hashes=False) is None:
             kept += 1

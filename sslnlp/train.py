@@ -211,6 +211,8 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.out.mkdir(parents=True, exist_ok=True)
             self.metrics = MetricsLog(self.out / "metrics.jsonl", resume_from=progress.step if found else None)
+            if found is not None:  # a kill may have come before the last save had removed what was over
+                self._keep_last(progress, newest=found)
         if self.config.trackers:
             self.accelerator.init_trackers(self.out.name or "run", config=None)
         if found is None and (self.config.budget is not None or self.config.on_nonfinite == "rollback"):
@@ -343,10 +345,12 @@ class Trainer:
         parts = self.parts()
         if self.accelerator.is_main_process:
             save_checkpoint(state, progress.step, parts, {"progress": asdict(progress), "facts": self.facts})
-            keep_last(
-                state, self.config.keep, None if progress.best_step is None else self._checkpoint(progress.best_step)
-            )
+            self._keep_last(progress)
         self.accelerator.wait_for_everyone()
+
+    def _keep_last(self, progress: _Progress, newest: Path | None = None) -> None:
+        best = None if progress.best_step is None else self._checkpoint(progress.best_step)
+        keep_last(self.out / "state", self.config.keep, best, newest=newest)
 
     def parts(self) -> dict[str, Any]:
         """What a checkpoint holds, whole on the main process; all processes call it together."""

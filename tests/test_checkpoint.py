@@ -246,6 +246,15 @@ def test_keep_last_counts_whole_ones_and_spares_the_best(tmp_path: Path) -> None
         keep_last(tmp_path, 0)
 
 
+def test_checkpoints_above_the_one_that_is_gone_on_from_do_not_count(tmp_path: Path) -> None:
+    paths = [save_checkpoint(tmp_path, step, {"a": torch.zeros(2)}, {}) for step in (1, 2, 3, 4)]
+    (tmp_path / ".unfinished-step-00000001-removed").mkdir()
+
+    keep_last(tmp_path, 1, newest=paths[2])
+
+    assert names(tmp_path) == [paths[2].name]
+
+
 def test_loading_runs_no_code(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path, 1, {"a": 1}, {})
 

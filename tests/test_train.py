@@ -192,6 +192,33 @@ def test_a_held_out_figure_that_is_not_a_number_is_never_the_best(tmp_path: Path
     assert (trainer.progress.best, trainer.progress.best_step) == (2.0, 3)
 
 
+def test_a_killed_pruning_is_finished_by_the_next_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options: dict[str, Any] = {"steps": 4, "batch_size": 2, "save_every": 1, "keep": 1}
+    state = tmp_path / "state"
+    with monkeypatch.context() as patched:
+        patched.setattr("sslnlp.train.keep_last", lambda *args, **given: None)
+        make_trainer("masked_lm", tmp_path, **options).fit()
+    assert len(list(state.iterdir())) == 4
+    (state / "step-00000001").rename(state / ".unfinished-step-00000001-removed")
+    make_trainer("masked_lm", tmp_path, **options).fit(resume=True)
+    assert [path.name for path in state.iterdir()] == ["step-00000004"]
+
+
+def test_a_damaged_checkpoint_does_not_push_out_a_good_one(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"steps": 6, "batch_size": 2, "keep": 1}
+    state = tmp_path / "state"
+    make_trainer("masked_lm", tmp_path, save_every=4, **options | {"keep": 2}).fit()
+    damaged = state / "step-00000006" / "objective.pt"
+    damaged.write_bytes(bytes(damaged.stat().st_size))
+    stopped = make_trainer("masked_lm", tmp_path, save_every=4, **options)
+    stopped.on_progress = lambda *args: os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(Interrupted, match="saved at step 5"):
+        stopped.fit(resume=True)
+    found = newest_valid(state)
+    assert found is not None
+    assert found.name == "step-00000005"
+
+
 @pytest.mark.parametrize("skip", ["truncated", "flipped"])
 def test_a_damaged_newest_checkpoint_is_passed_over(
     skip: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
