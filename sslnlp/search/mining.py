@@ -24,6 +24,7 @@ from sslnlp.data.hashes import Hashes, hash_same
 from sslnlp.data.paired import paired
 from sslnlp.data.table_rows import TableRows
 from sslnlp.errors import UserError
+from sslnlp.locks import exclusive
 from sslnlp.search.documents import Columns, read_documents
 from sslnlp.search.index import Index, build_index, load_reranker
 from sslnlp.search.loading import reads_pictures
@@ -113,15 +114,20 @@ def mine(
 
 @contextlib.contextmanager
 def _workshop(out: Path) -> Iterator[Path]:
-    """A folder beside `out`, empty at the beginning (whatever a killed run left in it) and gone at the end."""
+    """A folder beside `out`, empty at the beginning (whatever a killed run left in it) and gone at the end.
+
+    Raises `Held` when another process mines into `out`: the two would work in one folder.
+    """
     folder = out.with_name(f".{out.name}.unfinished")
-    try:
-        with naming(out):
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with naming(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with exclusive(out.with_name(f".{out.name}.lock"), f"mining into {out}"):
+            try:
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _blocks(rows: TableRows, block: int) -> Iterator[tuple[int, list[Mapping[str, Any]]]]:

@@ -272,3 +272,14 @@ def test_a_missing_column_is_named_by_the_option_of_this_command(tmp_path: Path)
     same = ["--query-column", "text", "--positive-column", "text"]
     found = CliRunner().invoke(search_app, ["mine", str(data), "--out", str(tmp_path / "out.jsonl"), *same])
     assert str(found.exception).endswith("name them: --positive-column NAME")
+
+
+def test_two_at_once_do_not_work_in_one_folder(tmp_path: Path) -> None:
+    pairs, out = write(tmp_path / "pairs.jsonl", pairs_of(ZEBRAS)), tmp_path / "mined.jsonl"
+    with mining._workshop(out) as folder:
+        (folder / "corpus.jsonl").write_text("of the first")
+        with pytest.raises(UserError, match=r"another process \(\d+\) is mining into .*mined.jsonl: wait for it"):
+            mine(pairs, out, options=Mining(negatives=2))
+        assert (folder / "corpus.jsonl").read_text() == "of the first"
+    mine(pairs, out, options=Mining(negatives=2))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mined.jsonl", "pairs.jsonl"]
