@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sslnlp.data.config import OptionData
-from sslnlp.data.hashes import Hashes, hash_same
+from sslnlp.data.hashes import Hashes, HashSet, hash_same
 from sslnlp.data.paired import paired
 from sslnlp.data.table_rows import TableRows
 from sslnlp.errors import UserError
@@ -93,13 +93,14 @@ def mine(
         asked = OptionData(train=str(pairs), columns=dict(columns or {}), valid_fraction=0, options=_OPTIONS)
         table = paired(asked, cache_dir=folder / "tables")
         rows = table.train
-        hashes, number = _write_corpus(folder / "corpus.jsonl", rows, block, corpus, corpus_columns)
+        query, positive = _read_hashes(rows, block)
+        hashes, number = _write_corpus(folder / "corpus.jsonl", rows, block, positive, corpus, corpus_columns)
         if number <= options.negatives:
             raise UserError(
                 f"{corpus or pairs} holds {number} different documents: too few for {options.negatives} negatives "
                 "beside a positive; ask for fewer, or name a larger --corpus"
             )
-        known = Known(*_read_hashes(rows, block), hashes)
+        known = Known(query, positive, hashes)
         build_index(
             folder / "corpus.jsonl", folder / "index", model=model, language=language, batch_size=batch_size,
             progress=progress,
@@ -145,27 +146,33 @@ def _read_hashes(rows: TableRows, block: int) -> tuple[Hashes, Hashes]:
 
 
 def _write_corpus(
-    path: Path, rows: TableRows, block: int, corpus: str | Path | None, columns: Columns
+    path: Path, rows: TableRows, block: int, positive: Hashes, corpus: str | Path | None, columns: Columns
 ) -> tuple[Hashes, int]:
     """Write the different documents, and behind them the positives that are not among them: those are ranked and
-    scored, but nobody's negatives. Returns every document's hash, and how many may be negatives."""
+    scored, but nobody's negatives. `positive` are the hashes of all positives. Returns every document's hash, and how
+    many may be negatives."""
     hashes: dict[int, None] = {}
+    positives = HashSet()
+    positives.add(positive)
 
-    def add(texts: Sequence[str]) -> None:
-        for text, key in zip(texts, hash_same(texts).tolist(), strict=True):
+    def add(texts: Sequence[str], keys: Hashes) -> None:
+        for text, key in zip(texts, keys.tolist(), strict=True):
             if key not in hashes:
                 file.write(json.dumps({"id": str(len(hashes)), "text": text}) + "\n")
                 hashes[key] = None
 
     with open(path, "w", encoding="ascii") as file:
         if corpus is not None:
-            contents = (document.content for document in read_documents(corpus, columns))
-            documents = (content for content in contents if content)
-            while texts := list(islice(documents, block)):
-                add(texts)
+            documents = (document for document in read_documents(corpus, columns) if document.content)
+            while found := list(islice(documents, block)):
+                texts = [document.content for document in found]
+                whole, untitled = hash_same(texts), hash_same([document.text for document in found])
+                # A pair may hold the text of a document without its title: that is the same document.
+                add(texts, np.where(positives.contains(untitled) & ~positives.contains(whole), untitled, whole))
         given = len(hashes)
         for _, some in _blocks(rows, block):
-            add([row["positive"] for row in some])
+            texts = [row["positive"] for row in some]
+            add(texts, hash_same(texts))
     return np.fromiter(hashes, np.uint64, len(hashes)), len(hashes) if corpus is None else given
 
 

@@ -139,6 +139,16 @@ def test_a_corpus_gives_the_negatives_and_scores_the_positives(negatives: Callab
     assert mined.documents == 5
 
 
+def test_a_title_in_the_corpus_makes_no_other_document_of_a_positive(
+    negatives: Callable[..., Any], tmp_path: Path
+) -> None:
+    titled = [{"id": n, "title": f"zebra title{n}a title{n}b", "text": text} for n, text in enumerate(ZEBRAS)]
+    corpus = write(tmp_path / "corpus.jsonl", titled)
+    found, mined = negatives(pairs_of(ZEBRAS[:2], ["zebra", "Zebra "]), corpus=corpus, negatives=2)
+    assert found == [f"{row['title']} {row['text']}" for row in titled[2:4]]  # neither pair's positive
+    assert (mined.documents, mined.counts["relevant"]) == (6, 4)
+
+
 def test_dense_and_fused_search_by_vectors_and_judge_by_cosine(
     negatives: Callable[..., Any], tmp_path: Path, make_encoder: Callable[..., Path]
 ) -> None:
