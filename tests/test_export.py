@@ -290,6 +290,12 @@ def test_sentence_transformers_gives_our_vectors(
     plain: dict[str, Any] = {}
     exec(without, plain)
     assert torch.allclose(torch.from_numpy(typed["vectors"]), plain["vectors"], atol=1e-5)
+    # It puts before the texts what training put there.
+    given = ["first text", "second text"]
+    np.testing.assert_allclose(typed["vectors"], theirs.encode_document(given), atol=1e-5)
+    np.testing.assert_allclose(typed["asked"], theirs.encode_query(["a question"]), atol=1e-5)
+    assert np.abs(typed["vectors"] - theirs.encode(given)).max() > 1e-3
+    assert "# before a question: 'query: '" in without
 
 
 @pytest.mark.parametrize("pad", ["[PAD]", None])

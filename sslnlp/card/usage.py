@@ -48,7 +48,8 @@ def snippet(facts: CardFacts) -> str:
     if facts.pictures:
         return _python(_picture(facts.pooling or "cls"))
     if facts.pooling is not None:
-        return f"{_python(_EMBEDDER)}\n\nWithout sentence-transformers, the same vectors:\n\n{_python(_vectors(facts))}"
+        embedder = _python(_embedder(facts))
+        return f"{embedder}\n\nWithout sentence-transformers, the same vectors:\n\n{_python(_vectors(facts))}"
     if task in ("fill-mask", "text-generation", "text-classification", "token-classification"):
         return _python(_pipeline(task, pair="text_pair" in (facts.data.get("columns") or {})))
     return _python(
@@ -65,12 +66,21 @@ def _python(lines: Sequence[str]) -> str:
     return "```python\n" + "\n".join(lines) + "\n```"
 
 
-_EMBEDDER = (
-    "from sentence_transformers import SentenceTransformer",
-    "",
-    'model = SentenceTransformer("PATH_OR_NAME")',
-    'vectors = model.encode(["first text", "second text"])',
-)
+def _embedder(facts: CardFacts) -> list[str]:
+    encode = ['vectors = model.encode(["first text", "second text"])']
+    if any(facts.prompts.values()):  # plain `encode` puts neither before a text
+        encode = [
+            'vectors = model.encode_document(["first text", "second text"])  # version 5 or later',
+            'asked = model.encode_query(["a question"])',
+        ]
+    return [
+        "from sentence_transformers import SentenceTransformer",
+        "",
+        'model = SentenceTransformer("PATH_OR_NAME")',
+        *encode,
+    ]
+
+
 _CLASSES = (
     "from sentence_transformers import SentenceTransformer",
     "from transformers import AutoConfig",
@@ -171,12 +181,18 @@ def _vectors(facts: CardFacts) -> list[str]:
     pooled = _POOLED[facts.pooling or "mean"]
     if facts.normalize:
         pooled = f"torch.nn.functional.normalize({pooled}, dim=-1)"
+    prompts = {kind: facts.prompts.get(kind) or "" for kind in ("query", "document")}
+    texts, given = '["first text", "second text"]', []
+    if any(prompts.values()):
+        before = f"  # before a question: {prompts['query']!r}"
+        texts, given = "texts", [f"texts = [{prompts['document']!r} + text for text in {texts}]{before}"]
     return [
         "import torch",
         "from transformers import AutoModel, AutoTokenizer",
         "",
         'tokenizer, model = (auto.from_pretrained("PATH_OR_NAME") for auto in (AutoTokenizer, AutoModel))',
-        'batch = tokenizer(["first text", "second text"], padding=True, padding_side="right", truncation=True, '
+        *given,
+        f'batch = tokenizer({texts}, padding=True, padding_side="right", truncation=True, '
         'return_token_type_ids=False, return_tensors="pt")',
         "with torch.no_grad():",
         "    hidden, mask = model(**batch).last_hidden_state, batch.attention_mask[..., None]",

@@ -98,10 +98,10 @@ def export_model(
             write_self_check(model, modes, aside)
         facts = replace(
             _complete(CardFacts.of(card), model, normalize, max_length, head),
-            modes=modes or {}, pictures=tokenizer is None, pooling=pooling or tower_pooling,
+            modes=modes or {}, pictures=tokenizer is None, pooling=pooling or tower_pooling, prompts=prompts or {},
         )  # fmt: skip
         if ranks is not None:
-            facts = replace(facts, ranks=ranks, prompts=prompts or {}, label_names=())
+            facts = replace(facts, ranks=ranks, label_names=())
         (aside / "README.md").write_text(model_card(facts), encoding="utf-8")
         write_json(aside / "recipe.json", public(recipe))
         with quiet_loading():
