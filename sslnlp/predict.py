@@ -19,8 +19,10 @@ from sslnlp.data.labelled import TEXT_PAIRS
 from sslnlp.distributed import own_device
 from sslnlp.errors import UserError
 from sslnlp.export import LABEL_NAMES
+from sslnlp.objectives.text_head import model_inputs
 from sslnlp.quiet import quiet_loading
-from sslnlp.search.encoder import Encoder, resolve
+from sslnlp.search.encoder import Encoder, read_json, resolve
+from sslnlp.search.reranker import pair_tokenizer
 from sslnlp.writing import check_output, replacing
 
 log = logging.getLogger(__name__)
@@ -132,19 +134,26 @@ def _stock(folder: Path) -> Any:
     device = own_device()
     model.to(device).eval()
     segments = getattr(model.config, "type_vocab_size", 0) > 1
+    facts = read_json(folder / "config_sentence_transformers.json")
+    # A cross-encoder puts its prefixes before the texts and reads a query no further than in training.
+    reads = pair_tokenizer(model, tokenizer, folder, facts) if facts.get("model_type") == "CrossEncoder" else None
+    accepted = model_inputs(model)
 
     def score(texts: list[str], pairs: list[str] | None) -> Floats:
-        batch = tokenizer(
-            texts,
-            pairs,
-            truncation=True,
-            padding=True,
-            return_tensors="pt",
-            # As in training: segments where the tokenizer marks them; new ones of ours do not.
-            return_token_type_ids=None if pairs is not None and segments else False,
-        ).to(device)
+        if reads is not None and pairs is not None:
+            batch = {name: ids for name, ids in reads.pad(reads(texts, pairs)).items() if name in accepted}
+        else:
+            batch = tokenizer(
+                texts,
+                pairs,
+                truncation=True,
+                padding=True,
+                return_tensors="pt",
+                # As in training: segments where the tokenizer marks them; new ones of ours do not.
+                return_token_type_ids=None if pairs is not None and segments else False,
+            )
         with torch.no_grad():
-            found: Floats = model(**batch).logits.float().cpu().numpy()
+            found: Floats = model(**{name: ids.to(device) for name, ids in batch.items()}).logits.float().cpu().numpy()
         return found
 
     return score

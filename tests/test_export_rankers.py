@@ -20,6 +20,7 @@ from sslnlp.errors import UserError
 from sslnlp.export import export_model
 from sslnlp.models import ModelConfig, build_model
 from sslnlp.objectives import get_objective
+from sslnlp.predict import Predictor
 from sslnlp.report.subject import subject_of
 from sslnlp.search.encoder import Encoder
 from sslnlp.search.reranker import Reranker
@@ -86,6 +87,14 @@ def test_the_query_is_read_as_far_as_in_training(tmp_path: Path) -> None:
     long = "the fox sees " * 9
     np.testing.assert_array_equal(ours.score(long, TEXTS), ours.score(long + "a dog", TEXTS))
     assert np.abs(ours.score("the fox", TEXTS) - ours.score("the fox a dog", TEXTS)).max() > 1e-3
+
+
+def test_predictions_of_pairs_are_the_scores_of_a_search(tmp_path: Path) -> None:
+    folder = exported(tmp_path / "e", "reranking", "bert", PROMPTS, {"query": 12})
+    for query in (QUERY, "the fox sees " * 9):  # the last is cut
+        found = Predictor.load(str(folder))([query] * len(TEXTS), TEXTS, batch_size=3)
+        scores = Reranker.load(str(folder)).score(query, TEXTS)
+        np.testing.assert_allclose([one.label for one in found], scores, atol=1e-5)
 
 
 @pytest.mark.parametrize("prompts", [PROMPTS, {"query": "", "document": ""}])

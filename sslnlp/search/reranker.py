@@ -72,14 +72,7 @@ class CrossEncoder(Reranker):
 
     def __init__(self, model: Any, tokenizer: Any, folder: Path, name: str, facts: dict[str, Any]) -> None:
         super().__init__(model, tokenizer, folder, name)
-        prompts = facts.get("prompts") or {}
-        self._tokenize = PairTokenizer(
-            tokenizer,
-            max_length=_longest(model, tokenizer),
-            query_length=_lengths(facts, folder).get("query"),
-            query_prefix=prompts.get(facts.get("default_prompt_name")) or "",
-            document_prefix=prompts.get("document") or "",
-        )
+        self._tokenize = pair_tokenizer(model, tokenizer, folder, facts)
         self._accepted = model_inputs(model)
 
     @classmethod
@@ -197,6 +190,18 @@ def _load(auto: Any, folder: Path, name: str) -> tuple[Any, Any]:
     if missing := sorted(used):
         raise UserError(f"the reranker {name} lacks {len(missing)} of its weights, {missing[0]} among them")
     return model, tokenizer
+
+
+def pair_tokenizer(model: Any, tokenizer: Any, folder: Path, facts: dict[str, Any]) -> PairTokenizer:
+    """What reads pairs as the cross-encoder in a folder learnt to; `facts` are its sentence-transformers settings."""
+    prompts = facts.get("prompts") or {}
+    return PairTokenizer(
+        tokenizer,
+        max_length=_longest(model, tokenizer),
+        query_length=_lengths(facts, folder).get("query"),
+        query_prefix=prompts.get(facts.get("default_prompt_name")) or "",
+        document_prefix=prompts.get("document") or "",
+    )
 
 
 def _longest(model: Any, tokenizer: Any) -> int:
