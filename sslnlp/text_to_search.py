@@ -20,8 +20,11 @@ from sslnlp.errors import UserError
 from sslnlp.recipe import Recipe, load_recipe, run
 from sslnlp.search.changes import build_index
 from sslnlp.search.documents import read_documents
+from sslnlp.search.encoder import read_json
+from sslnlp.search.manifest import sha256_of
 from sslnlp.search.mining import mine
 from sslnlp.search.negatives import Mining
+from sslnlp.writing import write_json
 
 SHARES = {"masked": 0.35, "retrieval": 0.15, "contrastive": 0.15, "pairs": 0.1, "mined": 0.1, "reranker": 0.15}
 """Parts of the budget. Without text, or with an encoder to start from, the first three are not run."""
@@ -34,6 +37,13 @@ RECIPES = {
     "reranker": "finetune_reranker",
 }
 ON_TEXT = ("masked", "retrieval", "contrastive")
+READ_FIRST = {
+    "text": ("masked", "other text"),
+    "encoder": ("pairs", "another encoder"),
+    "pairs": ("pairs", "other pairs"),
+}
+"""Input -> the first stage that reads it, and what that was made from when it is no longer the same."""
+INPUTS = "build.json"
 NEGATIVES = 7
 
 
@@ -53,11 +63,15 @@ class Journey:
         self.done.append(line)
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
+    def finished(self, stage: str) -> bool:
+        """Whether the stage has left its export."""
+        return (self.out / stage / "export" / "config.json").is_file()
+
     def train(self, stage: str, start: str | None, data: Path | str) -> str:
         """Run a stage's recipe from the export `start` and return its own; one that is finished is left as it is."""
         place = self.out / stage
         export = place / "export"
-        if (export / "config.json").is_file():
+        if self.finished(stage):
             self.tell(f"{stage}: found finished in {place}")
             return str(export)
         own = self.overrides.get(stage, [])
@@ -103,7 +117,8 @@ def text_to_search(
 
     `budget` is the wall clock of all training together. `overrides` are keys of a stage's recipe, `STAGE.key=value`
     (`masked.model.size=small`). Returns the index's folder. A call with the same `out` goes on where the last one was
-    stopped. Raises `UserError` for what cannot be read, before anything is trained where it can be seen.
+    stopped, and raises `UserError` where that was from other text, pairs or keys. Also for what cannot be read, before
+    anything is trained where it can be seen.
     """
     if (text is None) == (encoder is None):
         raise UserError("give text to pretrain on (--text), or an encoder to start from (--encoder): one of them")
@@ -112,6 +127,7 @@ def text_to_search(
             raise UserError(f"{path} does not exist")
     journey = Journey(out, parse_duration(budget), _by_stage(overrides), console or Console(stderr=True))
     _check(journey, pairs, text, documents)
+    _remember(journey, {"text": _named(text), "encoder": _named(encoder), "pairs": _contents(pairs)})
     start = encoder
     if text is not None:
         for stage in ON_TEXT:
@@ -132,11 +148,10 @@ def text_to_search(
 
 def _check(journey: Journey, pairs: Path, text: str | None, documents: Path) -> None:
     """Raises `UserError` where `out` holds something else, or the columns that a stage to come reads are not there."""
-    ours = {*RECIPES, "mined.jsonl", "index"}
+    ours = {*RECIPES, "mined.jsonl", "index", INPUTS}
     if journey.out.is_dir() and (there := {path.name for path in journey.out.iterdir()}) and not there & ours:
         raise UserError(f"{journey.out} already holds other files ({min(there)}): choose another --out")
-    to_come = [stage for stage in RECIPES if not (journey.out / stage / "export" / "config.json").is_file()]
-    for stage in to_come:
+    for stage in (stage for stage in RECIPES if not journey.finished(stage)):
         if stage == "pairs":
             with _of_stage(stage), TemporaryDirectory() as folder:
                 paired(_data(journey, stage, pairs), cache_dir=folder)
@@ -145,6 +160,33 @@ def _check(journey: Journey, pairs: Path, text: str | None, documents: Path) -> 
                 data = _data(journey, stage, text)
                 next(open_part(data, "train", None).documents(data.text, data.split_text), None)
     next(read_documents(documents), None)
+
+
+def _remember(journey: Journey, inputs: dict[str, str | None]) -> None:
+    """Write down what the stages are made from. Raises `UserError` where one that is there was made from something
+    else: it would pass for one made from this."""
+    path = journey.out / INPUTS
+    former = read_json(path)
+    for name, (stage, other) in READ_FIRST.items():
+        if (journey.out / stage).exists() and former.get(name, inputs[name]) != inputs[name]:
+            raise UserError(f"the stage {stage} in {journey.out} was made from {other}: choose another --out")
+    keys = {stage: sorted(journey.overrides.get(stage, [])) for stage in RECIPES}
+    for stage, before in former.get("keys", {}).items():
+        if journey.finished(stage) and before != keys.get(stage):
+            said = " ".join(f"--set {stage}.{key}" for key in before) or "none"
+            raise UserError(
+                f"the stage {stage} in {journey.out} was made with other keys ({said}): choose another --out"
+            )
+    write_json(path, {**inputs, "keys": keys})
+
+
+def _named(source: str | None) -> str | None:
+    """A path as it is called from anywhere; a glob or a hub name stays as it is."""
+    return str(Path(source).resolve()) if source is not None and Path(source).exists() else source
+
+
+def _contents(pairs: Path) -> str:
+    return sha256_of(pairs) if pairs.is_file() else str(pairs.resolve())
 
 
 def _data(journey: Journey, stage: str, train: Path | str) -> DataConfig:

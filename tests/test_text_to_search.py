@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from sslnlp.cli import run_command
+from sslnlp.errors import UserError
 from sslnlp.search.index import Index
 from sslnlp.text_to_search import RECIPES, text_to_search
 from tests.contract import corpus
@@ -88,6 +89,20 @@ def test_from_an_encoder_and_on_from_where_it_was_stopped(files: dict[str, Path]
     assert "found finished" not in said[0]
     assert said[1].count("found finished") == 3
     assert "negatives: found" in said[1]
+    # What was made from something else is not taken for this.
+    other = tmp_path / "other.jsonl"
+    other.write_text(files["pairs"].read_text().replace("what happened", "tell me what happened"))
+    keys = short("pairs", "mined", "reranker")
+    for pairs, start, given, message in (
+        (other, encoder / "export", keys, "the stage pairs in .* was made from other pairs"),
+        (files["pairs"], tmp_path / "out" / "pairs" / "export", keys, "was made from another encoder: choose another"),
+        (files["pairs"], encoder / "export", [*keys, "mined.train.lr=1e-3"], "the stage mined .* with other keys"),
+    ):
+        with pytest.raises(UserError, match=message):
+            text_to_search(
+                pairs, tmp_path / "out", documents=files["documents"], encoder=str(start), overrides=given,
+                console=Console(quiet=True),
+            )  # fmt: skip
 
 
 @pytest.mark.parametrize(
