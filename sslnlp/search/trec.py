@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import math
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -19,12 +21,14 @@ QUERY_COLUMNS = ("text", "query", "question", "title")
 
 
 def read_queries(path: str | Path) -> dict[str, str]:
-    """Query id -> text, from a table (`_id`/`id` and `text`/`query` columns) or a headerless `id<TAB>text` file.
+    """Query id -> text, from a table (`_id`/`id` and `text`/`query` columns) or a headerless `id<TAB>text` file; any
+    file here may end in `.gz`.
 
     Raises UserError for a missing or empty file, a duplicate id or an empty query.
     """
     path = _existing(path, "queries")
-    pairs = _tab_queries(path) if path.suffix in (".tsv", ".txt") else _table_queries(path)
+    plain = path.name.removesuffix(".gz").endswith((".tsv", ".txt"))
+    pairs = _tab_queries(path) if plain else _table_queries(path)
     queries: dict[str, str] = {}
     for name, text in pairs:
         if name in queries:
@@ -124,12 +128,14 @@ def _existing(path: str | Path, what: str) -> Path:
 
 def _lines(path: Path) -> Iterable[tuple[int, str]]:
     try:
-        with open(path, encoding="utf-8-sig") as file:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     yield number, line.rstrip("\r\n")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start})") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
 
 
 def _is_integer(text: str) -> bool:

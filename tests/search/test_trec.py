@@ -1,3 +1,4 @@
+import gzip
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,19 @@ def test_queries_from_json_lines_and_from_tabs(tmp_path: Path) -> None:
     (tmp_path / "header.tsv").write_text("id\ttext\n01\tone\n2\ttwo words\n")
     for name in ("q.jsonl", "q.tsv", "header.tsv"):
         assert read_queries(tmp_path / name) == {"01": "one", "2": "two words"}
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress((tmp_path / name).read_bytes()))
+        assert read_queries(tmp_path / f"{name}.gz") == {"01": "one", "2": "two words"}
+
+
+def test_compressed_judgements_and_runs(tmp_path: Path) -> None:
+    (tmp_path / "qrels.gz").write_bytes(gzip.compress(b"q 0 d 1\n"))
+    (tmp_path / "run.gz").write_bytes(gzip.compress(b"q Q0 d 1 2.5 tag\n"))
+    assert read_qrels(tmp_path / "qrels.gz") == {"q": {"d": 1}}
+    assert read_run(tmp_path / "run.gz") == {"q": {"d": 2.5}}
+    for content in (b"q 0 d 1\n", gzip.compress(b"q 0 d 1\n")[:-9]):
+        (tmp_path / "qrels.gz").write_bytes(content)
+        with pytest.raises(UserError, match=r"cannot read .*qrels"):
+            read_qrels(tmp_path / "qrels.gz")
 
 
 @pytest.mark.parametrize(
