@@ -125,9 +125,10 @@ def _documents_of_rows(path: Path, columns: Columns) -> Iterator[Document]:
         title_column = find_column(path, row, columns.title, TITLE_COLUMNS)
         text_column = find_column(path, row, columns.text, TEXT_COLUMNS)
         if text_column is None:
+            alone = "" if title_column is None else ", or give a row of a title alone an empty text"
             raise UserError(
                 f"{path} row {number} has no text column among {', '.join(TEXT_COLUMNS)}; it has: {', '.join(row)}; "
-                "name one with --text-column"
+                f"name one with --text-column{alone}"
             )
         name = str(row_index) if id_column is None else string_of(path, number, row, id_column)
         if not name:
