@@ -81,7 +81,7 @@ def index_command(
     what = "pictures" if made.pictures else "documents"
     left_out = _left_out(counts["empty"], counts.get("broken", {}))
     no_words = " (no captions, so no BM25)" if made.wordless else ""
-    typer.echo(f"Indexed {counts['count']:,} {what}{left_out}: {' + '.join(parts)}{no_words}.")
+    typer.echo(f"Indexed {_counted(counts['count'], what)}{left_out}: {' + '.join(parts)}{no_words}.")
     typer.echo(f'Try: sslnlp search query {out} "your words"')
 
 
@@ -120,7 +120,7 @@ def add_command(
         )
     replaced = f", {added.replaced:,} of them in place of older ones" if added.replaced else ""
     what = "pictures" if Index(index, verify=False).pictures else "documents"
-    typer.echo(f"Added {added.documents:,} {what}{replaced}{_left_out(added.empty, added.broken)}.")
+    typer.echo(f"Added {_counted(added.documents, what)}{replaced}{_left_out(added.empty, added.broken)}.")
 
 
 def delete_command(
@@ -135,7 +135,7 @@ def delete_command(
     from sslnlp.search.index import delete_documents
 
     deleted = delete_documents(index, [*(ids or ()), *(_lines(file) if file else ())])
-    typer.echo(f"Deleted {deleted:,} documents.")
+    typer.echo(f"Deleted {_counted(deleted, 'documents')}.")
 
 
 def _lines(path: Path) -> list[str]:
@@ -146,6 +146,10 @@ def _lines(path: Path) -> list[str]:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start})") from error
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what.removesuffix('s') if number == 1 else what}"
 
 
 def _left_out(empty: int, broken: Mapping[str, int]) -> str:

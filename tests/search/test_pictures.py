@@ -149,7 +149,7 @@ def test_pictures_without_captions_have_vectors_alone(tmp_path: Path, dual: Path
         assert "only dense" in str(error)
     more = _parquet(tmp_path / "m.parquet", {"a": GOOD["0.jpg"]}, name=["new"], words=["helium"])
     added = _run("add", tmp_path / "i", more, "--id-column", "name", "--text-column", "words")
-    assert "Added 1 pictures." in added.output
+    assert "Added 1 picture." in added.output
     assert [hit.id for hit in Index(tmp_path / "i").search("helium", "bm25")] == ["new"]
     assert delete_documents(tmp_path / "i", ["new"]) == 1
     assert Index(tmp_path / "i").modes == ("dense",)
