@@ -54,6 +54,8 @@ class EncoderSettings:
     prompts: dict[str, str] = field(default_factory=dict)
     lengths: dict[str, int] = field(default_factory=dict)
     """Tokens of a `query` and a `document` that are read, where the model was trained with different ones."""
+    lower: bool = False
+    """Whether texts are put in lower case, whatever the tokenizer does."""
 
 
 class Encoder:
@@ -122,6 +124,8 @@ class Encoder:
         prompt, length = self.settings.prompts.get(kind, ""), self.settings.lengths.get(kind, self.max_length)
         tokenize = partial(self._tokenize, length=min(length, self.max_length))
         prompted = [prompt + text for text in texts]
+        if self.settings.lower:
+            prompted = [text.lower() for text in prompted]
         return encode_sorted(self._embed, tokenize, prompted, batch_size=batch_size, device=self.model.device)
 
     def _tokenize(self, texts: Sequence[str], length: int) -> Encoding:
@@ -190,12 +194,16 @@ def read_settings(folder: Path, *, head: bool = False) -> EncoderSettings:
     )
     if wrong := [length for length in lengths.values() if not isinstance(length, int) or length < 1]:
         raise UserError(f"{folder}: max_lengths in config_sentence_transformers.json holds {wrong[0]!r}, no length")
+    pooling = read_json(folder / kinds.get("Pooling", "1_Pooling") / "config.json")
+    if pooling.get("include_prompt") is False and any(prompts.values()):
+        raise UserError(f"{folder} leaves its prompts out of the pooling (include_prompt); sslnlp pools all tokens")
     return EncoderSettings(
-        pooling=_pooling(folder, read_json(folder / kinds.get("Pooling", "1_Pooling") / "config.json")),
+        pooling=_pooling(folder, pooling),
         normalize="Normalize" in kinds or similarity == "cosine",
         max_length=limits.get("max_seq_length"),
         prompts=prompts,
         lengths=lengths,
+        lower=bool(limits.get("do_lower_case")),
     )
 
 

@@ -41,6 +41,33 @@ def test_a_plain_encoder_folder_is_mean_pooled_and_normalised(
     np.testing.assert_allclose(encoder.encode([TEXTS[1]], "query")[0], (mean / mean.norm()).numpy(), atol=1e-6)
 
 
+def test_texts_are_put_in_lower_case_where_the_folder_says_so(
+    tmp_path: Path, make_encoder: Callable[..., Path]
+) -> None:
+    folder = make_encoder(tmp_path / "m", prompts=PROMPTS)
+    words = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps(words | {"normalizer": None}))
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 12, "do_lower_case": True}))
+    ours, theirs = Encoder.load(str(folder)), SentenceTransformer(str(folder), device="cpu")
+    texts = [text.title() for text in TEXTS]
+    np.testing.assert_allclose(ours.encode(texts, "query"), theirs.encode_query(texts), atol=1e-6)
+    np.testing.assert_array_equal(ours.encode(texts, "document"), ours.encode(TEXTS, "document"))
+
+
+def test_a_pooling_without_the_prompt_is_refused_where_there_is_one(
+    tmp_path: Path, make_encoder: Callable[..., Path]
+) -> None:
+    for prompts in (PROMPTS, {"query": "", "document": ""}):
+        folder = make_encoder(tmp_path / prompts["query"] / "m", prompts=prompts)
+        pooling = json.loads((folder / "1_Pooling" / "config.json").read_text())
+        (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling | {"include_prompt": False}))
+        if prompts is PROMPTS:
+            with pytest.raises(UserError, match="leaves its prompts out of the pooling"):
+                Encoder.load(str(folder))
+        else:
+            Encoder.load(str(folder))
+
+
 def test_dot_product_models_keep_their_lengths(tmp_path: Path, make_encoder: Callable[..., Path]) -> None:
     folder = make_encoder(tmp_path / "m", similarity_fn_name="dot")
     modules = json.loads((folder / "modules.json").read_text())
