@@ -136,6 +136,15 @@ def test_late_interaction_scores_alike_everywhere(tmp_path: Path, architecture: 
     assert output.metrics["positive_similarity"].item() == pytest.approx(np.mean(own), abs=1e-5)
 
 
+def test_late_interaction_that_sentence_transformers_saved_is_read_as_far_as_there(tmp_path: Path) -> None:
+    folder = exported(tmp_path / "e", "late_interaction", "bert", PROMPTS, {"query": 14, "document": 20})
+    MultiVectorEncoder(str(folder), device="cpu").save(str(tmp_path / "saved"))
+    theirs = MultiVectorEncoder(str(tmp_path / "saved"), device="cpu")
+    query = "the fox sees " * 9
+    found = theirs.similarity(theirs.encode_query([query]), theirs.encode_document(TEXTS))
+    np.testing.assert_allclose(found[0].numpy(), Reranker.load(str(tmp_path / "saved")).score(query, TEXTS), atol=1e-5)
+
+
 def test_the_card_of_late_interaction_says_how_to_use_it(tmp_path: Path) -> None:
     folder = exported(tmp_path / "e", "late_interaction", "bert", PROMPTS, {"query": 14, "document": 40})
     card, names = typed(folder)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -194,6 +194,7 @@ def read_settings(folder: Path, *, head: bool = False) -> EncoderSettings:
     )
     if wrong := [length for length in lengths.values() if not isinstance(length, int) or length < 1]:
         raise UserError(f"{folder}: max_lengths in config_sentence_transformers.json holds {wrong[0]!r}, no length")
+    lengths = lengths_of_kinds(limits) | lengths
     pooling = read_json(folder / kinds.get("Pooling", "1_Pooling") / "config.json")
     if pooling.get("include_prompt") is False and any(prompts.values()):
         raise UserError(f"{folder} leaves its prompts out of the pooling (include_prompt); sslnlp pools all tokens")
@@ -205,6 +206,11 @@ def read_settings(folder: Path, *, head: bool = False) -> EncoderSettings:
         lengths=lengths,
         lower=bool(limits.get("do_lower_case")),
     )
+
+
+def lengths_of_kinds(limits: Mapping[str, Any]) -> dict[str, int]:
+    """Tokens of a `query` and a `document`, as sentence-transformers (6 or later) writes them among the `limits`."""
+    return {kind: limits[name] for kind in ("query", "document") if limits.get(name := f"{kind}_length")}
 
 
 def _pooling(folder: Path, config: dict[str, Any]) -> str:

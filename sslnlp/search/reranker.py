@@ -29,7 +29,7 @@ from sslnlp.models import max_positions
 from sslnlp.objectives.late_interaction import max_sim
 from sslnlp.objectives.text_head import model_inputs
 from sslnlp.quiet import quiet_loading
-from sslnlp.search.encoder import fingerprint, read_json, resolve
+from sslnlp.search.encoder import fingerprint, lengths_of_kinds, read_json, resolve
 from sslnlp.types import Encoding
 
 _LONGEST = 512
@@ -109,7 +109,8 @@ class LateInteraction(Reranker):
 
     def __init__(self, model: Any, tokenizer: Any, folder: Path, name: str, facts: dict[str, Any]) -> None:
         super().__init__(model, tokenizer, folder, name)
-        self._prompts, self._lengths = facts.get("prompts") or {}, _lengths(facts, folder)
+        self._prompts = facts.get("prompts") or {}
+        self._lengths = lengths_of_kinds(read_json(folder / "sentence_bert_config.json")) | _lengths(facts, folder)
         self._longest = _longest(model, tokenizer)
         self._known: dict[str, Tensor] = {}
         self._kept = 0

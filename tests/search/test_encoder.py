@@ -41,6 +41,17 @@ def test_a_plain_encoder_folder_is_mean_pooled_and_normalised(
     np.testing.assert_allclose(encoder.encode([TEXTS[1]], "query")[0], (mean / mean.norm()).numpy(), atol=1e-6)
 
 
+def test_a_query_is_read_as_far_as_sentence_transformers_says(
+    tmp_path: Path, make_encoder: Callable[..., Path]
+) -> None:
+    folder = make_encoder(tmp_path / "m", prompts=PROMPTS)
+    limits = {"max_seq_length": 12, "query_length": 6, "document_length": 9}
+    (folder / "sentence_bert_config.json").write_text(json.dumps(limits))
+    ours, theirs = Encoder.load(str(folder)), SentenceTransformer(str(folder), device="cpu")
+    np.testing.assert_allclose(ours.encode(TEXTS, "query"), theirs.encode_query(TEXTS), atol=1e-6)
+    np.testing.assert_allclose(ours.encode(TEXTS, "document"), theirs.encode_document(TEXTS), atol=1e-6)
+
+
 def test_texts_are_put_in_lower_case_where_the_folder_says_so(
     tmp_path: Path, make_encoder: Callable[..., Path]
 ) -> None:
