@@ -153,9 +153,10 @@ def _means(evaluation: Evaluation, queries: int) -> Table:
     from rich.text import Text
 
     table = Table(title=f"×100 over {queries:,} queries", title_justify="left")
-    table.add_column("")
+    # Where there is no room a name goes over lines: cut short, two would look the same.
+    table.add_column("", overflow="fold")
     for name in evaluation.measures:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     for system, figures in evaluation.means().items():
         table.add_row(Text(system), *(f"{100 * value:.1f}" for value in figures.values()))
     return table
@@ -167,7 +168,7 @@ def _differences(evaluation: Evaluation) -> Table:
 
     table = Table(title=Text(f"Difference from {evaluation.baseline}, ×100"), title_justify="left")
     for name in ("", "", "difference", "95 % interval", "p", "p (t)", "▲", "▼"):
-        table.add_column(name, justify="right" if name else "left")
+        table.add_column(name, justify="right" if name else "left", overflow="fold")
     for system, by_measure in evaluation.comparisons.items():
         for at, (measure, found) in enumerate(by_measure.items()):
             last = at == len(by_measure) - 1

@@ -131,6 +131,20 @@ def test_run_files_alone_are_measured_and_compared(tmp_path: Path) -> None:
     assert "Difference from good" in turned.output
 
 
+def test_no_name_is_cut_short_where_there_is_no_room(tmp_path: Path) -> None:
+    names = [f"a-run-of-a-long-name-{end}.trec" for end in ("one", "two")]
+    for name in names:
+        write_run(tmp_path / name, GOOD, "t")
+    (tmp_path / "qrels").write_text("".join(f"{q} 0 {d} {g}\n" for q, found in QRELS.items() for d, g in found.items()))
+    measures = "ndcg@10,ndcg@100,recall@10,recall@100,map@10,map@100"
+    arguments = ["evaluate", "--qrels", str(tmp_path / "qrels"), "--measures", measures]
+    for name in names:
+        arguments += ["--compare", str(tmp_path / name)]
+    output = CliRunner().invoke(search_app, arguments, env={"COLUMNS": "60"}).output
+    assert "×100 over 6 queries" in output
+    assert "…" not in output
+
+
 def test_a_reranker_is_one_more_system(index: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Backwards:
         fingerprint, name = "", "backwards"
