@@ -78,6 +78,17 @@ def test_the_card_asks_a_classifier_for_what_it_was_trained_on(columns: dict[str
     assert asked in model_card(facts)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "asked"),
+    [
+        ("GPT2LMHeadModel", 'pipe("One text", max_new_tokens=24)'),  # the pipeline's own 256 are more than it can
+        ("BertForTokenClassification", '"token-classification", model="PATH_OR_NAME", aggregation_strategy="first")'),
+    ],
+)
+def test_the_card_asks_a_pipeline_for_what_the_model_can_do(architecture: str, asked: str) -> None:
+    assert asked in model_card({"title": "t", "architecture": architecture, "max_length": 48})
+
+
 def test_the_card_says_only_what_is_known() -> None:
     text = model_card({"title": "bare"})
     assert "license" not in text

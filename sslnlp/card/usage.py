@@ -51,7 +51,8 @@ def snippet(facts: CardFacts) -> str:
         embedder = _python(_embedder(facts))
         return f"{embedder}\n\nWithout sentence-transformers, the same vectors:\n\n{_python(_vectors(facts))}"
     if task in ("fill-mask", "text-generation", "text-classification", "token-classification"):
-        return _python(_pipeline(task, pair="text_pair" in (facts.data.get("columns") or {})))
+        pair = "text_pair" in (facts.data.get("columns") or {})
+        return _python(_pipeline(task, pair=pair, length=facts.max_length))
     return _python(
         [
             f"from transformers import {auto}, AutoTokenizer",
@@ -117,14 +118,19 @@ def _picture(pooling: str) -> list[str]:
     ]
 
 
-def _pipeline(task: str, *, pair: bool) -> list[str]:
+def _pipeline(task: str, *, pair: bool, length: int | None) -> list[str]:
     text = 'f"One {pipe.tokenizer.mask_token} word."' if task == "fill-mask" else '"One text"'
     if task == "text-classification" and pair:
         text = '{"text": "One text", "text_pair": "Another one"}'
+    if task == "text-generation":
+        # Unasked the pipeline writes 256 tokens, which a model with as many learned positions or fewer cannot.
+        text += f", max_new_tokens={max(1, min(32, (length or 64) // 2))}"
+    # Only the first token of a word was trained to name its tag.
+    words = ', aggregation_strategy="first"' if task == "token-classification" else ""
     return [
         "from transformers import pipeline",
         "",
-        f'pipe = pipeline("{task}", model="PATH_OR_NAME")',
+        f'pipe = pipeline("{task}", model="PATH_OR_NAME"{words})',
         f"print(pipe({text}))",
     ]
 
