@@ -27,7 +27,7 @@ logging.getLogger("sslnlp").setLevel(logging.ERROR)
 # %% [markdown]
 # ## An encoder to start from
 #
-# The corpus is the documentation that this Python carries; see the other notebook for this part in steps.
+# The corpus is the documentation that this Python carries; the notebook `pretrain` has this part in steps.
 
 # %%
 from rich.console import Console
