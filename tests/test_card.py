@@ -82,6 +82,7 @@ def test_the_card_asks_a_classifier_for_what_it_was_trained_on(columns: dict[str
     ("architecture", "asked"),
     [
         ("GPT2LMHeadModel", 'pipe("One text", max_new_tokens=24)'),  # the pipeline's own 256 are more than it can
+        ("BertForSequenceClassification", '"text-classification", model="PATH_OR_NAME", truncation=True)'),
         ("BertForTokenClassification", '"token-classification", model="PATH_OR_NAME", aggregation_strategy="first")'),
     ],
 )

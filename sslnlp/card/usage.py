@@ -126,11 +126,13 @@ def _pipeline(task: str, *, pair: bool, length: int | None) -> list[str]:
         # Unasked the pipeline writes 256 tokens, which a model with as many learned positions or fewer cannot.
         text += f", max_new_tokens={max(1, min(32, (length or 64) // 2))}"
     # Only the first token of a word was trained to name its tag.
-    words = ', aggregation_strategy="first"' if task == "token-classification" else ""
+    settings = {"token-classification": ', aggregation_strategy="first"'}
+    # Unasked the pipeline cuts nothing off: a long text gets another answer than in training, or none.
+    settings["text-classification"] = ", truncation=True"
     return [
         "from transformers import pipeline",
         "",
-        f'pipe = pipeline("{task}", model="PATH_OR_NAME"{words})',
+        f'pipe = pipeline("{task}", model="PATH_OR_NAME"{settings.get(task, "")})',
         f"print(pipe({text}))",
     ]
 
