@@ -95,7 +95,7 @@ def our_trainer(
         steps=10**6, batch_size=rows, schedule="constant", warmup=0, log_every=10**6, lr=work["lr"],
         precision="bf16" if work["bf16"] else "no", **OPTIMISER,
     )  # fmt: skip
-    return Counted(objective, collator, stream, config, out=Path(tempfile.mkdtemp(prefix="short-")))
+    return Counted(objective, collator, stream, config, out=Path(tempfile.mkdtemp(dir=work["folder"])))
 
 
 def their_trainer(base: Any, rounds: Rounds, see: Any, units: int | None, arguments: Any, **options: Any) -> Any:

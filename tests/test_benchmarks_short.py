@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -72,11 +73,14 @@ def compared(kind: str, table: Path, folder: Path) -> tuple[dict[str, dict[str, 
 
 
 def test_masked_contenders_see_the_same_tokens(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (scratch := tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     # Some 50 targets a round at a deviation that is small, because nothing is known yet.
     monkeypatch.setattr(short, "NOISE", {"masked": 0.1})
     ready, result, loose = compared("masked", table, tmp_path / "work")
     assert short.other_work("masked", result, loose) == {}
     assert len(result.rounds) == 5
+    assert list(scratch.iterdir()) == []  # all that a contender writes is in the folder that goes with the comparison
     # A pass a round: the warm-up and all rounds have the same tokens.
     digests = {facts["digest"] for rounds in (ready.values(), *result.rounds.values()) for facts in rounds}
     assert len(digests) == 1
