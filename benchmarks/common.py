@@ -21,6 +21,7 @@ bootstrap interval. CPU seconds beside wall seconds tell a stolen core from slow
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import multiprocessing
@@ -37,7 +38,40 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from sslnlp.errors import UserError, suggest
+
 Contender = Callable[..., None]
+
+
+def command(main: Callable[[], None]) -> None:
+    """Runs a benchmark's `main`. Bad input ends it as it ends the `sslnlp` command: in one line, with exit code 2."""
+    try:
+        main()
+    except (UserError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def positive(text: str) -> int:
+    """What counts something on a command line: a whole number above 0."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number
+
+
+def width_of_heads(text: str) -> int:
+    """A width of which heads of 64 can be made."""
+    if (number := positive(text)) % 64:
+        raise argparse.ArgumentTypeError(f"{text} is not a multiple of 64, the width of a head")
+    return number
+
+
+def chosen(contenders: dict[str, Any], only: Sequence[str] | None) -> dict[str, Any]:
+    """Those that `only` names, in their own order; all of them where it names none."""
+    for name in only or ():
+        if name not in contenders:
+            raise UserError(f"--only: there is no {name!r} in this comparison.{suggest(name, contenders)}")
+    return {name: value for name, value in contenders.items() if not only or name in only}
 
 
 class Gate:
@@ -80,6 +114,8 @@ def _work(pipe: Any, function: Contender, options: Mapping[str, Any], cores: lis
         function(Gate(pipe), **options)
     except SystemExit:
         pass
+    except UserError as error:
+        pipe.send({"error": str(error)})
     except BaseException:
         pipe.send({"error": traceback.format_exc()})
 
@@ -177,7 +213,7 @@ class Comparison:
 
 
 class ContenderFailed(SystemExit):
-    """A contender raised or ended; the message is its traceback."""
+    """A contender raised or ended; the message is its traceback, or one line where its input was bad."""
 
 
 class Contest:
@@ -187,8 +223,11 @@ class Contest:
     """
 
     def __init__(self, threads: int) -> None:
+        cores = sorted(os.sched_getaffinity(0))
+        if threads > len(cores):
+            raise UserError(f"{threads} threads were asked for, and there are {len(cores)} cores to pin them to")
         self.threads = threads
-        self._cores = sorted(os.sched_getaffinity(0))[-threads:]
+        self._cores = cores[-threads:]
         self._context = multiprocessing.get_context("spawn")
         self._open: dict[str, tuple[Any, Any]] = {}
 

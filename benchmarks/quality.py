@@ -31,7 +31,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import machine, median_interval
+from benchmarks.common import command, machine, median_interval, positive
 
 
 def run_side(side: str, job: dict[str, Any]) -> dict[str, Any]:
@@ -46,14 +46,15 @@ def run_side(side: str, job: dict[str, Any]) -> dict[str, Any]:
     environment = os.environ | {
         "STARTED": str(began), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1",
     }  # fmt: skip
-    subprocess.run(
-        ["taskset", "-c", str(core), sys.executable, "-m", "benchmarks.quality_sides", side, json.dumps(job)],
-        check=True, env=environment,
-    )  # fmt: skip
-    wall, after = time.time() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    found = json.loads(result.read_text())
-    shutil.rmtree(folder)
+    work = ["taskset", "-c", str(core), sys.executable, "-m", "benchmarks.quality_sides", side, json.dumps(job)]
+    try:
+        if subprocess.run(work, env=environment).returncode:
+            raise SystemExit(f"the run of {side} failed, as it says above; what was finished before is kept")
+        wall, after = time.time() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        found = json.loads(result.read_text())
+    finally:
+        shutil.rmtree(folder)
     return {"side": side, "job": {k: v for k, v in job.items() if k not in ("folder", "result")}, **found} | {
         "wall": wall, "cpu": cpu,
     }  # fmt: skip
@@ -92,9 +93,15 @@ def our_run(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
     """The run of this seed, done once."""
     done = (line for line in lines(arguments.out) if line["side"] == "ours" and line["seed"] == seed)
     if (found := next(done, None)) is None:
-        found = note(
+        return note(
             arguments.out, {"name": "sslnlp", "seed": seed} | run_side("ours", base(arguments) | {"seed": seed})
         )
+    # The peer would be given another size or text than the run that it is held against.
+    job = base(arguments)
+    other = [name for name in ("train", "valid", "size", "budget") if job[name] != found["job"][name]]
+    if other:
+        said = ", ".join(f"{name} {found['job'][name]}" for name in other)
+        raise SystemExit(f"{arguments.out} holds a run with {said}: give the same, or another folder")
     return found
 
 
@@ -131,6 +138,7 @@ def _setting(line: dict[str, Any]) -> tuple[float, int]:
 
 
 def race(arguments: argparse.Namespace) -> None:
+    best_setting(arguments.out)  # what is missing is said before hours of runs
     for seed in arguments.seeds:
         mine = our_run(arguments, seed)
         if "tuned" in arguments.peers:
@@ -164,6 +172,7 @@ def show(arguments: argparse.Namespace) -> None:
     columns = ("seed", "ours", "s", "CPU s", "Trainer", "s", "CPU s", "ratio", "by CPU s")
     table = Table(*columns, title="to equal held-out bits per byte")
     ratios: dict[str, list[tuple[float, float]]] = {}
+    short: dict[str, int] = {}
     for mine in (line for line in found if line["side"] == "ours"):
         theirs = [line for line in found if line["side"] == "peer" and line["seed"] == mine["seed"]]
         for kind in ("tuned", "defaults"):
@@ -173,16 +182,21 @@ def show(arguments: argparse.Namespace) -> None:
             point, more = arrival(runs, mine["bits_per_byte"])
             ratio = point["wall"] / mine["wall"], point["cpu"] / mine["cpu"]
             ratios.setdefault(kind, []).append(ratio)
+            short[kind] = short.get(kind, 0) + bool(more)
             table.add_row(
                 str(mine["seed"]), f"{mine['bits_per_byte']:.4f}", f"{mine['wall']:.0f}", f"{mine['cpu']:.0f}",
                 f"{kind}: {point['bits_per_byte']:.4f}", f"{point['wall']:.0f}", f"{point['cpu']:.0f}",
                 f"{more}{ratio[0]:.2f}×", f"{more}{ratio[1]:.2f}×",
             )  # fmt: skip
     Console(width=130).print(table)
+    # Where the peer never was as good, its ratio is a bound from below.
     summary = {
-        kind: {"ratio": median_interval([a for a, _ in pairs]), "by_cpu": statistics.median(b for _, b in pairs)}
+        kind: {
+            "ratio": median_interval([a for a, _ in pairs]), "by_cpu": statistics.median(b for _, b in pairs),
+            "seeds": len(pairs), "seeds_not_reached": short[kind],
+        }
         for kind, pairs in ratios.items()
-    }
+    }  # fmt: skip
     print(summary)
     story = {"setup": machine(1), "lr": best[0], "rows": best[1], "summary": summary, "runs": found}
     (arguments.out / "quality.json").write_text(json.dumps(story, indent=1) + "\n")
@@ -244,10 +258,10 @@ def main() -> None:
             task.add_argument("valid", type=Path)
         task.add_argument("out", type=Path)
         task.add_argument("--size", default="tiny")
-        task.add_argument("--vocabulary", type=int, default=4096)
+        task.add_argument("--vocabulary", type=positive, default=4096)
         task.add_argument("--budget", default="90s")
         task.add_argument("--rates", type=float, nargs="+", default=[1e-3, 2e-3, 4e-3, 8e-3, 16e-3])
-        task.add_argument("--rows", type=int, nargs="+", help="of an update of the peer; default: ours")
+        task.add_argument("--rows", type=positive, nargs="+", help="of an update of the peer; default: ours")
         task.add_argument("--lengths", type=float, nargs="+", default=[1.0, 1.5, 2.0, 3.0, 4.0])
         task.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
         task.add_argument("--cap", type=float, default=10.0)
@@ -257,4 +271,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import command
+
 PEER = {"warmup_steps": 0.05, "lr_scheduler_type": "cosine", "weight_decay": 0.01, "adam_beta2": 0.98}
 """What the tuned peer has beside its learning rate, and bf16 where the machine has units for it; everything else is as
 `TrainingArguments` has it."""
@@ -152,6 +154,10 @@ def clock() -> dict[str, float]:
 SIDES = {"ours": ours, "peer": peer}
 
 
-if __name__ == "__main__":
+def main() -> None:
     side, job = sys.argv[1], json.loads(sys.argv[2])
     Path(job["result"]).write_text(json.dumps(SIDES[side](job)))
+
+
+if __name__ == "__main__":
+    command(main)
