@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import Comparison, compare
+from benchmarks.common import Comparison, command, compare, positive
 from benchmarks.data_contenders import (
     RATE,
     encode_ours,
@@ -38,6 +38,7 @@ from benchmarks.data_contenders import (
     read_texts,
     scaled,
 )
+from sslnlp.errors import UserError
 
 MB = 1_000_000
 
@@ -45,6 +46,8 @@ MB = 1_000_000
 def make_tokenizer(arguments: argparse.Namespace, folder: str) -> str:
     """A folder with the tokenizer of the comparison; contenders load it from there."""
     if arguments.tokenizer:
+        if not arguments.tokenizer.exists():
+            raise UserError(f"--tokenizer is a folder or a tokenizer.json; {arguments.tokenizer} is not there")
         return str(arguments.tokenizer)
     from sslnlp.tokenizer import train_tokenizer
 
@@ -82,7 +85,7 @@ def encode(arguments: argparse.Namespace, folder: str) -> Comparison:
 
 
 def same_tokens(result: Comparison) -> None:
-    """Each contender says in a round what the round before had made."""
+    """The last round of each says how many tokens of text it made."""
     counts = {name: rounds[-1]["tokens"] for name, rounds in result.rounds.items()}
     if max(counts.values()) > 1.02 * min(counts.values()):
         raise SystemExit(f"not the same text was prepared: {counts}")
@@ -201,13 +204,15 @@ def slope(sizes: list[float], times: list[float]) -> float:
 
 
 def scale(arguments: argparse.Namespace, folder: str) -> Comparison:
+    if len(set(arguments.sizes)) < 2:
+        raise UserError("a slope needs two different --sizes at least")
     tokenizer, texts = make_tokenizer(arguments, folder), read_texts(arguments.corpus)
     rounds: dict[str, list[dict[str, Any]]] = {}
     setup: dict[str, Any] = {}
     starts: dict[str, dict[str, Any]] = {}
     warm = Path(folder) / "warm.parquet"
     write_corpus(texts, MB, warm)
-    for size in sorted(arguments.sizes):
+    for size in sorted(set(arguments.sizes)):
         path = Path(folder) / f"{size}.parquet"
         total = write_corpus(texts, size * MB, path)
         options = {"corpus": path, "size": total, "tokenizer": tokenizer, "length": arguments.length, "warm": warm}
@@ -238,15 +243,16 @@ def main() -> None:
         task.add_argument("corpus", type=Path)
         task.add_argument("--tokenizer", type=Path, help="a folder or tokenizer.json; default: trained on the corpus")
         task.add_argument("--algorithm", default="bpe")
-        task.add_argument("--vocabulary", type=int, default=16384)
-        task.add_argument("--length", type=int, default=128, help="tokens of a row")
-        task.add_argument("--batch", type=int, default=64, help="rows of a batch")
-        task.add_argument("--threads", type=int, default=1)
-        task.add_argument("--rounds", type=int, default=5)
+        task.add_argument("--vocabulary", type=positive, default=16384)
+        task.add_argument("--length", type=positive, default=128, help="tokens of a row")
+        task.add_argument("--batch", type=positive, default=64, help="rows of a batch")
+        task.add_argument("--threads", type=positive, default=1)
+        task.add_argument("--rounds", type=positive, default=5)
         task.add_argument("--out", type=Path, help="stem of the .json and .svg written")
-    tasks.choices["prepare"].add_argument("--size", type=int, help="megabytes of text, the corpus again and again")
-    tasks.choices["mask"].add_argument("--batches", type=int, default=100, help="batches of a round")
-    tasks.choices["scale"].add_argument("--sizes", type=int, nargs="+", default=[10, 30, 100], help="megabytes of text")
+    tasks.choices["prepare"].add_argument("--size", type=positive, help="megabytes of text, the corpus again and again")
+    tasks.choices["mask"].add_argument("--batches", type=positive, default=100, help="batches of a round")
+    scales = tasks.choices["scale"]
+    scales.add_argument("--sizes", type=positive, nargs="+", default=[10, 30, 100], help="megabytes, two or more")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         result = arguments.function(arguments, folder)
@@ -259,4 +265,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

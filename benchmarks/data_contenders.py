@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import Gate
+from sslnlp.errors import UserError
 
 RATE = 0.15
 
@@ -20,6 +21,8 @@ def read_texts(path: Path) -> list[str]:
     if path.suffix == ".parquet":
         import pyarrow.parquet as pq
 
+        if "text" not in (names := pq.read_schema(path).names):
+            raise UserError(f"{path} has no column 'text', only {', '.join(names)}")
         texts: list[str] = pq.read_table(path, columns=["text"])["text"].to_pylist()
         return texts
     return re.split(r"\n\s*\n", path.read_text(encoding="utf-8"))
@@ -153,6 +156,8 @@ def prepare_datasets(
             rows = whole.map(group, batched=True, num_proc=processes)
             collator = DataCollatorForLanguageModeling(own, mlm_probability=RATE)
             loader = DataLoader(rows, batch_size=batch, shuffle=True, collate_fn=collator)
+            if len(rows) < batch:
+                raise UserError(f"{corpus.name} makes {len(rows)} rows of {length} tokens; lower --batch from {batch}")
             assert next(iter(loader))["input_ids"].shape == (batch, length)
             # All rows but for the tail of each thousand documents, which grouping drops: counted as if it were not.
             tokens = len(rows) * length - special * len(raw)

@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.common import Comparison, compare
+from benchmarks.common import Comparison, chosen, command, compare, positive
 from benchmarks.short_contenders import (
     LEARNING_RATE,
     contrastive_ours,
@@ -43,6 +43,7 @@ from benchmarks.short_contenders import (
     masked_trainer,
     sentence_transformers_,
 )
+from sslnlp.errors import UserError, reason_of, suggest
 
 NOISE = {"masked": 0.06, "contrastive": 0.02}
 """How far the mean losses of two contenders may be apart, in nats. Masks and the texts of an update differ in `masked`
@@ -60,8 +61,14 @@ def read_columns(path: Path, names: Sequence[str]) -> list[list[str]]:
     import pyarrow.parquet
 
     readers: dict[str, Any] = {".csv": pyarrow.csv.read_csv, ".jsonl": pyarrow.json.read_json}
-    table = readers.get(path.suffix, pyarrow.parquet.read_table)(path)
-    return [table[name].to_pylist() for name in names]
+    try:
+        table = readers.get(path.suffix, pyarrow.parquet.read_table)(path)
+    except pyarrow.ArrowInvalid as error:
+        raise UserError(f"{path} is not read as parquet, jsonl or csv: {reason_of(error)}") from None
+    for name in names:
+        if name not in table.column_names:
+            raise UserError(f"{path} has no column {name!r}.{suggest(name, table.column_names)}")
+    return [["" if text is None else str(text) for text in table[name].to_pylist()] for name in names]
 
 
 def make_work(kind: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -152,7 +159,7 @@ def other_work(kind: str, result: Comparison, loose: set[str]) -> dict[str, str]
     found = {}
     own = result.rounds[result.reference]
     for name, rounds in result.rounds.items():
-        allowed = (NOISE_WITH_DROPOUT if name in loose else NOISE)[kind]
+        allowed = (NOISE_WITH_DROPOUT if {name, result.reference} & loose else NOISE)[kind]
         if [facts["digest"] for facts in rounds] != [facts["digest"] for facts in own]:
             found[name] = "other tokens"
         elif not abs(mean_loss(rounds) - mean_loss(own)) <= allowed:
@@ -198,11 +205,12 @@ def contenders(kind: str, work: dict[str, Any]) -> tuple[dict[str, Any], set[str
 
 def run(arguments: argparse.Namespace) -> None:
     kind = arguments.kind
+    if kind == "contrastive" and len(arguments.columns) != 2:
+        raise UserError("contrastive compares pairs: name two --columns")
     with tempfile.TemporaryDirectory() as folder:
         work = make_work(kind, Path(folder), arguments)
         made, loose = contenders(kind, work)
-        if arguments.only:
-            made = {name: value for name, value in made.items() if name in arguments.only}
+        made = chosen(made, arguments.only)
         facts = {name: value for name, value in work.items() if name != "folder"} | {"file": arguments.file.name}
         result = compare(
             made, rounds=arguments.rounds, unit="tokens" if kind == "masked" else "pairs", check=same_vectors,
@@ -231,7 +239,7 @@ def main() -> None:
         task.add_argument("file", type=Path)
         task.add_argument("--columns", nargs="+", required=True)
         for name, value in {**sizes, "batch": batch, "steps": steps}.items():
-            task.add_argument(f"--{name}", type=int, default=value)
+            task.add_argument(f"--{name}", type=positive, default=value)
         task.add_argument("--bf16", action="store_true", help="ours and the tuned peer in bf16")
         task.add_argument("--only", nargs="*", help="names of contenders")
         task.add_argument("--out", type=Path, help="stem of the .json and .svg written")
@@ -240,4 +248,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import compare
+from benchmarks.common import chosen, command, compare, positive, width_of_heads
 from benchmarks.contenders import hf_trainer, save_work, short_loop, sslnlp_
 
 NOISE = {"mean": 0.01, "step": 0.05}
@@ -36,7 +36,7 @@ def same_work(losses: Mapping[str, list[float]], reference: str, loose: set[str]
         own = losses[reference]
         step = max(abs(a - b) for a, b in zip(own, curve, strict=True))
         mean = abs(statistics.mean(own) - statistics.mean(curve))
-        noise = NOISE_WITH_DROPOUT if name in loose else NOISE
+        noise = NOISE_WITH_DROPOUT if {name, reference} & loose else NOISE
         if not (mean <= noise["mean"] and step <= noise["step"]):
             raise SystemExit(f"{name} and {reference} did not do the same work: {curve} against {own}")
         said.append(f"{name}: {curve[0]:.3f} → {curve[-1]:.3f}, mean apart {mean:.4f}, a step {step:.4f}")
@@ -91,8 +91,7 @@ def step(arguments: argparse.Namespace) -> None:
             for name, value in contenders.items()
             if (arguments.compile or "compiled" not in name) and not (arguments.float32 and "bf16" in name)
         }
-        if arguments.only:
-            contenders = {name: value for name, value in contenders.items() if name in arguments.only}
+        contenders = chosen(contenders, arguments.only)
         first: dict[str, list[float]] = {}
         result = compare(
             contenders, rounds=arguments.rounds, threads=arguments.threads, facts={"sizes": sizes},
@@ -120,8 +119,9 @@ def main() -> None:
         task.set_defaults(function=step, kind=kind)
         sizes = {"layers": 4, "width": 256, "vocabulary": 8192, "length": 128, "batch": 64, "batches": 4}
         for name, value in {**sizes, "rounds": 5, "steps": 3, "warmup": 3}.items():
-            task.add_argument(f"--{name}", type=int, default=value)
-        task.add_argument("--threads", type=int, default=1)
+            kind_of = width_of_heads if name == "width" else positive
+            task.add_argument(f"--{name}", type=kind_of, default=value)
+        task.add_argument("--threads", type=positive, default=1)
         task.add_argument("--text", type=Path, help="a text or parquet file (column text); default: random ids")
         task.add_argument("--compile", action="store_true", help="also everybody with torch.compile")
         task.add_argument("--float32", action="store_true", help="nothing in bf16")
@@ -132,4 +132,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

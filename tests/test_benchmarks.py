@@ -1,0 +1,76 @@
+"""What the benchmarks share: bad input ends in a line, and the same work is checked."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from benchmarks import data, short, step
+from benchmarks.common import command, compare
+from sslnlp.errors import UserError
+
+TINY = ["--layers", "1", "--width", "64", "--vocabulary", "64", "--length", "8", "--batch", "2", "--batches", "1"]
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    path = tmp_path / "corpus.parquet"
+    pq.write_table(pa.table({"text": ["the cat sat on the mat"] * 20, "empty": [None] * 20}), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "said"),
+    [
+        (step.main, ["masked", *TINY, "--only", "sslnlp bf61"], "there is no 'sslnlp bf61' .* Did you mean"),
+        (step.main, ["causal", *TINY, "--only", "sslnlp bf16, compiled"], "there is no 'sslnlp bf16, compiled'"),
+        (step.main, ["masked", *TINY, "--threads", "4096"], "4096 threads were asked for"),
+        (step.main, ["masked", "--warmup", "0"], "0 is not above 0"),
+        (step.main, ["masked", "--width", "100"], "100 is not a multiple of 64"),
+        (data.main, ["encode", "nowhere.parquet"], "nowhere.parquet"),
+        (data.main, ["encode", "CORPUS", "--algorithm", "bep"], "bpe"),
+        (data.main, ["encode", "CORPUS", "--tokenizer", "nowhere"], "nowhere is not there"),
+        (data.main, ["scale", "CORPUS", "--sizes", "3", "3"], "two different --sizes"),
+        (short.main, ["masked", "CORPUS", "--columns", "txet"], "no column 'txet'. Did you mean 'text'"),
+        (short.main, ["contrastive", "CORPUS", "--columns", "text"], "name two --columns"),
+        (short.main, ["contrastive", "CORPUS", "--columns", "text", "empty"], "only 0 different pairs"),
+    ],
+)
+def test_bad_arguments_end_in_one_line(
+    main: Callable[[], None],
+    arguments: list[str],
+    said: str,
+    corpus: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmark", *(str(corpus) if a == "CORPUS" else a for a in arguments)])
+    with pytest.raises(SystemExit) as ended:
+        command(main)
+    # What argparse refuses, or a line that is the exit itself.
+    line = capsys.readouterr().err.strip().splitlines()[-1] if ended.value.code == 2 else str(ended.value.code)
+    assert re.search(said, line), line
+
+
+def refuses(gate: Any) -> None:
+    raise UserError("too few rows")
+
+
+def test_bad_input_in_a_process_of_its_own_is_a_line_too() -> None:
+    with pytest.raises(SystemExit, match=r"^peer:\ntoo few rows$"):
+        compare({"peer": (refuses, {})}, rounds=1)
+
+
+def test_the_noise_of_dropout_is_allowed_whoever_drops_out() -> None:
+    curves = {step.DEFAULT: [5.0, 4.9], "HF Trainer, bf16": [5.0, 4.8]}
+    for reference in curves:
+        assert len(step.same_work(curves, reference, {step.DEFAULT})) == 2
+    with pytest.raises(SystemExit, match="did not do the same work"):
+        step.same_work(curves, step.DEFAULT, set())
