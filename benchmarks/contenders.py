@@ -330,10 +330,10 @@ def hf_trainer(
         trainer.train()
 
 
-def short_loop(gate: Gate, *, work: str, compiled: bool, bf16: bool = True, **turns: int) -> None:
+def short_loop(gate: Gate, *, work: str, compiled: bool, bf16: bool = True, plain: bool = False, **turns: int) -> None:
     """In the style of nanoGPT: bf16 autocast unless told otherwise, fused AdamW, clipping, torch.compile if asked."""
     made, stock, device = load(work)
-    model = SmallGPT(stock).to(device.name)
+    model = SmallGPT(stock, plain=plain).to(device.name)
     torch.set_float32_matmul_precision("high" if device.gpu else "highest")
     run: Any = torch.compile(model) if compiled else model
     decay = [p for p in model.parameters() if p.ndim >= 2]

@@ -5,7 +5,8 @@
 
 `masked` is BERT against `transformers.Trainer`: as run_mlm.py uses it (float32, dropout as published), and tuned (bf16
 where the CPU has units for it, no dropout, the faster attention). `causal` is GPT-2 against a loop in the style of
-nanoGPT and against the Trainer. `--float32` leaves out all that is in bf16, for a CPU that emulates it.
+nanoGPT and against the Trainer, in bf16 with fused and with plain attention. `--float32` leaves out all that is in
+bf16, for a CPU that emulates it.
 With `--text FILE` ids are its text in a tokenizer trained on it, without one they are random.
 Every contender keeps the losses of all its steps; no ratio is printed where they differ by more than the noise of
 bf16.
@@ -71,9 +72,12 @@ def causal(turns: dict[str, Any]) -> dict[str, Any]:
     return ours(turns) | {
         "short loop, bf16": (short_loop, turns | {"compiled": False}),
         "short loop, bf16, compiled": (short_loop, turns | {"compiled": True}),
+        "short loop, bf16, plain attention": (short_loop, turns | {"compiled": False, "plain": True}),
+        "short loop, bf16, plain attention, compiled": (short_loop, turns | {"compiled": True, "plain": True}),
         "short loop, float32": (short_loop, float32 | {"compiled": False}),
         "short loop, float32, compiled": (short_loop, float32 | {"compiled": True}),
         "HF Trainer, bf16": (hf_trainer, turns | {"bf16": True}),
+        "HF Trainer, bf16, eager attention": (hf_trainer, turns | {"bf16": True, "attention": "eager"}),
         "HF Trainer, float32": (hf_trainer, float32),
     }
 

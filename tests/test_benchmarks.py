@@ -11,9 +11,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from benchmarks import data, short, step
 from benchmarks.common import command, compare
+from benchmarks.contenders import build, make_batches
+from benchmarks.small_gpt import SmallGPT
 from sslnlp.errors import UserError
 
 TINY = ["--layers", "1", "--width", "64", "--vocabulary", "64", "--length", "8", "--batch", "2", "--batches", "1"]
@@ -57,6 +60,20 @@ def test_bad_arguments_end_in_one_line(
     # What argparse refuses, or a line that is the exit itself.
     line = capsys.readouterr().err.strip().splitlines()[-1] if ended.value.code == 2 else str(ended.value.code)
     assert re.search(said, line), line
+
+
+def test_the_short_loop_computes_the_stock_model_with_either_attention() -> None:
+    sizes = {"layers": 2, "width": 64, "vocabulary": 64, "length": 8, "batch": 2, "batches": 1}
+    stock, ids = build("causal", sizes).eval(), make_batches("causal", sizes, None)[0]["input_ids"]
+    last = torch.full((2, 1), -1)
+    expected = float(stock(ids, labels=ids).loss.detach())
+    for plain in (False, True):
+        loss = SmallGPT(stock, plain=plain)(ids, torch.cat([ids[:, 1:], last], dim=1))
+        assert float(loss.detach()) == pytest.approx(expected, abs=1e-5)
+    # In bf16 on a CPU plain attention is the faster: the peers have it as well.
+    options = {name: values for name, (_, values) in step.causal({"work": ""}).items()}
+    assert options["short loop, bf16, plain attention, compiled"]["plain"]
+    assert options["HF Trainer, bf16, eager attention"]["attention"] == "eager"
 
 
 def refuses(gate: Any) -> None:
