@@ -8,7 +8,7 @@ is cut off, for everyone) in equally many updates, each contender's whole loop. 
 one text a row: padded to the longest of a batch or to the length of a row, as run_mlm.py does, and tuned: texts of like
 length together, no dropout (SDPA and fused AdamW are its defaults). Units are real tokens, padding not counted. Texts
 of like length are found among those of a round only, which costs them: 87 % of the places are real in 8 batches of 32,
-97 % in 50 (the peer sorts 50 batches at a time, ours 64).
+97 % in 50 (of a corpus the peer sorts 50 batches at a time, ours 64).
 
 `contrastive`: a BERT encoder, mean pooling, cross-entropy over the cosines of all pairs of a batch. The peer is
 `SentenceTransformerTrainer` with `MultipleNegativesRankingLoss`, as it comes and without dropout (SDPA and fused AdamW

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from transformers import AutoTokenizer
 
 from benchmarks import short
 from benchmarks.common import Comparison
@@ -88,6 +89,12 @@ def test_masked_contenders_see_the_same_tokens(table: Path, tmp_path: Path, monk
     assert places["HF Trainer, pad_to_max_length"] == SIZES["batch"] * SIZES["steps"] * SIZES["length"]
     assert places["sslnlp, packed"] < places["HF Trainer, tuned"] < places["HF Trainer, pad_to_max_length"]
     assert result.rounds["sslnlp, packed"][0]["units"] / places["sslnlp, packed"] > 0.9
+
+    # The tuned peer computes as little padding as there can be in its batches: it sorts all texts of a round.
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "work" / "model")
+    lengths = sorted(map(len, tokenizer(json.loads((tmp_path / "work" / "texts.json").read_text()))["input_ids"]))
+    widest = lengths[SIZES["batch"] - 1 :: SIZES["batch"]]
+    assert places["HF Trainer, tuned"] == SIZES["batch"] * sum(widest)
 
     result.rounds["HF Trainer, tuned"][1]["digest"] = "other"
     assert short.other_work("masked", result, loose) == {"HF Trainer, tuned": "other tokens"}
