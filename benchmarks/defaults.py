@@ -24,10 +24,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.common import command, positive
 from sslnlp.data.prepare import sample_texts
+from sslnlp.errors import UserError
 from sslnlp.recipe import load_recipe, override, run
 from sslnlp.tokenizer import train_tokenizer
-from sslnlp.train import Interrupted
+from sslnlp.train import NonFiniteError
 
 RECIPES = {"masked_lm": "pretrain_bert", "causal_lm": "pretrain_gpt"}
 MEASURE = {"masked_lm": "loss", "causal_lm": "bits_per_byte"}
@@ -36,6 +38,8 @@ console = Console(width=140)
 
 def combinations(pairs: list[str], seeds: list[int]) -> list[dict[str, str]]:
     """`key=a,b` of several keys -> every choice of one value each, for each seed."""
+    if wrong := [pair for pair in pairs if "=" not in pair]:
+        raise UserError(f"--set {wrong[0]}: write KEY=VALUE or KEY=A,B,...")
     named = [(key, values.split(",")) for key, values in (pair.split("=", 1) for pair in pairs)]
     keys = [key for key, _ in named]
     return [
@@ -88,9 +92,7 @@ def train(arguments: argparse.Namespace) -> None:
             continue
         try:
             found = one(arguments, chosen)
-        except Interrupted:  # not a result: run again the next time
-            raise
-        except Exception as error:  # a rate too high is a result too
+        except NonFiniteError as error:  # a rate too high is a result too; all else is run again the next time
             found = {"figures": {}, "error": f"{type(error).__name__}: {error}"}
         with open(arguments.out / "defaults.jsonl", "a") as file:
             file.write(json.dumps(key | found) + "\n")
@@ -98,17 +100,20 @@ def train(arguments: argparse.Namespace) -> None:
 
 
 def show(out: Path) -> None:
-    """One table of all runs, seeds averaged, the lowest of each (objective, size, budget) first."""
+    """One table of all runs, seeds averaged, the lowest of each (objective, size, budget, length of a row) first."""
     grouped: dict[tuple[Any, ...], list[float]] = {}
     for line in lines(out):
         setting = tuple(sorted((k, v) for k, v in line["set"].items() if k != "train.seed"))
-        key = (line["objective"], line["size"], line["tokens"], setting)
-        grouped.setdefault(key, []).append(line["figures"].get(MEASURE[line["objective"]], float("nan")))
-    table = Table("objective", "size", "tokens", "setting", "held out", "seeds")
-    for key, values in sorted(grouped.items(), key=lambda item: (*item[0][:3], sum(item[1]) / len(item[1]))):
-        objective, size, tokens, setting = key
+        key = (line["objective"], line["size"], line["tokens"], line["seq_length"], setting)
+        # What diverged is worse than everything: a NaN would leave the others in no order.
+        grouped.setdefault(key, []).append(line["figures"].get(MEASURE[line["objective"]], float("inf")))
+    table = Table("objective", "size", "tokens", "row", "setting", "held out", "seeds")
+    for key, values in sorted(grouped.items(), key=lambda item: (*item[0][:4], sum(item[1]) / len(item[1]))):
+        objective, size, tokens, length, setting = key
         shown = " ".join(f"{k.removeprefix('train.')}={v}" for k, v in setting)
-        table.add_row(objective, size, f"{tokens:,}", shown, f"{sum(values) / len(values):.4f}", str(len(values)))
+        table.add_row(
+            objective, size, f"{tokens:,}", str(length), shown, f"{sum(values) / len(values):.4f}", str(len(values))
+        )
     console.print(table)
 
 
@@ -117,13 +122,15 @@ def main() -> None:
     parser.add_argument("paths", nargs="+", type=Path, metavar="TRAIN VALID OUT | OUT")
     parser.add_argument("--objective", choices=list(RECIPES), default="masked_lm")
     parser.add_argument("--size", default="tiny")
-    parser.add_argument("--tokens", type=int, default=1_000_000)
-    parser.add_argument("--seq-length", type=int, default=128)
-    parser.add_argument("--vocab-size", type=int, default=4096)
+    parser.add_argument("--tokens", type=positive, default=1_000_000)
+    parser.add_argument("--seq-length", type=positive, default=128)
+    parser.add_argument("--vocab-size", type=positive, default=4096)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=A,B,...")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     arguments = parser.parse_args()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if len(arguments.paths) not in (1, 3):
+        parser.error("give TRAIN VALID OUT to run, or OUT alone to see the table")
     if len(arguments.paths) == 3:
         arguments.train, arguments.valid, arguments.out = arguments.paths
         train(arguments)
@@ -131,4 +138,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)
