@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from benchmarks.common import machine, median_interval
+from benchmarks.common import command, machine, median_interval, positive, width_of_heads
 from benchmarks.contenders import OPTIMISER, RATE, build, make_batches
 from benchmarks.step import same_work
 from sslnlp.attention import NAME
@@ -299,7 +299,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("kind", choices=("masked", "causal"))
     sizes = {"layers": 4, "width": 256, "vocabulary": 8192, "length": 128, "batch": 8, "batches": 4}
     for name, value in {**sizes, "rounds": 5, "steps": 2, "warmup": 2, "threads": 1}.items():
-        parser.add_argument(f"--{name}", type=int, default=value)
+        parser.add_argument(f"--{name}", type=width_of_heads if name == "width" else positive, default=value)
     parser.add_argument("--only", nargs="*", choices=(*TECHNIQUES, *PAIRED), help="names of techniques")
     parser.add_argument("--compile", action="store_true", help="also torch.compile: a minute of compiling each")
     parser.add_argument("--out", type=Path, help="stem of the .json written")
@@ -307,4 +307,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -25,6 +25,7 @@ import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForMaskedLM
 
+from benchmarks.common import command, positive
 from sslnlp import rng
 from sslnlp.collators import get_collator
 from sslnlp.data.packing import PackedRows
@@ -139,14 +140,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
     parser.add_argument("--column", default="text")
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--seeds", type=positive, default=10)
+    parser.add_argument("--steps", type=positive, default=100)
     parser.add_argument("--architecture", default="bert")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--only", nargs="*", choices=[*RUNS, *COLLAPSING])
     parser.add_argument("--starts", nargs="*", choices=["fresh", "masked_lm"], default=["fresh", "masked_lm"])
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     told = {name: getattr(arguments, name) for name in ("architecture", "seeds", "steps", "lr")}
@@ -168,4 +171,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

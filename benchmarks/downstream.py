@@ -23,6 +23,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.common import command
 from sslnlp.data.config import DataConfig
 from sslnlp.data.table import labelled
 from sslnlp.evaluation.baselines import bm25_ranking, tfidf_logreg
@@ -161,4 +162,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -23,6 +23,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.common import command
 from sslnlp.objectives import OBJECTIVES, get_objective
 from tests.contract import architectures, make_trainer
 
@@ -70,6 +71,8 @@ def main() -> None:
     if arguments.worker:
         worker(arguments.worker)
         return
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
     table = Table("objective", "architecture", "split", "gradient", "weights", title="differences from 1×32")
     figures = []
     with tempfile.TemporaryDirectory() as place:
@@ -107,4 +110,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

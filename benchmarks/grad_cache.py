@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import machine, peak_rss
+from benchmarks.common import command, machine, peak_rss, positive, width_of_heads
 
 
 def update(job: dict[str, Any]) -> dict[str, Any]:
@@ -54,18 +54,20 @@ def update(job: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batches", type=int, nargs="+", default=[64, 512, 4096])
+    parser.add_argument("--batches", type=positive, nargs="+", default=[64, 512, 4096])
     parser.add_argument("--at-once", type=int, default=512, help="the largest batch that is also encoded at once")
-    parser.add_argument("--mini-batch-size", type=int, default=64)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--length", type=int, default=32)
+    parser.add_argument("--mini-batch-size", type=positive, default=64)
+    parser.add_argument("--layers", type=positive, default=4)
+    parser.add_argument("--width", type=width_of_heads, default=256)
+    parser.add_argument("--length", type=positive, default=32)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--job", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.job:
         print(json.dumps(update(json.loads(arguments.job))))
         return
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
     found = []
     for batch in arguments.batches:
         for mini in [None, arguments.mini_batch_size]:
@@ -87,4 +89,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -34,8 +34,10 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.common import command, positive
 from sslnlp.data.config import DataConfig
 from sslnlp.data.pictured import PictureRows, pictured
+from sslnlp.errors import suggest
 from sslnlp.evaluation.probes import probe_measures
 from sslnlp.evaluation.zero_shot import class_vectors, zero_shot_measures
 from sslnlp.picture_encoder import PictureEncoder
@@ -56,6 +58,7 @@ SHOWN = {
     "majority": "majority",
 }
 """Figure -> heading. Recalls and accuracies are shown × 100."""
+VISION = ("plain", "info_nce", "rotation", "masked_patches")
 RANKS = ("median_rank", "loss")
 QUIET = ("train.keep_best=false", "train.eval_every=1000000", "train.save_every=1000000", "train.schedule=cosine")
 """The test pictures choose nothing."""
@@ -159,17 +162,24 @@ def main() -> None:
     parser.add_argument("--tower", action="append", default=[])
     parser.add_argument("--locked", action="append", default=[], help="name of a tower that stays as it is")
     parser.add_argument("--fresh", action=argparse.BooleanOptionalAction, default=True, help="also a fresh text tower")
-    parser.add_argument("--vision", default="plain,info_nce,rotation,masked_patches")
+    parser.add_argument("--vision", default=",".join(VISION))
     parser.add_argument("--objective", default="clip")
     parser.add_argument("--size", default="tiny")
-    parser.add_argument("--patch", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--before", type=int, default=600)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--patch", type=positive, default=8)
+    parser.add_argument("--steps", type=positive, default=600)
+    parser.add_argument("--before", type=positive, default=600)
+    parser.add_argument("--batch", type=positive, default=128)
+    parser.add_argument("--seeds", type=positive, default=3)
     parser.add_argument("--out", type=Path, default=Path("out/image_text"))
     parser.add_argument("--key", dest="keys", action="append", default=[], help="KEY=VALUE of every run")
     options = parser.parse_args()
+    for text in options.tower:
+        if "=" not in text:
+            parser.error(f"--tower {text}: write NAME=PATH")
+    known = [text.split("=", 1)[0] for text in options.tower]
+    for given, names in ((options.locked, known), (options.vision.split(","), VISION)):
+        if wrong := [name for name in given if name not in names]:
+            parser.error(f"there is no {wrong[0]!r}.{suggest(wrong[0], names)}")
     options.out.mkdir(parents=True, exist_ok=True)
     towers = [("untrained", None)] if options.fresh else []
     towers += [tuple(text.split("=", 1)) for text in options.tower]
@@ -188,4 +198,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

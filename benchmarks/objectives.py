@@ -27,6 +27,7 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM
 
+from benchmarks.common import command, positive
 from sslnlp.data.prepare import lock, sample_texts
 from sslnlp.evaluation.held_out import evaluate_held_out, to_device
 from sslnlp.objectives.causal_lm import CausalLM
@@ -221,11 +222,11 @@ def main() -> None:
     task.set_defaults(function=train)
     for path in ("train", "valid", "out"):
         task.add_argument(path, type=Path)
-    task.add_argument("--tokens", type=int, default=2_000_000)
+    task.add_argument("--tokens", type=positive, default=2_000_000)
     task.add_argument("--size", default="tiny")
-    task.add_argument("--vocab-size", type=int, default=4096)
-    task.add_argument("--seq-length", type=int, default=128)
-    task.add_argument("--batch-size", type=int, default=16)
+    task.add_argument("--vocab-size", type=positive, default=4096)
+    task.add_argument("--seq-length", type=positive, default=128)
+    task.add_argument("--batch-size", type=positive, default=16)
     task.add_argument("--lr", type=float, default=1e-2)
     task.add_argument("--optimizer", default="muon")
     task.add_argument("--precision", default="no")
@@ -241,4 +242,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.common import machine
+from benchmarks.common import command, machine, positive
 
 TOLERANCE = {"no": 1e-3, "bf16": 5e-2}
 """Nats that the losses of an update may differ by: sums in another order, carried on by all updates before."""
@@ -73,7 +73,7 @@ def compare(recipe: str, keys: list[str], folder: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="folder of the data")
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=positive, default=200)
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--only", nargs="+", default=list(CASES), choices=list(CASES), metavar="CASE")
     parser.add_argument("--out", type=Path, help="stem of the JSON file")
@@ -107,4 +107,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--one"]:
         run_once(*json.loads(sys.argv[2]))
     else:
-        main()
+        command(main)

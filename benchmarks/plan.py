@@ -26,7 +26,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.common import machine
+from benchmarks.common import command, machine, positive
 
 SHORT = ["data.train={data}/wiki-en/test.parquet", "tokenizer.vocab_size=4096"]
 CASES: dict[str, tuple[str, list[str]]] = {
@@ -138,7 +138,7 @@ def show(name: str, rows: list[dict[str, Any]], table: Table) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="folder of the data")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=positive, default=2)
     parser.add_argument("--only", nargs="+", default=list(CASES), choices=list(CASES), metavar="CASE")
     parser.add_argument("--keys", nargs="*", default=[], help="further key=value of every recipe")
     parser.add_argument("--lock", type=Path, help="a file that others who measure on this machine lock too")
@@ -168,4 +168,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--pair"]:
         print(json.dumps([step(*json.loads(sys.argv[2])) for step in (plan_once, run_once)]))
     else:
-        main()
+        command(main)

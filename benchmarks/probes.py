@@ -42,6 +42,7 @@ from transformers import (
     ElectraForPreTraining,
 )
 
+from benchmarks.common import command
 from benchmarks.objectives import DECODERS, DEVICE, RUNS, file_name
 from sslnlp.evaluation.beir import load_beir
 from sslnlp.evaluation.ranking import nearest, ranking_measures
@@ -199,7 +200,7 @@ def measure(name: str, export: Path, arguments: argparse.Namespace, *, untrained
 
 
 def tfidf(data: Path) -> dict[str, float]:
-    """Each probe on TF-IDF vectors (2,048 hashed or most frequent words) fitted on the probe's own texts."""
+    """Each probe on TF-IDF vectors (the 4,096 most frequent words) fitted on the probe's own texts."""
 
     def embed(texts: list[str]) -> Vectors:
         return np.asarray(vectorizer.transform(texts).todense(), dtype=np.float32)
@@ -251,4 +252,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -25,6 +25,7 @@ from rich.console import Console
 from sklearn.feature_extraction.text import TfidfVectorizer
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
+from benchmarks.common import command, positive
 from sslnlp.data.sources import open_source
 from sslnlp.evaluation.beir import evaluate_embedder, load_beir
 from sslnlp.evaluation.geometry import geometry_measures
@@ -186,7 +187,7 @@ def main() -> None:
     trains.add_argument("train", type=Path)
     trains.add_argument("valid", type=Path)
     trains.add_argument("out", type=Path)
-    trains.add_argument("--tokens", type=int, default=1_000_000)
+    trains.add_argument("--tokens", type=positive, default=1_000_000)
     trains.add_argument("--only", nargs="+", help="names of objectives")
     trains.add_argument("--rates", type=float, nargs="+", default=RATES)
     tables = tasks.add_parser("table")
@@ -204,4 +205,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

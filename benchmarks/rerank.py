@@ -18,6 +18,7 @@ import datasets
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.common import command, positive
 from sslnlp.evaluation.baselines import bm25_ranking
 from sslnlp.evaluation.ranking import Run, query_measures, ranked
 from sslnlp.search.reranker import Reranker
@@ -57,8 +58,8 @@ def main() -> None:
     parser.add_argument("reranker", nargs="*")
     parser.add_argument("--query", default="summary")
     parser.add_argument("--document", default="description")
-    parser.add_argument("--queries", type=int, default=300)
-    parser.add_argument("--depth", type=int, default=50)
+    parser.add_argument("--queries", type=positive, default=300)
+    parser.add_argument("--depth", type=positive, default=50)
     options = parser.parse_args()
     corpus, queries, qrels = known_items(options.pairs, options.query, options.document, options.queries)
     first = bm25_ranking(corpus, queries)
@@ -85,4 +86,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

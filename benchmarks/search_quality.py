@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from scipy.stats import ttest_rel
 
+from benchmarks.common import command
 from sslnlp.search.defaults import RERANK_DEPTH, RERANK_WEIGHT
 from sslnlp.search.evaluate import beir_files, evaluate_runs, load_judged, run_queries, write_json
 from sslnlp.search.evaluate_cli import print_evaluation
@@ -110,4 +111,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

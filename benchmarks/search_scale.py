@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import machine
+from benchmarks.common import command, machine
 from sslnlp.search import changes, loading
 from sslnlp.search.index import Index, add_documents, build_index, delete_documents
 
@@ -204,4 +204,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -1,0 +1,81 @@
+"""The benchmarks that make many small runs: what is a result, which runs belong together, where figures go."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import collapse, defaults, grad_cache, image_text
+from sslnlp.errors import UserError
+from sslnlp.train import NonFiniteError
+
+
+def line(value: float | None, **other: Any) -> str:
+    shared = {"objective": "masked_lm", "size": "nano", "tokens": 64, "seq_length": 32, "set": {"train.lr": "1"}}
+    return json.dumps({**shared, **other, "figures": {} if value is None else {"loss": value}}) + "\n"
+
+
+def test_rows_of_other_lengths_are_no_seeds_of_one_setting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    diverged = line(None, set={"train.lr": "9"})
+    text = diverged + line(5.0) + line(7.0, seq_length=64) + line(6.0, set={"train.lr": "2"}) + line(4.0)
+    (tmp_path / "defaults.jsonl").write_text(text)
+    defaults.show(tmp_path)
+    shown = [row.split("│")[1:-1] for row in capsys.readouterr().out.splitlines() if "masked_lm" in row]
+    found = [tuple(row[at].strip() for at in (3, 4, 5, 6)) for row in shown]
+    rows = [("32", "lr=1", "4.5000", "2"), ("32", "lr=2", "6.0000", "1"), ("32", "lr=9", "inf", "1")]
+    assert found == [*rows, ("64", "lr=1", "7.0000", "1")]
+
+
+def test_only_a_rate_too_high_is_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tokenizer").mkdir()
+    asked = argparse.Namespace(
+        out=tmp_path, objective="masked_lm", size="nano", tokens=64, seq_length=32, set=["train.lr=9"], seeds=[0],
+        train="t",
+    )  # fmt: skip
+
+    def fails(error: Exception) -> Any:
+        def one(*_: Any) -> Any:
+            raise error
+
+        monkeypatch.setattr(defaults, "one", one)
+
+    fails(UserError("unknown key"))
+    with pytest.raises(UserError, match="unknown key"):
+        defaults.train(asked)
+    assert defaults.lines(tmp_path) == []
+    fails(NonFiniteError(3))
+    defaults.train(asked)
+    assert defaults.lines(tmp_path)[0]["error"].startswith("NonFiniteError")
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "said"),
+    [
+        (defaults.main, ["TRAIN", "VALID"], "give TRAIN VALID OUT"),
+        (image_text.main, ["DATA", "--tower", "MiniLM"], "--tower MiniLM: write NAME=PATH"),
+        (image_text.main, ["DATA", "--tower", "A=B", "--locked", "a"], "there is no 'a'"),
+        (image_text.main, ["DATA", "--vision", "plain,rotations"], "Did you mean 'rotation'"),
+        (grad_cache.main, ["--width", "100"], "not a multiple of 64"),
+        (collapse.main, ["TEXT", "--seeds", "0"], "0 is not above 0"),
+    ],
+)
+def test_bad_arguments_are_refused_before_a_run(
+    main: Any, arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmark", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_figures_go_into_a_folder_that_was_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "new" / "grad-cache.json"
+    sizes = ["--batches", "4", "--mini-batch-size", "2", "--layers", "1", "--width", "64", "--length", "4"]
+    monkeypatch.setattr(sys, "argv", ["grad_cache", *sizes, "--out", str(out)])
+    grad_cache.main()
+    assert [run["mini"] for run in json.loads(out.read_text())["runs"]] == [None, 2]
