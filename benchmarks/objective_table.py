@@ -143,4 +143,5 @@ def figure_of(every: Mapping[str, Mapping[str, float]], path: Path) -> None:
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
     fig.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(path)

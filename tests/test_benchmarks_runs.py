@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import collapse, defaults, grad_cache, image_text
+from benchmarks import collapse, defaults, grad_cache, image_text, objective_table
 from sslnlp.errors import UserError
 from sslnlp.train import NonFiniteError
 
@@ -71,6 +71,13 @@ def test_bad_arguments_are_refused_before_a_run(
     with pytest.raises(SystemExit, match="2"):
         main()
     assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_figure_goes_into_a_folder_that_was_not_there(tmp_path: Path) -> None:
+    figures = {"accuracy": 0.5, "most_frequent": 0.25, "parameters": 1e6}
+    (tmp_path / "masked_lm.json").write_text(json.dumps({"figures": figures}))
+    objective_table.table(tmp_path, tmp_path / "new" / "objectives.svg")
+    assert "<svg" in (tmp_path / "new" / "objectives.svg").read_text()
 
 
 def test_figures_go_into_a_folder_that_was_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
