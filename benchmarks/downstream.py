@@ -26,6 +26,7 @@ from rich.table import Table
 from benchmarks.common import command
 from sslnlp.data.config import DataConfig
 from sslnlp.data.table import labelled
+from sslnlp.errors import UserError
 from sslnlp.evaluation.baselines import bm25_ranking, tfidf_logreg
 from sslnlp.evaluation.beir import load_beir
 from sslnlp.evaluation.ranking import ranking_measures
@@ -40,7 +41,10 @@ def start(pretrained: Path, untrained: bool) -> dict[str, Any]:
     if not untrained:
         return {"model.pretrained": str(pretrained)}
     story = json.loads((pretrained / "recipe.json").read_text())["recipe"]
+    if story["model"].get("pretrained"):  # its size is that of the model it went on from, which no key names
+        raise UserError(f"{pretrained} went on from other weights; give a run that began with fresh ones")
     model = {f"model.{key}": story["model"][key] for key in ("architecture", "size")}
+    model |= {f"model.config.{key}": value for key, value in story["model"].get("config", {}).items()}
     return {**model, "tokenizer.path": str(pretrained), "data.seq_length": story["data"]["seq_length"]}
 
 

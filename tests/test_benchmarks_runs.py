@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks import collapse, defaults, grad_cache, image_text, objective_table
+from benchmarks import collapse, defaults, downstream, grad_cache, image_text, objective_table
 from sslnlp.errors import UserError
+from sslnlp.recipe import load_recipe, override
 from sslnlp.train import NonFiniteError
 
 
@@ -71,6 +72,20 @@ def test_bad_arguments_are_refused_before_a_run(
     with pytest.raises(SystemExit, match="2"):
         main()
     assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_untrained_model_has_the_configuration_of_the_pretrained_one(tmp_path: Path) -> None:
+    story: dict[str, Any] = {"model": {"architecture": "bert", "size": "nano", "config": {"num_hidden_layers": 3}}}
+    (tmp_path / "recipe.json").write_text(json.dumps({"recipe": story | {"data": {"seq_length": 64}}}))
+    keys = downstream.start(tmp_path, True)
+    recipe = override(load_recipe("finetune_classification"), keys)
+    assert (recipe.model.architecture, recipe.model.size) == ("bert", "nano")
+    assert recipe.model.config == {"num_hidden_layers": 3}
+    story["model"]["pretrained"] = "elsewhere"
+    (tmp_path / "recipe.json").write_text(json.dumps({"recipe": story | {"data": {"seq_length": 64}}}))
+    with pytest.raises(UserError, match="went on from other weights"):
+        downstream.start(tmp_path, True)
+    assert downstream.start(tmp_path, False) == {"model.pretrained": str(tmp_path)}
 
 
 def test_the_figure_goes_into_a_folder_that_was_not_there(tmp_path: Path) -> None:
