@@ -30,6 +30,7 @@ from sslnlp.errors import UserError
 from sslnlp.evaluation.chance import ChanceWatch
 from sslnlp.evaluation.collapse import CollapseWatch
 from sslnlp.finite import Finite, NonFiniteError
+from sslnlp.heap import keep_freed_memory
 from sslnlp.metrics import MetricsLog
 from sslnlp.nn import row_keyed_dropout
 from sslnlp.objectives.base import Objective
@@ -111,6 +112,8 @@ class Trainer:
         module: Any = torch.compile(self.objective) if config.compile else self.objective
         self.module = module if self._sharded else self.accelerator.prepare(module)
         warn_if_slower(config.precision, self.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         # Under FSDP2 the optimiser's flag would have to be a tensor of all ranks, so there it is read at once.
         self._finite = Finite(late=self.device.type == "cuda" and not self._sharded)
         self._signals = Signals()

@@ -157,7 +157,7 @@ LEVELS = [
     "architectures vision models modes packed generation",
     "data",
     "collators objectives",
-    "optim muon checkpoint metrics windows train_config sums signals finite averaging budget precision sharding",
+    "optim muon checkpoint metrics windows train_config sums signals finite averaging budget precision sharding heap",
     "train evaluation search export card hub predict predict_pictures",
     "recipe report",
     "text_to_search build_cli predict_cli curve quickstart cli __main__",

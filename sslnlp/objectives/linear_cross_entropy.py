@@ -129,7 +129,8 @@ def _compute(
     w_VH, b_V = weight_VH.to(dtype), None if bias_V is None else bias_V.to(dtype)
     vocabulary, positions = len(w_VH), len(target_N)
     scored_N1 = (target_N != IGNORED)[:, None]
-    score = _fused_score() if fused else _score
+    on_cpu = features_NH.device.type == "cpu"
+    score = _fused_score() if fused else _score_in_cache if on_cpu else _score
     total = torch.zeros((), dtype=sums, device=features_NH.device)
     hits = torch.zeros((), dtype=torch.float32, device=features_NH.device)
     chunk, panel = _sizes(features_NH, vocabulary)
@@ -137,8 +138,8 @@ def _compute(
     d_features_NH, d_weight_VH, d_bias_V = _buffers(features_NH, weight_VH, bias_V, differentiate, matrix=not whole)
     # One place for what all chunks make, because the first touch of new memory costs as much as the sums in it.
     logits_RV = features_NH.new_empty(chunk, vocabulary)
-    block = chunk if features_NH.device.type != "cpu" else min(chunk, max(1, BLOCK // max(vocabulary, 1)))
-    rooms = None if fused else [features_NH.new_empty(block, vocabulary, dtype=sums) for _ in range(2)]
+    block = min(chunk, max(1, BLOCK // max(vocabulary, 1))) if on_cpu else chunk
+    room_BV = None if fused else features_NH.new_empty(block, vocabulary, dtype=sums)
     in_place = fused and panel == chunk  # what the compiled kernel makes is the panel
     panel_RV = features_NH.new_empty(panel, vocabulary) if differentiate and not in_place else None
     for start in range(0, positions, max(panel, 1)):
@@ -149,7 +150,9 @@ def _compute(
             logits_CV = _product(features_NH[own], w_VH, b_V, out=logits_RV[:count])
             into_CV = None if panel_RV is None else panel_RV[own.start - start : own.stop - start]
             target_C1 = target_N[own].clamp(min=0)[:, None]
-            d_logits_CV, losses_C, hits_C = _score_chunk(score, logits_CV, target_C1, smoothing, block, rooms, into_CV)
+            d_logits_CV, losses_C, hits_C = _score_chunk(
+                score, logits_CV, target_C1, smoothing, block, room_BV, into_CV
+            )
             total += (losses_C * scored_N1[own, 0]).sum()
             hits += (hits_C & scored_N1[own, 0]).sum()
             if differentiate:
@@ -240,7 +243,7 @@ def _score_chunk(
     target_C1: Tensor,
     smoothing: float,
     block: int,
-    rooms: list[Tensor] | None,
+    room_BV: Tensor | None,
     into_CV: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What `score` makes, by blocks; the gradient in `into_CV`, without which it is that of the last block."""
@@ -248,7 +251,7 @@ def _score_chunk(
     for start in range(0, len(logits_CV), block):
         logits_BV, target_B1 = logits_CV[start : start + block], target_C1[start : start + block]
         into_BV = None if into_CV is None else into_CV[start : start + block]
-        made_BV, losses_B, hits_B = score(logits_BV, target_B1, smoothing, rooms, into_BV)
+        made_BV, losses_B, hits_B = score(logits_BV, target_B1, smoothing, room_BV, into_BV)
         if into_BV is not None and made_BV is not into_BV:
             into_BV.copy_(made_BV)
         losses.append(losses_B)
@@ -260,47 +263,65 @@ def _score(
     logits_BV: Tensor,
     target_B1: Tensor,
     smoothing: float,
-    rooms: list[Tensor] | None = None,
+    room_BV: Tensor | None = None,
     into_BV: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradient of the summed losses by the logits [B, V], the losses [B] and whether the target is highest [B].
 
-    The gradient is made in `into_BV` where that is of the type it is exact in, float32 at least, else in one of the
-    two `rooms`, where they are given.
+    The gradient is made in `into_BV` where that is of the type it is exact in, float32 at least, else in `room_BV`.
     """
     exact = torch.promote_types(logits_BV.dtype, torch.float32)
-    exact_BV, room_BV = logits_BV, None
-    if rooms is not None:
-        room_BV = into_BV if into_BV is not None and into_BV.dtype == exact else rooms[0][: len(logits_BV)]
-        if logits_BV.device.type == "cpu" and logits_BV.dtype != exact:  # softmax would make new room for it each time
-            exact_BV = rooms[1][: len(logits_BV)].copy_(logits_BV)
-    chance_BV = torch.softmax(exact_BV, -1, exact, out=room_BV)
+    chance_BV = torch.softmax(logits_BV, -1, exact, out=_place(exact, len(logits_BV), room_BV, into_BV))
     # The largest probability is at least 1 / V, so its logarithm is exact where that of a target's could be -inf.
-    top_B1, hits_B = _highest(chance_BV, target_B1)
-    log_sum_B1 = exact_BV.amax(-1, keepdim=True).to(exact) - top_B1.log()
+    top_B1, best_B1 = chance_BV.max(-1, keepdim=True)
+    log_sum_B1 = logits_BV.amax(-1, keepdim=True).to(exact) - top_B1.log()
     losses_B1 = log_sum_B1 - (1 - smoothing) * logits_BV.gather(1, target_B1).to(exact)
     if smoothing:
         losses_B1 = losses_B1 - smoothing * logits_BV.mean(-1, keepdim=True, dtype=exact)
         chance_BV -= smoothing / logits_BV.shape[1]
     chance_BV.scatter_add_(1, target_B1, torch.full_like(top_B1, smoothing - 1))
-    return chance_BV, losses_B1[:, 0], hits_B
+    return chance_BV, losses_B1[:, 0], (best_B1 == target_B1)[:, 0]
 
 
-def _highest(chance_BV: Tensor, target_B1: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest probability [B, 1], and whether it is the target's [B]; of equal ones the first counts."""
-    if chance_BV.device.type != "cpu":
-        top_B1, best_B1 = chance_BV.max(-1, keepdim=True)
-        return top_B1, (best_B1 == target_B1)[:, 0]
-    # On a CPU the place of the maximum costs five times the maximum, so it is looked for where the target may be it.
-    top_B1 = chance_BV.amax(-1, keepdim=True)
-    hits_B = (chance_BV.gather(1, target_B1) == top_B1)[:, 0]
+def _score_in_cache(
+    logits_BV: Tensor,
+    target_B1: Tensor,
+    smoothing: float,
+    room_BV: Tensor | None = None,
+    into_BV: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same as `_score` for a CPU, whose softmax takes longer than its parts in place, on a block in the cache."""
+    exact = torch.promote_types(logits_BV.dtype, torch.float32)
+    place_BV = _place(exact, len(logits_BV), room_BV, into_BV)
+    # `to` would make new room for it each time.
+    exact_BV = logits_BV.to(exact) if place_BV is None or logits_BV.dtype == exact else place_BV.copy_(logits_BV)
+    top_B1, own_B1 = exact_BV.amax(-1, keepdim=True), exact_BV.gather(1, target_B1)
+    # The place of the maximum costs ten times the maximum, so it is looked for where the target may be it: of equal
+    # ones the first counts.
+    hits_B = (own_B1 == top_B1)[:, 0]
     maybe = hits_B.nonzero()[:, 0]
-    hits_B[maybe] = chance_BV[maybe].argmax(-1) == target_B1[maybe, 0]
-    return top_B1, hits_B
+    hits_B[maybe] = logits_BV[maybe].argmax(-1) == target_B1[maybe, 0]
+    losses_B1 = top_B1 - (1 - smoothing) * own_B1
+    if smoothing:
+        losses_B1 = losses_B1 - smoothing * exact_BV.mean(-1, keepdim=True)
+    chance_BV = torch.sub(exact_BV, top_B1, out=place_BV).exp_()
+    sum_B1 = chance_BV.sum(-1, keepdim=True)  # at least 1
+    chance_BV *= sum_B1.reciprocal()
+    if smoothing:
+        chance_BV -= smoothing / logits_BV.shape[1]
+    chance_BV.scatter_add_(1, target_B1, torch.full_like(top_B1, smoothing - 1))
+    return chance_BV, (losses_B1 + sum_B1.log())[:, 0], hits_B
+
+
+def _place(exact: torch.dtype, rows: int, room_BV: Tensor | None, into_BV: Tensor | None) -> Tensor | None:
+    """Where the gradient is made: in `into_BV` if its type is exact."""
+    if into_BV is not None and into_BV.dtype == exact:
+        return into_BV
+    return None if room_BV is None else room_BV[:rows]
 
 
 def _score_by_element(
-    logits_CV: Tensor, target_C1: Tensor, smoothing: float, rooms: None = None, into_CV: Tensor | None = None
+    logits_CV: Tensor, target_C1: Tensor, smoothing: float, room_CV: None = None, into_CV: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same as `_score`, written so that the compiler makes one kernel of it, with the gradient in the logits' type.
 

@@ -1,0 +1,67 @@
+"""Freed memory stays with the process: counted in pages that the kernel has to hand out again."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sslnlp import train
+from sslnlp.heap import keep_freed_memory
+from tests.contract import make_trainer
+
+GLIBC = platform.libc_ver()[0] == "glibc"
+PAGES = """
+import resource, sys, torch
+from sslnlp.heap import keep_freed_memory
+print(keep_freed_memory() if sys.argv[1] == "keep" else "no")
+for turn in range(4):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    blocks = [torch.ones(10 << 20) for _ in range(3)]  # 40 MiB each
+    del blocks
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def pages(how: str, **environment: str) -> tuple[str, int]:
+    """What was said, and the pages asked for in the fourth turn."""
+    found = subprocess.run(
+        [sys.executable, "-c", PAGES, how],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    said, number = found.stdout.split()
+    return said, int(number)
+
+
+@pytest.mark.skipif(not GLIBC, reason="malloc is not glibc's")
+def test_the_same_blocks_are_not_asked_for_again() -> None:
+    said, kept = pages("keep")
+    assert said == "True"
+    assert kept * 4 < pages("as it comes")[1]  # a kernel that gives large pages unasked has few to count
+
+
+@pytest.mark.skipif(not GLIBC, reason="malloc is not glibc's")
+@pytest.mark.parametrize(
+    "by_hand", [{"MALLOC_MMAP_THRESHOLD_": "65536"}, {"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=65536"}]
+)
+def test_who_says_what_malloc_should_do_is_left_alone(by_hand: dict[str, str]) -> None:
+    assert pages("keep", **by_hand)[0] == "False"
+
+
+def test_elsewhere_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    assert not keep_freed_memory()
+
+
+def test_training_on_a_cpu_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(train, "keep_freed_memory", lambda: asked.append("kept"))
+    make_trainer("causal_lm", tmp_path)
+    assert asked == ["kept"]
