@@ -203,14 +203,19 @@ def sslnlp_(
     precision: str = "bf16",
     compiled: bool = False,
     documents: bool = False,
+    kept: bool = True,
     **turns: Any,
 ) -> None:
+    """`kept`: whether freed memory stays with the process, as `Trainer` has it."""
     _without_readers()
+    from sslnlp import train
     from sslnlp.adapt import adapt
     from sslnlp.objectives import get_objective
     from sslnlp.train import TrainConfig
     from sslnlp.train import Trainer as OurTrainer
 
+    if not kept:
+        train.keep_freed_memory = lambda: False
     made, model, device = load(work)
     kind, batches = made["kind"], made["batches"]
     adapt(model)
@@ -304,10 +309,16 @@ def hf_trainer(
     attention: str = "sdpa",
     compiled: bool = False,
     workers: int = 0,
+    kept: bool = False,
     warmup: int,
     steps: int,
 ) -> None:
-    """`workers` above 0 makes it the tuned loader as well: fetching ahead, and no look at each loss for NaN."""
+    """`workers` above 0 makes it the tuned loader as well: fetching ahead, and no look at each loss for NaN. `kept`
+    gives it our way with freed memory."""
+    if kept:
+        from sslnlp.heap import keep_freed_memory
+
+        keep_freed_memory()
     made = torch.load(work)
     kind, sizes, batches, device = made["kind"], made["sizes"], made["batches"], Device(made["device"])
     model = build(kind, sizes, dropout=dropout, attn_implementation=attention)
@@ -330,8 +341,15 @@ def hf_trainer(
         trainer.train()
 
 
-def short_loop(gate: Gate, *, work: str, compiled: bool, bf16: bool = True, plain: bool = False, **turns: int) -> None:
-    """In the style of nanoGPT: bf16 autocast unless told otherwise, fused AdamW, clipping, torch.compile if asked."""
+def short_loop(
+    gate: Gate, *, work: str, compiled: bool, bf16: bool = True, plain: bool = False, kept: bool = False, **turns: int
+) -> None:
+    """In the style of nanoGPT: bf16 autocast unless told otherwise, fused AdamW, clipping, torch.compile if asked;
+    `kept` gives it our way with freed memory."""
+    if kept:
+        from sslnlp.heap import keep_freed_memory
+
+        keep_freed_memory()
     made, stock, device = load(work)
     model = SmallGPT(stock, plain=plain).to(device.name)
     torch.set_float32_matmul_precision("high" if device.gpu else "highest")

@@ -4,7 +4,8 @@
     python -m benchmarks.step causal [...] [--compile] [--float32]
 
 `masked` is BERT against `transformers.Trainer`: as run_mlm.py uses it (float32, dropout as published), and tuned (bf16
-where the CPU has units for it, no dropout, the faster attention). `causal` is GPT-2 against a loop in the style of
+where the CPU has units for it, no dropout, the faster attention; "memory kept" gives a peer what ours does with freed
+memory, and "given back" takes it from ours). `causal` is GPT-2 against a loop in the style of
 nanoGPT and against the Trainer, in bf16 with fused and with plain attention. `--float32` leaves out all that is in
 bf16, for a CPU that emulates it.
 With `--text FILE` ids are its text in a tokenizer trained on it, without one they are random.
@@ -48,6 +49,8 @@ def ours(turns: dict[str, Any]) -> dict[str, Any]:
     return {
         "sslnlp bf16": (sslnlp_, turns),
         "sslnlp bf16, compiled": (sslnlp_, turns | {"compiled": True}),
+        "sslnlp bf16, memory given back": (sslnlp_, turns | {"kept": False}),
+        "sslnlp bf16, compiled, memory given back": (sslnlp_, turns | {"compiled": True, "kept": False}),
         "sslnlp float32": (sslnlp_, turns | {"precision": "no"}),
         "sslnlp float32, compiled": (sslnlp_, turns | {"precision": "no", "compiled": True}),
     }
@@ -63,6 +66,10 @@ def masked(turns: dict[str, Any]) -> dict[str, Any]:
         "HF Trainer, bf16": (hf_trainer, bf16),
         "HF Trainer, bf16, eager attention": (hf_trainer, bf16 | {"attention": "eager"}),
         "HF Trainer, bf16, eager, compiled": (hf_trainer, bf16 | {"attention": "eager", "compiled": True}),
+        "HF Trainer, bf16, eager, compiled, memory kept": (
+            hf_trainer,
+            bf16 | {"attention": "eager", "compiled": True, "kept": True},
+        ),
     }
 
 
@@ -74,6 +81,10 @@ def causal(turns: dict[str, Any]) -> dict[str, Any]:
         "short loop, bf16, compiled": (short_loop, turns | {"compiled": True}),
         "short loop, bf16, plain attention": (short_loop, turns | {"compiled": False, "plain": True}),
         "short loop, bf16, plain attention, compiled": (short_loop, turns | {"compiled": True, "plain": True}),
+        "short loop, bf16, plain attention, compiled, memory kept": (
+            short_loop,
+            turns | {"compiled": True, "plain": True, "kept": True},
+        ),
         "short loop, float32": (short_loop, float32 | {"compiled": False}),
         "short loop, float32, compiled": (short_loop, float32 | {"compiled": True}),
         "HF Trainer, bf16": (hf_trainer, turns | {"bf16": True}),
