@@ -163,8 +163,9 @@ def masked_trainer(
     from transformers.trainer_pt_utils import get_length_grouped_indices
 
     class ByLength(Trainer):
-        """Texts of like length together among all of a round. `train_sampling_strategy="group_by_length"` sorts 50
-        batches of a corpus at a time, but a quarter of a data set that is as small as a round."""
+        """Texts of like length together among all of a round, its batches shuffled: from long to short they learn
+        something else. `train_sampling_strategy="group_by_length"` sorts 50 batches of a corpus at a time, but a
+        quarter of a data set that is as small as a round."""
 
         def _get_train_sampler(self, *args: Any) -> Any:
             class Grouped(torch.utils.data.Sampler[int]):
@@ -172,7 +173,10 @@ def masked_trainer(
                     return len(lengths)
 
                 def __iter__(self) -> Any:
-                    return iter(get_length_grouped_indices(lengths, work["batch"], 50))
+                    size = work["batch"]
+                    order, whole = get_length_grouped_indices(lengths, size, 50), len(lengths) // size
+                    for n in [*torch.randperm(whole).tolist(), whole]:  # what is no whole batch stays at the end
+                        yield from order[n * size : (n + 1) * size]
 
             return Grouped()
 
