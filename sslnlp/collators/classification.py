@@ -13,11 +13,9 @@ import torch
 from torch import Tensor
 
 from sslnlp.collators.base import Collator
+from sslnlp.data.label_kinds import UNKNOWN
 from sslnlp.errors import UserError
 from sslnlp.types import Batch, Row
-
-UNKNOWN = -100
-"""The label of a text whose class is not known."""
 
 
 @dataclass(kw_only=True)

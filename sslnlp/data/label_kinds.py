@@ -16,6 +16,9 @@ from sslnlp.errors import UserError
 SEPARATOR = "|"
 """Between the labels of a cell of text, where a table has no lists (CSV)."""
 
+UNKNOWN = -100
+"""The number of a class that is not known, of a text or a word: neither learnt nor scored."""
+
 Label = str | tuple[str, ...] | float
 """A row's label: a class by name, several of them, or a number."""
 

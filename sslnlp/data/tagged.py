@@ -12,13 +12,11 @@ import numpy as np
 
 from sslnlp.data.config import DataConfig, all_held_out
 from sslnlp.data.hashes import HashSet, hash_texts
-from sslnlp.data.label_kinds import KINDS, class_names
+from sslnlp.data.label_kinds import KINDS, UNKNOWN, class_names
 from sslnlp.data.table_rows import TableRows, find_column, held_out, open_table, set_of
 from sslnlp.errors import UserError, suggest
 
 WORD_COLUMNS = ("tokens", "words", "text")
-UNKNOWN = -100
-"""The tag of a word that is neither learnt nor scored, in tables and in batches."""
 TAG_COLUMNS = ("tags", "ner_tags", "labels", "ner", "pos_tags", "label")
 
 

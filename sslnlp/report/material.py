@@ -133,7 +133,7 @@ def _labelled(spec: str, label: str | None) -> Labelled:
 
 def _columns(row: dict[str, Any], spec: str, wanted: str | None) -> tuple[str, str]:
     accepted = LABELS if wanted is None else (wanted,)
-    label = usual_name(row, LABELS) if wanted is None else next((name for name in row if name == wanted), None)
+    label = usual_name(row, accepted) if wanted is None or wanted in row else None
     if label is None:
         raise UserError(f"{spec} has no label column ({', '.join(accepted)}); it has {', '.join(row)}")
     return text_column({name: value for name, value in row.items() if name != label}, None, spec, DataConfig()), label
