@@ -178,6 +178,8 @@ def _started(wraps: Any, stock: PreTrainedConfig) -> PreTrainedModel:
     model: PreTrainedModel = wraps.from_config(stock, **_without_pooler(wraps, stock))
     if (start := STARTS.get(stock.model_type)) is not None:
         start(model)
+    if model.can_generate():  # a stock pipeline asks for 256 tokens, more than a model of short rows has positions for
+        model.generation_config.max_length = max_positions(stock)
     return model.float()
 
 

@@ -18,6 +18,7 @@ from transformers import (
     MPNetConfig,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
+    pipeline,
 )
 
 from sslnlp.architectures import ARCHITECTURES, SIZES
@@ -234,6 +235,16 @@ def test_what_a_decoder_starts_from_can_be_told(tokenizer: PreTrainedTokenizerBa
     check_config(config, Seq2SeqLM, 64)
     for settings in (model.config, model.generation_config):
         assert {name: getattr(settings, name) for name in fields} == fields
+
+
+def test_a_stock_pipeline_stops_where_the_positions_end(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """Unasked it writes 256 tokens, which would be an IndexError here."""
+    config = ModelConfig(architecture="gpt2", size="nano")
+    build_model(config, tokenizer, AutoModelForCausalLM, max_length=16).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    writer = pipeline("text-generation", model=str(tmp_path), return_full_text=True, eos_token_id=-1)
+    (made,) = writer("a cat", return_tensors=True)
+    assert len(made["generated_token_ids"]) == 16
 
 
 def test_sizes_grow(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -123,7 +123,7 @@ def _pipeline(task: str, *, pair: bool, length: int | None) -> list[str]:
     if task == "text-classification" and pair:
         text = '{"text": "One text", "text_pair": "Another one"}'
     if task == "text-generation":
-        # Unasked the pipeline writes 256 tokens, which a model with as many learned positions or fewer cannot.
+        # Unasked the pipeline writes 256 tokens, or as many as the model has positions, which takes its time on a CPU.
         text += f", max_new_tokens={max(1, min(32, (length or 64) // 2))}"
     # Only the first token of a word was trained to name its tag.
     settings = {"token-classification": ', aggregation_strategy="first"'}

@@ -135,8 +135,10 @@ def generate(
     way: dict[str, Any] = {"do_sample": False}
     if top_p is not None:
         way = {"do_sample": True, "top_p": top_p, "top_k": 0, "temperature": 1.0}
+    # A length in all, not `max_new_tokens`: stock code warns of two ways where the model has a longest of its own.
+    begun = 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
     config = GenerationConfig(
-        max_new_tokens=new_tokens, num_beams=1, repetition_penalty=1.0, no_repeat_ngram_size=0,
+        max_length=begun + new_tokens, num_beams=1, repetition_penalty=1.0, no_repeat_ngram_size=0,
         pad_token_id=pad_id(tokenizer), eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id,
         decoder_start_token_id=getattr(model.config, "decoder_start_token_id", None), **way,
     )  # fmt: skip

@@ -38,7 +38,10 @@ def continue_text(plan: Plan, *, tokens: int = 24) -> list[tuple[str, str]]:
     answers = []
     for prompt in PROMPTS:
         encoding: Any = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
-        made = model.generate(**encoding, max_new_tokens=tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id)
-        text = tokenizer.decode(made[0, encoding["input_ids"].shape[1] :], skip_special_tokens=True)
+        length = encoding["input_ids"].shape[1]
+        made = model.generate(
+            **encoding, max_length=length + tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
+        )
+        text = tokenizer.decode(made[0, length:], skip_special_tokens=True)
         answers.append((" ".join(prompt.split()), " ".join(text.split())))
     return answers
