@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.common import Comparison, ContenderFailed, Contest, machine, median_interval
+from benchmarks.common import Comparison, ContenderFailed, Contest, chosen, machine, median_interval
 from benchmarks.contenders import hf_trainer, save_work, short_loop, sslnlp_
 from benchmarks.step import same_work
 
@@ -134,6 +134,7 @@ class Run:
         self.measured = matmul_peak(arguments.device, 256 if arguments.miniature else 8192)
         self.waiting: dict[str, dict[str, Waiting]] = {}
         self.sizes: dict[str, dict[str, Any]] = {}
+        known: dict[str, Any] = {}
         for row in arguments.rows:
             sizes = ROWS[row] | (MINIATURE if arguments.miniature else {}) | {"batches": 8}
             kind = sizes.pop("kind")
@@ -148,6 +149,8 @@ class Run:
                 found["sslnlp, compiled, two documents a row"] = (sslnlp_, options)
             self.waiting[row] = {n: c for n, c in found.items() if not arguments.only or n in arguments.only}
             self.sizes[row] = sizes | {"kind": kind}
+            known |= found
+        chosen(known, arguments.only)  # a row need not have all that is named, but one of them does
 
     def seconds(self) -> float:
         return time.perf_counter() - self.began

@@ -52,7 +52,8 @@ def snippet(facts: CardFacts) -> str:
         return f"{embedder}\n\nWithout sentence-transformers, the same vectors:\n\n{_python(_vectors(facts))}"
     if task in ("fill-mask", "text-generation", "text-classification", "token-classification"):
         pair = "text_pair" in (facts.data.get("columns") or {})
-        return _python(_pipeline(task, pair=pair, length=facts.max_length))
+        several = facts.objective == "multi_label"
+        return _python(_pipeline(task, pair=pair, several=several, length=facts.max_length))
     return _python(
         [
             f"from transformers import {auto}, AutoTokenizer",
@@ -118,7 +119,7 @@ def _picture(pooling: str) -> list[str]:
     ]
 
 
-def _pipeline(task: str, *, pair: bool, length: int | None) -> list[str]:
+def _pipeline(task: str, *, pair: bool, several: bool, length: int | None) -> list[str]:
     text = 'f"One {pipe.tokenizer.mask_token} word."' if task == "fill-mask" else '"One text"'
     if task == "text-classification" and pair:
         text = '{"text": "One text", "text_pair": "Another one"}'
@@ -129,6 +130,8 @@ def _pipeline(task: str, *, pair: bool, length: int | None) -> list[str]:
     settings = {"token-classification": ', aggregation_strategy="first"'}
     # Unasked the pipeline cuts nothing off: a long text gets another answer than in training, or none.
     settings["text-classification"] = ", truncation=True"
+    if several:  # of any number of classes that a text has, it would say one
+        settings["text-classification"] += ", top_k=None"
     return [
         "from transformers import pipeline",
         "",
