@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.common import Comparison, ContenderFailed, Contest, chosen, machine, median_interval
+from benchmarks.common import Comparison, ContenderFailed, Contest, chosen, command, machine, median_interval
 from benchmarks.contenders import hf_trainer, save_work, short_loop, sslnlp_
 from benchmarks.step import same_work
 
@@ -278,4 +278,4 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    run(parse())
+    command(lambda: run(parse()))
