@@ -37,7 +37,7 @@ from sslnlp.muon import Muon
 from sslnlp.objectives.linear_cross_entropy import linear_cross_entropy
 from sslnlp.optim import adamw, parameter_groups
 from sslnlp.packed import hidden_states, prediction_head
-from sslnlp.precision import SLOWER, warn_if_slower
+from sslnlp.precision import GAIN, warn_if_slower
 
 TECHNIQUES = {
     "targets": "the head at the target positions only",
@@ -236,7 +236,7 @@ def ablation(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
     kind = arguments.kind
     sizes = {name: getattr(arguments, name) for name in ("layers", "width", "vocabulary", "length", "batch", "batches")}
-    half = (warn_if_slower("bf16", torch.device("cpu")) or 0.0) <= SLOWER
+    half = (warn_if_slower("bf16", torch.device("cpu")) or 0.0) <= GAIN
     asked = pairs(kind, half=half, compiled=arguments.compile)
     asked = {name: four for name, four in asked.items() if not arguments.only or name in arguments.only}
     rows = documents(kind, sizes) | {"whole": whole_rows(kind, sizes)}
