@@ -171,10 +171,17 @@ class Queue(nn.Module):
         self.pushed += rows
 
 
-def projector(width: int, hidden: int, out: int) -> nn.Sequential:
+class Projector(nn.Sequential):
     """[..., width] -> [..., out] by one hidden layer, normalised within each vector: no row's result depends on others,
-    as it would with the batch norm of the vision papers."""
-    return nn.Sequential(nn.Linear(width, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, out))
+    as it would with the batch norm of the vision papers. Vectors, which come in float32 at least, are taken in the type
+    of its weights."""
+
+    def __init__(self, width: int, hidden: int, out: int) -> None:
+        super().__init__(nn.Linear(width, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        projected: Tensor = super().forward(x.to(next(self.parameters()).dtype))  # type: ignore[no-untyped-call]
+        return projected
 
 
 class TanhGELU(nn.GELU):

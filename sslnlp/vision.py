@@ -60,7 +60,7 @@ def reads_pictures(config: Any) -> bool:
 def states_of_some(tower: ViTModel, pixel_BCHW: Tensor, patch_BK: Tensor) -> Tensor:
     """The last states [B, 1 + K, H] of the whole picture and of the patches `patch_BK` (int64, from 0) that are read:
     the stock forward pass between its parts."""
-    states_BSH: Any = tower.embeddings(pixel_BCHW)
+    states_BSH: Any = tower.embeddings(pixel_BCHW.to(tower.dtype))  # as `ViTModel.forward` does
     index = torch.cat([torch.zeros_like(patch_BK[:, :1]), patch_BK + 1], 1)
     states_BSH = states_BSH.gather(1, index[..., None].expand(-1, -1, states_BSH.shape[2]))
     for layer in tower.layers:

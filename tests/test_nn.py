@@ -15,6 +15,7 @@ from sslnlp.errors import UserError
 from sslnlp.nn import (
     POOLINGS,
     Pooling,
+    Projector,
     Queue,
     RowDropout,
     Teacher,
@@ -22,7 +23,6 @@ from sslnlp.nn import (
     document_pool,
     dropout,
     keyed_uniform,
-    projector,
     row_keyed_dropout,
 )
 
@@ -187,7 +187,7 @@ def test_a_queue_keeps_the_last_rows_and_wraps_around() -> None:
 
 
 def test_a_projector_looks_at_one_row_at_a_time() -> None:
-    made, x = projector(3, 8, 5), torch.randn(4, 3)
+    made, x = Projector(3, 8, 5), torch.randn(4, 3)
     assert made(x).shape == (4, 5)
     assert torch.allclose(made(x)[1:2], made(x[1:2]), atol=1e-6)
 

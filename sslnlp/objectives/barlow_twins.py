@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 
 from sslnlp.distributed import gather_ragged
 from sslnlp.errors import UserError
-from sslnlp.nn import projector
+from sslnlp.nn import Projector
 from sslnlp.objectives import functional
 from sslnlp.objectives.embedding import Cut, Embedding, SharedOptions, live, views
 from sslnlp.types import Batch, StepOutput
@@ -31,7 +31,7 @@ class Projected(Embedding):
         width = 4 * model.config.hidden_size if projector_width is None else projector_width
         if width < 1:
             raise UserError(f"objective.projector must be at least 1, got {width}")
-        self.projector = projector(model.config.hidden_size, width, width)
+        self.projector = Projector(model.config.hidden_size, width, width)
 
     def compare(self, a_MZ: Tensor, b_MZ: Tensor) -> Tensor:
         """The loss of the projections of two views."""

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from typing_extensions import Unpack
 
 from sslnlp.errors import UserError
-from sslnlp.nn import Teacher, projector
+from sslnlp.nn import Projector, Teacher
 from sslnlp.objectives import functional
 from sslnlp.objectives.embedding import Cut, Embedding, SharedOptions, live, ordered_pairs, views
 from sslnlp.types import Batch, StepOutput
@@ -53,8 +53,8 @@ class BYOL(Embedding):
         hidden = 2 * width if hidden is None else hidden
         if hidden < 1:
             raise UserError(f"objective.hidden must be at least 1, got {hidden}")
-        self.projector = projector(width, hidden, width)
-        self.predictor = projector(width, hidden, width)
+        self.projector = Projector(width, hidden, width)
+        self.predictor = Projector(width, hidden, width)
         self.teacher = Teacher(model, momentum=momentum, momentum_end=momentum_end)
         self.slow_projector = Teacher(self.projector, momentum=momentum, momentum_end=momentum_end)
 

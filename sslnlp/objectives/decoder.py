@@ -78,13 +78,13 @@ class SentenceDecoder(nn.Module):
             known_BT = known_BT & told_BT
         previous_BT = F.pad(text_BT[:, :-1], (1, 0))
         x_BTH = self.embed(previous_BT, position_ids_BT, table_VE, known_BT)
-        given_BTH = spread(vectors_BDH, document_ids_BT)
+        given_BTH = spread(vectors_BDH.to(self.bias.dtype), document_ids_BT)
         same_BTT = document_ids_BT[:, :, None] == document_ids_BT[:, None, :]
         visible_BTT = same_BTT.tril()  # a token of the padding sees itself, so that no row is empty
         for layer, condition in zip(self.layers, self.conditions, strict=True):
             x_BTH = x_BTH + condition(given_BTH)
             x_BTH = layer(x_BTH, x_BTH, visible_BTT)
-        logits: Tensor = F.linear(self.narrow(self.norm(x_BTH)), table_VE, self.bias)
+        logits: Tensor = F.linear(self.narrow(self.norm(x_BTH)), table_VE.to(self.bias.dtype), self.bias)
         return logits
 
 
@@ -118,7 +118,9 @@ class EnhancedDecoder(nn.Module):
         """Hidden states [B, T, H] for the prediction head. Arguments as in `SentenceDecoder.forward`; `position_B` is
         the place of each row in the run, the key of its draws."""
         context_BTH = self.embed(text_BT, position_ids_BT, table_VE)
-        query_BTH = spread(vectors_BDH, document_ids_BT) + places(position_ids_BT, vectors_BDH.shape[-1])
+        dtype = self.norm.weight.dtype
+        place_BTH = places(position_ids_BT, vectors_BDH.shape[-1], dtype)
+        query_BTH = spread(vectors_BDH.to(dtype), document_ids_BT) + place_BTH
         seen_BTD = _own_vector(document_ids_BT, vectors_BDH.shape[1])
         visible_BTU = torch.cat([seen_BTD, self._sample(document_ids_BT, position_B)], dim=-1)
         context_BUH = torch.cat([vectors_BDH.to(context_BTH.dtype), context_BTH], dim=1)
@@ -149,10 +151,11 @@ class Embedding(nn.Module):
         self, ids_BT: Tensor, position_ids_BT: Tensor, table_VE: Tensor, known_BT: Tensor | None = None
     ) -> Tensor:
         """[B, T, H]; tokens that are not `known` (bool [B, T]) are left out, and only their place is told."""
-        embedded_BTE = self.norm(F.embedding(ids_BT.clamp(min=0), table_VE))
+        dtype = self.norm.weight.dtype
+        embedded_BTE = self.norm(F.embedding(ids_BT.clamp(min=0), table_VE).to(dtype))
         if known_BT is not None:
             embedded_BTE = embedded_BTE * known_BT[..., None]
-        dropped: Tensor = self.drop(self.widen(embedded_BTE) + places(position_ids_BT, self.hidden_size))
+        dropped: Tensor = self.drop(self.widen(embedded_BTE) + places(position_ids_BT, self.hidden_size, dtype))
         return dropped
 
 
@@ -200,11 +203,11 @@ def _own_vector(document_ids_BT: Tensor, documents: int) -> Tensor:
     return document_ids_BT.clamp(min=0)[:, :, None] == torch.arange(documents, device=document_ids_BT.device)
 
 
-def places(position_ids_BT: Tensor, width: int) -> Tensor:
-    """Sinusoids of Vaswani et al. (2017), float32 [B, T, width]: no table, so no longest text."""
+def places(position_ids_BT: Tensor, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Sinusoids of Vaswani et al. (2017), [B, T, width], made in float32: no table, so no longest text."""
     half = torch.arange((width + 1) // 2, device=position_ids_BT.device, dtype=torch.float32)
     angle = position_ids_BT[..., None] * torch.exp(half * (-2 * math.log(10_000) / width))
-    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-2)[..., :width]
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-2)[..., :width].to(dtype)
 
 
 def _rate(config: PreTrainedConfig) -> float:

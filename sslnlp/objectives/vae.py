@@ -125,16 +125,22 @@ class VAE(Objective):
         return StepOutput(loss, metrics)
 
     def encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Mean and log variance of z, float32 [B, D, Z] each, of every document of every row."""
+        """Mean and log variance of z, [B, D, Z] each in float32 or wider, of every document of every row."""
         pooled_BDH = document_pool(hidden_states(self.model, batch), batch["document_ids"], "mean")
-        mean_BDZ, logvar_BDZ = self.posterior(pooled_BDH).float().chunk(2, dim=-1)
+        both_BDZ = self.posterior(pooled_BDH.to(self.posterior.weight.dtype))
+        mean_BDZ, logvar_BDZ = both_BDZ.to(torch.promote_types(both_BDZ.dtype, torch.float32)).chunk(2, dim=-1)
         return mean_BDZ, logvar_BDZ
 
     def write(self, batch: Batch, z_BDZ: Tensor, told_BT: Tensor | None = None) -> Tensor:
         """Logits [B·T, V] of the batch's labels, given these latents."""
         where = batch["decoder_document_ids"], batch["decoder_position_ids"]
-        logits: Tensor = self.decoder(batch["labels"], *where, self.widen(z_BDZ), self._table, told_BT)
+        vectors_BDH = self._widened(z_BDZ)
+        logits: Tensor = self.decoder(batch["labels"], *where, vectors_BDH, self._table, told_BT)
         return logits.flatten(0, 1)
+
+    def _widened(self, z_XZ: Tensor) -> Tensor:
+        vectors_XH: Tensor = self.widen(z_XZ.to(self.widen.weight.dtype))
+        return vectors_XH
 
     @property
     def _table(self) -> Tensor:
@@ -163,7 +169,7 @@ class VAE(Objective):
     @torch.no_grad()
     def _texts(self, z_NZ: Tensor, tokenizer: PreTrainedTokenizerBase) -> list[str]:
         """The most probable token after the ones before it, up to the end of the document or `LONGEST` tokens."""
-        vectors_NDH = self.widen(z_NZ)[:, None]
+        vectors_NDH = self._widened(z_NZ)[:, None]
         text_NT = torch.zeros(len(z_NZ), 0, dtype=torch.int64, device=z_NZ.device)
         for length in range(1, LONGEST + 1):
             place_NT = torch.arange(length, device=z_NZ.device).expand(len(z_NZ), -1)
