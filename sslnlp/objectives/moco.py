@@ -61,7 +61,7 @@ class MoCo(Embedding):
         self.queue = Queue(queue, model.config.hidden_size, tags=2)
         self._fresh: list[tuple[Tensor, Tensor, Tensor]] = []
         # What an update that was given up has staged is not of the run that goes on from a checkpoint.
-        self.register_load_state_dict_post_hook(lambda module, _: module._fresh.clear())  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_forget_staged)  # type: ignore[no-untyped-call]
 
     def forward(self, batch: Batch) -> StepOutput:
         present, sides = batch["present"], list(views(batch))
@@ -109,3 +109,8 @@ class MoCo(Embedding):
             self.queue.push(key[order], text[order])
             self._fresh.clear()
         self.teacher.update(self.model, progress)
+
+
+def _forget_staged(module: MoCo, _: object) -> None:
+    # By name, so that the objective can be pickled.
+    module._fresh.clear()

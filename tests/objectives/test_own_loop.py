@@ -1,13 +1,17 @@
-"""Objectives as modules in somebody else's loop: weights of other types than float32."""
+"""Objectives as modules in somebody else's loop: other types of weights, and copies by pickling."""
+
+import io
 
 import pytest
 import torch
 
 from sslnlp.nn import row_keyed_dropout
-from sslnlp.objectives import OBJECTIVES, Objective
-from tests.contract import VARIANTS, make_objective, one_batch
+from sslnlp.objectives import OBJECTIVES, Objective, get_objective
+from tests.contract import VARIANTS, make_objective, objective_class, one_batch
 
 NAMES = sorted({*OBJECTIVES, *VARIANTS})
+# The others are of a class that their options made (`Objective.bound`), which stands in no module.
+IN_A_MODULE = [name for name in NAMES if objective_class(name) is get_objective(VARIANTS.get(name, (name, ""))[0])]
 
 
 def loss_of(objective: Objective, name: str) -> float:
@@ -25,3 +29,11 @@ def loss_of(objective: Objective, name: str) -> float:
 def test_weights_may_be_of_another_type(name: str, dtype: torch.dtype, rounding: float) -> None:
     expected = loss_of(make_objective(name), name)
     assert loss_of(make_objective(name).to(dtype), name) == pytest.approx(expected, rel=rounding, abs=rounding)
+
+
+@pytest.mark.parametrize("name", IN_A_MODULE)
+def test_a_pickled_objective_is_the_same(name: str) -> None:
+    objective, file = make_objective(name), io.BytesIO()
+    torch.save(objective, file)
+    file.seek(0)
+    assert loss_of(torch.load(file, weights_only=False), name) == loss_of(objective, name)
