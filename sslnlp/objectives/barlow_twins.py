@@ -31,7 +31,7 @@ class Projected(Embedding):
         width = 4 * model.config.hidden_size if projector_width is None else projector_width
         if width < 1:
             raise UserError(f"objective.projector must be at least 1, got {width}")
-        self.projector = Projector(model.config.hidden_size, width, width)
+        self.projector = Projector(model.config.hidden_size, width, width).to(model.dtype)
 
     def compare(self, a_MZ: Tensor, b_MZ: Tensor) -> Tensor:
         """The loss of the projections of two views."""

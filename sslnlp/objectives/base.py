@@ -18,7 +18,8 @@ from sslnlp.types import Batch, LinearHead, StepOutput
 
 
 class Objective(nn.Module, ABC):
-    """Owns the model, the head, and any teacher or queue; all its state is in parameters and buffers.
+    """Owns the model, the head, and any teacher or queue; all its state is in parameters and buffers. Parameters
+    that it adds are of the type of the model's (`model.dtype`).
 
     A subclass is one file: its options are keyword-only arguments after `model`, its maths is in `functional.py`,
     and nothing else in the package knows its name but the registry.

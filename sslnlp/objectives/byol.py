@@ -53,8 +53,8 @@ class BYOL(Embedding):
         hidden = 2 * width if hidden is None else hidden
         if hidden < 1:
             raise UserError(f"objective.hidden must be at least 1, got {hidden}")
-        self.projector = Projector(width, hidden, width)
-        self.predictor = Projector(width, hidden, width)
+        self.projector = Projector(width, hidden, width).to(model.dtype)
+        self.predictor = Projector(width, hidden, width).to(model.dtype)
         self.teacher = Teacher(model, momentum=momentum, momentum_end=momentum_end)
         self.slow_projector = Teacher(self.projector, momentum=momentum, momentum_end=momentum_end)
 

@@ -135,6 +135,7 @@ class Clip(Objective):
             if not beside_weight > 0:
                 raise UserError(f"objective.beside_weight must be above 0, got {beside_weight}; or leave beside out")
             self.beside = between_views(beside, self.vision, mini_batch_size)
+        self.to(model.dtype)
 
     @classmethod
     def refuses(cls, config: PreTrainedConfig) -> str | None:

@@ -66,7 +66,7 @@ class Data2Vec(Objective):
             raise UserError(f"objective.beta={beta} must not be negative; 0 is the squared error")
         self.beta = beta
         self.teacher = Teacher(model, momentum=momentum, momentum_end=momentum_end)
-        self.head = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+        self.head = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)).to(model.dtype)
 
     @classmethod
     def refuses(cls, config: PreTrainedConfig) -> str | None:

@@ -116,6 +116,7 @@ class Electra(Objective):
             nn.init.normal_(transform.dense.weight, std=model.config.initializer_range)
             nn.init.zeros_(transform.dense.bias)
             self.corrector = nn.Sequential(transform, _TiedHead(embeddings.word_embeddings))
+        self.to(model.dtype)
 
     @classmethod
     def refuses(cls, config: PreTrainedConfig) -> str | None:

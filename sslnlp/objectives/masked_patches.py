@@ -65,6 +65,7 @@ class MaskedPatches(Objective):
         self.decoder = nn.ModuleList(ViTLayer(of_decoder) for _ in range(decoder_layers))
         self.norm = nn.LayerNorm(width)
         self.pixels = nn.Linear(width, 3 * self.patch**2)
+        self.to(model.dtype)
 
     @classmethod
     def refuses(cls, config: PreTrainedConfig) -> str | None:

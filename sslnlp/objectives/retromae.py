@@ -57,7 +57,7 @@ class RetroMAE(Objective):
                 "decoder needs it; choose model.architecture from: bert, electra, modernbert, roberta"
             )
         self.head = head
-        self.decoder = EnhancedDecoder(model.config, rate=decoder_rate)
+        self.decoder = EnhancedDecoder(model.config, rate=decoder_rate).to(model.dtype)
 
     @classmethod
     def refuses(cls, config: PreTrainedConfig) -> str | None:

@@ -35,7 +35,7 @@ class Rotation(Objective):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model)
-        self.head = nn.Linear(model.config.hidden_size, TURNS)
+        self.head = nn.Linear(model.config.hidden_size, TURNS, dtype=model.dtype)
 
     @classmethod
     def refuses(cls, config: PreTrainedConfig) -> str | None:

@@ -48,7 +48,7 @@ class SentenceOrder(Objective):
         if masked_weight < 0:
             raise UserError(f"objective.masked_weight is 0 or more, got {masked_weight}")
         self.order_weight, self.masked_weight = order_weight, masked_weight
-        self.order_head = order_head(model.config.hidden_size, 2)
+        self.order_head = order_head(model.config.hidden_size, 2).to(model.dtype)
         self.head = prediction_head(model)
         if not masked_weight:
             backbone = set(model.base_model.parameters())
@@ -122,7 +122,7 @@ class SegmentOrder(SentenceOrder):
         super().__init__(model, order_weight=order_weight, masked_weight=masked_weight)
         if not 2 <= segments <= 5:
             raise UserError(f"objective.segments is a number from 2 to 5, got {segments}")
-        self.order_head = order_head(model.config.hidden_size, math.factorial(segments))
+        self.order_head = order_head(model.config.hidden_size, math.factorial(segments)).to(model.dtype)
 
 
 def order_head(width: int, orders: int) -> nn.Sequential:

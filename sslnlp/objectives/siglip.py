@@ -29,7 +29,7 @@ class Siglip(Clip):
 
     def __init__(self, model: PreTrainedModel, *, temperature: float = 0.1, **options: Unpack[ClipOptions]) -> None:
         super().__init__(model, temperature=temperature, **options)
-        self.bias = nn.Parameter(torch.zeros(1))
+        self.bias = nn.Parameter(torch.zeros(1, dtype=model.dtype))
 
     def chance(self, naming: Tensor) -> dict[str, Tensor]:
         """Of candidates that are all given the share of the positives among them."""

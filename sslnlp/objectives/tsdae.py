@@ -47,7 +47,7 @@ class TSDAE(Objective):
         if pooling not in POOLINGS:
             raise UserError(f"unknown objective.pooling {pooling!r}; accepted: {', '.join(POOLINGS)}")
         self.pooling = pooling
-        self.decoder = SentenceDecoder(model.config, layers=layers)
+        self.decoder = SentenceDecoder(model.config, layers=layers).to(model.dtype)
 
     @classmethod
     def refuses(cls, config: PreTrainedConfig) -> str | None:

@@ -86,9 +86,9 @@ class VAE(Objective):
         self.beta, self.cycles, self.ramp = beta, cycles, ramp
         self.free_bits, self.word_dropout = free_bits, word_dropout
         width = model.config.hidden_size
-        self.posterior = nn.Linear(width, 2 * latent)
-        self.widen = nn.Linear(latent, width)
-        self.decoder = SentenceDecoder(model.config, layers=layers)
+        self.posterior = nn.Linear(width, 2 * latent, dtype=model.dtype)
+        self.widen = nn.Linear(latent, width, dtype=model.dtype)
+        self.decoder = SentenceDecoder(model.config, layers=layers).to(model.dtype)
         self.register_buffer("beta_now", torch.tensor(0.0 if ramp > 0 else float(beta)))
 
     @classmethod

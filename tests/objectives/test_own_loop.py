@@ -7,7 +7,7 @@ import torch
 
 from sslnlp.nn import row_keyed_dropout
 from sslnlp.objectives import OBJECTIVES, Objective, get_objective
-from tests.contract import VARIANTS, make_objective, objective_class, one_batch
+from tests.contract import OPTIONS, VARIANTS, make_objective, objective_class, one_batch
 
 NAMES = sorted({*OBJECTIVES, *VARIANTS})
 # The others are of a class that their options made (`Objective.bound`), which stands in no module.
@@ -29,6 +29,16 @@ def loss_of(objective: Objective, name: str) -> float:
 def test_weights_may_be_of_another_type(name: str, dtype: torch.dtype, rounding: float) -> None:
     expected = loss_of(make_objective(name), name)
     assert loss_of(make_objective(name).to(dtype), name) == pytest.approx(expected, rel=rounding, abs=rounding)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=["bf16", "float64"])
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_added_is_of_the_type_of_the_model(name: str, dtype: torch.dtype) -> None:
+    """`from_pretrained` loads a checkpoint in the type it was saved in."""
+    model = make_objective(name).model.to(dtype)
+    objective = objective_class(name)(model, **OPTIONS.get(name, {}))
+    assert {parameter.dtype for parameter in objective.parameters()} == {dtype}
+    assert loss_of(objective, name) > 0
 
 
 @pytest.mark.parametrize("name", IN_A_MODULE)
