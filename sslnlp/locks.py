@@ -28,17 +28,30 @@ def exclusive(path: Path, doing: str) -> Iterator[None]:
     The file's existence means nothing, the kernel's lock on it does: a killed process needs no cleaning up after. On
     Windows, which has no such lock, nothing is held.
     """
+    with locked(path, doing) as descriptor:
+        if descriptor is None:
+            yield
+            return
+        try:
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"{os.getpid()}\n".encode())
+            yield
+        finally:
+            path.unlink(missing_ok=True)  # while it is still ours
+
+
+@contextlib.contextmanager
+def locked(path: Path, doing: str) -> Iterator[int | None]:
+    """Hold the file at `path` itself, as `exclusive` does, and leave what is in it and what becomes of it to the body;
+    its descriptor, None on Windows."""
     descriptor = _acquire(path, doing)
     if descriptor is None:
-        yield
+        yield None
         return
     _ours.add(descriptor)
     try:
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()}\n".encode())
-        yield
+        yield descriptor
     finally:
-        path.unlink(missing_ok=True)  # while it is still ours
         _ours.discard(descriptor)
         os.close(descriptor)
 
@@ -49,7 +62,7 @@ def _acquire(path: Path, doing: str) -> int | None:
     except ImportError:
         return None
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # less what the umask takes
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from sslnlp.errors import UserError
+from sslnlp.locks import locked
 
 
 def check_output(path: str | Path, *inputs: str | Path | None) -> None:
@@ -65,12 +66,17 @@ def _says_no_room(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[TextIO]:
-    """A text file to write beside `path`, which takes its place at the end; taken away again if the body raises."""
+    """A text file to write beside `path`, which takes its place at the end; taken away again if the body raises.
+
+    Raises `Held` while another process writes one for the same `path`: they would write into each other's.
+    """
     path = Path(path)
     aside = path.with_name(path.name + ".tmp")
-    with naming(path):
+    with naming(path), contextlib.ExitStack() as stack:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):  # a file system without locks; what else is wrong, opening it says
+            stack.enter_context(locked(aside, f"writing {path}"))
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             with open(aside, "w", encoding="utf-8") as file:
                 yield file
             os.replace(aside, path)

@@ -13,6 +13,7 @@ from sslnlp.errors import UserError
 from sslnlp.locks import Held, exclusive
 from sslnlp.recipe import load_recipe, run
 from sslnlp.recipe.out import sole
+from sslnlp.writing import replacing
 
 pytest.importorskip("fcntl")
 
@@ -77,3 +78,16 @@ def test_a_folder_that_takes_no_lock_is_left_to_the_checks(tmp_path: Path) -> No
     (tmp_path / "file").write_text("")
     with sole(tmp_path / "file" / "run", "run", main=True):
         pass
+
+
+def test_two_that_write_one_file_do_not_write_into_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.jsonl"
+    (tmp_path / "predictions.jsonl.tmp").write_text("half of what a killed one wrote")
+    with replacing(path) as first:
+        first.write("the first\n")
+        first.flush()
+        with pytest.raises(Held, match=rf"another process is writing {path}: wait for it"), replacing(path) as second:
+            second.write("2")
+        first.write("whole\n")
+    assert path.read_text() == "the first\nwhole\n"
+    assert list(tmp_path.iterdir()) == [path]
