@@ -285,10 +285,20 @@ def _rows(
         if column is None:
             raise UserError(f"which column of {data} is the text? It has {', '.join(row)}; say --text NAME")
         name = find_column(data, row, None, ID_COLUMNS)
-        found = {"id": string_of(data, number, row, name)} if name is not None else {}
+        found = {"id": _id(row[name])} if name is not None else {}
         found["text"] = string_of(data, number, row, column)
         if pair is not None:
             other = find_column(data, row, pair, ())
             assert other is not None
             found["text_pair"] = string_of(data, number, row, other)
         yield found
+
+
+def _id(value: Any) -> str:
+    """What tells a row from others, which is copied and never read; pandas has whole numbers as 7.0 where one of the
+    column is missing."""
+    from sslnlp.search.documents import well_formed
+
+    if value is None or value != value:
+        return ""
+    return well_formed(str(int(value) if isinstance(value, float) and value.is_integer() else value))

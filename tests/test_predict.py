@@ -17,7 +17,7 @@ from transformers import AutoConfig, pipeline
 from sslnlp.cli import run_command
 from sslnlp.distributed import own_device
 from sslnlp.errors import UserError
-from sslnlp.predict import UNKNOWN, Predictor, predict_file
+from sslnlp.predict import UNKNOWN, Predictor, _rows, predict_file
 from sslnlp.recipe import load_recipe, run
 from sslnlp.report import make_report
 from sslnlp.report.answers import answer_sections
@@ -238,8 +238,6 @@ def test_a_full_disk_names_the_file(single: Path, files: dict[str, Path], tmp_pa
     ],
 )
 def test_what_is_no_file_of_texts_is_one_clear_line(tmp_path: Path, name: str, message: str) -> None:
-    from sslnlp.predict import _rows
-
     for there in ("a.txt.gz", "a.csv.zst"):
         (tmp_path / there).write_bytes(b"x")
     with pytest.raises(UserError, match=message):
@@ -258,6 +256,15 @@ def test_a_row_without_text_gets_no_label(single: Path, tmp_path: Path, caplog: 
     data.write_text(json.dumps({"text": ""}) + "\n")
     with pytest.raises(UserError, match="holds no text to classify"):
         predict_file(str(single / "export"), data, out)
+
+
+def test_an_id_is_copied_whatever_kind_it_is(tmp_path: Path) -> None:
+    """pandas writes the whole numbers of a column that lacks one as floats."""
+    ids = (7, 7.0, math.nan, None, "007", 0.5, True, ["a"])
+    data = tmp_path / "new.jsonl"
+    data.write_text("".join(json.dumps({"id": name, "text": "the sea"}) + "\n" for name in ids))
+    copied = [row["id"] for row in _rows(data, None, None, ())]
+    assert copied == ["7", "7", "", "", "007", "0.5", "True", "['a']"]
 
 
 def test_pairs_are_read_as_a_stock_pipeline_and_training_read_them(single: Path) -> None:
