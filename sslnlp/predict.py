@@ -265,7 +265,7 @@ def _rows(
             raise UserError(f"{data} has one text a line and no column {column!r}: {advice}")
         try:
             with open(data, encoding="utf-8-sig") as lines:
-                yield from ({"text": line.rstrip("\r\n")} for line in lines if line.strip())
+                yield from ({"text": line.rstrip("\r\n")} for line in lines)
         except UnicodeDecodeError as error:
             raise UserError(f"{data} is not UTF-8 text (byte {error.start}): convert it first") from error
         except OSError as error:

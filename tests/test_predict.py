@@ -253,6 +253,11 @@ def test_a_row_without_text_gets_no_label(single: Path, tmp_path: Path, caplog: 
     assert [line["label"] is None for line in said] == [True, False, True, True, False, True]
     assert said[4]["probabilities"] == pytest.approx(Predictor.load(str(single / "export"))(["the sea"])[0][1])
     assert "4 rows of" in caplog.text
+    lines = tmp_path / "new.txt"  # line n of the answers is of line n of the texts there too
+    lines.write_text("a rose and a cherry\n\n \t\nthe sea\n")
+    assert predict_file(str(single / "export"), lines, out) == 4
+    said = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line["label"] is None for line in said] == [False, True, True, False]
     data.write_text(json.dumps({"text": ""}) + "\n")
     with pytest.raises(UserError, match="holds no text to classify"):
         predict_file(str(single / "export"), data, out)
