@@ -199,6 +199,24 @@ def test_a_decoder_runs(text_file: Path, tmp_path: Path) -> None:
     assert AutoModelForCausalLM.from_pretrained(out / "export").config.vocab_size > 256
 
 
+@pytest.mark.parametrize("algorithm", ["wordpiece", "bpe"])
+def test_unknown_tokens_of_held_out_text_are_told_where_bits_per_byte_are(
+    algorithm: str, text_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """WordPiece makes one unknown token of any word above a hundred letters, and all of its bytes are counted."""
+    texts = [f"the keeper wrote {letter * 500} twice" for letter in "abc"]
+    valid = tmp_path / "valid.jsonl"
+    valid.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    keys = [*TINY, f"tokenizer.algorithm={algorithm}", f"data.train={text_file}", f"data.valid={valid}"]
+    out = run(load_recipe("pretrain_gpt", [*keys, f"out={tmp_path / 'gpt'}", f"data.cache={tmp_path / 'cache'}"]))
+    tokenizer = AutoTokenizer.from_pretrained(out / "export")
+    unknown = sum(row.count(tokenizer.unk_token_id) for row in tokenizer(texts)["input_ids"])
+    assert (unknown >= 3) == (algorithm == "wordpiece")
+    assert read_biography(out / "recipe.json")["data"]["valid"].get("unknown", 0) == unknown
+    assert (f"stands {unknown} times in held-out text" in caplog.text) == (unknown > 0)
+    assert (f"| valid.unknown | {unknown} |" in (out / "export" / "README.md").read_text()) == (unknown > 0)
+
+
 def test_a_stage_inherits_and_hands_on(bert: Path, tmp_path: Path) -> None:
     pairs = tmp_path / "pairs.jsonl"
     rows = [{"query": text[:20], "positive": text} for text in corpus()[:60]]

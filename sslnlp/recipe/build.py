@@ -39,7 +39,15 @@ from sslnlp.recipe.inherit import inherit
 from sslnlp.recipe.overrides import fields_of
 from sslnlp.recipe.schema import Recipe
 from sslnlp.sharding import every_process_loads
-from sslnlp.tokenizer import Contract, contract, framing, load_tokenizer, set_framing, train_tokenizer
+from sslnlp.tokenizer import (
+    Contract,
+    contract,
+    framing,
+    load_tokenizer,
+    set_framing,
+    special_id,
+    train_tokenizer,
+)
 from sslnlp.tokenizer.training import stand_in
 from sslnlp.writing import room_in
 
@@ -265,6 +273,9 @@ def _token_parts(recipe: Recipe, cache: Path, tokenizer_path: Path | None) -> Pa
     stream = Stream(train, recipe.train.seed, bucket=bucket)
     collator.check_rows(stream.rows(range(min(len(train), CHECKED_ROWS))))
     valid = prepared.valid if prepared.valid is not None and len(prepared.valid) else None
+    facts = prepared.facts | {"rows": len(train), "utilisation": getattr(train, "utilisation", None)}
+    if valid is not None and recipe.objective_class.likelihood and (unknown := _unknown(valid, tokenizer)):
+        facts["valid"] = facts["valid"] | {"unknown": unknown}
     return Parts(
         recipe=recipe,
         tokenizer=tokenizer,
@@ -274,8 +285,22 @@ def _token_parts(recipe: Recipe, cache: Path, tokenizer_path: Path | None) -> Pa
         valid=Stream.fixed(rows(valid)) if valid is not None else None,
         valid_bytes=valid.num_bytes if valid is not None else None,
         max_length=data.seq_length,
-        facts=prepared.facts | {"rows": len(train), "utilisation": getattr(train, "utilisation", None)},
+        facts=facts,
     )
+
+
+def _unknown(held_out: TokenStore, tokenizer: PreTrainedTokenizerBase) -> int:
+    """How often held-out text has the unknown token: its bytes are counted, and what they would cost is not."""
+    if (unknown := special_id(tokenizer, "unk")) is None:
+        return 0
+    length, step = held_out.num_tokens, 1 << 20
+    number = sum(int((held_out.run(i, min(i + step, length)) == unknown).sum()) for i in range(0, length, step))
+    if number:
+        log.warning(
+            "%s stands %d times in held-out text, for text that no model of this tokenizer can tell: bits_per_byte is "
+            "too low to compare with another tokenizer's (bpe and bytes know every text)", tokenizer.unk_token, number,
+        )  # fmt: skip
+    return number
 
 
 def _table_parts(recipe: Recipe, cache: Path, tokenizer_path: Path | None) -> Parts:

@@ -82,7 +82,7 @@ MEASURES: Mapping[tuple[str, str], Measure] = {
     ),
     ("causal_lm", "bits_per_byte"): Measure(
         "bits per byte of UTF-8",
-        "code length of held-out text; comparable across tokenizers",
+        "code length of held-out text; comparable across tokenizers without unknown tokens in it",
         "lower",
         _uniform_bits_per_byte,
     ),
@@ -102,7 +102,7 @@ MEASURES: Mapping[tuple[str, str], Measure] = {
     ),
     ("vae", "bits_per_byte"): Measure(
         "bits per byte of UTF-8",
-        "upper bound of the code length of held-out text; comparable across tokenizers",
+        "upper bound of the code length of held-out text; comparable across tokenizers without unknown tokens in it",
         "lower",
         _uniform_bits_per_byte,
     ),
