@@ -33,7 +33,7 @@ from sslnlp.data.readers import (
     quiet,
     stream_files,
 )
-from sslnlp.data.texts import Texts
+from sslnlp.data.texts import Texts, refuse_surrogates
 from sslnlp.errors import UserError, suggest, usual_name
 
 RUN_DOCUMENTS = 256
@@ -147,7 +147,7 @@ class Source:
         for name, head, rows in self.headed():
             column = column or text_column(head, text, self.spec, self.asked)
             names: dict[str, None] = {}  # of its columns
-            for row in rows:
+            for number, row in enumerate(rows, 1):
                 if column not in names:  # a row may lack it, not all rows
                     names |= dict.fromkeys(row)
                 if name == ".parquet":  # a format of columns: from here on the others are not read
@@ -157,7 +157,10 @@ class Source:
                         else:
                             yield from (self._text(value, column) for value in array.to_pylist())
                     break
-                yield self._text(row.get(column), column)
+                value = self._text(row.get(column), column)
+                if not value.isascii():
+                    refuse_surrogates(value, f"{name} row {number}")
+                yield value
             if names and column not in names:
                 raise UserError(
                     f"the files of {self.spec} have different columns: {name} has no {column!r}, but "

@@ -33,7 +33,7 @@ class Texts:
             return cls(pa.array(texts, pa.large_string()))
         except UnicodeEncodeError:
             for text in texts:
-                _refuse_surrogates(text)
+                refuse_surrogates(text, "a text")
             raise
 
     @classmethod
@@ -105,11 +105,12 @@ def regrouped(runs: Iterable[Texts], documents: int, most: int, after: int = 0) 
         yield Texts.join(held)
 
 
-def _refuse_surrogates(text: str) -> None:
+def refuse_surrogates(text: str, where: str) -> None:
+    """Raise `UserError` for a text that is not Unicode, as JSON can say it; `where` it stands begins the line."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise UserError(
-            f"a text holds half a surrogate pair ({text[error.start]!r} at character {error.start}), which is no "
+            f"{where} holds half a surrogate pair ({text[error.start]!r} at character {error.start}), which is no "
             "Unicode; remove it, e.g. with text.encode('utf-8', 'ignore').decode()"
         ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sslnlp.data import chunks, encoding
+from sslnlp.data import chunks, encoding, open_source
 from sslnlp.data.encoding import Encoder, plain_tokenizer, split_long
 from sslnlp.errors import UserError
 from sslnlp.tokenizer import cuts
@@ -150,6 +151,20 @@ def test_a_text_with_an_added_token_is_one_chunk_however_many_blocks_it_spans():
 def test_half_a_surrogate_pair_is_refused(kind):
     with pytest.raises(UserError, match=r"half a surrogate pair \('\\ud83d' at character 5\)"):
         encoder(kind).encode(["fine", "ships\ud83d"])
+
+
+@pytest.mark.parametrize("extension", ["jsonl", "json"])
+def test_half_a_surrogate_pair_in_a_file_is_named_by_file_and_row(tmp_path, extension):
+    rows = [{"text": text, "other": "\ud800"} for text in ("plain", "灯塔", "ships\ud83d")]
+    (first := tmp_path / "a.jsonl").write_text(json.dumps(rows[0]))
+    (second := tmp_path / f"b.{extension}").write_text(
+        json.dumps(rows) if extension == "json" else "\n".join(map(json.dumps, rows))
+    )
+    source = open_source([str(first), str(second)])
+    with pytest.raises(
+        UserError, match=rf"b\.{extension} row 3 holds half a surrogate pair \('\\ud83d' at character 5"
+    ):
+        list(source.documents())
 
 
 def test_special_tokens_in_the_text_are_ordinary_text():
