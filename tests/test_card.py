@@ -91,9 +91,9 @@ def test_the_card_asks_a_pipeline_for_what_the_model_can_do(architecture: str, a
 
 
 def test_the_card_of_a_text_of_several_classes_asks_for_all_of_them() -> None:
-    facts = {"title": "t", "architecture": "BertForSequenceClassification", "objective": "multi_label"}
+    facts = {"title": "t", "architecture": "BertForSequenceClassification", "several": True}
     assert 'model="PATH_OR_NAME", truncation=True, top_k=None)' in model_card(facts)
-    assert "top_k" not in model_card(facts | {"objective": "classification"})
+    assert "top_k" not in model_card(facts | {"several": False})
 
 
 def test_the_card_says_only_what_is_known() -> None:

@@ -127,6 +127,7 @@ def test_several_classes_with_thresholds(files: dict[str, Path], tmp_path: Path)
     assert 2 * both / (told + answered) >= max(0.75, measures(out)["micro_f1"])
     config = AutoConfig.from_pretrained(out / "export")
     assert config.problem_type == "multi_label_classification"
+    assert "top_k=None" in (out / "export" / "README.md").read_text()
     assert len(config.thresholds) == 3
     asked = ["there is a leaf and the grass with the sea and a clear sky"]
     (said,) = Predictor.load(str(out / "export"))(asked)

@@ -25,8 +25,8 @@ class ReportRow(NamedTuple):
 class CardFacts:
     """What the card is written from. All optional but the title: a fact that is not known is left out, never guessed.
 
-    `export_model` fills in `architecture`, `parameters`, `max_length`, `pooling`, `normalize`, `pictures` and
-    `label_names` from the model itself, and `modes`; the caller brings what only the run knows.
+    `export_model` fills in `architecture`, `parameters`, `max_length`, `pooling`, `normalize`, `pictures`,
+    `label_names` and `several` from the model itself, and `modes`; the caller brings what only the run knows.
     """
 
     title: str
@@ -71,6 +71,8 @@ class CardFacts:
     """Set for an embedder: how token vectors become one."""
     normalize: bool = True
     label_names: Iterable[str] = ()
+    several: bool = False
+    """A classifier of texts that have any number of its classes."""
     head: bool = False
     """An embedder whose vectors go on through a linear head, to one logit a label."""
     ranks: str | None = None

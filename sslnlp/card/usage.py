@@ -52,8 +52,7 @@ def snippet(facts: CardFacts) -> str:
         return f"{embedder}\n\nWithout sentence-transformers, the same vectors:\n\n{_python(_vectors(facts))}"
     if task in ("fill-mask", "text-generation", "text-classification", "token-classification"):
         pair = "text_pair" in (facts.data.get("columns") or {})
-        several = facts.objective == "multi_label"
-        return _python(_pipeline(task, pair=pair, several=several, length=facts.max_length))
+        return _python(_pipeline(task, pair=pair, several=facts.several, length=facts.max_length))
     return _python(
         [
             f"from transformers import {auto}, AutoTokenizer",

@@ -215,5 +215,6 @@ def _complete(
         max_length=max_length,
         normalize=normalize,
         label_names=labels,
+        several=model.config.problem_type == "multi_label_classification",
         head=head is not None,
     )
