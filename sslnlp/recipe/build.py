@@ -39,15 +39,7 @@ from sslnlp.recipe.inherit import inherit
 from sslnlp.recipe.overrides import fields_of
 from sslnlp.recipe.schema import Recipe
 from sslnlp.sharding import every_process_loads
-from sslnlp.tokenizer import (
-    Contract,
-    contract,
-    framing,
-    load_tokenizer,
-    set_framing,
-    special_id,
-    train_tokenizer,
-)
+from sslnlp.tokenizer import Contract, contract, framing, load_tokenizer, set_framing, special_id, train_tokenizer
 from sslnlp.tokenizer.training import stand_in
 from sslnlp.writing import room_in
 
