@@ -247,6 +247,16 @@ def test_a_stock_pipeline_stops_where_the_positions_end(tokenizer: PreTrainedTok
     assert len(made["generated_token_ids"]) == 16
 
 
+@pytest.mark.parametrize(("size", "shared"), [("nano", False), ("tiny", False), ("mini", True)])
+def test_a_narrow_decoder_has_a_head_of_its_own(
+    size: str, shared: bool, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    config = ModelConfig(architecture="llama", size=size)
+    build_model(config, tokenizer, AutoModelForCausalLM, max_length=16).save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert (again.get_output_embeddings().weight is again.get_input_embeddings().weight) == shared
+
+
 def test_sizes_grow(tokenizer: PreTrainedTokenizerBase) -> None:
     counts = [
         count_parameters(build_model(ModelConfig(size=size), tokenizer, AutoModelForMaskedLM, max_length=64))
