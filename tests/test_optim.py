@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from sslnlp.optim import OPTIMIZERS, SCHEDULES, learning_rate_factor, parameter_groups
+from sslnlp.recipe import load_recipe
 from tests.contract import make_trainer
 
 
@@ -73,3 +74,20 @@ def test_layers_and_embeddings_have_one_rate_each() -> None:
         (4.0, [(5, 4)]),
         (1.0, [(4, 4)]),
     ]
+
+
+@pytest.mark.parametrize("recipe", ["pretrain_gpt", "pretrain_hybrid"])
+def test_a_row_seen_for_the_first_time_does_not_follow_rounding(recipe: str) -> None:
+    """A table with a head beside it has a gradient for the tokens of its batch alone: a row's first has no past."""
+    train = load_recipe(recipe).train
+    tables = []
+    for rounding in (1e-9, -1e-9):
+        table = nn.Embedding.from_pretrained(torch.zeros(4, 2), freeze=False)
+        optimizer = OPTIMIZERS[train.optimizer](
+            table, lr=train.lr, betas=train.betas, eps=train.eps, weight_decay=0.0, dtype=torch.float32
+        )
+        table.weight.grad = torch.tensor([[1e-3, rounding]] + 3 * [[0.0, 0.0]])
+        optimizer.step()
+        tables.append(table.weight.detach())
+    assert tables[0][0, 0] == pytest.approx(-train.lr, rel=0.01)
+    assert (tables[0] - tables[1]).abs().max() < 0.01 * train.lr
