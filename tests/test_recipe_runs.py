@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokeniz
 from transformers.utils import logging
 
 from sslnlp.errors import UserError
-from sslnlp.recipe import from_dict, load_recipe, run, to_dict
+from sslnlp.recipe import biography, from_dict, load_recipe, run, to_dict
 from sslnlp.recipe.build import resolve
 from sslnlp.recipe.load import read_biography
 from tests.contract import corpus
@@ -100,6 +100,24 @@ def test_held_out_figures_of_a_resumed_run_compare_as_many_rows_as_before(text_f
     assert len(losses[0]) == 3
     assert losses[0] == losses[1]
     assert (out / "export" / "model.safetensors").read_bytes() == weights
+
+
+def test_held_out_figures_compare_as_many_rows_as_the_loss_does_over_all_processes(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = [*TINY, "train.steps=0", "data.valid_fraction=0.2", f"data.train={text_file}"]
+    one = run(load_recipe("embed_moco", [*keys, "train.batch_size=8", f"out={tmp_path / 'one'}"]))
+    monkeypatch.setattr(biography, "world_size", lambda: 2)
+    two = run(load_recipe("embed_moco", [*keys, "train.batch_size=4", f"out={tmp_path / 'two'}"]))
+    monkeypatch.undo()
+    # On one process it goes on with the same rows an update, which is what is told of it.
+    run(load_recipe("embed_moco", [*keys, "train.batch_size=2", f"out={two}"]), resume=True)
+    told = [read_biography(out / "recipe.json") for out in (one, two)]
+    assert told[0]["result"]["measures"] == told[1]["result"]["measures"]
+    assert [(story["recipe"]["train"]["batch_size"], story["processes"]) for story in told] == [(8, 1), (4, 2)]
+    card = (two / "export" / "README.md").read_text()
+    assert "| batch\\_size | 4 |" in card
+    assert "| processes | 2 |" in card
 
 
 @pytest.mark.parametrize("objective", ["masked_lm", "vae"])

@@ -11,18 +11,30 @@ from pathlib import Path
 from typing import Any
 
 from sslnlp.card import CardFacts
+from sslnlp.distributed import world_size
 from sslnlp.models import count_parameters
 from sslnlp.objectives.base import Objective
 from sslnlp.recipe.build import Parts
 from sslnlp.recipe.schema import to_dict
 
+ROWS = ("batch_size", "accumulate")
+"""Keys of `train` that say, together with the processes, how many rows an update has."""
 _VERSIONS = ("sslnlp", "torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy")
 
 
-def biography(parts: Parts, objective: Objective) -> dict[str, Any]:
-    """What recipe.json holds: the resolved recipe and what it was resolved against."""
+def biography(parts: Parts, objective: Objective, begun: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What recipe.json holds: the resolved recipe and what it was resolved against.
+
+    begun: what it held before, of a run that is resumed: the rows of an update stay those of its beginning, on however
+        many processes and by whatever keys it goes on.
+    """
+    recipe, processes = to_dict(parts.recipe), world_size()
+    if begun is not None:
+        recipe["train"] |= {name: begun["recipe"]["train"][name] for name in ROWS}
+        processes = begun.get("processes", 1)
     story = {
-        "recipe": to_dict(parts.recipe),
+        "recipe": recipe,
+        "processes": processes,
         "versions": _versions(),
         "data": parts.facts,
         "tokenizer": parts.contract.to_dict() if parts.contract is not None else None,
@@ -46,15 +58,16 @@ def _versions() -> dict[str, str]:
 
 def card_facts(parts: Parts, story: Mapping[str, Any]) -> CardFacts:
     """What the model card of a finished run tells."""
-    recipe = parts.recipe
+    recipe, processes = parts.recipe, story["processes"]
     train = recipe.data.train
+    rows = {name: story["recipe"]["train"][name] for name in ROWS} | ({"processes": processes} if processes > 1 else {})
     return CardFacts(
         title=Path(recipe.out).name,
         objective=str(recipe.objective.name),
         objective_options=recipe.objective.options,
         collator=parts.collator.name,
         collator_options=recipe.collator.options,
-        hyperparameters={**asdict(recipe.train), "steps": story["result"]["steps"]},
+        hyperparameters={**asdict(recipe.train), **rows, "steps": story["result"]["steps"]},
         measures=story["result"]["measures"],
         versions=story["versions"],
         sources=[train] if isinstance(train, str) else list(train or []),

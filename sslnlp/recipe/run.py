@@ -36,7 +36,7 @@ from sslnlp.recipe.out import check_data, check_out, sole
 from sslnlp.recipe.pseudo import with_pseudo_labels
 from sslnlp.recipe.reporting import RunReport, run_report
 from sslnlp.recipe.rows import first_rows, training_rows
-from sslnlp.recipe.schema import Recipe, to_dict
+from sslnlp.recipe.schema import Recipe
 from sslnlp.report import make_report
 from sslnlp.report.sections import short_form
 from sslnlp.sharding import sharding_asked
@@ -99,16 +99,17 @@ def _run(recipe: Recipe, inherited: Mapping[str, Any], out: Path, *, resume: boo
         learnt = with_pseudo_labels(parts, objective)
         if objective.begins:  # on a resume too: there may be no checkpoint yet; one that there is overwrites it
             objective.begin(first_rows(learnt, next(objective.parameters()).device))
-    story = biography(learnt, objective)
+    story = biography(learnt, objective, read_biography(out / "recipe.json") if resume else None)
     if not resume:
         processes().wait_for_everyone()  # nobody is still checking `out` when it appears
         if main:
             _begin(out, parts, story)
         processes().wait_for_everyone()
-    # Figures of rows that are compared depend on how many there are, and the best is chosen among all of the run: those
-    # after a stop are taken as those before it, also where train.batch_size is another now.
-    begun = read_biography(out / "recipe.json")["recipe"] if resume else to_dict(parts.recipe)
-    size = int(begun["train"]["batch_size"])
+    # Figures of rows that are compared depend on how many there are: as many as the loss compares, and after a stop as
+    # many as before it, since the best is chosen among all of the run. Without gradients they fit where a part does.
+    size = int(story["recipe"]["train"]["batch_size"])
+    if objective.couples_rows:
+        size *= int(story["processes"])
     held_out = HeldOut(parts, parts.valid, batch_size=size) if parts.valid is not None else None
     try:
         trainer = _train(parts, learnt, objective, held_out, out, story, console, resume, report)
