@@ -42,6 +42,8 @@ Overrides = Annotated[
 
 
 _INTERRUPTED = 130
+_GO_ON = {"train": "go on with --resume", "curve": "the same command goes on", "search": "the same command goes on"}
+"""Command -> how a run that was stopped in it is taken up again."""
 _PEER_ENDED = ("connection closed by peer", "connection reset by peer")  # as gloo and NCCL say it
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # as torch says it of a GPU and of a CPU
 
@@ -239,13 +241,13 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         if isinstance(error, SystemExit):
             return error.code if isinstance(error.code, int) else 1
-        message, code = _explain(error)
+        message, code = _explain(error, next(iter(arguments), ""))
         if message:
             print(f"{message}\n", end="", file=sys.stderr)  # at once: processes launched together share the screen
         return code
 
 
-def _explain(error: BaseException) -> tuple[str, int]:
+def _explain(error: BaseException, command: str) -> tuple[str, int]:
     """The one line a person reads about an error, and the exit code."""
     if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
         return "interrupted", _INTERRUPTED
@@ -256,8 +258,9 @@ def _explain(error: BaseException) -> tuple[str, int]:
         key = str(getattr(error, "option_name", "")).lstrip("-")
         advice = f"a key of a recipe has no dashes: {key}=..." if "." in key else "see --help"
         return f"error: {text} ({advice})" if text else "", 2
-    if (signum := getattr(error, "signum", None)) is not None:  # of an interrupted run: saved, and told how to go on
-        return _one_line(str(error)), 128 + int(signum)
+    if (signum := getattr(error, "signum", None)) is not None:  # of an interrupted run, which was saved
+        advice = f"; {_GO_ON[command]}" if command in _GO_ON else ""
+        return f"{_one_line(str(error))}{advice}", 128 + int(signum)
     if isinstance(error, OSError):
         where = f": {error.filename}" if error.filename else ""
         return f"error: {_one_line(error.strerror or str(error))}{where}", 2

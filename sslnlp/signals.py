@@ -20,12 +20,12 @@ def launcher_gone() -> bool:
 
 
 class Interrupted(Exception):
-    """SIGTERM or Ctrl-C arrived, or the launcher died: the run was saved at `step`, and `--resume` goes on from it."""
+    """SIGTERM or Ctrl-C arrived, or the launcher died: the run was saved at `step`, and resumed goes on from it."""
 
     def __init__(self, step: int, signum: int) -> None:
         name = signal.Signals(signum).name
         reason = f"{name} (its launcher is gone)" if name == "SIGHUP" else name
-        super().__init__(f"stopped by {reason} and saved at step {step}; go on with --resume")
+        super().__init__(f"stopped by {reason} and saved at step {step}")
         self.step, self.signum = step, signum
 
 

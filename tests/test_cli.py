@@ -98,17 +98,29 @@ def test_errors_become_one_line_and_an_exit_code(
     assert "Traceback" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["train", "pretrain_bert"], "; go on with --resume"),
+        (["curve"], "; the same command goes on"),
+        (["search", "build", "pairs.jsonl", "--out", "out", "--documents", "notes"], "; the same command goes on"),
+        (["quickstart"], ""),  # begins anew
+    ],
+    ids=["train", "curve", "search build", "quickstart"],
+)
 def test_an_interrupted_run_says_how_to_go_on(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from sslnlp.train import Interrupted
 
     def stop(*_: object, **__: object) -> None:
         raise Interrupted(7, signal.SIGTERM)
 
-    monkeypatch.setattr("sslnlp.recipe.load_recipe", stop)
-    assert run_command(["train", "pretrain_bert"]) == 128 + signal.SIGTERM
-    assert "saved at step 7; go on with --resume" in capsys.readouterr().err
+    commands = "curve.command.curve", "text_to_search.text_to_search", "quickstart.run.quickstart"
+    for place in ("recipe.load_recipe", *commands):
+        monkeypatch.setattr(f"sslnlp.{place}", stop)
+    assert run_command(arguments) == 128 + signal.SIGTERM
+    assert capsys.readouterr().err.endswith(f"saved at step 7{told}\n")
 
 
 def test_a_recipe_file_runs_by_itself(text_file: Path, tmp_path: Path) -> None:
