@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,20 @@ def test_another_method_of_the_same_name_is_refused(keys: list[str], tmp_path: P
     Results(tmp_path, recipes(keys))
     with pytest.raises(UserError, match="another method called 'frozen'"):
         Results(tmp_path, {"frozen": recipes(keys)["trained"]})
+
+
+def test_other_texts_under_the_same_name_are_refused(keys: list[str], files: dict[str, Path], tmp_path: Path) -> None:
+    """Else one table would have figures of both, a column of these beside a column of those."""
+    texts = tmp_path / "train.jsonl"
+    shutil.copy(files["train"], texts)
+    methods = {"frozen": load_recipe("finetune_few_shot", [*keys[1:], f"data.train={texts}", "train.steps=0"])}
+    options: dict[str, Any] = {"draws": 1, "seeds": 1}
+    label_curve(methods, tmp_path / "out", labels=[2], **options)
+    before = (tmp_path / "out" / "results.jsonl").read_bytes()
+    texts.write_text("".join(texts.read_text().splitlines(keepends=True)[:60]))
+    with pytest.raises(UserError, match="holds results of other texts or labels"):
+        label_curve(methods, tmp_path / "out", labels=[2, 4], **options)
+    assert (tmp_path / "out" / "results.jsonl").read_bytes() == before
 
 
 def test_a_full_disk_at_the_next_start_leaves_the_list_of_methods(

@@ -75,16 +75,19 @@ def cells(methods: Mapping[str, Recipe | None], labels: Sequence[int | None], dr
 class Results:
     """The cells measured so far, a line each in `results.jsonl`: a run that was stopped goes on from there."""
 
-    def __init__(self, folder: Path, recipes: Mapping[str, Recipe | None]) -> None:
-        """Raises `UserError` when the folder holds results of other recipes."""
+    def __init__(self, folder: Path, recipes: Mapping[str, Recipe | None], data: Any = None) -> None:
+        """`data`: what tells the rows that are read from others. Raises `UserError` when the folder holds results of
+        other rows or recipes."""
         self.path = folder / "results.jsonl"
         self.done: dict[Cell, Measured] = {}
         folder.mkdir(parents=True, exist_ok=True)
-        described = {name: _described(recipe) for name, recipe in recipes.items()}
+        described = {name: data if recipe is None else _described(recipe) for name, recipe in recipes.items()}
         known = folder / "methods.json"
         before = json.loads(known.read_text(encoding="utf-8")) if known.is_file() else {}
-        for name in described.keys() & before.keys():
-            if described[name] != before[name]:
+        for name in described:
+            if (told := before.get(name)) is not None and told != described[name]:
+                if recipes[name] is None:  # the baseline, which stands in every folder
+                    raise UserError(f"{folder} holds results of other texts or labels; choose another --out")
                 raise UserError(
                     f"{folder} holds results of another method called {name!r}; choose another --out or name"
                 )
@@ -119,9 +122,7 @@ class Results:
         return [m for cell, m in self.done.items() if (cell.method, cell.labels) == (method, labels)]
 
 
-def _described(recipe: Recipe | None) -> Any:
-    if recipe is None:
-        return None
+def _described(recipe: Recipe) -> dict[str, Any]:
     plain = to_dict(recipe)
     plain.pop("out")
     return plain

@@ -49,7 +49,9 @@ def label_curve(
     everything: dict[str, Recipe | None] = {LEXICAL: None, **ready}
     if first.model.pretrained is not None:
         everything[FRESH] = _fresh(first)
-    results = Results(out, everything)
+    rows = labelled(replace(first.data, labels_per_class=None), cache_dir=cache_folder(first))
+    read = {name: rows.facts[name] for name in ("fingerprint", "valid_fingerprint", "columns")}
+    results = Results(out, everything, read)
     todo = list(cells(everything, labels, draws, seeds))
     for number, cell in enumerate(todo, start=1):
         if cell not in results.done:
@@ -59,13 +61,7 @@ def label_curve(
             found.seconds = time.monotonic() - began
             results.add(found)
         told(results.done[cell], number, len(todo))
-    return write_page(results, list(everything), labels, _rows_of_classes(first), out)
-
-
-def _rows_of_classes(recipe: Recipe) -> list[int]:
-    """Training rows of each class, of which a cell takes so many as it asks for."""
-    data = replace(recipe.data, labels_per_class=None)
-    return [*labelled(data, cache_dir=cache_folder(recipe)).counts.values()]
+    return write_page(results, list(everything), labels, [*rows.counts.values()], out)
 
 
 def _prepared(recipe: Recipe) -> Recipe:
