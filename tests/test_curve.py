@@ -194,6 +194,8 @@ def test_a_full_disk_at_the_next_start_leaves_the_list_of_methods(
         (["--method", "finetune_few_shot"], "is not 'NAME: RECIPE"),
         (["--method", "a: finetune_few_shot nothing.at=all"], "unknown key 'nothing.at'"),
         (["--labels", "none"], "--labels 'none'"),
+        (["out=elsewhere"], "out=elsewhere would do nothing: a curve sets it for each of its runs; give --out"),
+        (["--method", "a: finetune_few_shot train.seed=3"], "give --seeds"),
         ([], "needs test rows"),
     ],
 )

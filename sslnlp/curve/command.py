@@ -22,6 +22,8 @@ USUAL = (
     "fine-tuned: finetune_classification",
 )
 """What is compared where nobody says what."""
+_OPTIONS = {"out": "--out", "data.labels_per_class": "--labels", "data.draw": "--draws", "train.seed": "--seeds"}
+"""Keys of a recipe that every cell has a value of its own for -> the option that says which."""
 
 
 def curve(
@@ -61,7 +63,11 @@ def parse_method(text: str, overrides: Sequence[str]) -> tuple[str, Recipe]:
     words = shlex.split(rest)
     if not colon or not name.strip() or not words:
         raise UserError(f"--method {text!r} is not 'NAME: RECIPE [key=value ...]'")
-    return name.strip(), load_recipe(words[0], [*overrides, *words[1:]])
+    keys = [*overrides, *words[1:]]
+    for given in keys:
+        if (option := _OPTIONS.get(given.partition("=")[0])) is not None:
+            raise UserError(f"{given} would do nothing: a curve sets it for each of its runs; give {option}")
+    return name.strip(), load_recipe(words[0], keys)
 
 
 def _print(page: Path, console: Console) -> None:
