@@ -250,6 +250,20 @@ def test_the_labelled_texts_of_a_report_may_be_called_in_capitals(tmp_path):
     assert [(part.texts, part.labels) for part in found.probe] == [(["words"], ["1"])] * 2
 
 
+def test_the_labels_of_probes_are_named_as_training_names_them(tmp_path: Path) -> None:
+    """Numbers that pandas wrote as floats, where one is missing, are those of the other file."""
+    rows = [{"text": "words", "label": label} for label in (1.0, None, " a ", True)]
+    (first := tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (second := tmp_path / "b.csv").write_text("text,label\nwords,1\nwords,2\n")
+    found = Material.read(ReportConfig(probe_train=str(first), probe_test=str(second)), lambda n: [])
+    assert [part.labels for part in found.probe or ()] == [["1", "a", "true"], ["1", "2"]]
+    first.write_text(json.dumps({"text": "words", "label": 2.5}) + "\n")
+    with pytest.raises(
+        UserError, match=r"a\.jsonl: label column 'label' holds 2\.5: .* numbers; a probe needs one class"
+    ):
+        Material.read(ReportConfig(probe_train=str(first), probe_test=str(second)), lambda n: [])
+
+
 def test_a_card_is_the_same_every_time(runs: dict[str, Path], files: dict[str, Path]) -> None:
     material = Material.read(ReportConfig(texts=str(files["texts"])), lambda n: [])
     subject = subject_of(runs["gpt"] / "export")

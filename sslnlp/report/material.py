@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sslnlp.collators.base import Collator
 from sslnlp.data.config import DataConfig
+from sslnlp.data.label_kinds import KINDS
 from sslnlp.data.prepare import texts_of
 from sslnlp.data.sources import open_part, open_source, text_column
 from sslnlp.data.store import TokenStore
@@ -123,9 +125,13 @@ def _labelled(spec: str, label: str | None) -> Labelled:
     for row in open_source(spec).rows():
         names = names or _columns(row, spec, label)
         text, value = (row.get(name) for name in names)
-        if all(cell is not None and cell == cell and str(cell).strip() for cell in (text, value)):
+        try:
+            name = KINDS["one"].read(value, None, names[1])  # as training reads it: 1.0, of a column with gaps, is 1
+        except UserError as error:  # without the advice, which is of objectives
+            raise UserError(f"{spec}: {re.split('[:;] for ', str(error))[0]}; a probe needs one class a text") from None
+        if name is not None and text is not None and text == text and str(text).strip():
             texts.append(str(text))
-            labels.append(str(value))
+            labels.append(str(name))
     if not texts:
         raise UserError(f"{spec} holds no labelled text")
     return Labelled(texts, labels)
