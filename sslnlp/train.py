@@ -154,12 +154,13 @@ class Trainer:
                 seconds, clock = time.perf_counter() - clock, time.perf_counter()
                 self._log(progress, running, seconds)
             stop = self._signals.on_any_rank(self.device)
-            improved = False
+            improved, paused = False, time.perf_counter()
             if self.evaluate is not None and (progress.step % eval_every == 0 or last):
                 improved = self._evaluate(progress)
             if progress.step % save_every == 0 or last or improved or stop:
-                progress.unlogged, progress.unlogged_seconds = running.so_far(), time.perf_counter() - clock
+                progress.unlogged, progress.unlogged_seconds = running.so_far(), paused - clock
                 self._save(progress)
+            clock += time.perf_counter() - paused  # held-out passes and checkpoints are no training
             if stop:
                 raise Interrupted(progress.step, stop)
         self._finite.settle()

@@ -138,6 +138,20 @@ def test_a_run_stopped_between_two_logs_logs_the_figures_of_the_straight_one(tmp
     assert resumed.progress.tokens == straight.progress.tokens
 
 
+def test_the_speed_is_that_of_training_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def evaluate(objective: Any) -> dict[str, float]:
+        now[0] += 1000.0
+        return {"loss": 1.0}
+
+    trainer = make_trainer("masked_lm", tmp_path, steps=4, log_every=1, eval_every=2)
+    trainer.evaluate = evaluate
+    trainer.fit()
+    assert (now[0], trainer.progress.seconds) == (2000.0, 0.0)
+
+
 def test_a_budget_becomes_a_number_of_steps_that_resuming_keeps(tmp_path: Path) -> None:
     trainer = make_trainer("masked_lm", tmp_path / "run", steps=None, budget="2s")
     before = digest(trainer.objective.state_dict())
