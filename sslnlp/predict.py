@@ -148,6 +148,7 @@ def _stock(folder: Path) -> Any:
                 pairs,
                 truncation=True,
                 padding=True,
+                padding_side="right",
                 return_tensors="pt",
                 # As in training: segments where the tokenizer marks them; new ones of ours do not.
                 return_token_type_ids=None if pairs is not None and segments else False,

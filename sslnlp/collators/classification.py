@@ -61,6 +61,7 @@ class ClassificationCollator(Collator):
                 truncation=True,
                 max_length=self.max_length,
                 padding=True,
+                padding_side="right",  # a text has the same positions beside any other
                 return_tensors="pt",
                 return_token_type_ids=None if any(paired) else False,  # all 0 for a single text: every model's default
             )

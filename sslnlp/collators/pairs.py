@@ -38,7 +38,7 @@ class PairTokenizer:
 
     def pad(self, encodings: Sequence[dict[str, list[int]]]) -> Batch:
         """Int64 [N, S], S the longest of them."""
-        return dict(self.tokenizer.pad(list(encodings), padding=True, return_tensors="pt"))
+        return dict(self.tokenizer.pad(list(encodings), padding=True, padding_side="right", return_tensors="pt"))
 
     def _cut(self, queries: Sequence[str]) -> list[str]:
         """The beginnings of the queries. Cut as text, for a tokenizer takes pairs as texts alone."""

@@ -108,8 +108,9 @@ class RankingCollator(Collator):
     def _encode(self, texts: list[str], length: int) -> Encoding:
         # Segments of a single text are all 0, every model's default; some models (ModernBERT) refuse the argument.
         encoded = self.tokenizer(
-            texts, truncation=True, max_length=length, padding=True, return_tensors="pt", return_token_type_ids=False
-        )
+            texts, truncation=True, max_length=length, padding=True, padding_side="right", return_tensors="pt",
+            return_token_type_ids=False,
+        )  # fmt: skip
         return dict(encoded)
 
     def _negatives(self, row: Row) -> tuple[list[str], list[float] | None]:

@@ -61,6 +61,7 @@ class SameClassCollator(ClassificationCollator):
             truncation=True,
             max_length=self.max_length,
             padding=True,
+            padding_side="right",
             return_tensors="pt",
             return_token_type_ids=False,
         )

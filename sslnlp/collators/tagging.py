@@ -53,6 +53,7 @@ class TaggingCollator(ClassificationCollator):
             truncation=True,
             max_length=self.max_length,
             padding=True,
+            padding_side="right",
             return_tensors="pt",
             return_offsets_mapping=True,
             return_token_type_ids=False,
