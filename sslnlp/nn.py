@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -276,20 +276,9 @@ def keyed_uniform(position_B: Tensor, *shape: int, purpose: str) -> Tensor:
     draw is the same however the batch was split and padded.
     """
     seed = _Key.seed if _Key.positions is not None else 0
-    draw = _mix(position_B * _GOLDEN + rng.key(seed, purpose)).view(-1, *[1] * len(shape))
-    for axis, size in enumerate(shape):
-        view = [1] * (len(shape) + 1)
-        view[axis + 1] = -1
-        draw = draw + torch.arange(size, device=position_B.device).view(view) * _AXES[axis]
-    # 23 bits: with 24 the half added to the largest would round to 1, which has no normal quantile and no logarithm.
-    return (((_mix(draw) >> 41) & ((1 << 23) - 1)).float() + 0.5) * 2.0**-23
-
-
-def _mix(x: Tensor) -> Tensor:
-    # int64 shifts are arithmetic, so the copied sign bits are masked off to get SplitMix64's logical shifts.
-    x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * _M1
-    x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * _M2
-    return x ^ ((x >> 31) & ((1 << 33) - 1))
+    compute: Any = torch.ops.sslnlp.keyed_uniform if torch.compiler.is_compiling() else _uniform
+    drawn: Tensor = compute(position_B, seed, purpose, shape)
+    return drawn
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
@@ -301,18 +290,44 @@ def dropout(x: Tensor, p: float) -> Tensor:
     if _Key.positions is None:
         return F.dropout(x, p)
     _Key.calls += 1
-    copies, odd = divmod(x.shape[0], len(_Key.positions))
-    if odd:
+    if x.shape[0] % len(_Key.positions):
         raise AssertionError(f"dropout over {x.shape[0]} rows in a batch of {len(_Key.positions)}")
-    call = rng.key(_Key.seed, "dropout", _Key.calls)
-    row = _mix(_Key.positions.to(x.device) * _GOLDEN + call)
+    compute: Any = torch.ops.sslnlp.keyed_dropout if torch.compiler.is_compiling() else _kept
+    kept: Tensor = compute(_Key.positions.to(x.device), _Key.seed, _Key.calls, x.shape, p)
+    return x * kept / (1.0 - p)
+
+
+# To torch.compile either draw is one operation. Traced, the hash of a key would break the graph at every dropout, and
+# the products that are to wrap around would become indices of a loop: the C++ compiler takes it that those never do,
+# and what it makes of them drops other activations at each call.
+_LIBRARY = torch.library.Library("sslnlp", "FRAGMENT")  # type: ignore[no-untyped-call]
+_LIBRARY.define("keyed_uniform(Tensor position, SymInt seed, str purpose, SymInt[] shape) -> Tensor")  # type: ignore[no-untyped-call]
+_LIBRARY.define("keyed_dropout(Tensor position, SymInt seed, SymInt call, SymInt[] shape, float p) -> Tensor")  # type: ignore[no-untyped-call]
+
+
+@torch.library.impl(_LIBRARY, "keyed_uniform", "CompositeExplicitAutograd")
+def _uniform(position_B: Tensor, seed: int, purpose: str, shape: Sequence[int]) -> Tensor:
+    draw = _mix(position_B * _GOLDEN + rng.key(seed, purpose)).view(-1, *[1] * len(shape))
+    for axis, size in enumerate(shape):
+        view = [1] * (len(shape) + 1)
+        view[axis + 1] = -1
+        draw = draw + torch.arange(size, device=position_B.device).view(view) * _AXES[axis]
+    # 23 bits: with 24 the half added to the largest would round to 1, which has no normal quantile and no logarithm.
+    return (((_mix(draw) >> 41) & ((1 << 23) - 1)).float() + 0.5) * 2.0**-23
+
+
+@torch.library.register_fake("sslnlp::keyed_uniform", lib=_LIBRARY)  # type: ignore[untyped-decorator]
+def _uniform_shape(position_B: Tensor, seed: int, purpose: str, shape: Sequence[int]) -> Tensor:
+    return position_B.new_empty((position_B.shape[0], *shape), dtype=torch.float32)
+
+
+@torch.library.impl(_LIBRARY, "keyed_dropout", "CompositeExplicitAutograd")
+def _kept(position_B: Tensor, seed: int, call: int, shape: Sequence[int], p: float) -> Tensor:
+    """bool of `shape` [R, ...]: which elements stay. What is drawn is a hash of the row, the call and the indices."""
+    row_R = _mix(position_B * _GOLDEN + rng.key(seed, "dropout", call))
+    copies = shape[0] // len(position_B)
     if copies > 1:
-        row = _mix((row[:, None] + torch.arange(copies, device=x.device) * _GOLDEN).flatten())
-    return x * _kept(row, x.shape, p) / (1.0 - p)
-
-
-def _kept(row_R: Tensor, shape: torch.Size, p: float) -> Tensor:
-    """bool of `shape` [R, ...]: which elements stay. What is drawn is a hash of the row's number and the indices."""
+        row_R = _mix((row_R[:, None] + torch.arange(copies, device=row_R.device) * _GOLDEN).flatten())
     place = torch.zeros((), dtype=torch.int64, device=row_R.device)
     for axis in range(1, len(shape)):
         view = [1] * len(shape)
@@ -323,10 +338,22 @@ def _kept(row_R: Tensor, shape: torch.Size, p: float) -> Tensor:
         return ((_mix(row + place) >> 11) & ((1 << 53) - 1)) >= int(p * (1 << 53))
 
     row = row_R.view(-1, *[1] * (len(shape) - 1))
-    if row_R.device.type != "cpu" or torch.compiler.is_compiling() or row_R.numel() == 0:
+    if row_R.device.type != "cpu" or row_R.numel() == 0:
         return above(row)
     # A dozen passes over int64: within the cache they take a third to a fifth of the time.
     return torch.cat([above(some) for some in torch.split(row, max(1, IN_CACHE // max(1, place.numel())))])
+
+
+@torch.library.register_fake("sslnlp::keyed_dropout", lib=_LIBRARY)  # type: ignore[untyped-decorator]
+def _kept_shape(position_B: Tensor, seed: int, call: int, shape: Sequence[int], p: float) -> Tensor:
+    return position_B.new_empty(tuple(shape), dtype=torch.bool)
+
+
+def _mix(x: Tensor) -> Tensor:
+    # int64 shifts are arithmetic, so the copied sign bits are masked off to get SplitMix64's logical shifts.
+    x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * _M1
+    x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * _M2
+    return x ^ ((x >> 31) & ((1 << 33) - 1))
 
 
 class _FunctionalDropout(TorchFunctionMode):

@@ -227,3 +227,34 @@ def test_what_is_dropped_is_a_hash_of_row_and_indices(at_a_time: int, monkeypatc
             for j in range(6):
                 kept = mixed((row + i * axes[0] + j * axes[1]) % 2**64) >> 11 >= int(0.4 * 2**53)
                 assert (found[r, i, j] > 0) == kept
+
+
+class Dropping(nn.Module):
+    """Dropout of states, of two views of a row, of weights of attention, by function; and another kind of draw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = RowDropout(0.4)
+
+    def forward(self, x: torch.Tensor, position: torch.Tensor) -> list[torch.Tensor]:
+        views = torch.cat([x, x])
+        pairs = x[:, None] * x[:, :, None]
+        drawn = keyed_uniform(position, x.shape[1], 2, purpose="tests")
+        return [self.part(x), self.part(views), self.part(pairs), F.dropout(x, 0.2), drawn]
+
+
+@pytest.mark.parametrize("functional", [False, True])
+def test_to_the_compiler_a_draw_is_one_operation(functional: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One graph, at any width: each break was a new start of the compiler, and what its C++ made of the traced hash
+    dropped other activations at each call. (Its front end alone runs here.)"""
+    monkeypatch.setattr(module_under_test._Key, "functional", functional)
+    torch._dynamo.reset()
+    module, compiled = Dropping(), torch.compile(Dropping(), backend="aot_eager", fullgraph=True)
+    for width in (6, 6, 9):
+        given = torch.ones(3, width, 4), torch.tensor([3, 8, 1000])
+        runs = []
+        for run in (module, compiled):
+            torch.manual_seed(0)  # of the function, where nothing keys it
+            with row_keyed_dropout(5, given[1]):
+                runs.append(run(*given))
+        assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))

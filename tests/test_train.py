@@ -342,7 +342,8 @@ def test_trackers_receive_the_figures(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize(
-    ("objective", "architecture"), [("masked_lm", "bert"), ("masked_lm", "modernbert"), ("causal_lm", "gpt2")]
+    ("objective", "architecture"),
+    [("masked_lm", "bert"), ("masked_lm", "modernbert"), ("causal_lm", "gpt2"), ("denoising", "bart")],
 )
 def test_compiled_the_losses_of_packed_rows_are_the_same(
     objective: str, architecture: str, dropout: float, tmp_path: Path
