@@ -84,7 +84,7 @@ def seq2seq_logits(model: PreTrainedModel, batch: Encoding) -> Tensor:
         attention_mask=_for_attention(encoder.config, _same_document(source_BS, source_BS)),
         **_placed(encoder, batch["input_ids"], batch["position_ids"]),
     )
-    shifted = _placed(decoder, _decoder_input_ids(model.config, batch), batch["decoder_position_ids"])
+    shifted = _placed(decoder, _decoder_input_ids(model.config, batch), batch["decoder_position_ids"], decodes=True)
     logits: Tensor = model(
         encoder_outputs=encoded,
         attention_mask=_for_attention(decoder.config, _same_document(target_BT, source_BS)),
@@ -105,10 +105,11 @@ def _decoder_input_ids(config: PreTrainedConfig, batch: Encoding) -> Tensor:
     return torch.where(batch["decoder_position_ids"] == 0, start, previous)
 
 
-def _placed(stack: Any, ids_BT: Tensor, position_BT: Tensor) -> dict[str, Tensor]:
+def _placed(stack: Any, ids_BT: Tensor, position_BT: Tensor, *, decodes: bool = False) -> dict[str, Tensor]:
     """The ids, or, where a stack adds learned positions 0 to T - 1 and takes no others, embeddings that make up for it.
 
-    Relative positions are right as they are: documents do not see each other.
+    Relative positions are right as they are: documents do not see each other. Marian and Pegasus scale embeddings in
+    the stack: of those that are given, the decoder does it too and the encoder does not.
     """
     table = getattr(stack, "embed_positions", None)
     if table is None:
@@ -116,7 +117,9 @@ def _placed(stack: Any, ids_BT: Tensor, position_BT: Tensor) -> dict[str, Tensor
     index = torch.arange(ids_BT.shape[1], device=ids_BT.device)
     offset = getattr(table, "offset", 0)
     embedded = stack.get_input_embeddings()(ids_BT)
-    return {"inputs_embeds": embedded + table.weight[position_BT + offset] - table.weight[index + offset]}
+    moved = table.weight[position_BT + offset] - table.weight[index + offset]
+    scale = getattr(stack, "embed_scale", 1.0)  # where the table of embeddings does not scale itself, as BART's does
+    return {"inputs_embeds": embedded + moved / scale if decodes else embedded * scale + moved}
 
 
 def is_causal(config: PreTrainedConfig) -> bool:

@@ -164,6 +164,14 @@ def test_pairs_of_a_row_are_tried_on_an_encoder_decoder(kind: str, packed: bool,
     assert isolates_pairs(model, alone=True) == alone
 
 
+@pytest.mark.parametrize("kind", ["bart", "mbart", "pegasus", "marian"])
+def test_pairs_of_a_row_are_apart_where_embeddings_are_scaled(kind: str) -> None:
+    """As all published Marian, Pegasus and mBART models do it: some in the table, some in the stack."""
+    model = of_kind(kind, AutoModelForSeq2SeqLM, decoder_start_token_id=2, scale_embedding=True, init_std=0.3)
+    assert isolates_pairs(model)
+    assert isolates_pairs(model, alone=True)
+
+
 @pytest.mark.parametrize(
     ("kind", "wraps"),
     [("deberta-v2", AutoModelForMaskedLM), ("mamba", AutoModelForCausalLM), ("bloom", AutoModelForCausalLM)],
