@@ -27,7 +27,7 @@ from sslnlp.errors import UserError
 from sslnlp.tokenizer.cuts import SEPARATOR, Cutter
 from sslnlp.tokenizer.junctions import merges_bytes
 from sslnlp.tokenizer.merging import Merger
-from sslnlp.tokenizer.specials import vocabulary_size
+from sslnlp.tokenizer.specials import spelling, vocabulary_size
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -147,8 +147,12 @@ class Encoder:
         self._merger = Merger(facts["model"]) if merging else None
         self._table = ChunkTable(self._encode_chunks)
         self._few = 1  # the sample is merged too
-        if why := self._differs():
-            log.warning("fast encoding gives other ids for %r: encoding with tokenizers alone", why)
+        try:
+            if why := self._differs():
+                log.warning("fast encoding gives other ids for %r: encoding with tokenizers alone", why)
+                self._cutter = None
+        except UserError:  # it has no unknown token for characters of the sample that it cannot spell
+            log.info("this tokenizer cannot spell the sample: encoding with tokenizers alone")
             self._cutter = None
         self._few = _FEW
 
@@ -175,7 +179,12 @@ class Encoder:
         return ""
 
     def encode(self, texts: Sequence[str] | Texts) -> Encoded:
-        """The ids of the texts. Raises `UserError` for a text that is not Unicode (it holds half a surrogate pair)."""
+        """The ids of the texts. Raises `UserError` for a text that is not Unicode (it holds half a surrogate pair), or
+        that the vocabulary cannot spell."""
+        with spelling():
+            return self._encode(texts)
+
+    def _encode(self, texts: Sequence[str] | Texts) -> Encoded:
         texts = texts if isinstance(texts, Texts) else Texts.of(texts)
         num_bytes = texts.num_bytes
         if self._cutter is None or not len(texts):

@@ -10,7 +10,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from sslnlp.errors import UserError, suggest
-from sslnlp.tokenizer.specials import FIM, MODES, drawable_ids, special_id, special_mask
+from sslnlp.tokenizer.specials import FIM, MODES, drawable_ids, special_id, special_mask, spelling
 from sslnlp.tokenizer.words import character_class, word_boundaries
 
 ADVICE: Final[dict[str, str]] = {
@@ -74,9 +74,10 @@ def contract(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Contra
     if not texts:
         raise UserError("the tokenizer contract needs some text to measure on, and got none")
     # As training text is encoded: a literal "[MASK]" in a document is ordinary text, not a hole.
-    encoded = tokenizer(
-        texts, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
-    )
+    with spelling():
+        encoded = tokenizer(
+            texts, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
+        )
     ids = [np.array(row, dtype=np.int64) for row in encoded["input_ids"]]
     words = [_word_starts(text) for text in texts]
     tokens = max(1, sum(map(len, ids)))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import numpy as np
@@ -60,6 +62,21 @@ def load_tokenizer(path_or_name: str | os.PathLike[str]) -> PreTrainedTokenizerB
         raise UserError(f"the tokenizer {name!r} has no fast version (tokenizer.json); convert it or choose another")
     loaded: PreTrainedTokenizerBase = tokenizer
     return loaded
+
+
+@contextmanager
+def spelling() -> Iterator[None]:
+    """Inside, what `tokenizers` raises for text that a vocabulary cannot spell, and has no unknown token for, is a
+    `UserError`."""
+    try:
+        yield
+    except Exception as error:
+        if type(error) is not Exception:  # it has no class of its own
+            raise
+        raise UserError(
+            f"the tokenizer cannot encode some of the text ({first_line(error)}): its vocabulary lacks characters and "
+            "has no unknown token; choose another, or train one with `sslnlp tokenizer`"
+        ) from error
 
 
 def is_ours(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from sslnlp.data import chunks, encoding, open_source
 from sslnlp.data.encoding import Encoder, plain_tokenizer, split_long
 from sslnlp.errors import UserError
-from sslnlp.tokenizer import cuts
-from tests.many_tokenizers import ADDED, FRAGMENTS, LOCAL, OTHER, byte_bpe, gpt2, local
+from sslnlp.tokenizer import contract, cuts
+from tests.many_tokenizers import ADDED, FRAGMENTS, LOCAL, OTHER, byte_bpe, gpt2, local, wrapped
 from tests.many_tokenizers import texts as random_texts
 
 TEXTS = st.lists(
@@ -145,6 +146,19 @@ def test_a_text_with_an_added_token_is_one_chunk_however_many_blocks_it_spans():
     with tiny_tables():
         texts = ["ships zz ships" * 30, "the ship", "zz", f"a {' '.join(ADDED)} b"]
         assert by_us(small("GPT-2, added tokens"), texts) == by_tokenizers(local("GPT-2, added tokens"), texts)
+
+
+def test_a_vocabulary_without_an_unknown_token_encodes_what_it_can_spell():
+    """The sample that fast encoding is tried on has characters of its own, which such a vocabulary lacks."""
+    backend = Tokenizer(models.Unigram([("▁", -1.0), ("a", -1.0), ("▁ab", -1.5), ("b", -2.0)]))
+    tokenizer = wrapped(backend, pre_tokenizers.Metaspace(), None)
+    encoder = Encoder(tokenizer)
+    assert not encoder.fast
+    assert encoder.encode(["ab ba", "a"]).ids.tolist() == [2, 0, 3, 1, 0, 1]
+    with pytest.raises(UserError, match="has no unknown token"):
+        encoder.encode(["ab", "abc"])
+    with pytest.raises(UserError, match="has no unknown token"):
+        contract(tokenizer, ["ab", "abc"])
 
 
 @pytest.mark.parametrize("kind", ["our bpe", "Llama 3, ignoring merges"])
