@@ -8,13 +8,17 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from sslnlp.errors import UserError
 from sslnlp.types import Batch
 
 
 @dataclass(frozen=True)
 class PairTokenizer:
-    """Pairs as a cross-encoder sees them. What is too long loses its end: the query at `query_length`, then the
-    document at what `max_length` leaves it."""
+    """Pairs as a cross-encoder sees them. What is too long loses its end (its beginning, where the tokenizer truncates
+    on the left): the query at `query_length`, then the document at what `max_length` leaves it.
+
+    Raises `UserError` for a slow tokenizer.
+    """
 
     tokenizer: PreTrainedTokenizerBase
     max_length: int
@@ -24,6 +28,10 @@ class PairTokenizer:
     is cut until both fit, as sentence-transformers does."""
     query_prefix: str = ""
     document_prefix: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.tokenizer.is_fast:
+            raise UserError("pairs need a fast tokenizer: a slow one does not say where its tokens stand")
 
     def __call__(self, queries: Sequence[str], documents: Sequence[str]) -> list[dict[str, list[int]]]:
         """The tokenizer's inputs of each pair, not padded."""
@@ -41,7 +49,7 @@ class PairTokenizer:
         return dict(self.tokenizer.pad(list(encodings), padding=True, padding_side="right", return_tensors="pt"))
 
     def _cut(self, queries: Sequence[str]) -> list[str]:
-        """The beginnings of the queries. Cut as text, for a tokenizer takes pairs as texts alone."""
+        """What is kept of the queries. Cut as text, for a tokenizer takes pairs as texts alone."""
         around = self.tokenizer.num_special_tokens_to_add(pair=True)
         length = 4 * self.max_length  # no token of a pair is lost yet, and a book is not split for each of its texts
         if self.query_length is not None:
@@ -50,6 +58,9 @@ class PairTokenizer:
         encoded: Any = self.tokenizer(
             distinct, add_special_tokens=False, truncation=True, max_length=length, return_offsets_mapping=True
         )
-        ends = [offsets[-1][1] if offsets else 0 for offsets in encoded["offset_mapping"]]
-        beginning = {text: text[:end] for text, end in zip(distinct, ends, strict=True)}
-        return [beginning[text] for text in queries]
+        left = self.tokenizer.truncation_side == "left"
+        kept = {
+            text: text[offsets[0][0] if left else 0 : offsets[-1][1]] if offsets else ""
+            for text, offsets in zip(distinct, encoded["offset_mapping"], strict=True)
+        }
+        return [kept[text] for text in queries]

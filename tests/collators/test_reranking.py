@@ -6,7 +6,7 @@ from typing import Any
 
 import datasets
 import pytest
-from transformers import PreTrainedTokenizerFast
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from sslnlp.collators.reranking import DRAWN, RerankingCollator
 from sslnlp.data.table import TableRows
@@ -77,6 +77,22 @@ def test_the_document_is_cut_and_the_query_at_its_own_length(
     short = collator([row(query="cat", positive="dog " * 50, negatives=["dog"])])["pairs"]["input_ids"]
     assert short.shape == (2, 32)  # what a short query leaves is the document's
     assert (short[0] == sep).sum() == 2
+
+
+def test_on_the_left_the_query_is_cut_at_its_own_length_too(tokenizer: PreTrainedTokenizerFast) -> None:
+    left = copy.deepcopy(tokenizer)
+    left.truncation_side = "left"
+    texts = "dog" + " cat" * 50, "cat" + " dog" * 50
+    collator = RerankingCollator(tokenizer=left, max_length=32, query_length=5)
+    ids = collator([row(query=texts[0], positive=texts[1], negatives=["dog"])])["pairs"]["input_ids"]
+    query, document = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts)
+    cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
+    assert ids[0].tolist() == [cls, *query[-5:], sep, *document[5 + 3 - 32 :], sep]
+
+
+def test_a_slow_tokenizer_is_refused() -> None:
+    with pytest.raises(UserError, match="pairs need a fast tokenizer"):
+        RerankingCollator(tokenizer=ByT5Tokenizer())
 
 
 def test_relevant_texts_among_the_negatives_are_left_out(tokenizer: PreTrainedTokenizerFast, table: TableRows) -> None:
