@@ -10,7 +10,10 @@ from transformers import PreTrainedModel
 from transformers.activations import GELUTanh, NewGELUActivation
 
 from sslnlp.attention import NAME
-from sslnlp.nn import RowDropout, TanhGELU, drop_by_function
+from sslnlp.nn import RowDropout, SharedDropout, TanhGELU, drop_by_function
+
+SHARED = ("pos_dropout",)
+"""What DeBERTa calls the dropout of its embeddings of distances, a table without rows."""
 
 
 def adapt(model: PreTrainedModel) -> None:
@@ -24,7 +27,8 @@ def adapt(model: PreTrainedModel) -> None:
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.Dropout):
-                setattr(module, name, RowDropout(child.p).train(child.training))
+                kind = SharedDropout if name in SHARED else RowDropout
+                setattr(module, name, kind(child.p).train(child.training))
             elif type(child) in (NewGELUActivation, GELUTanh):
                 setattr(module, name, TanhGELU().train(child.training))
         if isinstance(module, nn.Embedding):

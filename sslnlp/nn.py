@@ -377,3 +377,12 @@ class RowDropout(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return dropout(x, self.p) if self.training and self.p > 0 else x
+
+
+class SharedDropout(RowDropout):
+    """In place of the `nn.Dropout` of what all rows share, and is none of them: the first row says what is dropped, so
+    a run that goes on drops the same, but a batch that is split does not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with dropout_from_here()(slice(1)):
+            return super().forward(x)

@@ -165,6 +165,24 @@ def test_dropout_that_stock_code_calls_as_a_function_is_the_rows_own(
     assert torch.allclose(run(slice(None)), torch.cat([run(slice(0, 1)), run(slice(1, 2))]), atol=1e-5)
 
 
+def test_deberta_drops_out_of_its_distances_which_are_no_rows() -> None:
+    config = AutoConfig.for_model(
+        "deberta-v2", vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        relative_attention=True, pos_att_type=["p2c", "c2p"], max_position_embeddings=20,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = AutoModelForMaskedLM.from_config(config).train()
+    adapt(model)
+    ids = torch.arange(30).view(3, 10) + 5
+
+    def run(seed: int) -> Tensor:
+        with torch.no_grad(), row_keyed_dropout(seed, torch.tensor([11, 12, 13])):
+            return model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+
+    assert torch.equal(run(3), run(3))
+    assert not torch.allclose(run(3), run(4), atol=1e-3)
+
+
 def test_under_bf16_the_stream_of_a_decoder_stays_in_bf16() -> None:
     model = stock("gpt2")
     adapt(model)
