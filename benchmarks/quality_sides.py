@@ -15,7 +15,9 @@ from typing import Any
 
 from benchmarks.common import command
 
-PEER = {"warmup_steps": 0.05, "lr_scheduler_type": "cosine", "weight_decay": 0.01, "adam_beta2": 0.98}
+PEER = {
+    "warmup_steps": 0.05, "lr_scheduler_type": "cosine", "weight_decay": 0.01, "adam_beta1": 0.5, "adam_beta2": 0.98
+}  # fmt: skip
 """What the tuned peer has beside its learning rate, and bf16 where the machine has units for it; everything else is as
 `TrainingArguments` has it."""
 

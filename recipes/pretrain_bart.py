@@ -18,7 +18,7 @@ def recipe() -> Recipe:
         # The mixture of the paper's large model: spans filled in, sentences in another order.
         collator=Options("denoising", rate=0.3, infill=1.0, mean_span=3.0, permute=1.0),
         objective=Options("denoising"),
-        train=TrainConfig(steps=2000, batch_size=64, optimizer="muon", lr=4e-3),
+        train=TrainConfig(steps=2000, batch_size=64, optimizer="muon", lr=4e-3, betas=(0.5, 0.98)),
         out="out/bart",
     )
 

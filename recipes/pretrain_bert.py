@@ -19,7 +19,7 @@ def recipe() -> Recipe:
         # that the top layer carries every token: fine-tuning starts from there (docs/log.md has what that is worth).
         collator=Options("masked_lm", rate=0.3, replace="bert"),
         objective=Options("masked_lm"),
-        train=TrainConfig(steps=2000, batch_size=64, optimizer="muon", lr=4e-3),
+        train=TrainConfig(steps=2000, batch_size=64, optimizer="muon", lr=4e-3, betas=(0.5, 0.98)),
         out="out/bert",
     )
 

@@ -20,7 +20,7 @@ def recipe() -> Recipe:
         # its first six million tokens (docs/log.md); large models do better with those.
         # objective.corrective=true adds the loss that also says what the token was.
         objective=Options("electra", generator_size=0.5),
-        train=TrainConfig(steps=2000, batch_size=64, optimizer="muon", lr=4e-3),
+        train=TrainConfig(steps=2000, batch_size=64, optimizer="muon", lr=4e-3, betas=(0.5, 0.98)),
         out="out/electra",
     )
 

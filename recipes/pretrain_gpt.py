@@ -17,7 +17,9 @@ def recipe() -> Recipe:
         model=ModelConfig(architecture="llama", size="mini"),
         collator=Options("causal_lm"),
         objective=Options("causal_lm"),
-        train=TrainConfig(steps=2000, batch_size=32, optimizer="muon", lr=4e-3, embedding_lr_scale=4.0, eps=1e-6),
+        train=TrainConfig(
+            steps=2000, batch_size=32, optimizer="muon", lr=4e-3, betas=(0.5, 0.98), embedding_lr_scale=4.0, eps=1e-6
+        ),
         out="out/gpt",
     )
 

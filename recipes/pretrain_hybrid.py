@@ -18,7 +18,7 @@ def recipe() -> Recipe:
         model=ModelConfig(architecture="llama", size="mini"),
         collator=Options("hybrid", masked_share=0.5),
         objective=Options("hybrid"),
-        train=TrainConfig(steps=2000, batch_size=32, optimizer="muon", lr=4e-3, eps=1e-6),
+        train=TrainConfig(steps=2000, batch_size=32, optimizer="muon", lr=4e-3, betas=(0.5, 0.98), eps=1e-6),
         out="out/hybrid",
     )
 

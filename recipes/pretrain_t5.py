@@ -17,7 +17,7 @@ def recipe() -> Recipe:
         model=ModelConfig(architecture="t5", size="mini"),
         collator=Options("span_corruption", rate=0.15, mean_span=3.0),
         objective=Options("span_corruption"),
-        train=TrainConfig(steps=2000, batch_size=32, optimizer="muon", lr=1e-2),
+        train=TrainConfig(steps=2000, batch_size=32, optimizer="muon", lr=1e-2, betas=(0.5, 0.98)),
         out="out/t5",
     )
 

@@ -41,6 +41,7 @@ class TrainConfig:
     embedding_lr_scale: float = 1.0
     """Tables of embeddings, and heads tied to them, learn at this multiple of `lr`."""
     betas: tuple[float, float] = (0.9, 0.98)
+    """Of AdamW: the shares of the old mean of gradients, and of their squares, that stay at each update."""
     eps: float = 1e-8
     clip: float = 1.0
     """Largest norm of the gradient of an update."""

@@ -130,8 +130,8 @@ class Plan:
     def _pretrain(self, part: str) -> TrainConfig:
         # After a million tokens a masked LM of this size is at 5.5 nats with it, at 6.4 with AdamW (docs/log.md).
         return TrainConfig(
-            budget=self.budget(part), batch_size=16, optimizer="muon", lr=1e-2, eval_every=400, save_every=500, keep=1,
-            precision=self.precision,
+            budget=self.budget(part), batch_size=16, optimizer="muon", lr=1e-2, betas=(0.5, 0.98), eval_every=400,
+            save_every=500, keep=1, precision=self.precision,
         )  # fmt: skip
 
     def _finetune(self, steps: int, *, batch_size: int, seed: int) -> TrainConfig:
