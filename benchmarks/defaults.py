@@ -15,6 +15,7 @@ import argparse
 import itertools
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Mapping
@@ -37,10 +38,10 @@ console = Console(width=140)
 
 
 def combinations(pairs: list[str], seeds: list[int]) -> list[dict[str, str]]:
-    """`key=a,b` of several keys -> every choice of one value each, for each seed."""
+    """`key=a,b` of several keys -> every choice of one value each, for each seed; a list is a value: [0.5,0.98]."""
     if wrong := [pair for pair in pairs if "=" not in pair]:
         raise UserError(f"--set {wrong[0]}: write KEY=VALUE or KEY=A,B,...")
-    named = [(key, values.split(",")) for key, values in (pair.split("=", 1) for pair in pairs)]
+    named = [(key, re.split(r",(?![^\[]*\])", values)) for key, values in (pair.split("=", 1) for pair in pairs)]
     keys = [key for key, _ in named]
     return [
         dict(zip(keys, chosen, strict=True)) | {"train.seed": str(seed)}

@@ -16,6 +16,13 @@ from sslnlp.recipe import load_recipe, override
 from sslnlp.train import NonFiniteError
 
 
+def test_a_list_is_one_value_of_a_comparison() -> None:
+    made = defaults.combinations(["train.betas=[0.9,0.98],[0.5,0.98]", "train.lr=1,2"], [0])
+    assert [(choice["train.betas"], choice["train.lr"]) for choice in made] == [
+        ("[0.9,0.98]", "1"), ("[0.9,0.98]", "2"), ("[0.5,0.98]", "1"), ("[0.5,0.98]", "2")
+    ]  # fmt: skip
+
+
 def line(value: float | None, **other: Any) -> str:
     shared = {"objective": "masked_lm", "size": "nano", "tokens": 64, "seq_length": 32, "set": {"train.lr": "1"}}
     return json.dumps({**shared, **other, "figures": {} if value is None else {"loss": value}}) + "\n"
