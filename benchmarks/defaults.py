@@ -32,8 +32,12 @@ from sslnlp.recipe import load_recipe, override, run
 from sslnlp.tokenizer import train_tokenizer
 from sslnlp.train import NonFiniteError
 
-RECIPES = {"masked_lm": "pretrain_bert", "causal_lm": "pretrain_gpt"}
-MEASURE = {"masked_lm": "loss", "causal_lm": "bits_per_byte"}
+RECIPES = {
+    "masked_lm": "pretrain_bert", "causal_lm": "pretrain_gpt", "hybrid": "pretrain_hybrid",
+    "span_corruption": "pretrain_t5", "denoising": "pretrain_bart", "electra": "pretrain_electra",
+}  # fmt: skip
+MEASURE = {"causal_lm": "bits_per_byte", "electra": "discriminator_loss"}
+"""Of what is no loss alone."""
 console = Console(width=140)
 
 
@@ -107,7 +111,7 @@ def show(out: Path) -> None:
         setting = tuple(sorted((k, v) for k, v in line["set"].items() if k != "train.seed"))
         key = (line["objective"], line["size"], line["tokens"], line["seq_length"], setting)
         # What diverged is worse than everything: a NaN would leave the others in no order.
-        grouped.setdefault(key, []).append(line["figures"].get(MEASURE[line["objective"]], float("inf")))
+        grouped.setdefault(key, []).append(line["figures"].get(MEASURE.get(line["objective"], "loss"), float("inf")))
     table = Table("objective", "size", "tokens", "row", "setting", "held out", "seeds")
     for key, values in sorted(grouped.items(), key=lambda item: (*item[0][:4], sum(item[1]) / len(item[1]))):
         objective, size, tokens, length, setting = key
