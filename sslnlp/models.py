@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,9 @@ class ModelConfig:
     fresh: bool = False
     """Take the configuration and the tokenizer of `pretrained`, and new weights: what the same model reaches
     untrained."""
+    embedding_init: Literal["random", "cooccurrence"] = "random"
+    """Where new embeddings start: `cooccurrence` counts in the text of the run which tokens stand near each other
+    (`sslnlp.embedding_init`). For objectives on raw text; weights that were trained stay as they are."""
     dropout: float = 0.0
     """Every dropout rate of the model. 0 suits a single pass over the text; fine-tuning small sets likes 0.1."""
     lora_rank: int | None = None

@@ -35,6 +35,7 @@ from sslnlp.models import ModelConfig, build_config, build_model, max_positions
 from sslnlp.objectives.base import Objective
 from sslnlp.packed import isolates, isolates_pairs, reads_alone
 from sslnlp.recipe.check import check_recipe, stock_config
+from sslnlp.recipe.embeddings import start_embeddings
 from sslnlp.recipe.inherit import inherit
 from sslnlp.recipe.overrides import fields_of
 from sslnlp.recipe.schema import Recipe
@@ -68,6 +69,8 @@ class Parts:
     """UTF-8 bytes of the held-out text, for bits per byte; None for tables."""
     max_length: int
     """Tokens of the longest row."""
+    store: TokenStore | None = None
+    """The raw text that the rows are of; None where they are a table's or pictures."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What the preparation counted."""
     label_names: list[str] | None = None
@@ -141,7 +144,8 @@ def build_parts(recipe: Recipe, *, tokenizer_path: Path | None = None) -> Parts:
 
 
 def build_objective(parts: Parts) -> Objective:
-    """The model of the recipe under its objective. Fresh weights depend on `train.seed` alone."""
+    """The model of the recipe under its objective. Fresh weights depend on `train.seed` alone, and on the
+    text where `model.embedding_init` counts in it."""
     recipe, cls = parts.recipe, parts.recipe.objective_class
     extra = cls.config_fields(parts.label_names or ())
     model = build_model(
@@ -149,6 +153,9 @@ def build_objective(parts: Parts) -> Objective:
         max_length=parts.max_length, seed=recipe.train.seed, **extra,
     )  # fmt: skip
     _check_rows(recipe, model)
+    if recipe.model.embedding_init == "cooccurrence" and parts.store is not None:
+        with processes().main_process_first():  # who counts, the others find it counted
+            start_embeddings(model, parts.store, shifted=cls.shifted, seed=recipe.train.seed)
     # What an objective adds (a decoder, a generator) starts from draws of its own, not from those of the model again.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.key(recipe.train.seed, "objective"))
@@ -277,6 +284,7 @@ def _token_parts(recipe: Recipe, cache: Path, tokenizer_path: Path | None) -> Pa
         valid=Stream.fixed(rows(valid)) if valid is not None else None,
         valid_bytes=valid.num_bytes if valid is not None else None,
         max_length=data.seq_length,
+        store=prepared.train,
         facts=facts,
     )
 

@@ -1,0 +1,53 @@
+"""How often tokens of a corpus stand near each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from sslnlp.data.store import TokenStore
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+LIMIT = 1 << 22
+"""Tokens that are counted of a longer corpus: more of them change embeddings of a few hundred numbers hardly at all."""
+_RUN = 1 << 18
+
+
+def cooccurrences(store: TokenStore, vocab_size: int, *, window: int, limit: int = LIMIT) -> csr_matrix:
+    """C[x, y]: how often y follows x inside a document, at a distance of s tokens up to `window` counted as 1/s (the
+    weights of GloVe; Pennington et al., 2014). float32 [vocab_size, vocab_size].
+
+    Of a corpus longer than `limit` tokens, runs spread evenly over it are read. Framing tokens are not in the store.
+    """
+    from scipy import sparse
+
+    counts = sparse.csr_matrix((vocab_size, vocab_size), dtype=np.float32)
+    for start, stop in _runs(store.num_tokens, limit):
+        ids = store.run(start, stop).astype(np.int64)
+        documents = _documents(store, start, stop)
+        for distance in range(1, min(window, len(ids) - 1) + 1):
+            inside = documents[distance:] == documents[:-distance]
+            pairs = ids[:-distance][inside], ids[distance:][inside]
+            weights = np.full(len(pairs[0]), 1 / distance, np.float32)
+            counts = counts + sparse.csr_matrix((weights, pairs), shape=counts.shape)
+    return counts
+
+
+def _runs(length: int, limit: int) -> Iterator[tuple[int, int]]:
+    """Of [0, length): all of it if that is at most `limit`, else `limit` in runs evenly spread."""
+    runs = -(-min(length, limit) // _RUN)
+    for i in range(runs):
+        start = i * length // runs
+        yield start, min(start + _RUN, (i + 1) * length // runs)
+
+
+def _documents(store: TokenStore, start: int, stop: int) -> npt.NDArray[np.int64]:
+    """The number of the document that each token of [start, stop) is in."""
+    first, last = np.searchsorted(store.offsets, [start, stop - 1], side="right") - 1
+    ends = np.clip(store.offsets[first : last + 2], start, stop)
+    return np.repeat(np.arange(first, last + 1), np.diff(ends))

@@ -1,0 +1,129 @@
+"""Embeddings that start from how often tokens stand near each other, instead of from noise.
+
+What a model learns first is which tokens go with which, and counting tells it that in a second or two. The pointwise
+mutual information of neighbours (Church & Hanks, 1990) is factorised into vectors, as Levy & Goldberg (2014) show
+word2vec does implicitly.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import PreTrainedModel
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+Floats = npt.NDArray[np.float32]
+
+WINDOW = 4
+"""Tokens on each side that are neighbours, where both sides count."""
+SCALE = 4.0
+"""Deviation of such embeddings, in deviations of the model's own initialisation."""
+PRIOR = 80.0
+"""Observations that a token's frequency counts for beside those of a neighbourhood: rare tokens say little."""
+CONSTANT = 3.0
+"""The coordinate that all embeddings share, which a head reads the frequencies of tokens from."""
+FILLED = 0.9
+"""Share of the length of an embedding that the vectors of all but one in a hundred tokens keep within."""
+_ITERATIONS, _OVERSAMPLED = 4, 16
+
+
+class Associations(NamedTuple):
+    """left @ right.T is about log p(y | x) / p(y), the two sides at the same scale."""
+
+    left: Floats  # [V, R], of x
+    right: Floats  # [V, R], of y
+    log_frequency: Floats  # [V], log p(y)
+    counted: npt.NDArray[np.bool_]  # [V], whether x was seen at all
+
+
+def associations(counts: csr_matrix, rank: int) -> Associations:
+    """Counts of pairs float32 [V, V] -> the best factors of `rank` columns R <= V, errors weighted by the root of how
+    frequent both tokens are.
+
+    p(y | x) has the prior p(y) with `PRIOR` observations, so a pair never seen costs no infinite amount, and the matrix
+    is a sparse one plus one of rank one: it is never written out. Randomised SVD with power iterations (Halko et al.,
+    2011, arXiv:0909.4061); the same counts give the same factors.
+    """
+    from scipy import sparse
+
+    left, right = (np.asarray(counts.sum(axis)).ravel() for axis in (1, 0))
+    p_left, p_right = ((total + 0.1) / (total + 0.1).sum() for total in (left, right))
+    seen = counts.tocoo()
+    gains = np.log1p(seen.data / (PRIOR * p_right[seen.col]))
+    missing = np.log(PRIOR / (left + PRIOR))  # log p(y | x) / p(y) where y was never seen beside x, for every y
+    rows, columns = (np.sqrt(p).astype(np.float32) for p in (p_left, p_right))
+    weighted = sparse.csr_matrix((rows[seen.row] * gains * columns[seen.col], (seen.row, seen.col)), counts.shape)
+    weighted, transposed = weighted.astype(np.float32), weighted.T.tocsr().astype(np.float32)
+    offset = (rows * missing).astype(np.float32)
+
+    def times(block: Floats) -> Floats:
+        return weighted @ block + np.outer(offset, columns @ block)
+
+    def transposed_times(block: Floats) -> Floats:
+        return transposed @ block + np.outer(columns, offset @ block)
+
+    wide = min(rank + _OVERSAMPLED, len(rows))
+    basis = np.random.default_rng(0).standard_normal((len(rows), wide), dtype=np.float32)
+    for _ in range(_ITERATIONS):
+        basis = np.linalg.qr(transposed_times(np.linalg.qr(times(basis))[0]))[0]
+    u, values, v = np.linalg.svd(times(basis), full_matrices=False)
+    root = np.sqrt(values[:rank])
+    return Associations(
+        (u[:, :rank] * root / rows[:, None]).astype(np.float32),
+        (basis @ v.T[:, :rank] * root / columns[:, None]).astype(np.float32),
+        np.log(p_right).astype(np.float32),
+        left > 0,
+    )
+
+
+def own_head(model: PreTrainedModel) -> bool:
+    """Whether a head of the model's own, as wide as its embeddings, tells which token comes next."""
+    head, table = model.get_output_embeddings(), model.get_input_embeddings()
+    return head is not None and head.weight is not table.weight and head.weight.shape == table.weight.shape
+
+
+@torch.no_grad()
+def init_next_token(model: PreTrainedModel, found: Associations, seed: int) -> None:
+    """Table and head of a decoder with both, in place, so that it starts as a bigram model: what its last norm makes of
+    an embedding, times the head, is about log p(next | token).
+
+    `found`: of pairs in order, two columns fewer than the embeddings have. Of those two, one is the same for all tokens
+    and carries their frequencies, the other brings every embedding to one length, so that the norm divides all alike.
+    """
+    table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    room = np.float32(table.shape[1] - CONSTANT**2)
+    scale = FILLED * np.sqrt(room) / max(1e-6, np.percentile(np.linalg.norm(found.left, axis=1), 99))
+    left, right = found.left * scale, found.right / scale
+    left = left * np.minimum(1, np.sqrt(room) / np.maximum(np.linalg.norm(left, axis=1, keepdims=True), 1e-6))
+    filling = np.sqrt(np.maximum(0, room - (left**2).sum(1)))
+    constant = np.full(len(left), CONSTANT, np.float32)
+    turn = _rotation(table.shape[1], seed)
+    table.copy_(_columns(table.shape[1], left, constant, filling) @ turn)
+    head.copy_(_columns(table.shape[1], right, found.log_frequency / CONSTANT, np.zeros_like(filling)) @ turn)
+
+
+@torch.no_grad()
+def init_neighbours(model: PreTrainedModel, found: Associations, seed: int) -> None:
+    """The table of embeddings, in place: every token that was counted gets the direction of its neighbourhood, all of
+    one length. `found`: of pairs in both orders, at most as many columns as the embeddings have."""
+    table = model.get_input_embeddings().weight
+    vectors = _columns(table.shape[1], found.left) @ _rotation(table.shape[1], seed)
+    counted = torch.from_numpy(found.counted)
+    length = SCALE * table.std() * table.shape[1] ** 0.5
+    table[counted] = length * torch.nn.functional.normalize(vectors, dim=1)[counted]
+
+
+def _columns(width: int, *parts: Any) -> torch.Tensor:
+    """Arrays [V, R] and [V] side by side, and zeros up to `width`."""
+    joined = torch.from_numpy(np.concatenate([part.reshape(len(part), -1) for part in parts], 1))
+    return torch.nn.functional.pad(joined.float(), (0, width - joined.shape[1]))
+
+
+def _rotation(width: int, seed: int) -> torch.Tensor:
+    """A random rotation: no coordinate is set apart, neither the first factors nor the last."""
+    return torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(seed)))[0]
