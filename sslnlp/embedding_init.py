@@ -62,10 +62,10 @@ def associations(counts: csr_matrix, rank: int) -> Associations:
     offset = (rows * missing).astype(np.float32)
 
     def times(block: Floats) -> Floats:
-        return weighted @ block + np.outer(offset, columns @ block)
+        return np.asarray(weighted @ block + np.outer(offset, columns @ block))
 
     def transposed_times(block: Floats) -> Floats:
-        return transposed @ block + np.outer(columns, offset @ block)
+        return np.asarray(transposed @ block + np.outer(columns, offset @ block))
 
     wide = min(rank + _OVERSAMPLED, len(rows))
     basis = np.random.default_rng(0).standard_normal((len(rows), wide), dtype=np.float32)
@@ -126,4 +126,6 @@ def _columns(width: int, *parts: Any) -> torch.Tensor:
 
 def _rotation(width: int, seed: int) -> torch.Tensor:
     """A random rotation: no coordinate is set apart, neither the first factors nor the last."""
-    return torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(seed)))[0]
+    drawn = torch.randn(width, width, generator=torch.Generator().manual_seed(seed))
+    rotation: torch.Tensor = torch.linalg.qr(drawn)[0]
+    return rotation

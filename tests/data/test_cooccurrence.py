@@ -1,0 +1,52 @@
+"""Counts of neighbours against counting by hand."""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from sslnlp.data import TokenStore, cooccurrence
+from sslnlp.data.cooccurrence import cooccurrences
+
+MakeStore = Callable[[Sequence[int]], TokenStore]
+
+
+def by_hand(documents: Sequence[Sequence[int]], window: int) -> np.ndarray:
+    counts = np.zeros((1000, 1000), np.float32)
+    for ids in documents:
+        for i, x in enumerate(ids):
+            for distance, y in enumerate(ids[i + 1 : i + 1 + window], 1):
+                counts[x, y] += 1 / distance
+    return counts
+
+
+@pytest.mark.parametrize("window", [1, 4])
+@pytest.mark.parametrize("run", [7, 1 << 18])
+def test_pairs_are_counted_inside_their_document(
+    make_store: MakeStore, monkeypatch: pytest.MonkeyPatch, window: int, run: int
+) -> None:
+    store = make_store([5, 0, 1, 40, 2, 0, 9, 0])
+    monkeypatch.setattr(cooccurrence, "_RUN", run)
+    pieces = [store.tokens(i) for i in range(len(store))]
+    if run == 7:  # what is read at once breaks a document, and pairs across that place are not seen
+        flat, owner = np.concatenate(pieces), np.repeat(np.arange(len(store)), store.lengths)
+        edges = [i * len(flat) // -(-len(flat) // 7) for i in range(-(-len(flat) // 7) + 1)]
+        pieces = [flat[a:b][owner[a:b] == d] for a, b in pairwise(edges) for d in set(owner[a:b])]
+    counts = cooccurrences(store, 1000, window=window)
+    np.testing.assert_allclose(counts.toarray(), by_hand(pieces, window), rtol=1e-6)
+
+
+def test_of_a_long_corpus_runs_are_read_from_its_beginning_to_its_end(
+    make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_store([1000])
+    monkeypatch.setattr(cooccurrence, "_RUN", 10)
+    read = list(cooccurrence._runs(store.num_tokens, 50))
+    assert read == [(0, 10), (200, 210), (400, 410), (600, 610), (800, 810)]
+    assert cooccurrences(store, 1000, window=1, limit=50).sum() == 5 * 9
+
+
+@pytest.mark.parametrize("lengths", [[1], [1, 1, 1]], ids=["one token", "documents of one"])
+def test_text_without_neighbours_has_no_counts(make_store: MakeStore, lengths: list[int]) -> None:
+    assert cooccurrences(make_store(lengths), 1000, window=4).nnz == 0

@@ -1,0 +1,108 @@
+"""Embeddings that start from counts: the factors, and what fresh models make of them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+from transformers import AutoModelForMaskedLM
+
+from sslnlp.data.cooccurrence import cooccurrences
+from sslnlp.embedding_init import PRIOR, SCALE, associations
+from sslnlp.errors import UserError
+from sslnlp.objectives.base import Objective
+from sslnlp.recipe import Parts, Recipe, build_objective, build_parts, load_recipe, override, resolve, run
+
+
+def parts(text_file: Path, recipe: str, **keys: object) -> Parts:
+    small = {"model.size": "nano", "tokenizer.vocab_size": 500, "data.seq_length": 32, "train.steps": 2}
+    small |= {"data.train": str(text_file), "train.batch_size": 4, "model.embedding_init": "cooccurrence"}
+    return build_parts(resolve(override(load_recipe(recipe), small | keys))[0])
+
+
+def table(objective: Objective) -> torch.Tensor:
+    return objective.model.get_input_embeddings().weight.detach()
+
+
+@pytest.mark.parametrize("rank", [8, 40])
+def test_factors_are_those_of_the_matrix_written_out(rank: int) -> None:
+    drawn = np.random.default_rng(0)
+    counts = drawn.poisson(np.outer(drawn.pareto(1, 40), drawn.pareto(1, 40))).astype(np.float32)
+    found = associations(sparse.csr_matrix(counts), rank)
+    left, right = counts.sum(1), counts.sum(0)
+    p_left, p_right = (left + 0.1) / (left + 0.1).sum(), (right + 0.1) / (right + 0.1).sum()
+    wished = np.log((counts + PRIOR * p_right) / (left[:, None] + PRIOR) / p_right)
+    weights = np.sqrt(np.outer(p_left, p_right))
+    u, values, v = np.linalg.svd(weights * wished)
+    best = (u[:, :rank] * values[:rank]) @ v[:rank]
+    np.testing.assert_allclose(weights * (found.left @ found.right.T), best, atol=2e-4)
+    np.testing.assert_allclose(found.log_frequency, np.log(p_right), rtol=1e-5)
+    assert found.counted.tolist() == (left > 0).tolist()
+
+
+def test_a_decoder_with_a_head_of_its_own_starts_as_a_bigram_model(text_file: Path) -> None:
+    made = parts(text_file, "pretrain_gpt")
+    assert made.store is not None
+    objective = build_objective(made)
+    model, head = objective.model, objective.model.get_output_embeddings().weight.detach()
+    states = model.model.norm(table(objective)).detach()
+    told = torch.log_softmax(states @ head.T, -1).numpy()
+    counts = cooccurrences(made.store, len(head), window=1).toarray()
+    following = counts.sum(0) / counts.sum()
+    cost = -(counts * told).sum() / counts.sum()
+    frequencies = -(following[following > 0] * np.log(following[following > 0])).sum()
+    uniform = np.log(len(head))
+    print(cost, frequencies, uniform)
+    assert cost < frequencies - 0.5 < uniform - 0.5
+
+
+@pytest.mark.parametrize("recipe", ["pretrain_bert", "pretrain_t5"])
+def test_one_table_starts_with_a_direction_for_each_neighbourhood(text_file: Path, recipe: str) -> None:
+    made = parts(text_file, recipe)
+    assert made.store is not None
+    started, random = (
+        build_objective(made),
+        build_objective(made.under(override(made.recipe, {"model.embedding_init": "random"}), {})),
+    )
+    counts = cooccurrences(made.store, len(table(started)), window=4)
+    counted = np.asarray((counts + counts.T).sum(1)).ravel() > 0
+    assert 0 < counted.sum() < len(counted)
+    torch.testing.assert_close(table(started)[~counted], table(random)[~counted], rtol=0, atol=0)
+    length = SCALE * table(random).std() * table(random).shape[1] ** 0.5
+    torch.testing.assert_close(table(started)[counted].norm(dim=1), length.expand(int(counted.sum())))
+    others = zip(started.model.named_parameters(), random.model.named_parameters(), strict=True)
+    assert [name for (name, a), (_, b) in others if not torch.equal(a, b)] == [
+        name for name, own in started.model.named_parameters() if own is started.model.get_input_embeddings().weight
+    ]
+
+
+def test_the_same_text_and_seed_give_the_same_start_found_or_counted(text_file: Path) -> None:
+    made = parts(text_file, "pretrain_gpt")
+    assert made.store is not None
+    first = table(build_objective(made))
+    kept = list(made.store.path.glob("bigrams-*.npz"))
+    assert len(kept) == 1
+    torch.testing.assert_close(table(build_objective(made)), first, rtol=0, atol=0)
+    kept[0].unlink()
+    torch.testing.assert_close(table(build_objective(made)), first, rtol=0, atol=0)
+    other = override(made.recipe, {"train.seed": 1})
+    assert not torch.equal(table(build_objective(made.under(other, {}))), first)
+
+
+def test_weights_that_were_trained_stay(text_file: Path, tmp_path: Path) -> None:
+    def again(out: str, **keys: object) -> Recipe:
+        return parts(text_file, "pretrain_bert", out=str(tmp_path / out), **keys).recipe
+
+    export = run(again("first")) / "export"
+    made = parts(text_file, "pretrain_bert", **{"model.pretrained": str(export)})
+    trained = AutoModelForMaskedLM.from_pretrained(export).get_input_embeddings().weight
+    torch.testing.assert_close(table(build_objective(made)), trained.detach(), rtol=0, atol=0)
+    fresh = parts(text_file, "pretrain_bert", **{"model.pretrained": str(export), "model.fresh": True})
+    assert not torch.equal(table(build_objective(fresh)), trained)
+
+
+def test_nothing_is_counted_where_no_raw_text_is_read() -> None:
+    keys = {"data.train": "labelled.csv", "model.embedding_init": "cooccurrence"}
+    with pytest.raises(UserError, match=r"counts in raw text, which objective 'classification' does not read"):
+        resolve(override(load_recipe("finetune_classification"), keys))
