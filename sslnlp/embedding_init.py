@@ -21,8 +21,8 @@ Floats = npt.NDArray[np.float32]
 
 WINDOW = 4
 """Tokens on each side that are neighbours, where both sides count."""
-SCALE = 4.0
-"""Deviation of such embeddings, in deviations of the model's own initialisation."""
+DEVIATION = 0.32
+"""Of the numbers of such embeddings: the usual 0.02 is for noise, which has to be unlearnt."""
 PRIOR = 80.0
 """Observations that a token's frequency counts for beside those of a neighbourhood: rare tokens say little."""
 CONSTANT = 3.0
@@ -114,7 +114,7 @@ def init_neighbours(model: PreTrainedModel, found: Associations, seed: int) -> N
     table = model.get_input_embeddings().weight
     vectors = _columns(table.shape[1], found.left) @ _rotation(table.shape[1], seed)
     counted = torch.from_numpy(found.counted)
-    length = SCALE * table.std() * table.shape[1] ** 0.5
+    length = DEVIATION * table.shape[1] ** 0.5
     table[counted] = length * torch.nn.functional.normalize(vectors, dim=1)[counted]
 
 

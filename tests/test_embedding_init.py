@@ -9,7 +9,7 @@ from scipy import sparse
 from transformers import AutoModelForMaskedLM
 
 from sslnlp.data.cooccurrence import cooccurrences
-from sslnlp.embedding_init import PRIOR, SCALE, associations
+from sslnlp.embedding_init import DEVIATION, PRIOR, associations
 from sslnlp.errors import UserError
 from sslnlp.objectives.base import Objective
 from sslnlp.recipe import Parts, Recipe, build_objective, build_parts, load_recipe, override, resolve, run
@@ -53,7 +53,6 @@ def test_a_decoder_with_a_head_of_its_own_starts_as_a_bigram_model(text_file: Pa
     cost = -(counts * told).sum() / counts.sum()
     frequencies = -(following[following > 0] * np.log(following[following > 0])).sum()
     uniform = np.log(len(head))
-    print(cost, frequencies, uniform)
     assert cost < frequencies - 0.5 < uniform - 0.5
 
 
@@ -69,7 +68,7 @@ def test_one_table_starts_with_a_direction_for_each_neighbourhood(text_file: Pat
     counted = np.asarray((counts + counts.T).sum(1)).ravel() > 0
     assert 0 < counted.sum() < len(counted)
     torch.testing.assert_close(table(started)[~counted], table(random)[~counted], rtol=0, atol=0)
-    length = SCALE * table(random).std() * table(random).shape[1] ** 0.5
+    length = torch.tensor(DEVIATION * table(random).shape[1] ** 0.5)
     torch.testing.assert_close(table(started)[counted].norm(dim=1), length.expand(int(counted.sum())))
     others = zip(started.model.named_parameters(), random.model.named_parameters(), strict=True)
     assert [name for (name, a), (_, b) in others if not torch.equal(a, b)] == [
