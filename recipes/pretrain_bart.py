@@ -14,7 +14,7 @@ def recipe() -> Recipe:
     return Recipe(
         data=DataConfig(seq_length=128),
         tokenizer=TokenizerConfig(algorithm="bpe", vocab_size=8192),
-        model=ModelConfig(architecture="bart", size="mini"),
+        model=ModelConfig(architecture="bart", size="mini", embedding_init="cooccurrence"),
         # The mixture of the paper's large model: spans filled in, sentences in another order.
         collator=Options("denoising", rate=0.3, infill=1.0, mean_span=3.0, permute=1.0),
         objective=Options("denoising"),

@@ -14,7 +14,7 @@ def recipe() -> Recipe:
     return Recipe(
         data=DataConfig(seq_length=128),
         tokenizer=TokenizerConfig(algorithm="bpe", vocab_size=8192),
-        model=ModelConfig(architecture="modernbert", size="mini"),
+        model=ModelConfig(architecture="modernbert", size="mini", embedding_init="cooccurrence"),
         # A third of the tokens is hidden, more than BERT's 15 %. A tenth of these stays and a tenth is drawn, so
         # that the top layer carries every token: fine-tuning starts from there (docs/log.md has what that is worth).
         collator=Options("masked_lm", rate=0.3, replace="bert"),

@@ -14,7 +14,7 @@ def recipe() -> Recipe:
     return Recipe(
         data=DataConfig(seq_length=128),
         tokenizer=TokenizerConfig(algorithm="bpe", vocab_size=8192),
-        model=ModelConfig(architecture="electra", size="mini"),
+        model=ModelConfig(architecture="electra", size="mini", embedding_init="cooccurrence"),
         collator=Options("electra", rate=0.3),
         # Published: a rate of 0.15 and a quarter of the width. A generator this small then learns only frequencies in
         # its first six million tokens (docs/log.md); large models do better with those.

@@ -14,7 +14,7 @@ def recipe() -> Recipe:
     return Recipe(
         data=DataConfig(seq_length=256),
         tokenizer=TokenizerConfig(algorithm="bpe", vocab_size=8192),
-        model=ModelConfig(architecture="llama", size="mini"),
+        model=ModelConfig(architecture="llama", size="mini", embedding_init="cooccurrence"),
         collator=Options("causal_lm"),
         objective=Options("causal_lm"),
         train=TrainConfig(

@@ -15,7 +15,7 @@ def recipe() -> Recipe:
     return Recipe(
         data=DataConfig(seq_length=256),
         tokenizer=TokenizerConfig(algorithm="bpe", vocab_size=8192),
-        model=ModelConfig(architecture="llama", size="mini"),
+        model=ModelConfig(architecture="llama", size="mini", embedding_init="cooccurrence"),
         collator=Options("hybrid", masked_share=0.5),
         objective=Options("hybrid"),
         train=TrainConfig(steps=2000, batch_size=32, optimizer="muon", lr=4e-3, betas=(0.5, 0.98), eps=1e-6),

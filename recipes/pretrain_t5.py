@@ -14,7 +14,7 @@ def recipe() -> Recipe:
     return Recipe(
         data=DataConfig(seq_length=256),
         tokenizer=TokenizerConfig(algorithm="bpe", vocab_size=8192),
-        model=ModelConfig(architecture="t5", size="mini"),
+        model=ModelConfig(architecture="t5", size="mini", embedding_init="cooccurrence"),
         collator=Options("span_corruption", rate=0.15, mean_span=3.0),
         objective=Options("span_corruption"),
         train=TrainConfig(steps=2000, batch_size=32, optimizer="muon", lr=1e-2, betas=(0.5, 0.98)),

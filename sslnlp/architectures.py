@@ -20,10 +20,6 @@ SIZES = {
     "base": Size(12, 768, 12),
 }
 """Named sizes; tiny, mini, small and base have the depth and width of the compact BERTs of Turc et al. (2019)."""
-NARROW = 128
-"""Decoders up to this width have a head of their own beside their table of embeddings, as Llama has it. One matrix for
-both holds a narrow model back: 2.29 instead of 2.33 bits per byte after 0.4 M tokens at width 128, 1.93 instead of 1.96
-after 3 M; at width 256 two gain nothing (docs/pretraining.md)."""
 VISION_SIZES = {
     "nano": Size(2, 32, 2),
     "tiny": Size(4, 128, 2),
@@ -61,7 +57,9 @@ def _llama(size: Size, length: int) -> dict[str, Any]:
         "intermediate_size": -(-8 * size.width // 3 // 32) * 32,
         "num_key_value_heads": size.heads,
         "head_dim": size.width // size.heads,
-        "tie_word_embeddings": size.width > NARROW,
+        # Two matrices, as published: what follows a token is not what stands for it, and a head of its own can start
+        # from what follows (sslnlp.embedding_init).
+        "tie_word_embeddings": False,
     }
 
 

@@ -60,8 +60,8 @@ collator.name
 data.beir data.cache data.columns data.deduplicate data.draw data.label data.labels_per_class data.licence data.limit
 data.out_of_scope data.packing data.processes data.seq_length data.split_text data.streaming data.text data.train
 data.unlabelled data.valid data.valid_fraction data.valid_tokens
-model.architecture model.config model.dropout model.fresh model.lora_rank model.pretrained model.reinit_layers
-model.size name objective.name out
+model.architecture model.config model.dropout model.embedding_init model.fresh model.lora_rank model.pretrained
+model.reinit_layers model.size name objective.name out
 report.beir report.documents report.every report.label report.pairs report.pictures report.probe_test
 report.probe_train report.sts report.templates report.texts
 tokenizer.algorithm tokenizer.lowercase tokenizer.memory_mb tokenizer.path tokenizer.vocab_size
@@ -154,7 +154,7 @@ LEVELS = [
     "registry locks writing quiet",
     "nn attention adapt distributed label_spreading lora pictures augment picture_encoder",
     "tokenizer",
-    "architectures vision models modes packed generation",
+    "architectures vision models modes packed generation embedding_init",
     "data",
     "collators objectives",
     "optim muon checkpoint metrics windows train_config sums signals finite averaging budget precision sharding heap",

@@ -19,8 +19,8 @@ from sslnlp.recipe.build import processes
 SHARES: Mapping[str, float] = {"encoder": 0.4, "decoder": 0.15, "classifier": 0.2, "ranker": 0.25}
 """Parts of the budget. Fine-tuning is done several times, from pretrained and fresh weights, inside its share."""
 VOCABULARY = 4096
-ENCODER = ModelConfig(architecture="modernbert", size="tiny")
-DECODER = ModelConfig(architecture="llama", size="tiny")
+ENCODER = ModelConfig(architecture="modernbert", size="tiny", embedding_init="cooccurrence")
+DECODER = ModelConfig(architecture="llama", size="tiny", embedding_init="cooccurrence")
 TEXT_LENGTH, QUERY_LENGTH = 128, 48
 CLASSIFIER_ROWS, RANKER_ROWS = 16, 64
 """Rows of a batch. A ranker's negatives are the other rows of its batch, so there are more."""

@@ -80,7 +80,8 @@ def check_recipe(recipe: Recipe) -> None:
         raise UserError("no training data: give data.train=FILE, a glob, a folder or a hub name")
     if all(value is None for value in (recipe.train.steps, recipe.train.epochs, recipe.train.budget)):
         raise UserError("say how long to train: train.steps=1000, train.epochs=3 or train.budget=10m")
-    if recipe.model.embedding_init == "cooccurrence" and recipe.collator_class.reads != "tokens":
+    counted = "model.embedding_init" in recipe.given and recipe.model.embedding_init == "cooccurrence"
+    if counted and recipe.collator_class.reads != "tokens":
         raise UserError(
             "model.embedding_init=cooccurrence counts in raw text, which objective "
             f"{objective.name!r} does not read: leave it out"
