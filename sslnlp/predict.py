@@ -265,7 +265,8 @@ def _rows(
             advice = "give pairs as a table" if pair is not None else "leave --text out"
             raise UserError(f"{data} has one text a line and no column {column!r}: {advice}")
         try:
-            with open(data, encoding="utf-8-sig") as lines:
+            # A carriage return inside a line ends none, as in training: line n of the answers is of line n of the file.
+            with open(data, encoding="utf-8-sig", newline="\n") as lines:
                 yield from ({"text": line.rstrip("\r\n")} for line in lines)
         except UnicodeDecodeError as error:
             raise UserError(f"{data} is not UTF-8 text (byte {error.start}): convert it first") from error

@@ -15,6 +15,7 @@ import torch
 from transformers import AutoConfig, pipeline
 
 from sslnlp.cli import run_command
+from sslnlp.data import text as plain
 from sslnlp.distributed import own_device
 from sslnlp.errors import UserError
 from sslnlp.predict import UNKNOWN, Predictor, _rows, predict_file
@@ -255,13 +256,25 @@ def test_a_row_without_text_gets_no_label(single: Path, tmp_path: Path, caplog: 
     assert said[4]["probabilities"] == pytest.approx(Predictor.load(str(single / "export"))(["the sea"])[0][1])
     assert "4 rows of" in caplog.text
     lines = tmp_path / "new.txt"  # line n of the answers is of line n of the texts there too
-    lines.write_text("a rose and a cherry\n\n \t\nthe sea\n")
+    lines.write_bytes(b"a rose\rand a cherry\n\n \t\r\nthe sea\r\n")
     assert predict_file(str(single / "export"), lines, out) == 4
     said = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["label"] is None for line in said] == [False, True, True, False]
+    assert [line["text"] for line in said] == list(plain.lines(lines))
     data.write_text(json.dumps({"text": ""}) + "\n")
     with pytest.raises(UserError, match="holds no text to classify"):
         predict_file(str(single / "export"), data, out)
+
+
+def test_a_line_of_json_may_lack_what_others_have(tmp_path: Path) -> None:
+    data = tmp_path / "new.jsonl"
+    lines = [{"n": 1}, {"text": "the sea"}, *({"id": n, "text": "a leaf"} for n in range(20)), {"n": 2}, {"text": "."}]
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for name in (None, "text"):
+        assert [row["text"] for row in _rows(data, name, None, ())] == [str(line.get("text", "")) for line in lines]
+    data.write_text('{"n": 1}\n{"m": 2}\n')
+    with pytest.raises(UserError, match="It has n, m; say --text NAME"):
+        list(_rows(data, None, None, ()))
 
 
 def test_an_id_is_copied_whatever_kind_it_is(tmp_path: Path) -> None:
