@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from sslnlp.data.labelled import TEXT_PAIRS
+from sslnlp.data.sources import HEAD_ROWS
 from sslnlp.distributed import own_device
 from sslnlp.errors import UserError
 from sslnlp.export import LABEL_NAMES
@@ -277,7 +279,12 @@ def _rows(
         kinds = ", ".join([".txt", *sorted(TABLE_SUFFIXES)])
         raise UserError(f"{data}: unknown kind of file; predict reads {kinds}")
     usual = (*((trained,) if trained is not None else ()), *TEXT_COLUMNS, "sentence", "sentence1", "question")
-    for number, row in read_rows(data):
+    rows = read_rows(data)
+    first = list(islice(rows, HEAD_ROWS))
+    # A line of JSON may lack a column that others have: there it has no value, as in training.
+    lacking = dict.fromkeys(name for _, row in first for name in row)
+    for number, given in chain(first, rows):
+        row = {**lacking, **given}
         if text is None and (two := next((two for two in refused if row.keys() >= set(two)), None)):
             raise UserError(
                 f"{data} holds two texts a row ({', '.join(two)}), and the model was trained on single ones: say which "
