@@ -87,6 +87,7 @@ def commit(
         folders, live = [*folders[:first], joined], [*live[:first], np.ones(sum(map(np.sum, live[first:])), bool)]
         store = DocumentStore(folders, np.flatnonzero(~np.concatenate(live)).tolist())
     table = out / f"table-{key[:12]}"
+    shutil.rmtree(table, ignore_errors=True)  # of the same change, stopped while it wrote it
     table.mkdir()
     np.save(table / DELETED, np.array(sorted(store.deleted), np.int64))
     postings = join([Postings.load(folder / POSTINGS) for folder in folders], live)

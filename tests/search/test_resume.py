@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import subprocess
@@ -147,6 +148,28 @@ def test_a_first_indexing_goes_on_where_it_was_killed(
     build_index(more, tmp_path / "killed", model="letters")
     assert letters.encoded == []
     assert _files(tmp_path / "killed") == _files(tmp_path / "straight")
+
+
+def test_deleting_that_was_stopped_is_done_by_the_same_command(
+    tmp_path: Path, letters: Letters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = _write(tmp_path / "first.jsonl", FIRST)
+    for name in ("straight", "stopped"):
+        build_index(first, tmp_path / name, model="letters")
+    before = _files(tmp_path / "stopped")
+
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "no room")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("sslnlp.search.segments.write_table", full)
+        with pytest.raises(UserError, match="failed: no room"):
+            delete_documents(tmp_path / "stopped", ["a1", "a2"])
+    left = _files(tmp_path / "stopped")
+    assert left.items() > before.items()  # as a killed one leaves it
+    for name in ("straight", "stopped"):
+        delete_documents(tmp_path / name, ["a1", "a2"])
+    assert _files(tmp_path / "stopped") == _files(tmp_path / "straight")
 
 
 def test_killed_right_after_the_commit_the_new_index_is_there(
