@@ -41,6 +41,8 @@ def naming(path: str | Path) -> Iterator[None]:
 
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# As `tokenizers` and safetensors, numpy, and `datasets` say it.
+_NO_ROOM_WORDS = (*(f"(os error {number})" for number in _NO_ROOM), " requested and ", "Not enough disk space")
 
 
 @contextlib.contextmanager
@@ -59,9 +61,14 @@ def room_in(folder: str | Path) -> Iterator[None]:
 
 
 def _says_no_room(error: BaseException) -> bool:
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.errno is not None:
         return error.errno in _NO_ROOM
-    return any(f"(os error {number})" in str(error) for number in _NO_ROOM)  # as `tokenizers` and safetensors say it
+    return any(words in str(error) for words in _NO_ROOM_WORDS)
+
+
+def why(error: OSError) -> str:
+    """Why something was not written, in the system's words."""
+    return error.strerror or ("no space is left" if _says_no_room(error) else str(error))
 
 
 @contextlib.contextmanager

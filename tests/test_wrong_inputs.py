@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from sslnlp.cli import run_command
+from sslnlp.errors import UserError
+from sslnlp.search.manifest import writing
+from sslnlp.writing import room_in, why
 from tests.contract import corpus, small_tokenizer
 from tests.wrong_inputs import (
     BERT,
@@ -230,12 +235,23 @@ def test_odd_but_good_text_trains(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "export" / "model.safetensors").is_file()
 
 
+@contextlib.contextmanager
+def full_disk() -> Iterator[None]:
+    """A limit on the size of a file stands for the disk."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 @pytest.mark.parametrize("kind", ["tokenizer", "text", "table"])
 def test_a_full_disk_while_data_is_prepared_is_one_line_that_names_the_cache(
     kind: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A limit on the size of a file stands for the disk; with room the same command goes through."""
-    resource = pytest.importorskip("resource")
+    """With room the same command goes through."""
     cache = tmp_path / "cache"
     rows = "\n".join(json.dumps({"text": f"{line[:60]} {i}", "label": i % 3}) for i, line in enumerate(corpus() * 3))
     command = with_file("rows.jsonl", rows, recipe="finetune_classification")(tmp_path)
@@ -245,15 +261,45 @@ def test_a_full_disk_while_data_is_prepared_is_one_line_that_names_the_cache(
         small_tokenizer().save_pretrained(tmp_path / "tokenizer")
         command = pretrain(f"tokenizer.path={tmp_path / 'tokenizer'}")(tmp_path)
     command += [f"data.cache={cache}", f"out={tmp_path / 'run'}"]
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, before[1]))
-    try:
+    with full_disk():
         code = run_command(command)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     said = capfd.readouterr().err.strip().splitlines()
     assert (code, said[-1]) == (
         2, f"error: cannot write to {cache}: no space is left; free some and run the same again"
     )  # fmt: skip
     assert not (tmp_path / "run").exists()
     assert run_command(command) == 0
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "run", "mined"])
+def test_a_full_disk_where_a_command_writes_is_one_line_that_names_the_place(
+    kind: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = place = tmp_path / kind
+    command = ["tokenizer", str(text(tmp_path / "corpus.txt")), f"--out={out}", "--vocab-size=600"]
+    if kind == "run":  # all that it reads lies in the cache already
+        command = pretrain(f"data.cache={tmp_path / 'cache'}")(tmp_path)
+        assert run_command([*command, f"out={tmp_path / 'earlier'}"]) == 0
+        command += [f"out={out}"]
+    if kind == "mined":
+        rows = [{"query": f"what is {line[:20]}", "positive": line} for line in corpus()]
+        data = text(tmp_path / "pairs.jsonl", "\n".join(map(json.dumps, rows)))
+        command, place = ["search", "mine", str(data), f"--out={out}.jsonl", "--negatives=1"], tmp_path
+    capfd.readouterr()
+    with full_disk():
+        code = run_command(command)
+    said = capfd.readouterr().err.strip().splitlines()
+    line = f"error: cannot write to {place}: no space is left; free some and run the same again"
+    assert (code, said[-1]) == (2, line)
+    assert not out.exists()
+    assert run_command(command) == 0
+
+
+@pytest.mark.parametrize("words", ["758 requested and 496 written", "Not enough disk space. Needed: Unknown size"])
+def test_a_full_disk_is_known_by_the_words_of_numpy_and_datasets(words: str, tmp_path: Path) -> None:
+    message = f"cannot write to {tmp_path}: no space is left"
+    with pytest.raises(UserError, match=message), room_in(tmp_path):
+        raise OSError(words)
+    with pytest.raises(UserError, match="failed: no space is left"), writing(tmp_path / "index"):
+        raise OSError(words)
+    assert why(OSError("something else")) == "something else"

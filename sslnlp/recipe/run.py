@@ -41,7 +41,7 @@ from sslnlp.report import make_report
 from sslnlp.report.sections import short_form
 from sslnlp.sharding import sharding_asked
 from sslnlp.train import Trainer
-from sslnlp.writing import write_json
+from sslnlp.writing import room_in, write_json
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +133,8 @@ def _begin(out: Path, parts: Parts, story: Mapping[str, Any]) -> None:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         if parts.tokenizer is not None and parts.contract is not None:
-            parts.tokenizer.save_pretrained(aside / "tokenizer")
+            with room_in(out):
+                parts.tokenizer.save_pretrained(aside / "tokenizer")
             write_json(aside / "tokenizer" / "contract.json", parts.contract.to_dict())
         write_json(aside / "recipe.json", story)
         os.rename(aside, out)

@@ -15,7 +15,7 @@ from sslnlp.data.prepare import sample_texts
 from sslnlp.errors import UserError
 from sslnlp.recipe.build import TOKENIZER_BYTES, contract_of
 from sslnlp.tokenizer import train_tokenizer
-from sslnlp.writing import write_json
+from sslnlp.writing import room_in, write_json
 
 
 def make_tokenizer(
@@ -35,7 +35,8 @@ def make_tokenizer(
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        tokenizer.save_pretrained(aside)
+        with room_in(out):
+            tokenizer.save_pretrained(aside)
         write_json(aside / "contract.json", kept.to_dict())
         os.rename(aside, out)
     except OSError as error:

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 from sslnlp.errors import UserError
 from sslnlp.locks import exclusive
+from sslnlp.writing import why
 
 T = TypeVar("T")
 
@@ -63,7 +64,7 @@ def writing(out: Path) -> Iterator[None]:
         with exclusive(out / LOCK, f"writing to the index at {out}"):
             yield
     except OSError as error:
-        raise UserError(f"writing the index to {out} failed: {error.strerror or error}") from error
+        raise UserError(f"writing the index to {out} failed: {why(error)}") from error
     finally:
         with contextlib.suppress(OSError):
             out.rmdir()  # only goes when nothing is in it

@@ -30,7 +30,7 @@ from sslnlp.search.index import Index, build_index, load_reranker
 from sslnlp.search.loading import reads_pictures
 from sslnlp.search.negatives import Known, Miner, Mining, Retriever
 from sslnlp.search.sources import Progress
-from sslnlp.writing import check_output, naming
+from sslnlp.writing import check_output, naming, room_in
 
 _BLOCK = 256
 SIDES = ("query", "positive")
@@ -120,7 +120,7 @@ def _workshop(out: Path) -> Iterator[Path]:
     Raises `Held` when another process mines into `out`: the two would work in one folder.
     """
     folder = out.with_name(f".{out.name}.unfinished")
-    with naming(out):
+    with naming(out), room_in(out.parent):
         out.parent.mkdir(parents=True, exist_ok=True)
         with exclusive(out.with_name(f".{out.name}.lock"), f"mining into {out}"):
             try:

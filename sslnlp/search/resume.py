@@ -16,6 +16,7 @@ from typing import Any
 from sslnlp.errors import UserError
 from sslnlp.search import manifest
 from sslnlp.search.manifest import WORK
+from sslnlp.writing import why
 
 Say = Callable[[str], None]
 """Called with one line that a person should see."""
@@ -66,8 +67,8 @@ def kept_unless_wrong(work: Work) -> Iterator[None]:
         raise
     except OSError as error:
         raise UserError(
-            f"writing the index to {work.folder.parent} failed: {error.strerror or error}; the index is as it was; "
-            "the same command goes on from here"
+            f"writing the index to {work.folder.parent} failed: {why(error)}; the index is as it was; the same command "
+            "goes on from here"
         ) from error
 
 
