@@ -203,12 +203,14 @@ def test_a_run_does_not_go_on_with_other_held_out_data(recipe: str, row: str, tm
     valid = write("valid.jsonl", corpus()[60:70], ("one", "two"))
     keys = [arg for arg in TINY if "seq_length" not in arg]
     loaded = load_recipe(recipe, [*keys, f"data.train={train}", f"data.valid={valid}", f"out={tmp_path / 'out'}"])
-    run(loaded)
+    export = run(loaded) / "export"
+    before = {path: path.read_bytes() for path in export.glob("*token*")}
     write("valid.jsonl", list(reversed(corpus()[60:70])), ("two", "one"))
     with pytest.raises(UserError, match="the data changed since the run"):
         run(loaded, resume=True)
     write("valid.jsonl", corpus()[60:70], ("one", "two"))
     run(loaded, resume=True)
+    assert {path: path.read_bytes() for path in export.glob("*token*")} == before  # as of one that was never stopped
 
 
 def test_a_decoder_runs(text_file: Path, tmp_path: Path) -> None:

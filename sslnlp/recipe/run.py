@@ -133,6 +133,10 @@ def _begin(out: Path, parts: Parts, story: Mapping[str, Any]) -> None:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         if parts.tokenizer is not None and parts.contract is not None:
+            if (backend := getattr(parts.tokenizer, "backend_tokenizer", None)) is not None:
+                # As set by what it encoded last: loaded on a resume, they would be options of its own, and exported.
+                backend.no_truncation()
+                backend.no_padding()
             with room_in(out):
                 parts.tokenizer.save_pretrained(aside / "tokenizer")
             write_json(aside / "tokenizer" / "contract.json", parts.contract.to_dict())
