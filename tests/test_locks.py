@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from sslnlp.errors import UserError
 from sslnlp.locks import Held, exclusive
 from sslnlp.recipe import load_recipe, run
 from sslnlp.recipe.out import sole
+from sslnlp.recipe.tokenizing import make_tokenizer
 from sslnlp.writing import replacing
 
 pytest.importorskip("fcntl")
@@ -91,3 +93,20 @@ def test_two_that_write_one_file_do_not_write_into_each_other(tmp_path: Path) ->
         first.write("whole\n")
     assert path.read_text() == "the first\nwhole\n"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_two_that_save_one_tokenizer_do_not_save_into_each_other(tmp_path: Path) -> None:
+    """Started together they end together: the second would rename what the first has half written."""
+    text, out, begun = (
+        tmp_path / "corpus.txt",
+        tmp_path / "made" / "tokenizer",
+        tmp_path / "made" / ".tokenizer.beginning",
+    )
+    text.write_text("a text to count the words of\n")
+    begun.mkdir(parents=True)
+    lock = out.with_name(".tokenizer.lock")
+    with exclusive(lock, "writing"), pytest.raises(Held, match=rf"another process \({os.getpid()}\) is writing {out}"):
+        make_tokenizer([str(text)], out, algorithm="bytes")
+    assert list(out.parent.iterdir()) == [begun]
+    make_tokenizer([str(text)], out, algorithm="bytes", console=Console(quiet=True))
+    assert list(out.parent.iterdir()) == [out]

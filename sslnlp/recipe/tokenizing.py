@@ -13,6 +13,7 @@ from rich.console import Console
 from sslnlp.data.config import OptionData
 from sslnlp.data.prepare import sample_texts
 from sslnlp.errors import UserError
+from sslnlp.locks import exclusive
 from sslnlp.recipe.build import TOKENIZER_BYTES, contract_of
 from sslnlp.tokenizer import train_tokenizer
 from sslnlp.writing import room_in, write_json
@@ -33,16 +34,19 @@ def make_tokenizer(
     kept = contract_of(tokenizer, sample_texts(config, TOKENIZER_BYTES))
     aside = out.with_name(f".{out.name}.beginning")
     try:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        with room_in(out):
-            tokenizer.save_pretrained(aside)
-        write_json(aside / "contract.json", kept.to_dict())
-        os.rename(aside, out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with exclusive(out.with_name(f".{out.name}.lock"), f"writing {out}"):
+            try:
+                shutil.rmtree(aside, ignore_errors=True)  # of one that was killed
+                aside.mkdir()
+                with room_in(out):
+                    tokenizer.save_pretrained(aside)
+                write_json(aside / "contract.json", kept.to_dict())
+                os.rename(aside, out)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror or error}; choose another --out") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     # Not broken to the width of a terminal: a path that is must be put together again by who copies it.
     console.print(kept.table(), highlight=False, markup=False, soft_wrap=True)
     last = f"{len(tokenizer):,} tokens in {out}; use it with tokenizer.path={out}"
