@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
@@ -110,7 +111,7 @@ def _start(folder: Path, shard: Shard) -> subprocess.Popen[str]:
     command = "from sslnlp.data.processes import main; main()"
     return subprocess.Popen(
         [sys.executable, "-c", command, str(folder), str(shard.number), str(shard.of)],
-        env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, encoding="utf-8",
+        env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8",
     )  # fmt: skip
 
 
@@ -125,6 +126,7 @@ class _Told(logging.Handler):
 def main() -> None:
     """Read one share: FOLDER NUMBER OF."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches the whole group; the parent ends us
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     logging.getLogger("sslnlp").addHandler(_Told(logging.WARNING))
     folder, shard = Path(sys.argv[1]), Shard(int(sys.argv[2]), int(sys.argv[3]))
     work = json.loads((folder / "work.json").read_text())
@@ -142,6 +144,13 @@ def main() -> None:
         _tell(error=str(error))
     except BrokenPipeError:  # the parent is gone
         os._exit(1)
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed closes our standard input, of which nothing is read. What we wrote on would stand among
+    what the process of the next run writes into the same files."""
+    os.read(0, 1)
+    os._exit(1)
 
 
 def _tell(**what: Any) -> None:

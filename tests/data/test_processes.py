@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -84,6 +85,23 @@ def test_a_full_disk_in_one_of_them_is_one_line_that_names_the_cache(tiny, tmp_p
     assert "Traceback" not in capfd.readouterr().err
     monkeypatch.undo()
     assert len(prepare_text(config, tiny, cache_dir=tmp_path / "cache").train) > 100
+
+
+def test_one_whose_parent_is_killed_ends_wherever_it_is(tiny, tmp_path):
+    """It would write into the files of the next run, until it next says how far it is."""
+    reads = "import time; from sslnlp.data import processes as p; "
+    reads += "p.read_share = lambda *given, **options: (print('reads', flush=True), time.sleep(600))"
+    work = {"data": {"train": write(tmp_path / "a.txt", TEXTS)}, "cache_dir": str(tmp_path), "fingerprint": "f"}
+    (tmp_path / "work.json").write_text(json.dumps(work))
+    (tmp_path / "tokenizer.json").write_text(tiny.backend_tokenizer.to_str(), encoding="utf-8")
+    command = [sys.executable, "-c", f"{reads}; p.main()", str(tmp_path), "1", "1"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout.readline() == b"reads\n"
+            process.stdin.close()  # as the system does it when the parent is gone
+            assert process.wait(60) == 1
+        finally:
+            process.kill()
 
 
 @pytest.mark.slow
