@@ -29,7 +29,7 @@ CONSTANT = 3.0
 """The coordinate that all embeddings share, which a head reads the frequencies of tokens from."""
 FILLED = 0.9
 """Share of the length of an embedding that the vectors of all but one in a hundred tokens keep within."""
-_ITERATIONS, _OVERSAMPLED = 2, 16
+_ITERATIONS, _OVERSAMPLED = 4, 16
 
 
 class Associations(NamedTuple):
