@@ -53,6 +53,8 @@ def load_beir(folder: str | Path, split: str = "test") -> Beir:
     known = {query: judged for query, judged in qrels.items() if query in queries}
     if not known:
         raise UserError(f"no query id of {root / 'qrels' / f'{split}.tsv'} is in {root / 'queries.jsonl'}")
+    if not any(grade > 0 for judged in known.values() for grade in judged.values()):
+        raise UserError(f"{root}: no query has a relevant document (a score above 0 in qrels/{split}.tsv)")
     return Beir(
         corpus=corpus,
         queries={query: queries[query] for query in known},

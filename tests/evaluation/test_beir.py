@@ -78,6 +78,7 @@ def test_headerless_judgements_and_a_byte_order_mark(folder: Path) -> None:
         ("qrels/test.tsv", b"q1\td1\t1\nq1\td1\t1\nq1\td1\t0\n", "line 3: 'd1' is judged another way for 'q1'"),
         ("qrels/test.tsv", b"query-id\tcorpus-id\tscore\n", "holds no judgements"),
         ("qrels/test.tsv", b"other\td1\t1\n", "no query id of"),
+        ("qrels/test.tsv", b"q1\td1\t0\nother\td1\t1\n", "no query has a relevant document"),
     ],
 )
 def test_bad_folders(folder: Path, name: str, content: bytes | None, says: str) -> None:
