@@ -126,7 +126,7 @@ def test_figures_are_files_too(runs: dict[str, Path], tmp_path: Path) -> None:
 def test_bits_per_byte_of_the_card_are_those_of_the_held_out_pass(text_file: Path, tmp_path: Path) -> None:
     """Short documents, each scored whole by both: the same code length but for the ends of texts."""
     texts = [text for text in dict.fromkeys(corpus()) if text.strip()][:12]
-    valid = write(tmp_path / "valid.jsonl", [{"text": text} for text in texts])
+    valid = write(tmp_path / "valid.jsonl", [{"text": text} for text in ["", *texts, " "]])  # two are no texts
     keys = [*TINY, f"data.train={text_file}", f"data.valid={valid}", "data.seq_length=128", f"out={tmp_path / 'gpt'}"]
     out = run(load_recipe("pretrain_gpt", [*keys, f"data.cache={tmp_path / 'cache'}", "data.deduplicate=false"]))
     report_runs([out])

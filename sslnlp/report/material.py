@@ -91,7 +91,9 @@ def held_out_texts(
     def first(number: int) -> list[str]:
         if data.valid is not None:
             try:
-                return list(islice(texts_of(open_part(data, "valid", None), data), number))
+                texts = texts_of(open_part(data, "valid", None), data)
+                # The preparation left out the blank ones too.
+                return list(islice((text for text in texts if text.strip()), number))
             except UserError as error:  # not on this machine
                 log.warning("the held-out text of the run cannot be read, so texts=FILE is needed: %s", error)
                 return []
