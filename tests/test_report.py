@@ -7,11 +7,14 @@ import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sslnlp.errors import UserError
+from sslnlp.evaluation.bootstrap import Figure
 from sslnlp.report import Chart, Report, Section, Table, make_report, read_run
+from sslnlp.report.card import Card
 from sslnlp.report.measures import measure
 from sslnlp.report.page import format_cell
 from sslnlp.report.sections import write_figures
@@ -79,6 +82,26 @@ def test_figures_of_the_weights_left_behind_come_before_the_last_logged(tmp_path
     assert read_run(write_run(tmp_path / "going")).held_out()["loss"] == pytest.approx(2.5)
     done = write_run(tmp_path / "done", result={"steps": 30, "measures": {"loss": 2.25}})
     assert read_run(done).held_out() == {"loss": 2.25}
+
+
+def sections_of(folder: Path) -> dict[str, dict[str, Any]]:
+    return {s["title"]: s for s in json.loads((folder / "report.json").read_text())["sections"]}
+
+
+def test_a_report_card_says_which_of_several_runs_it_is_of_and_the_chance_of_each(tmp_path: Path) -> None:
+    first, second = (write_run(tmp_path / name) for name in ("a", "b"))
+    large, small = (
+        Card({"mask_loss": Figure(3.0, 2.0, 4.0, number, chance)}) for number, chance in ((9, 9.01), (8, 6))
+    )
+    make_report(first, against=[str(second)], cards={"b": small})
+    table = sections_of(first)["Report card"]["tables"][0]
+    assert table["columns"] == ["measure", "b", "chance", "items"]
+    make_report(first, against=[str(second)], cards={"a": large, "b": small})
+    table = sections_of(first)["Report card"]["tables"][0]
+    assert table["columns"] == ["measure", "a", "b", "chance", "items"]
+    assert table["rows"][0][-2:] == ["6 to 9", "8 to 9"]
+    make_report(first, against=[str(second)], cards={"a": small, "b": small})
+    assert sections_of(first)["Report card"]["tables"][0]["rows"][0][-2:] == ["6", 8]
 
 
 def test_page_is_well_formed_and_fetches_nothing(tmp_path: Path) -> None:

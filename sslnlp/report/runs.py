@@ -121,7 +121,7 @@ def make_report(
     runs = read_runs([run, *map(Path, against)])
     names = ", ".join(r.name for r in runs)
     answers = [section for one in runs for section in answer_sections(one.name, one.path)]
-    shown = [*sections, *_alarms(runs), *card_sections(cards or {}), *answers, *run_sections(runs)]
+    shown = [*sections, *_alarms(runs), *card_sections(cards or {}, named=len(runs) > 1), *answers, *run_sections(runs)]
     plain = {name: card.to_dict() for name, card in (cards or {}).items()}
     report = Report(title or f"Report: {names}", subtitle=_subtitle(runs[0]), sections=shown, cards=plain)
     folder = Path(out) if out else Path(run)

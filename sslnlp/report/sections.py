@@ -25,8 +25,11 @@ NOTE = (
 )
 
 
-def card_sections(cards: Mapping[str, Card]) -> list[Section]:
-    """The sections of the report cards of one run, or of several side by side."""
+def card_sections(cards: Mapping[str, Card], *, named: bool) -> list[Section]:
+    """The sections of the report cards of one run, or of several side by side.
+
+    named: say which run each is of, also where there is one: of several runs perhaps one alone could be measured.
+    """
     if not cards:
         return []
     maps = [
@@ -35,13 +38,13 @@ def card_sections(cards: Mapping[str, Card]) -> list[Section]:
         if card.embedding_map
     ]
     samples = {
-        title if len(cards) == 1 else f"{name}: {title}": lines
+        f"{name}: {title}" if named else title: lines
         for name, card in cards.items()
         for title, lines in card.samples.items()
     }
     made = [
-        Section("Report card", tables=[*_figures(cards), *_by_class(cards), *_left_out(cards)]),
-        *(_finds(name if len(cards) > 1 else "", card, sheet_file(name)) for name, card in cards.items()),
+        Section("Report card", tables=[*_figures(cards, named), *_by_class(cards, named), *_left_out(cards, named)]),
+        *(_finds(name if named else "", card, sheet_file(name)) for name, card in cards.items()),
         Section("Map of the vectors", charts=maps),
         Section("What it writes", lists=samples),
     ]
@@ -66,37 +69,45 @@ def _finds(name: str, card: Card, file: str) -> Section:
     )
 
 
-def _by_class(cards: Mapping[str, Card]) -> list[Table]:
+def _by_class(cards: Mapping[str, Card], named: bool) -> list[Table]:
     classes = {run: Card(figures=card.by_class) for run, card in cards.items()}
     if not any(card.by_class for card in cards.values()):
         return []
     names = sorted({name for card in classes.values() for name in card.figures})
-    table = _table(classes, names, meanings=False)
+    table = _table(classes, names, named, meanings=False)
     table.title, table.folded = "Zero-shot accuracy by class", True
     return [table]
 
 
-def _figures(cards: Mapping[str, Card]) -> list[Table]:
+def _figures(cards: Mapping[str, Card], named: bool) -> list[Table]:
     """The main figures, and those of groups (`minimal_pairs/GROUP`) folded up below them."""
     names = list(dict.fromkeys(name for card in cards.values() for name in card.figures))
     groups = [name for name in names if name.startswith(GROUPED)]
-    tables = [_table(cards, [name for name in names if name not in groups], meanings=True)]
+    tables = [_table(cards, [name for name in names if name not in groups], named, meanings=True)]
     tables[0].note = NOTE
     if groups:
-        tables.append(_table(cards, groups, meanings=False))
+        tables.append(_table(cards, groups, named, meanings=False))
         tables[1].title, tables[1].folded = "Minimal pairs by group", True
     return tables
 
 
-def _table(cards: Mapping[str, Card], names: Sequence[str], *, meanings: bool) -> Table:
+def _table(cards: Mapping[str, Card], names: Sequence[str], named: bool, *, meanings: bool) -> Table:
     rows: list[list[Cell]] = []
     for name in names:
         figures = [card.figures.get(name) for card in cards.values()]
-        known = next(figure for figure in figures if figure is not None)
-        rows.append([name.removeprefix(GROUPED), *map(_with_interval, figures), _short(known.chance, 2), known.number])
-    runs = list(cards) if len(cards) > 1 else ["value"]
+        known = [figure for figure in figures if figure is not None]
+        # Of another vocabulary chance is another, and of another reader the texts that are long enough.
+        chances = [_short(figure.chance, 2) for figure in sorted(known, key=lambda f: f.chance or 0.0)]
+        numbers = sorted(figure.number for figure in known)
+        rows.append([name.removeprefix(GROUPED), *map(_with_interval, figures), _range(chances), _range(numbers)])
+    runs = list(cards) if named else ["value"]
     explained = [_explained(name) for name in names] if meanings else []
     return Table(["measure", *runs, "chance", "items"], rows, meanings=explained)
+
+
+def _range(values: Sequence[Cell]) -> Cell:
+    """The one value of all runs, or from the least of them, which are in order, to the largest."""
+    return values[0] if values[0] == values[-1] else f"{values[0]} to {values[-1]}"
 
 
 def _explained(name: str) -> str:
@@ -117,13 +128,13 @@ def _short(value: float | None, digits: int = 3) -> Cell:
     return value if value is None else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
 
 
-def _left_out(cards: Mapping[str, Card]) -> list[Table]:
+def _left_out(cards: Mapping[str, Card], named: bool) -> list[Table]:
     rows: list[list[Cell]] = [
-        [*([run] if len(cards) > 1 else []), name, reason]
+        [*([run] if named else []), name, reason]
         for run, card in cards.items()
         for name, reason in card.left_out.items()
     ]
-    columns = [*(["run"] if len(cards) > 1 else []), "measure", "why not"]
+    columns = [*(["run"] if named else []), "measure", "why not"]
     return [Table(columns, rows, title="Not measured, and why", folded=True)] if rows else []
 
 
