@@ -88,6 +88,32 @@ def sections_of(folder: Path) -> dict[str, dict[str, Any]]:
     return {s["title"]: s for s in json.loads((folder / "report.json").read_text())["sections"]}
 
 
+def test_a_run_that_has_not_ended_is_called_so_and_its_newest_figure_shown_whatever_it_is(tmp_path: Path) -> None:
+    going = write_run(tmp_path / "going")
+    with (going / "metrics.jsonl").open("a") as file:
+        file.write('\n{"step": 40, "valid/loss": "nan"}\n')
+    done = write_run(tmp_path / "done", result={"steps": 30, "measures": {"loss": 2.25}})
+    make_report(going, against=[str(done)])
+    sections = sections_of(going)
+    assert sections["Not finished"]["text"].startswith("going: its log ends at step 40")
+    assert "done" not in sections["Not finished"]["text"]
+    losses = [row[1:3] for row in sections["What it reached"]["tables"][0]["rows"] if row[0] == "loss"]
+    assert losses == [["going", "nan"], ["done", 2.25]]
+
+
+@pytest.mark.parametrize(
+    ("policy", "then"), [("stop", "stopped there"), ("rollback", "went back and skipped its rows")]
+)
+def test_a_gradient_that_was_not_finite_is_the_first_thing_on_the_page(policy: str, then: str, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "gpt")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 31, "event": "nonfinite_gradient", "policy": policy}).join("\n\n"))
+    make_report(run)
+    title, section = next(iter(sections_of(run).items()))
+    assert title == "Alarm"
+    assert section["text"].startswith(f"gpt: the gradient of step 31 was not finite, and the run {then}")
+
+
 def test_a_report_card_says_which_of_several_runs_it_is_of_and_the_chance_of_each(tmp_path: Path) -> None:
     first, second = (write_run(tmp_path / name) for name in ("a", "b"))
     large, small = (

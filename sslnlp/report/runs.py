@@ -60,8 +60,9 @@ class RunFacts:
             return dict(result.get("measures", {}))
         newest: dict[str, float] = {}
         for line in self.history:
-            figures = {k: v for k, v in line.items() if k.startswith(HELD_OUT) and _is_number(v)}
-            newest.update({key.removeprefix(HELD_OUT): value for key, value in figures.items()})
+            figures = {k: v for k, v in line.items() if k.startswith(HELD_OUT)}
+            # One that is not finite stands there as text, and is no reason to show the one before it.
+            newest.update({key.removeprefix(HELD_OUT): float(value) for key, value in figures.items()})
         return newest
 
 
@@ -121,7 +122,8 @@ def make_report(
     runs = read_runs([run, *map(Path, against)])
     names = ", ".join(r.name for r in runs)
     answers = [section for one in runs for section in answer_sections(one.name, one.path)]
-    shown = [*sections, *_alarms(runs), *card_sections(cards or {}, named=len(runs) > 1), *answers, *run_sections(runs)]
+    shown = [*sections, *_alarms(runs), *_unfinished(runs)]
+    shown += [*card_sections(cards or {}, named=len(runs) > 1), *answers, *run_sections(runs)]
     plain = {name: card.to_dict() for name, card in (cards or {}).items()}
     report = Report(title or f"Report: {names}", subtitle=_subtitle(runs[0]), sections=shown, cards=plain)
     folder = Path(out) if out else Path(run)
@@ -143,13 +145,28 @@ def run_sections(runs: Sequence[RunFacts]) -> list[Section]:
 
 def _alarms(runs: Sequence[RunFacts]) -> list[Section]:
     """What is wrong with a run, before anything that it reached."""
-    said = [
-        f"{run.name}: {wrong}" + (f" ({key.removeprefix(TRAINING)})" if key != TRAINING + CHANCE else "")
-        for run in runs
-        for key in _chances(run)
-        if (wrong := run.at_chance(key)) is not None
-    ]
+    said = []
+    for run in runs:
+        for key in _chances(run):
+            if (wrong := run.at_chance(key)) is not None:
+                where = f" ({key.removeprefix(TRAINING)})" if key != TRAINING + CHANCE else ""
+                said.append(f"{run.name}: {wrong}{where}")
+        for line in run.history:
+            if line.get("event") == "nonfinite_gradient":
+                then = "stopped there" if line.get("policy") == "stop" else "went back and skipped its rows"
+                said.append(f"{run.name}: the gradient of step {line['step']} was not finite, and the run {then}")
     return [Section("Alarm", text="\n".join(said))] if said else []
+
+
+def _unfinished(runs: Sequence[RunFacts]) -> list[Section]:
+    """Which runs have not ended, so that nobody takes the figures on their way for what they reached."""
+    said = [
+        f"{run.name}: its log ends at step {run.history[-1]['step'] if run.history else 0}, and the held-out figures "
+        "are the newest in it"
+        for run in runs
+        if "result" not in run.biography
+    ]
+    return [Section("Not finished", text="\n".join(said))] if said else []
 
 
 def _chances(run: RunFacts) -> list[str]:
