@@ -166,15 +166,27 @@ def test_a_changed_file_is_sent_alone(hub: Hub, export: Path, tmp_path: Path) ->
 
 
 def test_files_of_an_older_export_do_not_mix_with_the_new_one(hub: Hub, export: Path, tmp_path: Path) -> None:
-    embedder = Path(shutil.copytree(export, tmp_path / "embedder"))
-    (embedder / "1_Pooling").mkdir()
-    for name in ("modules.json", "1_Pooling/config.json", "NOTES.md"):
-        (embedder / name).write_text("[]")
-    push(embedder, "me/tiny")
+    other = Path(shutil.copytree(export, tmp_path / "other"))
+    for folder in ("1_Pooling", "1_MultiVectorMask", "2_Normalize", "3_Dense"):
+        (other / folder).mkdir()
+        (other / folder / "config.json").write_text("{}")
+    for name in ("modules.json", "processor_config.json", "preprocessor_config.json", "NOTES.md"):
+        (other / name).write_text("[]")
+    push(other, "me/tiny")
 
     push(export, "me/tiny")
 
     assert set(hub.content("me/tiny")) == {*files(export), ".gitattributes", "NOTES.md"}
+
+
+def test_a_model_of_pictures_leaves_no_tokenizer_of_an_older_export(hub: Hub, export: Path, tmp_path: Path) -> None:
+    pictures = Path(shutil.copytree(export, tmp_path / "pictures", ignore=shutil.ignore_patterns("tokenizer*")))
+    (pictures / "preprocessor_config.json").write_text("{}")
+    push(export, "me/tiny")
+
+    push(pictures, "me/tiny")
+
+    assert set(hub.content("me/tiny")) == {*files(pictures), ".gitattributes"}
 
 
 def test_no_token_at_all_is_one_clear_line(
