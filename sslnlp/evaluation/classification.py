@@ -59,16 +59,17 @@ def multi_label_measures(predicted: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def ordinal_measures(predicted: Mapping[str, Tensor]) -> dict[str, float]:
-    """Of classes that are steps of a scale: `mean_distance` of the predicted from the right step, and `weighted_kappa`
-    (Cohen's with quadratic weights: agreement beyond chance, 1 at best)."""
+    """Of classes that are steps of a scale: `mean_distance` of the predicted from the right step, and, unless all of
+    either are one and the same step, `weighted_kappa` (Cohen's with quadratic weights: agreement beyond chance, 1 at
+    best)."""
     labelled = predicted["labels"] != -100
     classes = predicted["logits"][labelled].argmax(-1).numpy()
     labels = predicted["labels"][labelled].numpy()
     steps = list(range(predicted["logits"].shape[-1]))
-    return {
-        "mean_distance": float(abs(classes - labels).mean()),
-        "weighted_kappa": float(cohen_kappa_score(labels, classes, labels=steps, weights="quadratic")),
-    }
+    figures = {"mean_distance": float(abs(classes - labels).mean())}
+    if len({*classes.tolist(), *labels.tolist()}) > 1:  # else chance agrees on everything too
+        figures["weighted_kappa"] = float(cohen_kappa_score(labels, classes, labels=steps, weights="quadratic"))
+    return figures
 
 
 def regression_measures(predicted: Mapping[str, Tensor]) -> dict[str, float]:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sslnlp.evaluation import Accuracy, MacroF1
-from sslnlp.evaluation.classification import classification_measures
+from sslnlp.evaluation.classification import classification_measures, ordinal_measures
 
 # Class 0: precision 2/3, recall 1, F1 4/5. Class 1: nothing right, F1 0. Class 2: 1/1, 1/1, F1 1.
 PREDICTIONS, REFERENCES = [0, 0, 0, 2], [0, 0, 1, 2]
@@ -29,3 +29,17 @@ def test_logits_and_unlabelled_rows() -> None:
     labels = torch.tensor([*REFERENCES, -100])
     figures = classification_measures({"logits": logits, "labels": labels})
     assert figures == {"accuracy": 0.75, "macro_f1": pytest.approx(0.6)}
+
+
+def test_steps_of_a_scale_by_hand() -> None:
+    """Two of four are one step off: 1/2 in the mean of the squares, 22/16 over all pairs of a label and an answer."""
+    logits = torch.nn.functional.one_hot(torch.tensor([0, 2, 2, 1, 0]), 3).float()
+    figures = ordinal_measures({"logits": logits, "labels": torch.tensor([0, 1, 2, 2, -100])})
+    assert figures == {"mean_distance": 0.5, "weighted_kappa": pytest.approx(1 - 0.5 / (22 / 16))}
+
+
+@pytest.mark.filterwarnings("error")
+def test_agreement_on_one_step_alone_is_no_figure() -> None:
+    """Chance would agree on all of it too: the kappa is 0/0, and JSON knows no such number."""
+    logits, labels = torch.tensor([[1.0, 0.0, 0.0]] * 3), torch.zeros(3, dtype=torch.long)
+    assert ordinal_measures({"logits": logits, "labels": labels}) == {"mean_distance": 0.0}
