@@ -91,6 +91,8 @@ def test_a_run_measures_itself_while_it_trains_and_at_its_end(runs: dict[str, Pa
     assert wanted <= card.figures.keys()
     assert measured[1]["valid/report/known_item_mrr"] == pytest.approx(card.figures["known_item_mrr"].value)
     assert card.embedding_map
+    measures = json.loads((out / "recipe.json").read_text())["result"]["measures"]
+    assert measures.keys() == {"loss", "accuracy"}  # whichever evaluation was the best, and the card has the rest
     assert "## Report card" in (out / "export" / "README.md").read_text()
     sections = {s["title"]: s for s in json.loads((out / "report.json").read_text())["sections"]}
     charts = [chart["title"] for chart in sections["How it got there"]["charts"]]

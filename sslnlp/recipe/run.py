@@ -34,7 +34,7 @@ from sslnlp.recipe.decide import SETTLED, HeldOut, decide, settle
 from sslnlp.recipe.load import read_biography
 from sslnlp.recipe.out import check_data, check_out, sole
 from sslnlp.recipe.pseudo import with_pseudo_labels
-from sslnlp.recipe.reporting import RunReport, run_report
+from sslnlp.recipe.reporting import PREFIX, RunReport, run_report
 from sslnlp.recipe.rows import first_rows, training_rows
 from sslnlp.recipe.schema import Recipe
 from sslnlp.report import make_report
@@ -268,7 +268,8 @@ def _measure(parts: Parts, objective: Objective, held_out: HeldOut | None, train
             embedder: Any = objective
             collator: Any = parts.collator
             figures |= beir_measures(embedder, collator, folder, batch_size=parts.recipe.train.batch_size)
-    return {name: float(value) for name, value in figures.items()}
+    # The card's, of an evaluation that had one, are measured once more at the end, and told with their intervals.
+    return {name: float(value) for name, value in figures.items() if not name.startswith(PREFIX)}
 
 
 def _tell(console: Console, title: str, facts: Mapping[str, Any]) -> None:
