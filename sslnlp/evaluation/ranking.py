@@ -15,6 +15,7 @@ from typing import Any
 import datasets
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from sslnlp.errors import UserError
@@ -141,8 +142,11 @@ def nearest(
 def known_item_measures(predicted: Mapping[str, Tensor], depth: int = 1000) -> dict[str, float]:
     """Ranking measures where the corpus is every held-out positive: `query`, `document` [N, H] and their hashes [N].
 
-    Equal texts are one query or one document; a query's relevant documents are all those it is paired with.
+    Equal texts are one query or one document; a query's relevant documents are all those it is paired with. Empty where
+    every query is its own document: each vector finds itself, whatever the model, and no checkpoint would be better.
     """
+    if torch.equal(predicted["query_hash"], predicted["document_hash"]):
+        return {}
     asked, texts = predicted["query_hash"].tolist(), predicted["document_hash"].tolist()
     query_row = {h: i for i, h in enumerate(asked)}
     document_row = {h: i for i, h in enumerate(texts)}

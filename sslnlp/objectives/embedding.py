@@ -42,7 +42,7 @@ class Embedding(Objective):
 
     Reads `view_0`, `view_1`, ... with their `hashes`, and `present` (`collators.views`). Its targets are documents.
     The export is a sentence-transformers model with the pooling that was trained. Held out, the documents' second views
-    are searched with their first (`mrr@10` and others), which says nothing where both are the same text.
+    are searched with their first (`mrr@10` and others), but where both are the same text, which would find itself.
 
     Metrics of `live`: `effective_rank`, `spread`, `alignment`, `uniformity` of the vectors that are exported.
 
