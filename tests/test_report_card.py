@@ -214,11 +214,15 @@ def test_nothing_measured_is_said_with_the_reasons(
     runs: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     moved = shutil.copytree(runs["gpt"], tmp_path / "gpt")
+    report_runs([moved])
+    before = (moved / "export" / "README.md").read_text()
     story = json.loads((moved / "recipe.json").read_text())
     story["data"]["fingerprint"] = "of a table, whose rows were split off"
     (moved / "recipe.json").write_text(json.dumps(story))
     report_runs([moved])
     assert "gpt: nothing was measured: no held-out text: give texts=FILE; " in caplog.text
+    assert "## Report card" in before
+    assert (moved / "export" / "README.md").read_text() == before  # what was measured earlier is still so
 
 
 def test_held_out_pairs_are_read_by_the_columns_that_the_run_read(runs: dict[str, Path], tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def report_runs(
     if measures:
         cards = _cards(facts, {name: value for name, value in given.items() if value is not None}, tell)
         for run in facts:
-            if (card := cards.get(run.name)) is not None:
+            if (card := cards.get(run.name)) is not None and card.figures:  # else what it says is still what is known
                 try:
                     _into_model_card(run.path / "export" / "README.md", card)
                 except UserError as error:  # of a run of somebody else, say; the report goes to `out` all the same
