@@ -132,9 +132,12 @@ def _measured_before(run: RunFacts) -> Card | None:
         cards = json.loads(path.read_text(encoding="utf-8")).get("cards", {})
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {str(path)!r}: {error}; delete it") from None
-    if run.path.name not in cards:
+    parts = run.path.resolve().parts
+    # Beside another run of its name it was called by more of its path.
+    name = next((name for name in cards if Path(name).parts == parts[-len(Path(name).parts) :]), None)
+    if name is None:
         return None
-    card, sheet = Card.from_dict(cards[run.path.name]), run.path / "figures" / sheet_file(run.path.name)
+    card, sheet = Card.from_dict(cards[name]), run.path / "figures" / sheet_file(name)
     if card.found and sheet.is_file():
         card.sheet = sheet.read_bytes()
     return card
