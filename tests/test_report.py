@@ -5,20 +5,26 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sslnlp.data.stream import Stream
 from sslnlp.errors import UserError
+from sslnlp.evaluation import evaluate_held_out
 from sslnlp.evaluation.bootstrap import Figure
+from sslnlp.objectives import OBJECTIVES
 from sslnlp.report import Chart, Report, Section, Table, make_report, read_run
 from sslnlp.report.card import Card
 from sslnlp.report.measures import measure
 from sslnlp.report.page import format_cell
 from sslnlp.report.sections import write_figures
 from sslnlp.report.svg import line_chart, thinned, ticks
+from sslnlp.types import Row
+from tests.contract import make_collator, make_objective, make_stream
 
 
 def write_run(folder: Path, objective: str = "causal_lm", **facts: object) -> Path:
@@ -242,6 +248,33 @@ def test_thinning_keeps_the_mean() -> None:
     kept = thinned(points, most=200)
     assert len(kept) == 200
     assert sum(y for _, y in kept) / 200 == pytest.approx(sum(y for _, y in points) / 1400)
+
+
+class Few:
+    """The first rows of a stream, in its fixed order."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+
+    def __len__(self) -> int:
+        return 6
+
+    def rows(self, positions: Sequence[int]) -> list[Row]:
+        return self.stream.rows(positions)
+
+
+@pytest.mark.parametrize("name", [*OBJECTIVES, "clip-beside"])
+def test_every_held_out_figure_has_its_unit_and_meaning(name: str) -> None:
+    objective, cls = make_objective(name), name.partition("-")[0]
+    rows = Few(Stream.fixed(make_stream(name).source))
+    for figure in evaluate_held_out(objective, make_collator(name), rows, batch_size=4, num_bytes=99):
+        if not figure.startswith("views/"):  # of whatever objective stands beside
+            assert measure(cls, figure) is not None, figure
+
+
+def test_the_temperature_of_a_cosine_is_not_that_of_a_calibration() -> None:
+    assert "cosine" in getattr(measure("info_nce", "temperature"), "meaning", "")
+    assert "export" in getattr(measure("classification", "temperature"), "meaning", "")
 
 
 def test_chance_of_a_random_ranking() -> None:

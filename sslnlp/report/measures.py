@@ -5,132 +5,31 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
 
+from sslnlp.report.measure import Facts, Measure, always, log_of, one_of
 from sslnlp.report.picture_measures import PICTURES
+from sslnlp.report.pretraining_measures import PRETRAINING
 
-Facts = Mapping[str, Any]
-"""What chance levels are computed from: `vocab_size`, `bytes_per_token`, `num_labels`, where known."""
-
-
-@dataclass(frozen=True)
-class Measure:
-    """One figure's explanation. `chance` returns None where the facts do not tell."""
-
-    unit: str
-    meaning: str
-    better: str
-    chance: Callable[[Facts], float | None] = lambda facts: None
-
-
-def _log_vocabulary(facts: Facts) -> float | None:
-    size = facts.get("vocab_size")
-    return math.log(size) if size else None
-
-
-def _uniform_bits_per_byte(facts: Facts) -> float | None:
-    size, width = facts.get("vocab_size"), facts.get("bytes_per_token")
-    return math.log2(size) / width if size and width else None
-
-
-def _one_of(key: str) -> Callable[[Facts], float | None]:
-    return lambda facts: 1 / facts[key] if facts.get(key) else None
-
-
-def _log_of(key: str) -> Callable[[Facts], float | None]:
-    return lambda facts: math.log(facts[key]) if facts.get(key) else None
-
-
-TOKEN_LOSS = "mean cross-entropy of the scored tokens of held-out text"
 MEASURES: Mapping[tuple[str, str], Measure] = {
-    ("masked_lm", "loss"): Measure(
-        "nats per masked token",
-        f"{TOKEN_LOSS}, the same masks each time; not comparable across tokenizers",
-        "lower",
-        _log_vocabulary,
-    ),
-    ("masked_lm", "accuracy"): Measure(
-        "share", "masked tokens whose most probable prediction is right", "higher", _one_of("vocab_size")
-    ),
-    ("masked_diffusion", "loss"): Measure(
-        "nats per token",
-        "bound on the code length of held-out text, each token of which is told once; not comparable across tokenizers",
-        "lower",
-        _log_vocabulary,
-    ),
-    ("masked_diffusion", "bits_per_byte"): Measure(
-        "bits per byte of UTF-8",
-        "upper bound on the code length of held-out text whose length is known; comparable with a causal model's",
-        "lower",
-        _uniform_bits_per_byte,
-    ),
-    ("masked_diffusion", "masked_loss"): Measure(
-        "nats per masked token",
-        "mean cross-entropy of the masked tokens, at all rates of masking",
-        "lower",
-        _log_vocabulary,
-    ),
-    ("masked_diffusion", "accuracy"): Measure(
-        "share", "masked tokens predicted right, at all rates of masking", "higher", _one_of("vocab_size")
-    ),
-    ("causal_lm", "loss"): Measure(
-        "nats per token", f"{TOKEN_LOSS}; not comparable across tokenizers", "lower", _log_vocabulary
-    ),
-    ("causal_lm", "accuracy"): Measure(
-        "share", "tokens whose most probable prediction is right", "higher", _one_of("vocab_size")
-    ),
-    ("causal_lm", "bits_per_byte"): Measure(
-        "bits per byte of UTF-8",
-        "code length of held-out text; comparable across tokenizers without unknown tokens in it",
-        "lower",
-        _uniform_bits_per_byte,
-    ),
-    ("data2vec", "explained_variance"): Measure(
-        "share", "variance of the teacher's targets over masked tokens that is predicted", "higher", lambda facts: 0.0
-    ),
-    ("data2vec", "target_std"): Measure(
-        "standard deviations",
-        "spread of the teacher's targets over tokens, at most 1; near 0 they have collapsed",
-        "see explained_variance",
-    ),
-    ("vae", "loss"): Measure(
-        "nats per token",
-        "negative evidence lower bound of held-out text; not comparable across tokenizers",
-        "lower",
-        _log_vocabulary,
-    ),
-    ("vae", "bits_per_byte"): Measure(
-        "bits per byte of UTF-8",
-        "upper bound of the code length of held-out text; comparable across tokenizers without unknown tokens in it",
-        "lower",
-        _uniform_bits_per_byte,
-    ),
-    ("vae", "kl"): Measure("nats per document", "what the latent costs; 0 when it says nothing", "see loss"),
-    ("vae", "active_units"): Measure(
-        "dimensions", "latent means that vary between documents; 0 is a collapse", "higher", lambda facts: 0.0
-    ),
-    ("vae", "mutual_information"): Measure(
-        "nats per document", "what the latent tells of its document", "higher", lambda facts: 0.0
-    ),
+    **PRETRAINING,
     ("classification", "loss"): Measure(
-        "nats per text", "mean cross-entropy of the labels", "lower", _log_of("num_labels")
+        "nats per text", "mean cross-entropy of the labels", "lower", log_of("num_labels")
     ),
     **{
-        (objective, "accuracy"): Measure("share", "texts whose label is predicted", "higher", _one_of("num_labels"))
+        (objective, "accuracy"): Measure("share", "texts whose label is predicted", "higher", one_of("num_labels"))
         for objective in ("classification", "few_shot")
     },
     **{
         (objective, "macro_f1"): Measure(
-            "share", "F1 of each class, averaged with equal weight", "higher", _one_of("num_labels")
+            "share", "F1 of each class, averaged with equal weight", "higher", one_of("num_labels")
         )
         for objective in ("classification", "few_shot")
     },
     ("few_shot", "loss"): Measure(
-        "nats per text", "mean cross-entropy of the labels under the fitted head", "lower", _log_of("num_labels")
+        "nats per text", "mean cross-entropy of the labels under the fitted head", "lower", log_of("num_labels")
     ),
     ("multi_label", "loss"): Measure(
-        "nats per class", "mean binary cross-entropy of a class of a text", "lower", lambda facts: math.log(2)
+        "nats per class", "mean binary cross-entropy of a class of a text", "lower", always(math.log(2))
     ),
     ("multi_label", "accuracy"): Measure("share", "classes of texts whose yes or no is right at one half", "higher"),
     ("multi_label", "micro_f1"): Measure("share", "F1 of all answers yes together, at one half", "higher"),
@@ -144,12 +43,12 @@ MEASURES: Mapping[tuple[str, str], Measure] = {
     ),
     ("regression", "mean_absolute_error"): Measure("unit of the labels", "mean distance from the label", "lower"),
     ("regression", "r2"): Measure(
-        "share", "variance that is explained, 1 - squared error over variance", "higher", lambda facts: 0.0
+        "share", "variance that is explained, 1 - squared error over variance", "higher", always(0.0)
     ),
-    ("regression", "pearson"): Measure("correlation", "of predictions and labels", "higher", lambda facts: 0.0),
-    ("regression", "spearman"): Measure("rank correlation", "of predictions and labels", "higher", lambda facts: 0.0),
-    ("tagging", "loss"): Measure("nats per word", "mean cross-entropy of the tags", "lower", _log_of("num_labels")),
-    ("tagging", "accuracy"): Measure("share", "words whose tag is predicted", "higher", _one_of("num_labels")),
+    ("regression", "pearson"): Measure("correlation", "of predictions and labels", "higher", always(0.0)),
+    ("regression", "spearman"): Measure("rank correlation", "of predictions and labels", "higher", always(0.0)),
+    ("tagging", "loss"): Measure("nats per word", "mean cross-entropy of the tags", "lower", log_of("num_labels")),
+    ("tagging", "accuracy"): Measure("share", "words whose tag is predicted", "higher", one_of("num_labels")),
     ("tagging", "entity_f1"): Measure("share", "F1 of entities whose type and both ends are right", "higher"),
     ("tagging", "entity_precision"): Measure("share", "predicted entities that are right", "higher"),
     ("tagging", "entity_recall"): Measure("share", "entities that are found", "higher"),
@@ -160,6 +59,9 @@ MEASURES: Mapping[tuple[str, str], Measure] = {
     ),
     ("ranking", "positive_similarity"): Measure(
         "cosine", "mean similarity of a query and its own document", "see loss"
+    ),
+    ("ranking", "distillation"): Measure(
+        "of objective.distill", "the teacher's part of the loss, before its weight", "lower"
     ),
     ("reranking", "loss"): Measure("nats per target", "of objective.loss, over each query's own candidates", "lower"),
     ("reranking", "accuracy"): Measure("share", "queries whose relevant text is above its other candidates", "higher"),
@@ -244,9 +146,7 @@ _OF_CLASSES: Mapping[str, Measure] = {
     "calibrated_error": Measure(
         "share", "the same with a temperature that was fitted on other held-out texts", "lower"
     ),
-    "calibrated_loss": Measure(
-        "nats per text", "cross-entropy with such a temperature", "lower", _log_of("num_labels")
-    ),
+    "calibrated_loss": Measure("nats per text", "cross-entropy with such a temperature", "lower", log_of("num_labels")),
     "temperature": Measure(
         "factor", "what the logits are divided by in the export; above 1: it was too sure", "near 1"
     ),
@@ -254,16 +154,14 @@ _OF_CLASSES: Mapping[str, Measure] = {
         "share",
         "pairs of a known and an unknown text in which the known one has the surer answer",
         "higher",
-        lambda facts: 0.5,
+        always(0.5),
     ),
     "unknown_below": Measure("probability", "an answer less sure than this is called unknown", "see unknown_found"),
     "unknown_found": Measure(
-        "share", "unknown texts that are called so, where 5 % of the known ones are", "higher", lambda facts: 0.05
+        "share", "unknown texts that are called so, where 5 % of the known ones are", "higher", always(0.05)
     ),
     "mean_distance": Measure("steps", "how far the predicted step of the scale is from the right one", "lower"),
-    "weighted_kappa": Measure(
-        "agreement", "beyond chance, with quadratic weights (Cohen)", "higher", lambda facts: 0.0
-    ),
+    "weighted_kappa": Measure("agreement", "beyond chance, with quadratic weights (Cohen)", "higher", always(0.0)),
 }
 """Figure of a classifier, under any objective -> explanation."""
 _RANKED = {
@@ -275,16 +173,19 @@ _RANKED = {
 
 
 def measure(objective: str, figure: str) -> Measure | None:
-    """The explanation of a held-out figure of an objective; None when there is none."""
-    name, _, depth = figure.removeprefix("beir_").partition("@")
+    """The explanation of a held-out figure of an objective, or of a part of it (`part/figure`); None without one."""
+    part, inner, bare = figure.rpartition("/")
+    if inner:
+        return measure(part, bare) or measure(objective, bare)
+    if (told := MEASURES.get((objective, figure))) is not None:
+        return told
     if figure in _OF_CLASSES:
         return _OF_CLASSES[figure]
+    name, _, depth = figure.removeprefix("beir_").partition("@")
     if name in _RANKED:
         chance = functools.partial(_chance_at, name, depth)
         return Measure("mean over queries", _RANKED[name].format(k=depth), "higher", chance)
-    if (told := MEASURES.get((objective, figure))) is None and figure in PICTURES:
-        return Measure(*PICTURES[figure])
-    return told
+    return Measure(*PICTURES[figure]) if figure in PICTURES else None
 
 
 def card_measure(figure: str) -> Measure | None:

@@ -14,7 +14,8 @@ from sslnlp.evaluation.chance import CHANCE, accuracy_of, at_chance, is_chance, 
 from sslnlp.metrics import read_metrics
 from sslnlp.report.answers import answer_sections
 from sslnlp.report.card import Card
-from sslnlp.report.measures import Measure, card_measure, measure
+from sslnlp.report.measure import Measure
+from sslnlp.report.measures import card_measure, measure
 from sslnlp.report.page import Cell, Chart, Report, Section, Table
 from sslnlp.report.sections import card_sections, write_figures, write_pictures
 from sslnlp.writing import naming
