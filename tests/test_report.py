@@ -206,6 +206,10 @@ def test_a_folder_that_is_no_run_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "recipe.json").write_text("{not json")
     with pytest.raises(UserError, match="cannot read"):
         read_run(tmp_path)
+    for other in ("[]", '{"recipe": 5}'):
+        (tmp_path / "recipe.json").write_text(other)
+        with pytest.raises(UserError, match="is not what a run writes"):
+            read_run(tmp_path)
 
 
 @pytest.mark.parametrize(

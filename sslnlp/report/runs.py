@@ -76,6 +76,8 @@ def read_run(run: Path) -> RunFacts:
         biography = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {str(path)!r}: {error}") from None
+    if not (isinstance(biography, dict) and isinstance(biography.get("recipe", {}), dict)):
+        raise UserError(f"{str(path)!r} is not what a run writes; give the `out` of a training run")
     return RunFacts(run.name, run, biography, _history(run / "metrics.jsonl"))
 
 
