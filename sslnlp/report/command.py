@@ -25,6 +25,7 @@ from sslnlp.report.picture_material import PictureMaterial
 from sslnlp.report.runs import RunFacts, make_report, read_runs, run_of
 from sslnlp.report.sections import sheet_file, short_form
 from sslnlp.report.subject import subject_of
+from sslnlp.tokenizer import load_tokenizer
 from sslnlp.writing import naming, replacing
 
 log = logging.getLogger(__name__)
@@ -110,8 +111,13 @@ def _cards(facts: Sequence[RunFacts], given: Mapping[str, Any], tell: Tell) -> d
             continue
         subject = subject_of(export)
         if material is None:
-            held_out = held_out_texts(recipe.data, first.biography.get("data", {}), cache, subject.tokenizer)
-            material = Material.read(config, held_out, corrupting(recipe, subject.tokenizer))
+            words = first.path / "tokenizer"  # of the run that held the text out, which may not be the one measured
+            tokenizer = load_tokenizer(str(words)) if words.is_dir() else subject.tokenizer
+            material = Material.read(
+                config, held_out_texts(recipe.data, first.biography.get("data", {}), cache, tokenizer)
+            )
+        if subject.kind == "encoder-decoder":  # each rebuilds what it was trained to
+            material = replace(material, collator=corrupting(from_dict(run.recipe), subject.tokenizer))
         cards[run.name] = measure(subject, material, tell=telling)
     for name, card in cards.items():
         if not card.figures:

@@ -1,0 +1,53 @@
+"""Reports of runs that differ: each is asked what it learnt, on the text that the first held out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sslnlp.recipe import load_recipe, run
+from sslnlp.report.card import Card
+from sslnlp.report.command import report_runs
+from tests.contract import corpus
+
+TINY = ["model.size=nano", "train.steps=2", "train.batch_size=2", "data.seq_length=32"]
+
+
+@pytest.fixture(autouse=True)
+def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take most of a report's time."""
+    monkeypatch.setattr("sslnlp.report.runs.write_figures", lambda charts, folder: [])
+
+
+def trained(name: str, text_file: Path, folder: Path, *keys: str) -> Path:
+    own = [f"data.train={text_file}", f"data.cache={folder / 'cache'}", f"out={folder / name}"]
+    return run(load_recipe(f"pretrain_{name}", [*TINY, "tokenizer.vocab_size=520", *own, *keys]))
+
+
+def cards(out: Path) -> dict[str, Card]:
+    plain = json.loads((out / "report.json").read_text())["cards"]
+    return {name: Card.from_dict(card) for name, card in plain.items()}
+
+
+def test_encoder_decoders_rebuild_what_each_was_trained_to(text_file: Path, tmp_path: Path) -> None:
+    both = [trained("bart", text_file, tmp_path), trained("t5", text_file, tmp_path, "tokenizer.vocab_size=560")]
+    report_runs(both, out=str(tmp_path / "together"))
+    found = cards(tmp_path / "together")
+    asked = {name: " ".join(card.samples["Corrupted text, rebuilt"]) for name, card in found.items()}
+    assert ("[MASK]" in asked["bart"], "<extra_id_0>" in asked["bart"]) == (True, False)
+    assert ("[MASK]" in asked["t5"], "<extra_id_0>" in asked["t5"]) == (False, True)
+
+
+def test_held_out_text_is_read_with_the_tokenizer_that_wrote_it(text_file: Path, tmp_path: Path) -> None:
+    """The first run is not finished, so another one is measured, whose tokenizer has other numbers for its tokens."""
+    first = trained("gpt", text_file, tmp_path)
+    second = trained("gpt", text_file, tmp_path / "other", "tokenizer.algorithm=bytes")
+    shutil.rmtree(first / "export")
+    report_runs([first, second], out=str(tmp_path / "out"))
+    (card,) = cards(tmp_path / "out").values()
+    beginnings = [line.partition(" ⟶ ")[0] for line in card.samples["Held-out beginnings, sampled on"]]
+    assert beginnings
+    assert all(any(beginning in " ".join(text.split()) for text in corpus()) for beginning in beginnings)
