@@ -51,3 +51,15 @@ def test_held_out_text_is_read_with_the_tokenizer_that_wrote_it(text_file: Path,
     beginnings = [line.partition(" ⟶ ")[0] for line in card.samples["Held-out beginnings, sampled on"]]
     assert beginnings
     assert all(any(beginning in " ".join(text.split()) for text in corpus()) for beginning in beginnings)
+
+
+@pytest.mark.parametrize(("algorithm", "said"), [("wordpiece", True), ("bpe", False)])
+def test_text_that_decoding_does_not_give_back_is_said(
+    algorithm: str, said: bool, text_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = trained("gpt", text_file, tmp_path, f"tokenizer.algorithm={algorithm}")
+    report_runs([out])
+    assert ("does not give back every text" in caplog.text) == said
+    caplog.clear()
+    report_runs([out], texts=str(text_file))
+    assert "does not give back every text" not in caplog.text

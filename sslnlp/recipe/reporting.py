@@ -64,8 +64,9 @@ class RunReport:
         return both
 
     def _texts(self) -> Measure:
-        recipe, tokenizer = self.parts.recipe, self.parts.tokenizer
-        held_out = held_out_texts(recipe.data, self.parts.facts, cache_folder(recipe), tokenizer)
+        recipe, tokenizer, kept = self.parts.recipe, self.parts.tokenizer, self.parts.contract
+        exact = kept is None or kept.facts["exact_round_trip"]
+        held_out = held_out_texts(recipe.data, self.parts.facts, cache_folder(recipe), tokenizer, exact=exact)
         material = Material.read(recipe.report, held_out, corrupting(recipe, tokenizer))
 
         def made(objective: Objective, written: bool) -> Card:

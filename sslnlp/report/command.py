@@ -113,9 +113,9 @@ def _cards(facts: Sequence[RunFacts], given: Mapping[str, Any], tell: Tell) -> d
         if material is None:
             words = first.path / "tokenizer"  # of the run that held the text out, which may not be the one measured
             tokenizer = load_tokenizer(str(words)) if words.is_dir() else subject.tokenizer
-            material = Material.read(
-                config, held_out_texts(recipe.data, first.biography.get("data", {}), cache, tokenizer)
-            )
+            exact = (first.biography.get("tokenizer") or {}).get("facts", {}).get("exact_round_trip", True)
+            held_out = held_out_texts(recipe.data, first.biography.get("data", {}), cache, tokenizer, exact=exact)
+            material = Material.read(config, held_out)
         if subject.kind == "encoder-decoder":  # each rebuilds what it was trained to
             material = replace(material, collator=corrupting(from_dict(run.recipe), subject.tokenizer))
         cards[run.name] = measure(subject, material, tell=telling)

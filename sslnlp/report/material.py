@@ -80,11 +80,12 @@ class Material:
 
 
 def held_out_texts(
-    data: DataConfig, facts: Mapping[str, Any], cache: Path, tokenizer: PreTrainedTokenizerBase
+    data: DataConfig, facts: Mapping[str, Any], cache: Path, tokenizer: PreTrainedTokenizerBase, *, exact: bool = True
 ) -> HeldOut:
     """The first n held-out documents of a run: of `data.valid`, else those that the preparation of its text split off,
     decoded; none where a table held out rows. `facts` are what the preparation found: its fingerprint, and of a table
-    the columns that were read, of which the text (or the relevant text of a query) is the one meant here."""
+    the columns that were read, of which the text (or the relevant text of a query) is the one meant here. Where the
+    tokenizer is not `exact`, as its contract says, what is decoded is not the text as it was, which is said."""
     columns = facts.get("columns", {})
     data = replace(data, text=data.text or columns.get("text") or columns.get("positive"))
 
@@ -100,6 +101,11 @@ def held_out_texts(
         store = cache / f"text-{facts.get('fingerprint')}" / "valid"
         if not store.is_dir():
             return []
+        if not exact:
+            log.warning(
+                "the held-out text is decoded from its tokens, and this tokenizer does not give back every text as it "
+                "was, which the figures are then not of; give texts=FILE to measure the text itself"
+            )
         documents = TokenStore(store)
         ids = (documents.tokens(i).tolist() for i in range(min(number, len(documents))))
         return [str(tokenizer.decode(one, skip_special_tokens=True)) for one in ids]
