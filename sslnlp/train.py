@@ -246,10 +246,15 @@ class Trainer:
             self.objective = self.module = self._whole
         best = progress.best_step
         if self.config.keep_best and best is not None and best != progress.step:
-            parts, _ = load_checkpoint(self._checkpoint(best))
-            self.objective.load_state_dict(parts["objective"])
-            if self.average is not None:
-                self.average.load(parts["average"])
+            try:
+                parts, _ = load_checkpoint(self._checkpoint(best))
+            except UserError as error:  # nothing would make them again, and without the last ones the run had no end
+                log.warning("the best weights, of step %d, are lost, and the last are kept instead: %s", best, error)
+                progress.best_step = None
+            else:
+                self.objective.load_state_dict(parts["objective"])
+                if self.average is not None:
+                    self.average.load(parts["average"])
         if self.average is not None:
             self.average.settle()
         self.objective.eval()

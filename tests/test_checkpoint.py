@@ -8,7 +8,7 @@ import logging
 import os
 import resource
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 
 from sslnlp.checkpoint import keep_last, load_checkpoint, newest_valid, save_checkpoint
 from sslnlp.errors import UserError
+from tests.contract import digest, make_trainer
 
 
 def payload(value: float = 1.0, size: int = 64) -> dict[str, Any]:
@@ -244,6 +245,23 @@ def test_keep_last_counts_whole_ones_and_spares_the_best(tmp_path: Path) -> None
     assert names(tmp_path) == [paths[3].name, paths[4].name]
     with pytest.raises(ValueError, match="at least one"):
         keep_last(tmp_path, 0)
+
+
+def test_a_run_whose_best_weights_are_lost_ends_on_its_last(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    losses, last = iter([1.0, 2.0, 3.0]), ""
+    trainer = make_trainer("masked_lm", tmp_path, steps=3, batch_size=2, eval_every=1, save_every=1, keep=1)
+    trainer.evaluate = lambda objective: {"loss": next(losses)}
+
+    def spoil(step: int, steps: int, metrics: Mapping[str, float]) -> None:
+        nonlocal last
+        last = digest(trainer.objective.state_dict())
+        if step == steps:
+            (tmp_path / "state" / "step-00000001" / "objective.pt").write_bytes(b"torn")
+
+    trainer.on_progress = spoil
+    assert digest(trainer.fit().state_dict()) == last
+    assert trainer.progress.best_step is None
+    assert "the best weights, of step 1, are lost" in caplog.text
 
 
 def test_checkpoints_above_the_one_that_is_gone_on_from_do_not_count(tmp_path: Path) -> None:
