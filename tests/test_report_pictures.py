@@ -105,6 +105,17 @@ def test_a_vision_tower_alone_needs_no_tokenizer(files: dict[str, Path], tmp_pat
     assert not (tmp_path / "figures").exists()
 
 
+@pytest.mark.parametrize("order", [1, -1], ids=["texts first", "pictures first"])
+def test_runs_of_texts_and_of_pictures_are_measured_beside_each_other(
+    order: int, files: dict[str, Path], text_file: Path, tmp_path: Path
+) -> None:
+    keys = ["model.size=nano", "train.steps=1", "train.batch_size=2", "tokenizer.algorithm=bytes", "data.seq_length=32"]
+    keys += [f"data.train={text_file}", f"data.cache={tmp_path / 'cache'}", f"out={tmp_path / 'gpt'}"]
+    report_runs([run(load_recipe("pretrain_gpt", keys)), files["dual"]][::order], out=str(tmp_path))
+    assert "bits_per_byte" in card_of(tmp_path, "gpt").figures
+    assert "text_to_image_recall@1" in card_of(tmp_path, "dual").figures
+
+
 def test_what_was_not_given_is_left_out_with_the_reason(files: dict[str, Path], tmp_path: Path) -> None:
     again = shutil.copytree(files["dual"], tmp_path / "dual")
     story = json.loads((again / "recipe.json").read_text())

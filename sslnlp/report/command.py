@@ -19,12 +19,12 @@ from sslnlp.recipe.reporting import corrupting
 from sslnlp.recipe.schema import from_dict
 from sslnlp.report.card import Card, measure
 from sslnlp.report.config import ReportConfig
-from sslnlp.report.material import Material, held_out_texts
+from sslnlp.report.material import HeldOut, Material, held_out_texts
 from sslnlp.report.picture_card import PictureSubject, measure_pictures, reads_pictures
 from sslnlp.report.picture_material import PictureMaterial
 from sslnlp.report.runs import RunFacts, make_report, read_runs, run_of
 from sslnlp.report.sections import sheet_file, short_form
-from sslnlp.report.subject import subject_of
+from sslnlp.report.subject import Subject, subject_of
 from sslnlp.tokenizer import load_tokenizer
 from sslnlp.writing import naming, replacing
 
@@ -55,8 +55,8 @@ def report_runs(
     """Measure the exports of runs and write report.json, report.html and figures/; returns the page's path.
 
     What is not given is taken from `report.*` of the first run's recipe; all runs are measured on the same texts (or
-    pictures), those that the first run held out unless `texts` (`pictures`) names others. Each run's model card gets
-    the short form of its own, where it can be written.
+    pictures), those that the first run with such held out unless `texts` (`pictures`) names others. Each run's model
+    card gets the short form of its own, where it can be written.
 
     Args:
         runs: their folders; of a run's export/ its run is meant.
@@ -93,11 +93,8 @@ def _cards(facts: Sequence[RunFacts], given: Mapping[str, Any], tell: Tell) -> d
             log.warning("%s has no export/ yet, so it is not measured", run.path)
     if not exported:
         return {}
-    first = facts[0]
-    kept = {f.name: first.recipe.get("report", {}).get(f.name, f.default) for f in fields(ReportConfig)}
+    kept = {f.name: facts[0].recipe.get("report", {}).get(f.name, f.default) for f in fields(ReportConfig)}
     config = replace(ReportConfig(**kept), **given)
-    recipe = from_dict(first.recipe)
-    cache = cache_folder(recipe)
     material: Material | None = None
     pictures: PictureMaterial | None = None
     cards: dict[str, Card] = {}
@@ -106,16 +103,14 @@ def _cards(facts: Sequence[RunFacts], given: Mapping[str, Any], tell: Tell) -> d
         if reads_pictures(export):
             with quiet_loading():
                 seeing = PictureSubject(PictureEncoder.load(str(export)))
-            pictures = pictures or PictureMaterial.read(config, recipe.data, cache)
+            if pictures is None:
+                recipe = from_dict(_first(facts, pictures=True).recipe)
+                pictures = PictureMaterial.read(config, recipe.data, cache_folder(recipe))
             cards[run.name] = measure_pictures(seeing, pictures, tell=telling)
             continue
         subject = subject_of(export)
         if material is None:
-            words = first.path / "tokenizer"  # of the run that held the text out, which may not be the one measured
-            tokenizer = load_tokenizer(str(words)) if words.is_dir() else subject.tokenizer
-            exact = (first.biography.get("tokenizer") or {}).get("facts", {}).get("exact_round_trip", True)
-            held_out = held_out_texts(recipe.data, first.biography.get("data", {}), cache, tokenizer, exact=exact)
-            material = Material.read(config, held_out)
+            material = Material.read(config, _held_out(_first(facts, pictures=False), subject))
         if subject.kind == "encoder-decoder":  # each rebuilds what it was trained to
             material = replace(material, collator=corrupting(from_dict(run.recipe), subject.tokenizer))
         cards[run.name] = measure(subject, material, tell=telling)
@@ -123,6 +118,20 @@ def _cards(facts: Sequence[RunFacts], given: Mapping[str, Any], tell: Tell) -> d
         if not card.figures:
             log.warning("%s: nothing was measured: %s", name, "; ".join(dict.fromkeys(card.left_out.values())))
     return cards
+
+
+def _first(facts: Sequence[RunFacts], *, pictures: bool) -> RunFacts:
+    """The run on whose held-out pictures, or texts, all are measured: the first that was trained on such."""
+    kinds = [from_dict(run.recipe).collator_class.reads == "pictures" for run in facts]
+    return facts[kinds.index(pictures) if pictures in kinds else 0]
+
+
+def _held_out(first: RunFacts, subject: Subject) -> HeldOut:
+    """The texts that a run held out, read with its own tokenizer: it may not be the run that is measured."""
+    recipe, words = from_dict(first.recipe), first.path / "tokenizer"
+    tokenizer = load_tokenizer(str(words)) if words.is_dir() else subject.tokenizer
+    exact = (first.biography.get("tokenizer") or {}).get("facts", {}).get("exact_round_trip", True)
+    return held_out_texts(recipe.data, first.biography.get("data", {}), cache_folder(recipe), tokenizer, exact=exact)
 
 
 def _telling(tell: Tell, name: str) -> Tell:
