@@ -63,3 +63,18 @@ def test_text_that_decoding_does_not_give_back_is_said(
     caplog.clear()
     report_runs([out], texts=str(text_file))
     assert "does not give back every text" not in caplog.text
+
+
+@pytest.mark.parametrize("architecture", ["roberta", "modernbert"])
+def test_a_run_measures_itself_as_a_report_of_it_does(architecture: str, text_file: Path, tmp_path: Path) -> None:
+    """Texts are longer than what it reads: RoBERTa's positions are more than the tokens that they are for."""
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("\n".join(json.dumps({"text": " ".join(corpus()[n : n + 9])}) for n in range(0, 54, 9)))
+    keys = [f"model.architecture={architecture}", f"report.texts={texts}"]
+    out = trained("bert", text_file, tmp_path, *keys)
+    (own,) = cards(out).values()
+    report_runs([out])
+    (later,) = cards(out).values()
+    assert own.figures.keys() == later.figures.keys() >= {"mask_loss", "known_item_mrr"}
+    for name, figure in own.figures.items():
+        assert figure.value == pytest.approx(later.figures[name].value, rel=1e-5, abs=1e-6), name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,9 +15,12 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from sslnlp.distributed import own_device
 from sslnlp.errors import UserError, reason_of
 from sslnlp.hub import how_again
+from sslnlp.models import max_positions
 from sslnlp.quiet import quiet_loading
 from sslnlp.search.encoder import Encoder, EncoderSettings, read_settings
 
+_MOST = 512
+"""Tokens of a text that are read, whatever the model could."""
 Kind = Literal["masked", "causal", "encoder-decoder", "encoder"]
 
 
@@ -70,5 +73,8 @@ def in_memory(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, set
     if tokenizer.pad_token is None:
         tokenizer = copy.deepcopy(tokenizer)  # the caller's may yet be exported
         tokenizer.pad_token = tokenizer.eos_token  # padding is masked out, so any token serves
-    longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 512) or 512, 512)
-    return Subject(model, tokenizer, settings, int(longest))
+    # A tokenizer at hand may have no limit yet, and of RoBERTa's positions not all are places of tokens.
+    longest = int(
+        min(tokenizer.model_max_length, settings.max_length or _MOST, max_positions(model.config) or _MOST, _MOST)
+    )
+    return Subject(model, tokenizer, replace(settings, max_length=settings.max_length or longest), longest)
