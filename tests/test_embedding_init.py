@@ -105,3 +105,17 @@ def test_nothing_is_counted_where_no_raw_text_is_read() -> None:
     keys = {"data.train": "labelled.csv", "model.embedding_init": "cooccurrence"}
     with pytest.raises(UserError, match=r"counts in raw text, which objective 'classification' does not read"):
         resolve(override(load_recipe("finetune_classification"), keys))
+
+
+@pytest.mark.parametrize("recipe", ["pretrain_gpt", "pretrain_bert"])
+def test_text_without_neighbours_and_a_vocabulary_below_the_width_give_a_start(
+    text_file: Path, tmp_path: Path, recipe: str
+) -> None:
+    lonely = tmp_path / "lonely.txt"
+    lonely.write_text("a\n\nb\n\nc")
+    narrow = {"tokenizer.algorithm": "bytes", "model.size": "small", "data.valid_fraction": 0}
+    for path in (lonely, text_file):
+        weights = table(build_objective(parts(path, recipe, **narrow)))
+        assert len(weights) < weights.shape[1]
+        assert weights.isfinite().all()
+        assert weights.std() > 0.01
