@@ -9,7 +9,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,8 @@ ROWS = 32
 model. So where the number of rows is another one in each batch it is rounded up to a multiple of this."""
 
 POOLINGS = ("mean", "cls", "last", "weighted")
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Pooling(nn.Module):
@@ -59,6 +61,14 @@ def _by_place(own: Tensor) -> Tensor:
     return place / place.sum(-1, keepdim=True).clamp(min=1)
 
 
+def uncompiled(function: Function) -> Function:
+    """The function as it is, called by what is compiled: for what reads a number from the batch, or has one in its
+    formulas, and costs little. Each number would be compiled anew, up to a limit from which on all around it is eager.
+    """
+    eager: Function = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+    return eager
+
+
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Evaluation mode inside, and each submodule's own mode back after (a frozen part may stay in evaluation mode)."""
@@ -84,6 +94,7 @@ def document_count(document_ids_BS: Tensor) -> int:
     return max(1, int(document_ids_BS.max()) + 1)
 
 
+@uncompiled
 def document_pool(hidden_BSH: Tensor, document_ids_BS: Tensor, mode: str = "mean") -> Tensor:
     """One vector a document of packed rows: [B, S, H] and int [B, S] (0, 1, ... in the row, -1 = padding) -> [B, D, H].
 

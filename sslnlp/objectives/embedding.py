@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
 from sslnlp.errors import UserError
-from sslnlp.nn import POOLINGS, Pooling, document_pool
+from sslnlp.nn import POOLINGS, Pooling, document_pool, uncompiled
 from sslnlp.objectives import functional
 from sslnlp.objectives.base import Objective
 from sslnlp.objectives.grad_cache import check_mini_batch_size, encode_in_parts
@@ -144,6 +144,7 @@ def ordered_pairs(number: int, symmetric: bool) -> list[tuple[int, int]]:
     return [(i, j) for i in range(number if symmetric else 1) for j in range(number) if i != j]
 
 
+@uncompiled
 @torch.no_grad()
 def live(first_MH: Tensor, second_MH: Tensor, compared_MZ: Tensor | None = None) -> dict[str, Tensor]:
     """Figures that show a collapse, as pairs of (sum, documents), on at most `MEASURED` documents and their two views.

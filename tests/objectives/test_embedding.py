@@ -15,9 +15,11 @@ from transformers import AutoConfig, AutoModelForMaskedLM
 from sslnlp.errors import UserError
 from sslnlp.evaluation import evaluate_held_out
 from sslnlp.export import export_model
+from sslnlp.nn import document_pool
 from sslnlp.objectives import get_objective
 from sslnlp.objectives.barlow_twins import BarlowTwins
 from sslnlp.objectives.byol import BYOL
+from sslnlp.objectives.embedding import live
 from sslnlp.objectives.functional import barlow_twins, info_nce, vicreg
 from sslnlp.objectives.info_nce import InfoNCE
 from sslnlp.objectives.joint import Joint
@@ -269,3 +271,31 @@ def test_the_export_is_a_sentence_transformers_model(name: str, pooling: str, tm
     theirs = sentence_transformers.SentenceTransformer(str(folder), device="cpu").encode(texts)
     assert torch.allclose(ours, torch.tensor(theirs), atol=1e-5)
     assert torch.allclose(ours, torch.tensor(Encoder.load(str(folder)).encode(texts, "query")), atol=1e-5)
+
+
+# --- compiled --------------------------------------------------------------------------------------------------------
+
+
+def test_to_the_compiler_any_number_of_documents_is_the_same() -> None:
+    """Each that was new was compiled anew, up to the compiler's limit, from which on all of it ran eagerly."""
+    graphs: list[torch.fx.GraphModule] = []
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+
+    def keep(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    @torch.compile(backend=keep)
+    def step(states: torch.Tensor, documents: torch.Tensor) -> dict[str, torch.Tensor]:
+        first, second = document_pool(2 * states, documents)
+        return live(first + 1, second + 1)
+
+    compiled = []
+    for number in (3, 5, 7, 9):
+        documents = torch.arange(number).repeat_interleave(2).expand(2, -1)
+        figures = step(torch.randn(2, 2 * number, 8), documents)
+        assert int(figures["spread"][1]) == number
+        compiled.append(len(graphs))
+    assert compiled[1] == compiled[3] > compiled[0]
+    assert not any("item()" in reason for reason in torch._dynamo.utils.counters["graph_break"])
