@@ -283,4 +283,7 @@ def _log_to_stderr() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> Any:
     """The `sslnlp` command."""
-    sys.exit(run_command(arguments))
+    code = run_command(arguments)
+    if code == 0 and (distributed := sys.modules.get("sslnlp.distributed")) is not None:
+        distributed.leave()
+    sys.exit(code)

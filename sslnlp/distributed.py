@@ -41,6 +41,13 @@ def own_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def leave() -> None:
+    """Take leave of the other processes, at the end of this one. Left to the interpreter, gloo's threads may be alive
+    when it ends, and it aborts: the launcher then reports a finished run as failed."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
 @contextmanager
 def alone() -> Iterator[None]:
     """Inside, this process acts as if it were the only one: held-out text is scored whole by every rank."""

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from sslnlp import rng
+from sslnlp import distributed, rng
 from sslnlp.collators import get_collator
 from sslnlp.collators.base import Collator
 from sslnlp.data.packing import PackedRows
@@ -248,3 +248,4 @@ if __name__ == "__main__":
         if trainer.accelerator.is_main_process:
             torch.save(trainer.objective.state_dict(), Path(folder) / f"{place}.pt")
         trainer.accelerator.wait_for_everyone()
+    distributed.leave()

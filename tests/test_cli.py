@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from rich.console import Console
 from safetensors.torch import load_file
 
-from sslnlp import __version__, cli
+from sslnlp import __version__, cli, distributed
 from sslnlp.cli import run_command
 from sslnlp.errors import UserError
 from sslnlp.recipe import load_recipe, resolve
@@ -267,3 +268,20 @@ def test_two_processes_make_the_run_of_one(text_file: Path, tmp_path: Path) -> N
     weights = [load_file(tmp_path / name / "export" / "model.safetensors") for name in ("two", "one")]
     for name, tensor in weights[0].items():
         torch.testing.assert_close(tensor, weights[1][name], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("code", "stays"), [(0, False), (2, True)], ids=["done", "failed"])
+def test_a_finished_process_takes_leave_of_the_others(
+    code: int, stays: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without, gloo's threads could outlive it: it aborted, and its launcher called a finished run failed. One that
+    failed waits for nobody."""
+    monkeypatch.setattr(cli, "run_command", lambda _: code)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        with pytest.raises(SystemExit):
+            cli.main([])
+        assert dist.is_initialized() == stays
+    finally:
+        distributed.leave()
+    assert not dist.is_initialized()
