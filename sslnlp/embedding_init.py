@@ -23,6 +23,9 @@ WINDOW = 4
 """Tokens on each side that are neighbours, where both sides count."""
 DEVIATION = 0.32
 """Of the numbers of such embeddings: the usual 0.02 is for noise, which has to be unlearnt."""
+CALM = 0.1
+"""What the weights of a head's own norm are multiplied by: with such embeddings its first logits would be wild, and
+twenty updates go into unlearning them (a masked model starts at 12.5 nats, and with this at ln V)."""
 PRIOR = 80.0
 """Observations that a token's frequency counts for beside those of a neighbourhood: rare tokens say little."""
 CONSTANT = 3.0
@@ -110,12 +113,20 @@ def init_next_token(model: PreTrainedModel, found: Associations, seed: int) -> N
 @torch.no_grad()
 def init_neighbours(model: PreTrainedModel, found: Associations, seed: int) -> None:
     """The table of embeddings, in place: every token that was counted gets the direction of its neighbourhood, all of
-    one length. `found`: of pairs in both orders, at most as many columns as the embeddings have."""
+    one length; a norm that the head has of its own (BERT's, RoBERTa's, ModernBERT's) starts small.
+
+    `found`: of pairs in both orders, at most as many columns as the embeddings have.
+    """
     table = model.get_input_embeddings().weight
     vectors = _columns(table.shape[1], found.left) @ _rotation(table.shape[1], seed)
     counted = torch.from_numpy(found.counted)
     length = DEVIATION * table.shape[1] ** 0.5
     table[counted] = length * torch.nn.functional.normalize(vectors, dim=1)[counted]
+    if model.get_output_embeddings() is not None:
+        backbone = set(model.base_model.modules())
+        for module in model.modules():
+            if "Norm" in type(module).__name__ and module not in backbone:
+                module.get_parameter("weight").mul_(CALM)
 
 
 def _columns(width: int, *parts: Any) -> torch.Tensor:

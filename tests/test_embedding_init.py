@@ -56,8 +56,16 @@ def test_a_decoder_with_a_head_of_its_own_starts_as_a_bigram_model(text_file: Pa
     assert cost < frequencies - 0.5 < uniform - 0.5
 
 
-@pytest.mark.parametrize("recipe", ["pretrain_bert", "pretrain_t5"])
-def test_one_table_starts_with_a_direction_for_each_neighbourhood(text_file: Path, recipe: str) -> None:
+@pytest.mark.parametrize(
+    ("recipe", "changed"),
+    [
+        ("pretrain_bert", ["model.embeddings.tok_embeddings.weight", "head.norm.weight"]),
+        ("pretrain_t5", ["shared.weight"]),
+    ],
+)
+def test_one_table_starts_with_a_direction_for_each_neighbourhood(
+    text_file: Path, recipe: str, changed: list[str]
+) -> None:
     made = parts(text_file, recipe)
     assert made.store is not None
     started, random = (
@@ -71,9 +79,7 @@ def test_one_table_starts_with_a_direction_for_each_neighbourhood(text_file: Pat
     length = torch.tensor(DEVIATION * table(random).shape[1] ** 0.5)
     torch.testing.assert_close(table(started)[counted].norm(dim=1), length.expand(int(counted.sum())))
     others = zip(started.model.named_parameters(), random.model.named_parameters(), strict=True)
-    assert [name for (name, a), (_, b) in others if not torch.equal(a, b)] == [
-        name for name, own in started.model.named_parameters() if own is started.model.get_input_embeddings().weight
-    ]
+    assert [name for (name, a), (_, b) in others if not torch.equal(a, b)] == changed
 
 
 def test_the_same_text_and_seed_give_the_same_start_found_or_counted(text_file: Path) -> None:
@@ -119,3 +125,11 @@ def test_text_without_neighbours_and_a_vocabulary_below_the_width_give_a_start(
         assert len(weights) < weights.shape[1]
         assert weights.isfinite().all()
         assert weights.std() > 0.01
+
+
+@pytest.mark.parametrize("architecture", ["modernbert", "bert", "roberta"])
+def test_a_masked_model_starts_as_undecided_as_from_random_embeddings(text_file: Path, architecture: str) -> None:
+    made = parts(text_file, "pretrain_bert", **{"model.architecture": architecture})
+    objective = build_objective(made)
+    batch = made.collator([made.stream[i] for i in range(4)])
+    assert objective.eval()(batch).loss.item() == pytest.approx(np.log(len(table(objective))), abs=0.3)
