@@ -21,6 +21,11 @@ def parts(text_file: Path, recipe: str, **keys: object) -> Parts:
     return build_parts(resolve(override(load_recipe(recipe), small | keys))[0])
 
 
+def counted(made: Parts, size: int, window: int) -> sparse.csr_matrix:
+    assert made.text is not None
+    return cooccurrences(made.text.store, size, window=window, prefix=made.text.prefix, suffix=made.text.suffix)
+
+
 def table(objective: Objective) -> torch.Tensor:
     return objective.model.get_input_embeddings().weight.detach()
 
@@ -43,12 +48,12 @@ def test_factors_are_those_of_the_matrix_written_out(rank: int) -> None:
 
 def test_a_decoder_with_a_head_of_its_own_starts_as_a_bigram_model(text_file: Path) -> None:
     made = parts(text_file, "pretrain_gpt")
-    assert made.store is not None
+    assert made.text is not None
     objective = build_objective(made)
     model, head = objective.model, objective.model.get_output_embeddings().weight.detach()
     states = model.model.norm(table(objective)).detach()
     told = torch.log_softmax(states @ head.T, -1).numpy()
-    counts = cooccurrences(made.store, len(head), window=1).toarray()
+    counts = counted(made, len(head), window=1).toarray()
     following = counts.sum(0) / counts.sum()
     cost = -(counts * told).sum() / counts.sum()
     frequencies = -(following[following > 0] * np.log(following[following > 0])).sum()
@@ -67,26 +72,26 @@ def test_one_table_starts_with_a_direction_for_each_neighbourhood(
     text_file: Path, recipe: str, changed: list[str]
 ) -> None:
     made = parts(text_file, recipe)
-    assert made.store is not None
+    assert made.text is not None
     started, random = (
         build_objective(made),
         build_objective(made.under(override(made.recipe, {"model.embedding_init": "random"}), {})),
     )
-    counts = cooccurrences(made.store, len(table(started)), window=4)
-    counted = np.asarray((counts + counts.T).sum(1)).ravel() > 0
-    assert 0 < counted.sum() < len(counted)
-    torch.testing.assert_close(table(started)[~counted], table(random)[~counted], rtol=0, atol=0)
+    counts = counted(made, len(table(started)), window=4)
+    seen = np.asarray((counts + counts.T).sum(1)).ravel() > 0
+    assert 0 < seen.sum() < len(seen)
+    torch.testing.assert_close(table(started)[~seen], table(random)[~seen], rtol=0, atol=0)
     length = torch.tensor(DEVIATION * table(random).shape[1] ** 0.5)
-    torch.testing.assert_close(table(started)[counted].norm(dim=1), length.expand(int(counted.sum())))
+    torch.testing.assert_close(table(started)[seen].norm(dim=1), length.expand(int(seen.sum())))
     others = zip(started.model.named_parameters(), random.model.named_parameters(), strict=True)
     assert [name for (name, a), (_, b) in others if not torch.equal(a, b)] == changed
 
 
 def test_the_same_text_and_seed_give_the_same_start_found_or_counted(text_file: Path) -> None:
     made = parts(text_file, "pretrain_gpt")
-    assert made.store is not None
+    assert made.text is not None
     first = table(build_objective(made))
-    kept = list(made.store.path.glob("bigrams-*.npz"))
+    kept = list(made.text.store.path.glob("bigrams-*.npz"))
     assert len(kept) == 1
     torch.testing.assert_close(table(build_objective(made)), first, rtol=0, atol=0)
     kept[0].unlink()

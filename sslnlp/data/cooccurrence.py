@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,18 +18,26 @@ LIMIT = 1 << 22
 _RUN = 1 << 18
 
 
-def cooccurrences(store: TokenStore, vocab_size: int, *, window: int, limit: int = LIMIT) -> csr_matrix:
+def cooccurrences(
+    store: TokenStore,
+    vocab_size: int,
+    *,
+    window: int,
+    prefix: Sequence[int] = (),
+    suffix: Sequence[int] = (),
+    limit: int = LIMIT,
+) -> csr_matrix:
     """C[x, y]: how often y follows x inside a document, at a distance of s tokens up to `window` counted as 1/s (the
     weights of GloVe; Pennington et al., 2014). float32 [vocab_size, vocab_size].
 
-    Of a corpus longer than `limit` tokens, runs spread evenly over it are read. Framing tokens are not in the store.
+    `prefix` and `suffix` are what stands around a document in a row; the store does not hold them. Of a corpus longer
+    than `limit` tokens, runs spread evenly over it are read.
     """
     from scipy import sparse
 
     counts = sparse.csr_matrix((vocab_size, vocab_size), dtype=np.float32)
     for start, stop in _runs(store.num_tokens, limit):
-        ids = store.run(start, stop).astype(np.int64)
-        documents = _documents(store, start, stop)
+        ids, documents = _framed(store, start, stop, prefix, suffix)
         for distance in range(1, min(window, len(ids) - 1) + 1):
             inside = documents[distance:] == documents[:-distance]
             pairs = ids[:-distance][inside], ids[distance:][inside]
@@ -46,8 +54,22 @@ def _runs(length: int, limit: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + _RUN, (i + 1) * length // runs)
 
 
-def _documents(store: TokenStore, start: int, stop: int) -> npt.NDArray[np.int64]:
-    """The number of the document that each token of [start, stop) is in."""
+def _framed(
+    store: TokenStore, start: int, stop: int, prefix: Sequence[int], suffix: Sequence[int]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The tokens of [start, stop) with what stands where a document begins or ends, and the document of each."""
     first, last = np.searchsorted(store.offsets, [start, stop - 1], side="right") - 1
-    ends = np.clip(store.offsets[first : last + 2], start, stop)
-    return np.repeat(np.arange(first, last + 1), np.diff(ends))
+    edges = store.offsets[first : last + 2]
+    lengths: npt.NDArray[np.int64] = np.diff(np.clip(edges, start, stop))
+    documents = np.repeat(np.arange(first, last + 1), lengths)
+    filled = np.flatnonzero(np.diff(edges))
+    ends = filled[edges[filled + 1] <= stop]
+    begins = filled[edges[filled] >= start]
+    # Where one document ends the next begins: its suffix is inserted first.
+    places = np.concatenate([np.repeat(edges[ends + 1], len(suffix)), np.repeat(edges[begins], len(prefix))]) - start
+    added = np.concatenate(
+        [np.tile(np.asarray(suffix, np.int64), len(ends)), np.tile(np.asarray(prefix, np.int64), len(begins))]
+    )
+    owners = first + np.concatenate([np.repeat(ends, len(suffix)), np.repeat(begins, len(prefix))])
+    ids = store.run(start, stop).astype(np.int64)
+    return np.insert(ids, places, added), np.insert(documents, places, owners)

@@ -69,8 +69,8 @@ class Parts:
     """UTF-8 bytes of the held-out text, for bits per byte; None for tables."""
     max_length: int
     """Tokens of the longest row."""
-    store: TokenStore | None = None
-    """The raw text that the rows are of; None where they are a table's or pictures."""
+    text: PackedRows | PaddedRows | None = None
+    """The rows of raw text; None where they are a table's or pictures."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What the preparation counted."""
     label_names: list[str] | None = None
@@ -153,9 +153,9 @@ def build_objective(parts: Parts) -> Objective:
         max_length=parts.max_length, seed=recipe.train.seed, **extra,
     )  # fmt: skip
     _check_rows(recipe, model)
-    if recipe.model.embedding_init == "cooccurrence" and parts.store is not None:
+    if recipe.model.embedding_init == "cooccurrence" and parts.text is not None:
         with processes().main_process_first():  # who counts, the others find it counted
-            start_embeddings(model, parts.store, shifted=cls.shifted, seed=recipe.train.seed)
+            start_embeddings(model, parts.text, shifted=cls.shifted, seed=recipe.train.seed)
     # What an objective adds (a decoder, a generator) starts from draws of its own, not from those of the model again.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.key(recipe.train.seed, "objective"))
@@ -260,7 +260,7 @@ def _token_parts(recipe: Recipe, cache: Path, tokenizer_path: Path | None) -> Pa
     frame = framing(tokenizer, style)
     collator = _collator(recipe, tokenizer, {})
 
-    def rows(store: TokenStore) -> RowSource:
+    def rows(store: TokenStore) -> PackedRows | PaddedRows:
         kind = PackedRows if data.packing == "pack" else PaddedRows
         return kind(
             store, collator.source_length(data.seq_length), frame.prefix, frame.suffix, tokenizer.pad_token_id or 0,
@@ -284,7 +284,7 @@ def _token_parts(recipe: Recipe, cache: Path, tokenizer_path: Path | None) -> Pa
         valid=Stream.fixed(rows(valid)) if valid is not None else None,
         valid_bytes=valid.num_bytes if valid is not None else None,
         max_length=data.seq_length,
-        store=prepared.train,
+        text=train,
         facts=facts,
     )
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from sslnlp import rng
 from sslnlp.data.cooccurrence import cooccurrences
-from sslnlp.data.store import TokenStore
+from sslnlp.data.packing import PackedRows, PaddedRows
 from sslnlp.embedding_init import WINDOW, Associations, associations, init_neighbours, init_next_token, own_head
 from sslnlp.models import is_new
 
@@ -18,7 +18,7 @@ _VERSION = 1
 """Of the files kept beside the text: a change of what is counted, or how it is factorised, raises it."""
 
 
-def start_embeddings(model: PreTrainedModel, store: TokenStore, *, shifted: bool, seed: int) -> None:
+def start_embeddings(model: PreTrainedModel, text: PackedRows | PaddedRows, *, shifted: bool, seed: int) -> None:
     """In place: what `model.embedding_init=cooccurrence` does to new embeddings, and to nothing that was trained.
 
     A decoder (`shifted`: labels are predicted from the token before) with a head of its own starts as a bigram model;
@@ -29,18 +29,20 @@ def start_embeddings(model: PreTrainedModel, store: TokenStore, *, shifted: bool
         return
     vocabulary, width = table.shape
     if shifted and own_head(model) and width > 2:
-        init_next_token(model, _associations(store, vocabulary, width - 2, both=False), rng.key(seed, "embeddings"))
+        init_next_token(model, _associations(text, vocabulary, width - 2, both=False), rng.key(seed, "embeddings"))
     else:
-        init_neighbours(model, _associations(store, vocabulary, width, both=True), rng.key(seed, "embeddings"))
+        init_neighbours(model, _associations(text, vocabulary, width, both=True), rng.key(seed, "embeddings"))
 
 
-def _associations(store: TokenStore, vocabulary: int, rank: int, *, both: bool) -> Associations:
+def _associations(text: PackedRows | PaddedRows, vocabulary: int, rank: int, *, both: bool) -> Associations:
     """Of pairs in the order of the text, or of neighbours on both sides; kept with the text, and found there again."""
-    kept = store.path / f"{'neighbours' if both else 'bigrams'}-{vocabulary}-{rank}-{_VERSION}.npz"
+    frame = "-".join(map(str, (*text.prefix, "text", *text.suffix)))
+    kept = text.store.path / f"{'neighbours' if both else 'bigrams'}-{vocabulary}-{rank}-{frame}-{_VERSION}.npz"
     if kept.is_file():
         with np.load(kept) as file:
             return Associations(**file)
-    counts = cooccurrences(store, vocabulary, window=WINDOW if both else 1)
+    window = WINDOW if both else 1
+    counts = cooccurrences(text.store, vocabulary, window=window, prefix=text.prefix, suffix=text.suffix)
     found = associations(counts + counts.T if both else counts, min(rank, vocabulary))
     aside = kept.with_name(f".{kept.name}.{os.getpid()}.npz")
     with contextlib.suppress(OSError):  # a disk that is full, or that cannot be written: it is counted again

@@ -50,3 +50,17 @@ def test_of_a_long_corpus_runs_are_read_from_its_beginning_to_its_end(
 @pytest.mark.parametrize("lengths", [[1], [1, 1, 1]], ids=["one token", "documents of one"])
 def test_text_without_neighbours_has_no_counts(make_store: MakeStore, lengths: list[int]) -> None:
     assert cooccurrences(make_store(lengths), 1000, window=4).nnz == 0
+
+
+def test_what_stands_around_a_document_is_counted_with_it(
+    make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_store([3, 0, 1, 2])
+    framed = [[1, 2, *store.tokens(i), 3] for i in range(len(store)) if len(store.tokens(i))]
+    counts = cooccurrences(store, 1000, window=2, prefix=(1, 2), suffix=(3,))
+    np.testing.assert_allclose(counts.toarray(), by_hand(framed, 2), rtol=1e-6)
+    monkeypatch.setattr(cooccurrence, "_RUN", 2)  # reads [0, 2), [2, 4), [4, 6)
+    flat = np.concatenate([store.tokens(i) for i in range(len(store))])
+    cut = [[1, 2, flat[0], flat[1]], [flat[2], 3], [1, 2, flat[3], 3], [1, 2, flat[4], flat[5], 3]]
+    counts = cooccurrences(store, 1000, window=2, prefix=(1, 2), suffix=(3,))
+    np.testing.assert_allclose(counts.toarray(), by_hand(cut, 2), rtol=1e-6)
