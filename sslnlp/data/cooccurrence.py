@@ -60,8 +60,8 @@ def _framed(
     """The tokens of [start, stop) with what stands where a document begins or ends, and the document of each."""
     first, last = np.searchsorted(store.offsets, [start, stop - 1], side="right") - 1
     edges = store.offsets[first : last + 2]
-    lengths: npt.NDArray[np.int64] = np.diff(np.clip(edges, start, stop))
-    documents = np.repeat(np.arange(first, last + 1), lengths)
+    inside = np.clip(edges, start, stop)
+    documents = np.repeat(np.arange(first, last + 1), np.diff(inside))
     filled = np.flatnonzero(np.diff(edges))
     ends = filled[edges[filled + 1] <= stop]
     begins = filled[edges[filled] >= start]
