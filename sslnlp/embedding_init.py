@@ -85,9 +85,11 @@ def associations(counts: csr_matrix, rank: int) -> Associations:
 
 
 def own_head(model: PreTrainedModel) -> bool:
-    """Whether a head of the model's own, as wide as its embeddings, tells which token comes next."""
+    """Whether a head of the model's own, as wide as its embeddings, tells which token comes next. In embeddings of ten
+    numbers the two coordinates that are set aside would leave no room for others."""
     head, table = model.get_output_embeddings(), model.get_input_embeddings()
-    return head is not None and head.weight is not table.weight and head.weight.shape == table.weight.shape
+    own = head is not None and head.weight is not table.weight and head.weight.shape == table.weight.shape
+    return own and table.weight.shape[1] > CONSTANT**2 + 2
 
 
 @torch.no_grad()

@@ -138,3 +138,11 @@ def test_a_masked_model_starts_as_undecided_as_from_random_embeddings(text_file:
     objective = build_objective(made)
     batch = made.collator([made.stream[i] for i in range(4)])
     assert objective.eval()(batch).loss.item() == pytest.approx(np.log(len(table(objective))), abs=0.3)
+
+
+@pytest.mark.parametrize("width", [2, 8, 12])
+def test_the_narrowest_decoders_have_a_start_too(text_file: Path, width: int) -> None:
+    narrow = {"model.config.hidden_size": width, "model.config.num_attention_heads": 1, "model.config.head_dim": 2}
+    objective = build_objective(parts(text_file, "pretrain_gpt", **narrow, **{"model.config.num_key_value_heads": 1}))
+    assert all(weight.isfinite().all() for weight in objective.parameters())
+    assert table(objective).std() > 0

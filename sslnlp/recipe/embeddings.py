@@ -28,7 +28,7 @@ def start_embeddings(model: PreTrainedModel, text: PackedRows | PaddedRows, *, s
     if not is_new(model, table):
         return
     vocabulary, width = table.shape
-    if shifted and own_head(model) and width > 2:
+    if shifted and own_head(model):
         init_next_token(model, _associations(text, vocabulary, width - 2, both=False), rng.key(seed, "embeddings"))
     else:
         init_neighbours(model, _associations(text, vocabulary, width, both=True), rng.key(seed, "embeddings"))
