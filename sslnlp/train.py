@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from sslnlp.nn import row_keyed_dropout
 from sslnlp.objectives.base import Objective
 from sslnlp.optim import OPTIMIZERS, learning_rate_factor
 from sslnlp.precision import new_accelerator, warn_if_slower
+from sslnlp.progress import Progress
 from sslnlp.sharding import gathered, load_whole, refill, shard, sharding_asked
 from sslnlp.signals import Interrupted, Signals
 from sslnlp.sums import Running, add_sums, count_tokens
@@ -47,25 +48,6 @@ __all__ = ["Interrupted", "NonFiniteError", "TrainConfig", "Trainer"]
 
 log = logging.getLogger(__name__)
 Evaluate = Callable[[Objective], Mapping[str, float]]
-
-
-@dataclass
-class _Progress:
-    """What a checkpoint says beside tensors."""
-
-    steps: int
-    rows: int
-    together: int
-    step: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    best: float | None = None
-    best_step: int | None = None
-    skipped: list[int] = field(default_factory=list)
-    valid: dict[str, float] = field(default_factory=dict)
-    unlogged: dict[str, Any] = field(default_factory=dict)
-    """Sums since the last log, which the next one is of too; and the seconds that they took."""
-    unlogged_seconds: float = 0.0
 
 
 class Trainer:
@@ -136,7 +118,7 @@ class Trainer:
         self._finish(progress)
         return self.objective
 
-    def _run(self, progress: _Progress) -> None:
+    def _run(self, progress: Progress) -> None:
         windows = self.windows(progress)
         eval_every, save_every = distances(progress.steps, self.config)
         running, clock = Running(progress.unlogged, self.device), time.perf_counter() - progress.unlogged_seconds
@@ -203,14 +185,14 @@ class Trainer:
 
     # --- beginning and end -------------------------------------------------------------------------------------------
 
-    def _start(self, resume: bool) -> _Progress:
+    def _start(self, resume: bool) -> Progress:
         found = newest_valid(self.out / "state") if resume else None
         if found is not None:
             progress = self._restore(found)
         else:
             windows = self.windows()
             self._set_horizon(None)
-            progress = _Progress(steps=self._count_steps(windows.rows), rows=windows.rows, together=windows.together)
+            progress = Progress(steps=self._count_steps(windows.rows), rows=windows.rows, together=windows.together)
         self._set_horizon(progress)
         if self.accelerator.is_main_process:
             self.out.mkdir(parents=True, exist_ok=True)
@@ -240,7 +222,7 @@ class Trainer:
         """The weights are cut over the processes, those of `_whole` being away until the end."""
         return self.objective is not self._whole
 
-    def _finish(self, progress: _Progress) -> None:
+    def _finish(self, progress: Progress) -> None:
         if self._sharded:
             refill(self._whole, self.objective, self.device)
             self.objective = self.module = self._whole
@@ -262,7 +244,7 @@ class Trainer:
         if self.config.trackers:
             self.accelerator.end_training()
 
-    def windows(self, progress: _Progress | None = None) -> Windows:
+    def windows(self, progress: Progress | None = None) -> Windows:
         """The windows of this rank: as configured, or those of the run being resumed on the processes there are now."""
         asked = Windows(
             batch_size=self.config.batch_size,
@@ -280,7 +262,7 @@ class Trainer:
             )
         return fitted
 
-    def _set_horizon(self, progress: _Progress | None) -> None:
+    def _set_horizon(self, progress: Progress | None) -> None:
         self.collator.horizon = progress.steps * progress.rows if progress else None
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
@@ -305,7 +287,7 @@ class Trainer:
 
     # --- once in a while ---------------------------------------------------------------------------------------------
 
-    def _log(self, progress: _Progress, running: Running, seconds: float) -> None:
+    def _log(self, progress: Progress, running: Running, seconds: float) -> None:
         self._finite.settle()
         values = running.means()
         tokens = int(values.pop("tokens"))
@@ -327,7 +309,7 @@ class Trainer:
         if self.config.trackers:
             self.accelerator.log({k: v for k, v in values.items() if isinstance(v, int | float)}, step=step)
 
-    def _evaluate(self, progress: _Progress) -> bool:
+    def _evaluate(self, progress: Progress) -> bool:
         """Held-out figures; True when they are the best so far. Every rank scores all of it: none waits or differs."""
         assert self.evaluate is not None
         self._finite.settle()
@@ -348,7 +330,7 @@ class Trainer:
         progress.best, progress.best_step = score, progress.step
         return True
 
-    def _save(self, progress: _Progress) -> None:
+    def _save(self, progress: Progress) -> None:
         self._finite.settle()
         state = self.out / "state"
         parts = self.parts()
@@ -357,7 +339,7 @@ class Trainer:
             self._keep_last(progress)
         self.accelerator.wait_for_everyone()
 
-    def _keep_last(self, progress: _Progress, newest: Path | None = None) -> None:
+    def _keep_last(self, progress: Progress, newest: Path | None = None) -> None:
         best = None if progress.best_step is None else self._checkpoint(progress.best_step)
         keep_last(self.out / "state", self.config.keep, best, newest=newest)
 
@@ -371,14 +353,14 @@ class Trainer:
     def _checkpoint(self, step: int) -> Path:
         return place_of(self.out / "state", step)
 
-    def _restore(self, path: Path) -> _Progress:
+    def _restore(self, path: Path) -> Progress:
         parts, meta = load_checkpoint(path)
         load_whole(self.objective, self.optimizer, parts)
         if self.average is not None:
             self.average.load(parts["average"])
-        return _Progress(**meta["progress"])
+        return Progress(**meta["progress"])
 
-    def _roll_back(self, failed: _Progress, step: int) -> _Progress:
+    def _roll_back(self, failed: Progress, step: int) -> Progress:
         """After a NaN or Inf in `step`: stop, or go back to the last good checkpoint and never see its rows again."""
         self.optimizer.zero_grad(set_to_none=True)
         what = (

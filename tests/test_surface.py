@@ -157,7 +157,8 @@ LEVELS = [
     "architectures vision models modes packed generation embedding_init",
     "data",
     "collators objectives",
-    "optim muon checkpoint metrics windows train_config sums signals finite averaging budget precision sharding heap",
+    "optim muon checkpoint metrics progress windows train_config sums signals finite "
+    "averaging budget precision sharding heap",
     "train evaluation search export card hub predict predict_pictures",
     "recipe report",
     "text_to_search build_cli predict_cli curve quickstart cli __main__",

@@ -133,8 +133,8 @@ def refused(
     def untouched(*_: object, **__: object) -> None:
         raise AssertionError("the data was read")
 
-    for name in ("prepare_text", "sample_texts", "labelled", "paired"):
-        monkeypatch.setattr(f"sslnlp.recipe.build.{name}", untouched)
+    for name in ("build.prepare_text", "tokenizing.sample_texts", "build.labelled", "build.paired"):
+        monkeypatch.setattr(f"sslnlp.recipe.{name}", untouched)
     (folder / "good.txt").write_text("\n\n".join(corpus()))
     code = run_command(["train", *arguments, f"data.train={folder / 'good.txt'}", f"out={folder / 'out'}"])
     told = capfd.readouterr().err

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
-from itertools import islice
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +20,7 @@ from sslnlp.data.labelled import Labelled, labelled, out_of_scope, unlabelled
 from sslnlp.data.packing import PackedRows, PaddedRows
 from sslnlp.data.paired import Paired, paired
 from sslnlp.data.pictured import PictureRows, pictured
-from sslnlp.data.prepare import lock, prepare_text, sample_texts
+from sslnlp.data.prepare import prepare_text
 from sslnlp.data.store import TokenStore
 from sslnlp.data.stream import RowSource, Stream
 from sslnlp.data.table import TableRows
@@ -39,16 +34,14 @@ from sslnlp.recipe.embeddings import start_embeddings
 from sslnlp.recipe.inherit import inherit
 from sslnlp.recipe.overrides import fields_of
 from sslnlp.recipe.schema import Recipe
+from sslnlp.recipe.tokenizing import TOKENIZER_BYTES, recipe_tokenizer, text_tokenizer
 from sslnlp.sharding import every_process_loads
-from sslnlp.tokenizer import Contract, contract, framing, load_tokenizer, set_framing, special_id, train_tokenizer
+from sslnlp.tokenizer import Contract, framing, load_tokenizer, special_id
 from sslnlp.tokenizer.training import stand_in
 from sslnlp.writing import room_in
 
 log = logging.getLogger(__name__)
 
-TOKENIZER_BYTES = 100 << 20
-"""Text a tokenizer is trained on at most: word counts of more change a vocabulary of this size hardly at all."""
-CONTRACT_TEXTS, CONTRACT_CHARACTERS = 200, 2000
 CHECKED_ROWS = 256
 """Rows a collator is shown beforehand, to refuse text that it finds no targets in."""
 
@@ -190,65 +183,6 @@ def _check_rows(recipe: Recipe, model: PreTrainedModel) -> None:
     )
 
 
-def text_tokenizer(recipe: Recipe, cache: Path, path: Path | None = None) -> tuple[PreTrainedTokenizerBase, Contract]:
-    """The tokenizer of a recipe that reads raw text, given or trained on it, and its contract."""
-    # The contract of a tokenizer that is given is taken on the beginning of the text: much text is not read for it.
-    trained = path is None and recipe.tokenizer.path is None
-    return _tokenizer(recipe, lambda: sample_texts(recipe.data, TOKENIZER_BYTES, spread=trained), cache, path)
-
-
-# --- tokenizer -------------------------------------------------------------------------------------------------------
-
-
-def _tokenizer(
-    recipe: Recipe, texts: Callable[[], Iterator[str]], cache: Path, path: Path | None
-) -> tuple[PreTrainedTokenizerBase, Contract]:
-    """The tokenizer of a recipe, framed as the objective reads, and its contract, which the collator's needs meet."""
-    chosen = path or recipe.tokenizer.path
-    tokenizer = load_tokenizer(str(chosen)) if chosen is not None else _trained_tokenizer(recipe, texts, cache)
-    set_framing(tokenizer, recipe.objective_class.framing)
-    kept = contract_of(tokenizer, texts())
-    kept.require(sorted(recipe.collator_class.requires))
-    end = tokenizer("a")["input_ids"][-1:] if recipe.objective_class.framing == "decoder" else []
-    if end and end[0] in tokenizer.all_special_ids:  # made for encoders; BERT's kind puts it back whenever it is loaded
-        token = tokenizer.convert_ids_to_tokens(end[0])
-        log.warning("this tokenizer puts %s behind a prompt: generate with add_special_tokens=False", token)
-    return tokenizer, kept
-
-
-def _trained_tokenizer(recipe: Recipe, texts: Callable[[], Iterator[str]], cache: Path) -> PreTrainedTokenizerBase:
-    """Trained once for (the text, how it is trained), then found in the cache."""
-    options = {name: value for name, value in asdict(recipe.tokenizer).items() if name != "path"}
-    digest = hashlib.blake2b(json.dumps(options, sort_keys=True).encode(), digest_size=12)
-    for text in texts():
-        digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
-    place = cache / "tokenizers" / digest.hexdigest()
-    if not (place / "tokenizer_config.json").is_file():
-        with lock(cache, "tokenizer"):  # of runs or shards that start together one trains it, the others find it
-            if not (place / "tokenizer_config.json").is_file():
-                _train_tokenizer_into(place, texts(), options)
-    return load_tokenizer(str(place))
-
-
-def _train_tokenizer_into(place: Path, texts: Iterator[str], options: dict[str, Any]) -> None:
-    if options["algorithm"] != "bytes":  # its vocabulary is there from the beginning
-        log.info("training a %s tokenizer of %d tokens", options["algorithm"], options["vocab_size"])
-    trained = train_tokenizer(texts, **options)
-    aside = place.with_name(f".{place.name}.unfinished")
-    shutil.rmtree(aside, ignore_errors=True)  # of one that was killed
-    trained.save_pretrained(aside)
-    shutil.rmtree(place, ignore_errors=True)
-    os.replace(aside, place)
-
-
-def contract_of(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> Contract:
-    """The contract on the beginnings of the first texts: enough to tell, whatever the length of a document."""
-    sample = [text[:CONTRACT_CHARACTERS] for text in islice((text for text in texts if text.strip()), CONTRACT_TEXTS)]
-    if not sample:
-        raise UserError("there is no text in data.train: it is empty, only white space, or all of it is held out")
-    return contract(tokenizer, sample)
-
-
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
@@ -310,7 +244,7 @@ def _table_parts(recipe: Recipe, cache: Path, tokenizer_path: Path | None) -> Pa
     names = None if isinstance(tables, Paired) else tables.label_names or None
     facts: dict[str, Any] = {"label_names": names, "table": tables.train}
     rows = tables.train
-    tokenizer, kept = _tokenizer(recipe, lambda: _table_texts(rows), cache, tokenizer_path)
+    tokenizer, kept = recipe_tokenizer(recipe, lambda: _table_texts(rows), cache, tokenizer_path)
     collator = _collator(recipe, tokenizer, facts)
     return Parts(
         recipe=recipe,
@@ -334,7 +268,7 @@ def _picture_parts(recipe: Recipe, cache: Path, tokenizer_path: Path | None) -> 
     tables = pictured(recipe.data, cache_dir=cache, captions_needed=reads_text)
     tokenizer, kept, facts = None, None, {}
     if reads_text:
-        tokenizer, kept = _tokenizer(recipe, lambda: _captions(tables.train), cache, tokenizer_path)
+        tokenizer, kept = recipe_tokenizer(recipe, lambda: _captions(tables.train), cache, tokenizer_path)
     else:
         facts = picture_facts(recipe.model)
     collator = _collator(recipe, tokenizer, facts)

@@ -10,8 +10,9 @@ from sslnlp.data.dealing import Shard
 from sslnlp.data.prepare import prepare_text
 from sslnlp.data.shards import merge_shards, prepare_shard
 from sslnlp.errors import UserError
-from sslnlp.recipe.build import cache_folder, resolve, text_tokenizer
+from sslnlp.recipe.build import cache_folder, resolve
 from sslnlp.recipe.schema import Recipe
+from sslnlp.recipe.tokenizing import text_tokenizer
 from sslnlp.writing import room_in
 
 

@@ -17,8 +17,8 @@ from sslnlp.data.dealing import Shard
 from sslnlp.data.shards import merge_shards, prepare_shard
 from sslnlp.errors import UserError
 from sslnlp.recipe import load_recipe
-from sslnlp.recipe.build import text_tokenizer
 from sslnlp.recipe.prepare import prepare
+from sslnlp.recipe.tokenizing import text_tokenizer
 from sslnlp.tokenizer import train_tokenizer
 from tests.data.test_prepare import TEXTS, write
 
@@ -195,7 +195,7 @@ def untrained(tmp_path, monkeypatch):
         trained.append(time.sleep(0.5))
         return train_tokenizer(*texts, **options)
 
-    monkeypatch.setattr("sslnlp.recipe.build.train_tokenizer", slowly)
+    monkeypatch.setattr("sslnlp.recipe.tokenizing.train_tokenizer", slowly)
     return recipe, trained
 
 

@@ -1,0 +1,25 @@
+"""Where a run stands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Progress:
+    """What a checkpoint says beside tensors."""
+
+    steps: int
+    rows: int
+    together: int
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    best: float | None = None
+    best_step: int | None = None
+    skipped: list[int] = field(default_factory=list)
+    valid: dict[str, float] = field(default_factory=dict)
+    unlogged: dict[str, Any] = field(default_factory=dict)
+    """Sums since the last log, which the next one is of too; and the seconds that they took."""
+    unlogged_seconds: float = 0.0
