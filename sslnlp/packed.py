@@ -304,6 +304,10 @@ class Head:
         return logits
 
 
+_GROWN = 100.0
+"""What logits are multiplied by where a head is looked for."""
+
+
 def prediction_head(model: PreTrainedModel) -> Head | None:
     """The vocabulary head of a stock masked or causal LM, apart from the model.
 
@@ -319,9 +323,14 @@ def prediction_head(model: PreTrainedModel) -> Head | None:
     def compared() -> Iterator[tuple[Tensor, Tensor]]:
         ids = torch.arange(4, device=next(model.parameters()).device)[None] % model.config.vocab_size
         probe = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        yield head(hidden_states(model, probe)), model(**probe).logits
+        yield head(hidden_states(model, probe)) / _GROWN, model(**probe).logits / _GROWN
 
-    return head if _agree(model, compared) else None
+    # Of fresh weights all logits are small, where a soft cap changes nothing; it would once they have grown.
+    grown = head.projection.register_forward_hook(lambda part, given, logits: logits * _GROWN)
+    try:
+        return head if _agree(model, compared) else None
+    finally:
+        grown.remove()
 
 
 def _find_head(model: PreTrainedModel) -> Head | None:

@@ -203,6 +203,15 @@ def test_a_head_of_other_parts_is_left_to_the_whole_model() -> None:
     assert prediction_head(of_kind("rembert", AutoModelForMaskedLM, input_embedding_size=32)) is None
 
 
+def test_a_soft_cap_is_found_while_the_logits_are_small() -> None:
+    model = of_kind("gemma2", AutoModelForCausalLM, head_dim=8, num_key_value_heads=4)
+    ids = torch.arange(9)[None]
+    small = model(ids).logits
+    assert float(small.detach().abs().max()) < 0.02 * model.config.final_logit_softcapping
+    assert prediction_head(model) is None
+    assert torch.equal(model(ids).logits, small)
+
+
 def test_what_a_stock_class_does_not_save_is_not_trained(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     """Marian's sinusoids: the export of a model that had moved them was another one."""
     of_kind("marian", AutoModelForSeq2SeqLM, decoder_start_token_id=2).save_pretrained(tmp_path / "before")
