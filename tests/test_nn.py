@@ -132,6 +132,19 @@ def test_a_stock_model_drops_by_row_and_keeps_its_parameters() -> None:
     assert not torch.allclose(run([0, 1]), model.eval()(input_ids=ids[:2]).last_hidden_state, atol=1e-3)
 
 
+def test_a_teacher_of_bf16_weights_follows_them() -> None:
+    student = nn.Linear(3, 2).to(torch.bfloat16)
+    teacher = Teacher(student, momentum=0.99)
+    first = teacher.module.weight.clone()
+    with torch.no_grad():
+        student.weight.mul_(1.125)
+    for _ in range(500):
+        teacher.update(student, progress=1.0)
+    assert torch.allclose(teacher.module.weight.float(), student.weight.float(), rtol=1e-3)
+    assert teacher.module.weight.dtype == first.dtype == torch.float32
+    assert Teacher(student.double(), momentum=0.99).module.weight.dtype == torch.float64
+
+
 def test_a_teacher_is_the_average_of_its_students() -> None:
     student = nn.Linear(3, 2)
     teacher = Teacher(student, momentum=0.5, momentum_end=1.0)

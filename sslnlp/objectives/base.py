@@ -19,7 +19,7 @@ from sslnlp.types import Batch, LinearHead, StepOutput
 
 class Objective(nn.Module, ABC):
     """Owns the model, the head, and any teacher or queue; all its state is in parameters and buffers. Parameters
-    that it adds are of the type of the model's (`model.dtype`).
+    that it adds are of the type of the model's (`model.dtype`); slow copies of them are in float32 at least.
 
     A subclass is one file: its options are keyword-only arguments after `model`, its maths is in `functional.py`,
     and nothing else in the package knows its name but the registry.

@@ -121,6 +121,7 @@ class Clip(Objective):
         self.image_projection = projection(self.vision.config.hidden_size, dimension)
         # A vector of one number: a lone number could not be cut over processes.
         self.log_scale = nn.Parameter(torch.tensor([-math.log(temperature)]))
+        self.to(model.dtype)
         if not 0 < unlock <= 1:
             raise UserError(f"objective.unlock is a share of the run above 0 and at most 1, got {unlock}")
         if unlock < 1 and lock == "none":
@@ -135,7 +136,6 @@ class Clip(Objective):
             if not beside_weight > 0:
                 raise UserError(f"objective.beside_weight must be above 0, got {beside_weight}; or leave beside out")
             self.beside = between_views(beside, self.vision, mini_batch_size)
-        self.to(model.dtype)
 
     @classmethod
     def refuses(cls, config: PreTrainedConfig) -> str | None:
