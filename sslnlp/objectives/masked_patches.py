@@ -21,10 +21,11 @@ class MaskedPatches(Objective):
     The model reads only the patches that are left (of which there are few, so it is fast). A small decoder, thrown away
     at the end, sees what it made of them, with one learned vector in each hidden place, and gives the pixels there. The
     loss is the squared error, averaged over the pixels of a patch and over the hidden patches; each patch is measured
-    against its own mean and deviation, so that 1 is what its mean alone would score.
+    against its own mean and deviation, so that 1 is what its mean alone would score, and 0 of a patch of one shade.
 
     Reads `pixel_values` and `masked` (`collators.images.MaskedPatchesCollator`). Its targets are hidden patches.
-    Metrics: `explained_variance`, 1 - loss.
+    Metrics: `explained_variance`, the share of the pixels' variance about the mean of their patch that is predicted:
+    0 is that mean alone, however many patches are of one shade.
 
     Options:
         decoder_layers, decoder_width: of the decoder (None: half the model's width); it has as many heads as the model.
@@ -83,9 +84,11 @@ class MaskedPatches(Objective):
             full_BSW = layer(full_BSW, None)
         hidden_BMW = _at(full_BSW[:, 1:], _places(masked_BN))
         guess_BMX = self.pixels(self.norm(hidden_BMW)).float()
-        error = (guess_BMX - _at(self._target(batch["pixel_values"]), _places(masked_BN))) ** 2
-        loss = error.mean()
-        return StepOutput(loss, {"explained_variance": 1 - loss.detach()})
+        target_BMX = _at(self._target(batch["pixel_values"]), _places(masked_BN))
+        error_BMX = (guess_BMX - target_BMX) ** 2
+        total = (target_BMX - target_BMX.mean(-1, keepdim=True)).square().sum()
+        explained = torch.stack([total - error_BMX.detach().sum(), total])
+        return StepOutput(error_BMX.mean(), {"explained_variance": explained})
 
     def _filled(self, seen_BLW: Tensor, seen_BK: Tensor, patches: int) -> Tensor:
         """[B, 1 + N, W]: what was seen where it stood, the learned vector elsewhere, and every place marked."""

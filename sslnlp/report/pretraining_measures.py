@@ -248,7 +248,9 @@ PRETRAINING: Mapping[tuple[str, str], Measure] = {
         ["masked_patches"],
         {
             "loss": Measure("squared error", "mean over the pixels of hidden patches", "lower"),
-            "explained_variance": Measure("share", "1 - loss; the mean of each patch has 0", "higher", always(0.0)),
+            "explained_variance": Measure(
+                "share", "variance of hidden pixels about their patch's mean that is predicted", "higher", always(0.0)
+            ),
         },
     ),
     ("joint", "loss"): Measure("weighted sum", "of the losses of its parts, by objective.weights", "lower"),

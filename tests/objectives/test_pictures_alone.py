@@ -93,6 +93,32 @@ def test_hidden_patches_are_not_seen_and_their_pixels_are_the_target() -> None:
     assert trained(seen).loss.item() != pytest.approx(trained(batch).loss.item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("normalise", [True, False], ids=["normalised", "pixels"])
+def test_the_mean_of_each_patch_explains_nothing_of_pictures_with_an_even_ground(normalise: bool) -> None:
+    batch = one_batch("masked_patches")
+    pixels = batch["pixel_values"]
+    pixels[:, :, :8] = 1.0  # the upper half
+    objective = MaskedPatches(make_objective("masked_patches").model, normalise=normalise).eval()
+    patches = pixels.unfold(2, 8, 8).unfold(3, 8, 8)  # [B, C, 2, 2, 8, 8]
+    hidden = patches.permute(0, 2, 3, 1, 4, 5).reshape(len(pixels), 4, -1)[batch["masked"]].double()
+    centred = hidden - hidden.mean(-1, keepdim=True)
+    if normalise:
+        centred /= (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    total = centred.square().sum()
+
+    class Guess(torch.nn.Module):
+        """Of each hidden patch its mean, which the model has not seen."""
+
+        def forward(self, states: torch.Tensor) -> torch.Tensor:
+            mean = torch.zeros(len(hidden), 1) if normalise else hidden.float().mean(-1, keepdim=True)
+            return mean.expand(-1, hidden.shape[1]).reshape(len(pixels), -1, hidden.shape[1])
+
+    objective.pixels = Guess()
+    explained, of = objective(batch).metrics["explained_variance"].tolist()
+    assert explained == pytest.approx(0, abs=1e-3 * of)
+    assert of == pytest.approx(float(total), rel=1e-4)
+
+
 def test_held_out_pictures_are_whole_and_always_the_same() -> None:
     fixed = make_collator("masked_patches").for_evaluation(0)
     wanted = normalised(np.stack([whole(decode(row["image"]), 16) for row in rows()]))
