@@ -232,12 +232,11 @@ class Clip(Objective):
             (own_image_BD[text_row_K], text_KD, of_texts, by_image),
             (own_text_KD, image_BD, text_row_K + first_image, by_text),
         )
-        losses, hits = zip(*(self.compare(*side) for side in sides), strict=True)
-        chance = torch.full((), math.log(max(1, len(text_KD) * len(image_BD))) / 2, device=text_KD.device)
+        losses, hits, chances = zip(*(self.compare(*side) for side in sides), strict=True)
         shown = {
             "accuracy": torch.stack(hits).mean().detach(),
             "temperature": (-self.log_scale.detach()).exp().sum(),
-            **self.chance(chance),
+            "chance_loss": torch.stack(chances).mean(),
         }
         loss = torch.stack(losses).mean() + self.lock.touch()
         if self.beside is None:
@@ -250,12 +249,11 @@ class Clip(Objective):
         terms = torch.stack([loss, self.beside_weight * other.loss])
         return StepOutput(terms.sum(), shown, terms)
 
-    def chance(self, naming: Tensor) -> dict[str, Tensor]:
-        """`chance_loss`; `naming`: the mean logarithm of the number of candidates."""
-        return {"chance_loss": naming}
-
-    def compare(self, query_QD: Tensor, candidate_ND: Tensor, target_Q: Tensor, texts: Texts) -> tuple[Tensor, Tensor]:
-        """The loss of one direction, and the share of the queries whose own is the nearest."""
+    def compare(
+        self, query_QD: Tensor, candidate_ND: Tensor, target_Q: Tensor, texts: Texts
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss of one direction, the share of the queries whose own is the nearest, and the loss of a model that
+        tells nothing."""
         temperature = (-self.log_scale).exp()
         return contrast(query_QD, candidate_ND, target_Q, texts, temperature=temperature, size=self.mini_batch_size)
 

@@ -88,7 +88,7 @@ class InfoNCE(Embedding):
                 if hard is not None and i == 0:
                     candidates.append(hard[0])
                     candidate_texts.append(hard[1])
-                one, figures[f"{i}{j}"] = contrast(
+                one, figures[f"{i}{j}"], _ = contrast(
                     F.normalize(cut(own[i]), dim=-1),
                     F.normalize(cut(torch.cat(candidates)), dim=-1),
                     target_M,
@@ -147,8 +147,9 @@ def contrast(
     *,
     temperature: float | Tensor,
     size: int | None,
-) -> tuple[Tensor, Tensor]:
-    """`functional.info_nce` of vectors of length 1, and the share of the queries whose own document is the nearest.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`functional.info_nce` of vectors of length 1, the share of the queries whose own document is the nearest, and the
+    loss where all documents are equally near.
 
     size: queries that are compared at a time, so that no matrix of all with all is kept.
     """
@@ -159,11 +160,12 @@ def contrast(
         )
         nearest_QD = similarity_QD >= similarity_QD.gather(1, target_Q[part, None])
         hits = (nearest_QD.sum(1) == 1).float().sum()  # a tie is not found: collapsed vectors score 0
-        return loss * len(similarity_QD), hits
+        return loss * len(similarity_QD), torch.stack([hits, (~similarity_QD.isneginf()).sum(1).log().sum()])
 
-    losses, hits = zip(*in_parts(some, len(query_QH), size), strict=True)
+    losses, figures = zip(*in_parts(some, len(query_QH), size), strict=True)
     number = max(1, len(query_QH))
-    return torch.stack(losses).sum() / number, torch.stack(hits).sum() / number
+    hits, chance = torch.stack(figures).sum(0) / number
+    return torch.stack(losses).sum() / number, hits, chance
 
 
 def check_temperature(temperature: float) -> None:

@@ -87,7 +87,7 @@ class MoCo(Embedding):
         def loss(cut: Cut) -> Tensor:
             losses = []
             for i, j in pairs:
-                one, figures[f"{i}{j}"] = contrast(
+                one, figures[f"{i}{j}"], _ = contrast(
                     F.normalize(cut(own[i]), dim=-1),
                     F.normalize(cut(torch.cat([keys[j], past])), dim=-1),
                     target_M,

@@ -31,20 +31,19 @@ class Siglip(Clip):
         super().__init__(model, temperature=temperature, **options)
         self.bias = nn.Parameter(torch.zeros(1, dtype=model.dtype))
 
-    def chance(self, naming: Tensor) -> dict[str, Tensor]:
-        """Of candidates that are all given the share of the positives among them."""
-        number = naming.exp()
-        others = (number - 1).clamp(min=1e-6)
-        return {"chance_loss": number.log() + others * (number / others).log()}
-
-    def compare(self, query_QD: Tensor, candidate_ND: Tensor, target_Q: Tensor, texts: Texts) -> tuple[Tensor, Tensor]:
+    def compare(
+        self, query_QD: Tensor, candidate_ND: Tensor, target_Q: Tensor, texts: Texts
+    ) -> tuple[Tensor, Tensor, Tensor]:
         similarity_QN = functional.dot_products(query_QD, candidate_ND)
         own_QN = F.one_hot(target_Q, len(candidate_ND)).bool()
         counted_QN = own_QN | ~texts.left_out(slice(0, len(query_QD)))
-        negatives_Q = (counted_QN.sum(1, keepdim=True) - 1).clamp(min=1)
-        logits_QN = similarity_QN * self.log_scale.exp() - negatives_Q.log() + self.bias
+        others_Q = counted_QN.sum(1) - 1
+        negatives_Q = others_Q.clamp(min=1)
+        logits_QN = similarity_QN * self.log_scale.exp() - negatives_Q[:, None].log() + self.bias
         losses_QN = F.softplus(torch.where(own_QN, -logits_QN, logits_QN)).masked_fill(~counted_QN, 0)
         seen_QN = similarity_QN.detach().masked_fill(~counted_QN, float("-inf"))
         nearest_QN = seen_QN >= seen_QN.gather(1, target_Q[:, None])
         hits = (nearest_QN.sum(1) == 1).float().mean()
-        return losses_QN.sum() / max(1, len(query_QD)), hits
+        # Of candidates that are all given the share of the positive among them.
+        chance_Q = (1 + others_Q).log() + others_Q * (1 / negatives_Q).log1p()
+        return losses_QN.sum() / max(1, len(query_QD)), hits, chance_Q.mean()

@@ -84,6 +84,10 @@ def test_equal_captions_and_other_captions_of_a_picture_are_no_negatives(name: s
                 total += sum(math.log1p(math.exp(v / 0.1 + shift)) for v in others)
         wanted.append(total / 4)
     assert objective(batch).loss.item() == pytest.approx(sum(wanted) / 2, rel=1e-4)
+    # What is left out is no candidate of a model that tells nothing either.
+    objective.text_projection.weight.data.zero_()
+    told = objective(batch)
+    assert told.metrics["chance_loss"].item() == pytest.approx(told.loss.item(), rel=1e-5)
 
 
 def test_a_batch_in_parts_has_the_gradient_of_the_whole() -> None:
