@@ -55,10 +55,6 @@ def test_more_time_means_more_rows_and_what_memory_does_not_hold_is_accumulated(
     assert long["train.batch_size"] == recipe().train.batch_size
 
 
-def test_models_of_the_next_token_take_twice_the_rows() -> None:
-    assert ruled(recipe(name="pretrain_gpt"))["train.batch_size"] == 2 * ruled(recipe())["train.batch_size"]
-
-
 def test_processes_share_the_rows() -> None:
     alone, together = ruled(recipe()), ruled(recipe(), processes=4)
     one = alone["train.batch_size"] * alone["train.accumulate"]
@@ -97,14 +93,29 @@ def test_there_are_ten_held_out_passes_at_most_whatever_a_few_updates_promised(
     assert 1 <= occasions(int(faster * updates), config)[0] <= 10
 
 
-def test_the_learning_rate_follows_the_root_of_the_batch_and_knows_its_bounds() -> None:
-    gpt = recipe("model.size=tiny", name="pretrain_gpt")
-    tiny = [ruled(gpt, seconds=seconds)["train.lr"] for seconds in (0.4, 6.4)]
-    assert tiny[1] == pytest.approx(2 * tiny[0], rel=0.05)  # 16 times the time, 4 times the rows
-    assert ruled(recipe("model.size=tiny"), seconds=1e7)["train.lr"] == 1e-2
-    assert ruled(recipe("model.size=base"), seconds=1e7)["train.lr"] == recipe().train.lr
-    adamw = ruled(recipe("model.size=base", "train.optimizer=adamw"), seconds=1e7)
-    assert adamw["train.lr"] == recipe().train.lr / 4
+def test_the_learning_rate_is_the_recipes_by_width_and_by_the_rows_that_rounding_leaves() -> None:
+    asked = recipe("model.size=mini")
+    for seconds in (1.0, 60.0, 3600.0):
+        chosen = ruled(asked, seconds=seconds)
+        rows = chosen["train.batch_size"] * chosen["train.accumulate"]
+        wished = Speed(fixed=0.0, per_row=0.01).rows(seconds, 128, of_root=2.0)
+        assert chosen["train.lr"] == pytest.approx(asked.train.lr * rows / wished, rel=0.02)
+    tiny = ruled(recipe("model.size=tiny"))
+    assert tiny["train.lr"] == pytest.approx(2 * ruled(asked)["train.lr"], rel=0.02)
+    adamw = ruled(recipe("model.size=mini", "train.optimizer=adamw"))
+    assert adamw["train.lr"] == pytest.approx(ruled(asked)["train.lr"] / 4, rel=0.02)
+
+
+def test_the_learning_rate_is_for_the_rows_that_were_given_and_knows_its_bounds() -> None:
+    chosen = ruled(recipe("model.size=tiny"))
+    fewer = ruled(
+        recipe("model.size=tiny", f"train.batch_size={chosen['train.batch_size'] // 4}", "train.accumulate=1")
+    )
+    assert fewer["train.lr"] == pytest.approx(chosen["train.lr"] / 4, rel=0.02)
+    shared = ruled(recipe("model.size=tiny", "train.accumulate=4"))
+    assert shared["train.batch_size"] * 4 == chosen["train.batch_size"] * chosen["train.accumulate"]
+    assert ruled(recipe("model.size=tiny", "train.batch_size=4096"))["train.lr"] == 1.5e-2
+    assert ruled(recipe("model.size=base", "train.batch_size=4096"))["train.lr"] == recipe().train.lr
 
 
 # --- whose word counts -----------------------------------------------------------------------------------------------

@@ -27,10 +27,13 @@ from sslnlp.sharding import sharding_asked
 from sslnlp.train import Trainer
 from sslnlp.windows import Windows
 
-NEXT_TOKEN, OTHERS = 2.0, 1.0
-"""Tokens an update = this × √(tokens of the run). Models of the next token: 1,024 at 0.26 M tokens, 2,048 at 1 M.
-Others stand on a plateau first, which takes a number of updates to leave: half of it. The root is about the exponent
-that was found for critical batch sizes (Bergsma et al., 2025: 0.46)."""
+OF_ROOT = 2.0
+"""Tokens an update = this × √(tokens of the run): 2,048 at 1 M. The root is about the exponent that was found for
+critical batch sizes (Bergsma et al., 2025: 0.46)."""
+WIDTH = 256
+"""Where a recipe's rate is right for updates of so many tokens; a narrower model takes more, by its width."""
+FASTEST = 1.5e-2
+"""The highest rate that was measured to be worth it, of models up to `WIDTH` wide."""
 EVALUATING = 0.1
 """Of the budget, given to held-out passes at most: a short run has fewer than ten."""
 FRESH_PASSES = 4
@@ -112,12 +115,13 @@ def rule(
     processes: int,
 ) -> dict[str, Any]:
     """The rule itself: a pure function of the recipe, the speed, the time and the size of the data."""
-    of_root = NEXT_TOKEN if recipe.objective_class.shifted else OTHERS
-    wished = speed.rows(seconds, tokens_a_row, of_root=of_root, processes=processes) / processes
+    train, given = recipe.train, recipe.given
+    wished = speed.rows(seconds, tokens_a_row, of_root=OF_ROOT, processes=processes) / processes
     rows = 2 ** max(0, round(math.log2(wished)))
     # The recipe's own batch is what is known to fit into memory; more rows than that are accumulated.
-    batch = min(rows, recipe.train.batch_size)
-    accumulate = max(1, rows // batch)
+    times = train.accumulate if "train.accumulate" in given else 1
+    batch = train.batch_size if "train.batch_size" in given else max(1, min(rows // times, train.batch_size))
+    accumulate = times if "train.accumulate" in given else max(1, rows // batch)
     updates = seconds / (speed.fixed + speed.per_row * batch * accumulate)
     passes = updates * batch * accumulate * processes / rows_of_data
     # A held-out pass has no backward one, so a row of it costs a third.
@@ -126,7 +130,7 @@ def rule(
     return {
         "train.batch_size": batch,
         "train.accumulate": accumulate,
-        "train.lr": _learning_rate(recipe, rows * processes * tokens_a_row),
+        "train.lr": _learning_rate(recipe, batch * accumulate * processes * tokens_a_row, updates),
         # Where ten fit, the trainer's own tenth, of the updates that there will really be. Where fewer do, five: there
         # may be twice the updates that a few timed ones promise, and ten is the most.
         "train.eval_every": None if evaluations >= 10 else math.ceil(updates / min(5, max(1, evaluations))),
@@ -137,14 +141,15 @@ def rule(
     }
 
 
-def _learning_rate(recipe: Recipe, tokens: float) -> float:
-    """The peak for updates of `tokens` tokens: by the root of the batch, and by the width against the narrow models it
-    was measured on; never above what was measured, or what the recipe says where that is more."""
+def _learning_rate(recipe: Recipe, tokens: float, updates: float) -> float:
+    """The peak for so many updates of `tokens` tokens: the recipe's where these are as many as the rule wants, more or
+    less by how many they are; by the width against the models it was measured on; never above what was measured, or
+    what the recipe says where that is more."""
     width = int(recipe.model.config.get("hidden_size", SIZES[recipe.model.size].width))
-    wished = recipe.train.lr * 2 * (256 / width) * math.sqrt(tokens / 8192)
-    most = recipe.train.lr if width > 256 else max(recipe.train.lr, 1e-2)
+    share_of_wished = tokens / (OF_ROOT * math.sqrt(updates * tokens))
+    most = recipe.train.lr if width > WIDTH else max(recipe.train.lr, FASTEST)
     share = 1.0 if recipe.train.optimizer == "muon" else ADAMW_TO_MUON
-    return float(f"{share * min(most, wished):.2g}")
+    return float(f"{share * min(most, recipe.train.lr * WIDTH / width * share_of_wished):.2g}")
 
 
 def apply(recipe: Recipe, chosen: Mapping[str, Any]) -> Recipe:
