@@ -144,3 +144,12 @@ OFFSET_POSITIONS = (
     *("data2vec-text", "ibert", "luke", "roberta-prelayernorm", "xlm-roberta-xl"),
 )
 """Types of models that count positions from the padding id + 1."""
+
+
+def position_offset(config: Any) -> int:
+    """What the position of a first token is to a model of this configuration."""
+    if config.model_type not in OFFSET_POSITIONS:
+        return 0
+    if config.model_type == "mpnet":  # whose code takes the padding id of the published models for any
+        return 2
+    return (config.pad_token_id or 0) + 1

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from sslnlp.adapt import adapt
-from sslnlp.architectures import ARCHITECTURES, OFFSET_POSITIONS, SIZES, STARTS, size_of
+from sslnlp.architectures import ARCHITECTURES, SIZES, STARTS, position_offset, size_of
 from sslnlp.errors import UserError, reason_of, suggest
 from sslnlp.lora import add_lora
 from sslnlp.modes import self_check
@@ -254,9 +254,7 @@ def layer_of(model: nn.Module) -> dict[str, int]:
 def max_positions(config: PreTrainedConfig) -> int | None:
     """The longest row a model of this configuration can read; None when nothing bounds it."""
     length = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    if length is not None and config.model_type in OFFSET_POSITIONS:
-        length -= (config.pad_token_id or 0) + 1
-    return length
+    return None if length is None else length - position_offset(config)
 
 
 def _check_contract(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:

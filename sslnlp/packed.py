@@ -1,4 +1,4 @@
-"""How packed rows run through any stock model: masks that keep documents apart, hidden states, heads, logits.
+"""How packed rows run through any stock model: hidden states, heads, logits, and whether it keeps documents apart.
 
 Shape suffixes: B rows, S tokens, T target tokens, H width, N scored positions, V vocabulary.
 """
@@ -13,61 +13,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from sslnlp.architectures import OFFSET_POSITIONS
 from sslnlp.errors import UserError
-from sslnlp.nn import evaluating, rows_missing
+from sslnlp.masks import attention_inputs, for_attention, is_causal, same_document
+from sslnlp.nn import evaluating, rows_missing, uncompiled
 from sslnlp.types import Encoding
-
-
-def attention_inputs(config: PreTrainedConfig, encoding: Encoding) -> dict[str, Any]:
-    """The `attention_mask` and `position_ids` that keep the documents of a packed row apart, for any stock model.
-
-    Without `document_ids` the plain mask [B, S] is passed on. With them (int [B, S], -1 = padding) the mask is a
-    boolean [B, 1, S, S] (True = attend), or what eager attention adds: same document, not ahead when the model is
-    causal, and within its sliding window; models that mix full and sliding-window layers get one mask per kind.
-    Positions restart at 0 in each document. Tokens marked in `bidirectional` (bool [B, S], optional) are seen from the
-    whole of their document, also by a causal model.
-    """
-    document_BS = encoding.get("document_ids")
-    if document_BS is None:
-        return {"attention_mask": encoding["attention_mask"]}
-    same = _same_document(document_BS, document_BS)
-    index = torch.arange(document_BS.shape[1], device=document_BS.device)
-    distance = index[:, None] - index[None, :]
-    causal = is_causal(config)
-    if causal:
-        visible = distance >= 0
-        if (open_BS := encoding.get("bidirectional")) is not None:
-            visible = visible | open_BS[:, None, None, :]
-        same = same & visible
-    mask: Any = _for_attention(config, same)
-    kinds = set(getattr(config, "layer_types", None) or [])
-    # All layers slide where the kind of model knows a window and no kinds of layers (Mistral, Phi-3); other models
-    # ignore a window that their configuration came with.
-    all_slide = not kinds and hasattr(type(config), "sliding_window") and config.sliding_window is not None
-    if all_slide or "sliding_attention" in kinds:
-        # The window of a causal model counts the token itself; a bidirectional one reaches `window` to each side.
-        near = distance < config.sliding_window if causal else distance.abs() <= config.sliding_window
-        sliding = _for_attention(config, same & near)
-        mask = sliding if all_slide else {"full_attention": mask, "sliding_attention": sliding}
-    position_BS = encoding["position_ids"]
-    if config.model_type in OFFSET_POSITIONS:
-        position_BS = position_BS + (config.pad_token_id or 0) + 1
-    return {"attention_mask": mask, "position_ids": position_BS}
-
-
-def _for_attention(config: PreTrainedConfig, visible: Tensor) -> Tensor:
-    """A boolean mask as the attention of the model takes it: the eager one adds it to the scores, where True is 1."""
-    if getattr(config, "_attn_implementation", None) != "eager":
-        return visible
-    return torch.zeros_like(visible, dtype=torch.float32).masked_fill(~visible, torch.finfo(torch.float32).min)
-
-
-def _same_document(query_BT: Tensor, key_BS: Tensor) -> Tensor:
-    """bool [B, 1, T, S]: the pairs of the same document. Padding sees everything: nobody reads it, and a row of a mask
-    without a single True would be NaN."""
-    query = query_BT[:, None, :, None]
-    return (query == key_BS[:, None, None, :]) | (query < 0)
 
 
 def seq2seq_logits(model: PreTrainedModel, batch: Encoding) -> Tensor:
@@ -78,17 +27,18 @@ def seq2seq_logits(model: PreTrainedModel, batch: Encoding) -> Tensor:
     """
     source_BS, target_BT = batch["document_ids"], batch["decoder_document_ids"]
     index = torch.arange(target_BT.shape[1], device=target_BT.device)
-    causal = _same_document(target_BT, target_BT) & (index[:, None] >= index[None, :])
+    causal = same_document(target_BT, target_BT) & (index[:, None] >= index[None, :])
+    _check_rows(model, batch, pairs=True)
     encoder, decoder = model.get_encoder(), model.get_decoder()
     encoded = encoder(
-        attention_mask=_for_attention(encoder.config, _same_document(source_BS, source_BS)),
+        attention_mask=for_attention(encoder.config, same_document(source_BS, source_BS), model.dtype),
         **_placed(encoder, batch["input_ids"], batch["position_ids"]),
     )
     shifted = _placed(decoder, _decoder_input_ids(model.config, batch), batch["decoder_position_ids"], decodes=True)
     logits: Tensor = model(
         encoder_outputs=encoded,
-        attention_mask=_for_attention(decoder.config, _same_document(target_BT, source_BS)),
-        decoder_attention_mask=_for_attention(decoder.config, causal),
+        attention_mask=for_attention(decoder.config, same_document(target_BT, source_BS), model.dtype),
+        decoder_attention_mask=for_attention(decoder.config, causal, model.dtype),
         use_cache=False,
         **{f"decoder_{name}": value for name, value in shifted.items()},
     ).logits
@@ -120,17 +70,6 @@ def _placed(stack: Any, ids_BT: Tensor, position_BT: Tensor, *, decodes: bool = 
     moved = table.weight[position_BT + offset] - table.weight[index + offset]
     scale = getattr(stack, "embed_scale", 1.0)  # where the table of embeddings does not scale itself, as BART's does
     return {"inputs_embeds": embedded + moved / scale if decodes else embedded * scale + moved}
-
-
-def is_causal(config: PreTrainedConfig) -> bool:
-    """Whether a stock model of this configuration reads left to right only."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
-
-    if (explicit := getattr(config, "is_causal", None)) is not None:
-        return bool(explicit)
-    if getattr(config, "is_decoder", False):
-        return True
-    return type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and type(config) not in MODEL_FOR_MASKED_LM_MAPPING
 
 
 def hidden_states(model: PreTrainedModel, encoding: Encoding) -> Tensor:
@@ -168,7 +107,7 @@ def packed_hidden_states(model: PreTrainedModel, encodings: Sequence[Encoding], 
     return [part.view(*shape, -1) for part, shape in zip(parts, shapes, strict=True)]
 
 
-def isolates(model: PreTrainedModel) -> bool:
+def isolates(model: PreTrainedModel, *, rounding: float = 0.0) -> bool:
     """Whether the texts of a packed row have the hidden states in this model that each has in a row of its own.
 
     Tried on a probe: some architectures take no mask of pairs (DeBERTa), hand on a state from token to token (Mamba),
@@ -181,10 +120,10 @@ def isolates(model: PreTrainedModel) -> bool:
         (together,) = packed_hidden_states(model, [probe], torch.arange(8, device=ids.device)[None])
         yield together[real], hidden_states(model, probe)[real]
 
-    return _agree(model, compared)
+    return _agree(model, compared, rounding)
 
 
-def isolates_pairs(model: PreTrainedModel, *, alone: bool = False) -> bool:
+def isolates_pairs(model: PreTrainedModel, *, alone: bool = False, rounding: float = 0.0) -> bool:
     """Whether `seq2seq_logits` of a packed row are those that the encoder-decoder has for each of its pairs by itself;
     with `alone`, of rows of one pair each, padded.
 
@@ -205,10 +144,10 @@ def isolates_pairs(model: PreTrainedModel, *, alone: bool = False) -> bool:
             pair = {"input_ids": ids[own][None], "decoder_input_ids": given[own][None]}
             yield together[own], model(**pair, use_cache=False).logits[0]
 
-    return _agree(model, compared)
+    return _agree(model, compared, rounding)
 
 
-def reads_alone(model: PreTrainedModel, *, plain: bool = True) -> bool:
+def reads_alone(model: PreTrainedModel, *, plain: bool = True, rounding: float = 0.0) -> bool:
     """Whether rows of one text each, padded, have the hidden states in this model that they have by the plain mask.
 
     With `plain`, a model that takes no other mask (DeBERTa, Mamba) is given the plain one from here on: of rows of one
@@ -231,40 +170,114 @@ def reads_alone(model: PreTrainedModel, *, plain: bool = True) -> bool:
             yield states[0, :3], hidden_states(model, begun)[0]
 
     for masks in (False, True) if plain else (False,):
-        setattr(model, _PLAIN, masks)
-        if _agree(model, compared):
+        setattr(model.base_model, _PLAIN, masks)
+        if _agree(model, compared, rounding):
             return True
+    setattr(model.base_model, _PLAIN, False)
     return False
 
 
+# Attributes of a backbone, which its copies have as well.
 _PLAIN = "_sslnlp_plain_mask"
-"""Attribute of a model: its rows hold one text each, and it is given the plain mask of them."""
+"""Its rows hold one text each, and it is given the plain mask of them."""
+_TRUSTED = "_sslnlp_rows_trusted"
+"""Whether it is given rows without a look at what they hold; None, or absent: it was not tried yet."""
 
 
 def model_inputs(model: PreTrainedModel, encoding: Encoding) -> dict[str, Any]:
-    """The `attention_inputs` of an encoding, or the plain mask for a model of rows of one text (`reads_alone`)."""
-    if getattr(model, _PLAIN, False):
+    """The `attention_inputs` of an encoding, or the plain mask for a model of rows of one text (`reads_alone`).
+
+    A model is tried before its first rows with `document_ids`. Raises `UserError` for rows of several documents where
+    it does not keep them apart, and for any where it does not run on rows of one, padded.
+    """
+    _check_rows(model, encoding)
+    if getattr(model.base_model, _PLAIN, False):
         return {"attention_mask": encoding["attention_mask"].long()}
-    return attention_inputs(model.config, encoding)
+    return attention_inputs(model.config, encoding, model.dtype)
+
+
+def trust_rows(module: torch.nn.Module) -> None:
+    """The models in it are given rows as they come: whoever makes these has tried the models on such."""
+    for part in module.modules():
+        if isinstance(part, PreTrainedModel):
+            setattr(part.base_model, _TRUSTED, True)
+
+
+def _check_rows(model: PreTrainedModel, encoding: Encoding, *, pairs: bool = False) -> None:
+    if "document_ids" in encoding and not getattr(model.base_model, _TRUSTED, False):
+        _try_rows(model, encoding, pairs)
+
+
+@uncompiled
+def _try_rows(model: PreTrainedModel, encoding: Encoding, pairs: bool) -> None:
+    """Refuse rows that the model would not read document by document, and remember what it can do."""
+    kind = f"{type(model).__name__} ({model.config.model_type!r})"
+    untold = getattr(model.base_model, _PLAIN, False) and "bidirectional" in encoding  # by the plain mask
+    if untold or getattr(model.base_model, _TRUSTED, None) is None:
+        near = _rounding(model)
+        apart = isolates_pairs(model, rounding=near) if pairs else isolates(model, rounding=near)
+        alone = apart or (
+            isolates_pairs(model, alone=True, rounding=near)
+            if pairs
+            else reads_alone(model, plain="bidirectional" not in encoding, rounding=near)
+        )
+        if not alone:
+            ids, _ = _probe(model)
+            model(input_ids=ids, **({"decoder_input_ids": ids} if pairs else {}))  # one that does not run says why
+            raise UserError(
+                f"{kind} does not run on rows with document_ids: it reads a document otherwise than by itself, be it "
+                "packed with others or alone, padded; choose another model"
+            )
+        setattr(model.base_model, _TRUSTED, apart)
+    document_BS = encoding["document_ids"]
+    several = ((document_BS != document_BS[:, :1]) & (document_BS >= 0)).any()
+    if not getattr(model.base_model, _TRUSTED) and bool(several):
+        raise UserError(
+            f"{kind} does not keep the documents of a packed row apart, and would learn from the text beside them; "
+            "give it rows of one document each"
+        )
+
+
+def _rounding(model: PreTrainedModel) -> float:
+    """How far states that should be equal may be apart, as a share of their length.
+
+    On a GPU, and in half precision, only what is plainly wrong can be told from rounding.
+    """
+    exact = all(p.device.type == "cpu" and p.dtype.itemsize >= 4 for p in model.parameters())
+    return 1e-5 if exact and torch.get_float32_matmul_precision() == "highest" else 0.1
 
 
 def _probe(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
     """Ids [2, 5] of two texts of 5 and 3 tokens, and where they are."""
-    device, vocabulary = next(model.parameters()).device, model.config.vocab_size
+    device, vocabulary = model.device, model.config.get_text_config().vocab_size
     # From the middle of the vocabulary: RoBERTa counts its positions by the padding id, which is at one of the ends.
     ids = ((torch.arange(10, device=device) + vocabulary // 2) % vocabulary).view(2, 5)
     return ids, torch.tensor([[True] * 5, [True] * 3 + [False] * 2], device=device)
 
 
-def _agree(model: PreTrainedModel, compared: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> bool:
-    """Whether the two of each pair are equal to rounding, in evaluation mode; not where the model raises."""
+def _agree(
+    model: PreTrainedModel, compared: Callable[[], Iterable[tuple[Tensor, Tensor]]], rounding: float = 0.0
+) -> bool:
+    """Whether the two of each pair are equal to rounding, in evaluation mode; not where the model raises.
+
+    rounding: what more they may differ by, as a share of their length.
+    """
+
+    def equal(found: Tensor, wanted: Tensor) -> bool:
+        near = torch.linalg.vector_norm(found - wanted) <= rounding * torch.linalg.vector_norm(wanted)
+        return bool(near) or torch.allclose(found, wanted, atol=1e-4, rtol=1e-4)
+
+    trusted = getattr(model.base_model, _TRUSTED, None)
+    setattr(model.base_model, _TRUSTED, True)  # the rows of a trial are what is tried
     try:
-        with evaluating(model), torch.no_grad():
-            return all(torch.allclose(found, wanted, atol=1e-4, rtol=1e-4) for found, wanted in compared())
+        with evaluating(model), torch.no_grad(), torch.autocast(model.device.type, enabled=False):
+            return all(equal(found, wanted) for found, wanted in compared())
     except UserError:
         raise
     except Exception:  # stock models raise all kinds for inputs they do not know
         return False
+    finally:
+        setattr(model.base_model, _TRUSTED, trusted)
 
 
 def drops_out(model: PreTrainedModel) -> bool:

@@ -20,9 +20,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sslnlp.collators.tokens import pad_id
 from sslnlp.errors import UserError
 from sslnlp.evaluation.local import LocalMetric
+from sslnlp.masks import attention_inputs, is_causal
 from sslnlp.models import max_positions
 from sslnlp.nn import evaluating
-from sslnlp.packed import attention_inputs, hidden_states, is_causal, prediction_head
+from sslnlp.packed import hidden_states, prediction_head
 from sslnlp.tokenizer import framing, word_boundaries
 from sslnlp.types import Encoding
 

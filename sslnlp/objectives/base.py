@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from sslnlp.packed import is_causal
+from sslnlp.masks import is_causal
 from sslnlp.tokenizer import Style
 from sslnlp.types import Batch, LinearHead, StepOutput
 

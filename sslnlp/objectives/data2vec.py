@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from sslnlp.errors import UserError
+from sslnlp.masks import is_causal
 from sslnlp.nn import Teacher
 from sslnlp.objectives.base import Objective
 from sslnlp.objectives.functional import IGNORED
-from sslnlp.packed import all_hidden_states, hidden_states, is_causal
+from sslnlp.packed import all_hidden_states, hidden_states
 from sslnlp.types import Batch, Encoding, StepOutput
 
 

@@ -25,7 +25,7 @@ from sslnlp.errors import UserError
 from sslnlp.nn import keyed_uniform
 from sslnlp.objectives.base import Objective
 from sslnlp.objectives.functional import IGNORED, accuracy, cross_entropy
-from sslnlp.packed import hidden_states
+from sslnlp.packed import hidden_states, trust_rows
 from sslnlp.types import Batch, StepOutput
 
 
@@ -110,6 +110,7 @@ class Electra(Objective):
         self.generator.generator_lm_head = _TiedHead(embeddings.word_embeddings)
         _lend(self.generator.electra, "embeddings", embeddings)
         adapt(self.generator)
+        trust_rows(self.generator)  # ELECTRA keeps documents apart, and a trial would not reach what is lent
         self.corrector: nn.Sequential | None = None
         if corrective:
             transform = ElectraGeneratorPredictions(model.config)

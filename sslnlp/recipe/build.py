@@ -28,7 +28,7 @@ from sslnlp.data.tagged import Tagged, tagged
 from sslnlp.errors import UserError
 from sslnlp.models import ModelConfig, build_config, build_model, max_positions
 from sslnlp.objectives.base import Objective
-from sslnlp.packed import isolates, isolates_pairs, reads_alone
+from sslnlp.packed import isolates, isolates_pairs, reads_alone, trust_rows
 from sslnlp.recipe.check import check_recipe, stock_config
 from sslnlp.recipe.embeddings import start_embeddings
 from sslnlp.recipe.inherit import inherit
@@ -152,7 +152,9 @@ def build_objective(parts: Parts) -> Objective:
     # What an objective adds (a decoder, a generator) starts from draws of its own, not from those of the model again.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.key(recipe.train.seed, "objective"))
-        return cls(model, **{**cls.settled_by(parts.facts), **recipe.objective.options})
+        objective = cls(model, **{**cls.settled_by(parts.facts), **recipe.objective.options})
+    trust_rows(objective)
+    return objective
 
 
 def _check_rows(recipe: Recipe, model: PreTrainedModel) -> None:

@@ -1,13 +1,24 @@
-"""Objectives as modules in somebody else's loop: other types of weights, and copies by pickling."""
+"""Objectives as modules in somebody else's loop: any stock model, other types of weights, and copies by pickling."""
 
 import io
+from typing import Any
 
 import pytest
 import torch
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+)
 
+from sslnlp.collators import get_collator
+from sslnlp.errors import UserError
 from sslnlp.nn import row_keyed_dropout
 from sslnlp.objectives import OBJECTIVES, Objective, get_objective
-from tests.contract import OPTIONS, VARIANTS, make_objective, objective_class, one_batch
+from sslnlp.types import Batch
+from tests.contract import OPTIONS, VARIANTS, make_objective, objective_class, one_batch, small_tokenizer
+from tests.test_models import of_kind
 
 NAMES = sorted({*OBJECTIVES, *VARIANTS})
 # The others are of a class that their options made (`Objective.bound`), which stands in no module.
@@ -50,3 +61,85 @@ def test_a_pickled_objective_is_the_same(name: str) -> None:
     torch.save(objective, file)
     file.seek(0)
     assert loss_of(torch.load(file, weights_only=False), name) == loss_of(objective, name)
+
+
+def batch_of(name: str, *documents: int) -> Batch:
+    """One row that holds documents of these lengths."""
+    ids = [100 + n % 300 for n in range(sum(documents))]
+    number = [d for d, length in enumerate(documents) for _ in range(length)]
+    row = {"input_ids": ids, "document_ids": number, "position": 0}
+    return get_collator(name)(tokenizer=small_tokenizer(), seed=0)([row])
+
+
+def of_stock(kind: str, wraps: Any, **fields: Any) -> Any:
+    return of_kind(kind, wraps, vocab_size=len(small_tokenizer()), **fields)
+
+
+HEADS = {"masked_lm": AutoModelForMaskedLM, "causal_lm": AutoModelForCausalLM, "data2vec": AutoModel}
+MIXED = [
+    *[("masked_lm", kind) for kind in ("fnet", "mra", "convbert", "deberta-v2")],
+    *[("causal_lm", kind) for kind in ("rwkv", "mamba", "bloom", "trocr", "bart", "pegasus")],
+    ("data2vec", "fnet"),
+]
+"""Objectives and kinds of models that do not keep the documents of a row apart: some say so by an error of their own,
+most say nothing."""
+
+
+@pytest.mark.parametrize(("name", "kind"), MIXED)
+def test_rows_that_a_model_would_mix_are_refused(name: str, kind: str) -> None:
+    objective = get_objective(name)(of_stock(kind, HEADS[name]))
+    collator = objective.collator
+    loss = objective(batch_of(collator, 12)).loss
+    assert loss.isfinite()
+    with pytest.raises(UserError, match=r"does not keep the documents of a packed row apart.*rows of one document"):
+        objective(batch_of(collator, 12, 9))
+    assert objective(batch_of(collator, 12)).loss == loss
+
+
+def test_pairs_that_a_model_would_mix_are_refused() -> None:
+    model = of_stock("blenderbot-small", AutoModelForSeq2SeqLM, decoder_start_token_id=2)
+    objective = get_objective("denoising")(model)
+    assert objective(batch_of("denoising", 12)).loss.isfinite()
+    with pytest.raises(UserError, match="does not keep the documents of a packed row apart"):
+        objective(batch_of("denoising", 12, 9))
+    model = of_stock("m2m_100", AutoModelForSeq2SeqLM, decoder_start_token_id=2)
+    with pytest.raises(UserError, match="does not run on rows with document_ids"):
+        get_objective("denoising")(model)(batch_of("denoising", 12))
+
+
+def test_a_plain_mask_does_not_stand_for_what_is_seen_from_ahead() -> None:
+    """Bloom takes no other, which two objectives of one model may find out one after the other."""
+    model = of_stock("bloom", AutoModelForCausalLM)
+    get_objective("causal_lm")(model)(batch_of("causal_lm", 12))
+    with pytest.raises(UserError, match="does not run on rows with document_ids"):
+        get_objective("prefix_lm")(model)(batch_of("prefix_lm", 12))
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("masked_lm", "mpnet"), ("masked_lm", "rembert"), ("causal_lm", "mixtral"), ("causal_lm", "opt")]
+)
+def test_what_a_model_keeps_apart_is_taken_in_half_precision(name: str, kind: str, half: torch.dtype) -> None:
+    """Eager attention adds its mask, which once was of another type than the weights."""
+    fields = {"num_key_value_heads": 4, "num_local_experts": 4} if kind == "mixtral" else {}
+    objective = get_objective(name)(of_stock(kind, HEADS[name], **fields))
+    batch = batch_of(objective.collator, 12, 9)
+    with torch.no_grad():
+        expected = float(objective(batch).loss)
+        assert float(objective.to(half)(batch).loss) == pytest.approx(expected, rel=0.02)
+
+
+def test_a_model_that_does_not_run_says_why() -> None:
+    model = of_stock("mixtral", AutoModelForCausalLM, num_key_value_heads=8)
+    with pytest.raises(RuntimeError, match="size"):
+        get_objective("causal_lm")(model)(batch_of("causal_lm", 12, 9))
+
+
+def test_a_model_is_tried_once() -> None:
+    model = of_stock("bert", AutoModelForMaskedLM)
+    objective, batch, runs = get_objective("masked_lm")(model), batch_of("masked_lm", 12, 9), []
+    model.base_model.register_forward_hook(lambda *_: runs.append(1))
+    objective(batch)
+    tried = len(runs)
+    objective(batch)
+    assert len(runs) == tried + 1
