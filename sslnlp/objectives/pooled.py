@@ -12,7 +12,7 @@ from transformers import AutoModel, PreTrainedModel
 
 from sslnlp.nn import Pooling
 from sslnlp.objectives.base import Objective
-from sslnlp.packed import drops_out, hidden_states, isolates, packed_hidden_states
+from sslnlp.packed import drops_out, hidden_states, isolates, packed_hidden_states, trust_rows
 from sslnlp.types import Encoding
 
 
@@ -32,6 +32,8 @@ class Pooled(Objective):
         self.pooling = pooling
         self.pool = Pooling(pooling)
         self._isolates, self._drops_out = isolates(model), drops_out(model)
+        if self._isolates:
+            trust_rows(model)
 
     def embed(self, encoding: Encoding) -> Tensor:
         """Vectors of length 1 [B, H], in float32 or wider, of an encoding [B, S]."""
