@@ -177,6 +177,21 @@ def reads_alone(model: PreTrainedModel, *, plain: bool = True, rounding: float =
     return False
 
 
+def sees_ahead(model: PreTrainedModel) -> bool:
+    """Whether the logits of a text's first tokens change with those that follow. Not where the model raises."""
+
+    def compared() -> Iterator[tuple[Tensor, Tensor]]:
+        ids = _probe(model)[0][:1]
+        other = torch.cat([ids[:, :3], ids[:, :2]], dim=1)
+        first, second = (model(input_ids=each).logits[0, :3] for each in (ids, other))
+        # Of equal shapes, so all but equal where nothing is seen; what is said to be causal is doubted for more.
+        rounding = _rounding(model) if is_causal(model.config) else 1e-5
+        near = torch.linalg.vector_norm(first - second) <= rounding * torch.linalg.vector_norm(second)
+        yield near.float(), torch.zeros_like(near, dtype=torch.float32)
+
+    return _agree(model, compared)
+
+
 # Attributes of a backbone, which its copies have as well.
 _PLAIN = "_sslnlp_plain_mask"
 """Its rows hold one text each, and it is given the plain mask of them."""

@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from sslnlp.errors import UserError
 from sslnlp.objectives.base import Objective
 from sslnlp.objectives.functional import IGNORED, accuracy, cross_entropy
 from sslnlp.objectives.linear_cross_entropy import linear_cross_entropy
-from sslnlp.packed import model_inputs, prediction_head, scored_features
+from sslnlp.packed import model_inputs, prediction_head, scored_features, sees_ahead
 from sslnlp.tokenizer import Style
 from sslnlp.types import Batch, StepOutput
 
@@ -22,6 +23,8 @@ class CausalLM(Objective):
     Reads `input_ids`, `attention_mask` and `labels` [B, S]. Labels stand at their own token, as in `transformers`
     (label s is predicted from position s - 1); -100 is not scored. Every token of the text is predicted exactly once,
     so the held-out loss is the text's code length and converts to bits per byte.
+
+    Raises `UserError` for a model that sees the tokens ahead, which is tried at once.
     """
 
     name: ClassVar[str] = "causal_lm"
@@ -34,6 +37,11 @@ class CausalLM(Objective):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model)
+        if sees_ahead(model):
+            raise UserError(
+                f"{type(model).__name__} ({model.config.model_type!r}) reads in both directions and would see what it "
+                "is to predict; choose a decoder, or load the model with is_decoder=True"
+            )
         self.head = prediction_head(model)
 
     def forward(self, batch: Batch) -> StepOutput:

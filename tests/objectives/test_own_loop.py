@@ -115,6 +115,22 @@ def test_a_plain_mask_does_not_stand_for_what_is_seen_from_ahead() -> None:
         get_objective("prefix_lm")(model)(batch_of("prefix_lm", 12))
 
 
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        *[("bert", torch.float32), ("roberta", torch.bfloat16)],
+        ("bert-generation", torch.float32),  # said to be causal, so it is doubted for more than rounding alone
+    ],
+    ids=["bert", "roberta-bf16", "bert-generation"],
+)
+def test_a_model_that_sees_what_it_is_to_predict_is_refused(kind: str, dtype: torch.dtype) -> None:
+    """Its loss would fall to nothing; all three have a causal form, which they take with is_decoder=True."""
+    with pytest.raises(UserError, match="would see what it is to predict"):
+        get_objective("causal_lm")(of_stock(kind, AutoModelForCausalLM).to(dtype))
+    model = of_stock(kind, AutoModelForCausalLM, is_decoder=True).to(dtype)
+    assert get_objective("causal_lm")(model)(batch_of("causal_lm", 12)).loss.isfinite()
+
+
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 @pytest.mark.parametrize(
     ("name", "kind"), [("masked_lm", "mpnet"), ("masked_lm", "rembert"), ("causal_lm", "mixtral"), ("causal_lm", "opt")]
