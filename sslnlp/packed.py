@@ -186,8 +186,8 @@ def sees_ahead(model: PreTrainedModel) -> bool:
         first, second = (model(input_ids=each).logits[0, :3] for each in (ids, other))
         # Of equal shapes, so all but equal where nothing is seen; what is said to be causal is doubted for more.
         rounding = _rounding(model) if is_causal(model.config) else 1e-5
-        near = torch.linalg.vector_norm(first - second) <= rounding * torch.linalg.vector_norm(second)
-        yield near.float(), torch.zeros_like(near, dtype=torch.float32)
+        far = torch.linalg.vector_norm(first - second) > rounding * torch.linalg.vector_norm(second)
+        yield far.float(), torch.ones(())  # weights that are no numbers tell nothing
 
     return _agree(model, compared)
 

@@ -129,6 +129,9 @@ def test_a_model_that_sees_what_it_is_to_predict_is_refused(kind: str, dtype: to
         get_objective("causal_lm")(of_stock(kind, AutoModelForCausalLM).to(dtype))
     model = of_stock(kind, AutoModelForCausalLM, is_decoder=True).to(dtype)
     assert get_objective("causal_lm")(model)(batch_of("causal_lm", 12)).loss.isfinite()
+    with torch.no_grad():
+        model.get_output_embeddings().weight.fill_(torch.nan)
+    assert get_objective("causal_lm")(model)(batch_of("causal_lm", 12)).loss.isnan()  # which is another fault
 
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
