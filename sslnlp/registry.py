@@ -47,3 +47,22 @@ def keywords_of(function: Callable[..., Any]) -> dict[str, Any]:
             for options in typing.get_args(hints.get(parameter.name)):  # the TypedDict that is unpacked
                 found |= typing.get_type_hints(options)
     return found
+
+
+def bound_class(base: type[T], options: Mapping[str, Any], **made: Any) -> type[T]:
+    """The subclass of `base` that `base.bound(options)` gives, with what these made of it.
+
+    It stands in no module, so what pickles its instances is told how it came about.
+    """
+    own = dict(options)
+
+    def reduced(self: T, protocol: Any) -> tuple[Any, ...]:
+        parts: Any = base.__reduce_ex__(self, max(2, protocol))
+        return _unpickled, (base, own), *parts[2:]
+
+    return type(base.__name__, (base,), made | {"__module__": base.__module__, "__reduce_ex__": reduced})
+
+
+def _unpickled(base: Any, options: Mapping[str, Any]) -> Any:
+    cls = base.bound(options)
+    return cls.__new__(cls)

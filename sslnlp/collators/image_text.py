@@ -16,6 +16,7 @@ from sslnlp.collators.images import ImageViewsCollator, PictureCollator, places
 from sslnlp.data.hashes import hash_same
 from sslnlp.errors import UserError
 from sslnlp.pictures import normalised
+from sslnlp.registry import bound_class
 from sslnlp.rng import uniform
 from sslnlp.types import Batch, Row
 
@@ -57,7 +58,7 @@ class ImageTextCollator(PictureCollator):
         if not options.get("views"):
             return cls
         more = frozenset({"view_0", "view_1", "present"})
-        return type(cls.__name__, (cls,), {"makes": cls.makes | more, "__module__": cls.__module__})
+        return bound_class(cls, options, makes=cls.makes | more)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -12,6 +12,7 @@ import torch
 from sslnlp.collators import get_collator
 from sslnlp.collators.base import Collator
 from sslnlp.errors import UserError, suggest
+from sslnlp.registry import bound_class
 from sslnlp.types import Batch, Row
 
 
@@ -42,7 +43,7 @@ class JointCollator(Collator):
             "requires": frozenset().union(*(part.requires for part in bound)),
         }
         # A plain subclass: its fields are those of this one.
-        return type(cls.__name__, (cls,), made | {"__module__": cls.__module__})
+        return bound_class(cls, options, **made)
 
     def __post_init__(self) -> None:
         self._parts = {

@@ -30,6 +30,7 @@ from sslnlp.collators.spans import (
 )
 from sslnlp.collators.tokens import FreshPositions, TokenBlock, pad_id, token_block
 from sslnlp.errors import UserError
+from sslnlp.registry import bound_class
 from sslnlp.rng import bits, uniform
 from sslnlp.tokenizer import Style, framing
 from sslnlp.tokenizer.specials import MODES
@@ -89,7 +90,7 @@ class UL2Collator(Collator):
         """Without modes the tokenizer need not have them: T5's own do not."""
         if options.get("modes", cls.modes):
             return cls
-        return type(cls.__name__, (cls,), {"requires": cls.requires - {"modes"}, "__module__": cls.__module__})
+        return bound_class(cls, options, requires=cls.requires - {"modes"})
 
     def __post_init__(self) -> None:
         weights = np.array([self.r, self.s, self.x])

@@ -29,6 +29,7 @@ from sslnlp.objectives.info_nce import COLDEST, Texts, contrast
 from sslnlp.objectives.lock import Lock
 from sslnlp.objectives.towers import VIEWS, between_views, projection, stock_pooler, unit
 from sslnlp.packed import hidden_states
+from sslnlp.registry import bound_class
 from sslnlp.types import Batch, Encoding, StepOutput
 from sslnlp.vision import build_vision, picture_sizes, states_of_some
 
@@ -155,8 +156,7 @@ class Clip(Objective):
             settles, needs = settles | {"views": 2}, needs | VIEWS
         if settles == dict(cls.settles):
             return cls
-        made = {"settles": MappingProxyType(settles), "needs": needs, "__module__": cls.__module__}
-        return type(cls.__name__, (cls,), made)
+        return bound_class(cls, options, settles=MappingProxyType(settles), needs=needs)
 
     @classmethod
     def collator_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:

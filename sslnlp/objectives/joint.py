@@ -13,7 +13,7 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, PreTraine
 from sslnlp.errors import UserError, suggest
 from sslnlp.objectives import get_objective
 from sslnlp.objectives.base import Objective
-from sslnlp.registry import keywords_of
+from sslnlp.registry import bound_class, keywords_of
 from sslnlp.types import Batch, StepOutput
 
 
@@ -59,7 +59,7 @@ class Joint(Objective):
             "pooling": next((part.pooling for part in parts.values() if part.pooling), None),
             "modes": MappingProxyType({name: mode for part in parts.values() for name, mode in part.modes.items()}),
         }
-        return type(cls.__name__, (cls,), made | {"__module__": cls.__module__})
+        return bound_class(cls, options, **made)
 
     @classmethod
     def refuses(cls, config: PreTrainedConfig) -> str | None:

@@ -17,6 +17,7 @@ from sslnlp.errors import UserError
 from sslnlp.objectives.base import Objective
 from sslnlp.objectives.functional import accuracy, cross_entropy
 from sslnlp.packed import hidden_states, prediction_head, scored_logits
+from sslnlp.registry import bound_class
 from sslnlp.types import Batch, StepOutput
 
 MASKED = frozenset({"input_ids", "attention_mask", "labels", "target_index"})
@@ -104,7 +105,7 @@ class SegmentOrder(SentenceOrder):
         """The class of this number of segments: the options of its collator depend on it."""
         if not isinstance(number := options.get("segments"), int):
             return cls
-        return type(cls.__name__, (cls,), {"number": number, "__module__": cls.__module__})
+        return bound_class(cls, options, number=number)
 
     @classmethod
     def collator_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:

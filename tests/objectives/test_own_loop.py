@@ -1,6 +1,7 @@
 """Objectives as modules in somebody else's loop: any stock model, other types of weights, and copies by pickling."""
 
 import io
+import pickle
 from typing import Any
 
 import pytest
@@ -21,8 +22,6 @@ from tests.contract import OPTIONS, VARIANTS, make_objective, objective_class, o
 from tests.test_models import of_kind
 
 NAMES = sorted({*OBJECTIVES, *VARIANTS})
-# The others are of a class that their options made (`Objective.bound`), which stands in no module.
-IN_A_MODULE = [name for name in NAMES if objective_class(name) is get_objective(VARIANTS.get(name, (name, ""))[0])]
 
 
 def loss_of(objective: Objective, name: str) -> float:
@@ -55,12 +54,31 @@ def test_what_is_added_is_of_the_type_of_the_model(name: str, dtype: torch.dtype
     assert loss_of(objective, name) > 0
 
 
-@pytest.mark.parametrize("name", IN_A_MODULE)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_pickled_objective_is_the_same(name: str) -> None:
+    """Also one of a class that its options made (`Objective.bound`), which stands in no module."""
     objective, file = make_objective(name), io.BytesIO()
     torch.save(objective, file)
     file.seek(0)
-    assert loss_of(torch.load(file, weights_only=False), name) == loss_of(objective, name)
+    again = torch.load(file, weights_only=False)
+    assert (again.needs, again.name) == (objective.needs, objective.name)
+    assert loss_of(again, name) == loss_of(objective, name)
+
+
+BOUND: list[tuple[str, dict[str, Any]]] = [
+    ("ul2", {"modes": False}),
+    ("joint", {"parts": {"masked_lm": {}, "ul2": {"modes": False}}}),
+    ("image_text", {"views": 2}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), BOUND, ids=[name for name, _ in BOUND])
+def test_a_collator_that_its_options_made_goes_to_worker_processes(name: str, options: dict[str, Any]) -> None:
+    cls = get_collator(name).bound(options)
+    collator = cls(tokenizer=small_tokenizer(), **options)
+    again = pickle.loads(pickle.dumps(collator))
+    assert (again.makes, again.requires, again.seed) == (collator.makes, collator.requires, collator.seed)
+    assert vars(again).keys() == vars(collator).keys()
 
 
 def batch_of(name: str, *documents: int) -> Batch:
