@@ -152,6 +152,23 @@ def test_a_model_that_sees_what_it_is_to_predict_is_refused(kind: str, dtype: to
     assert get_objective("causal_lm")(model)(batch_of("causal_lm", 12)).loss.isnan()  # which is another fault
 
 
+@pytest.mark.parametrize(("name", "kind"), [("masked_lm", "bert"), ("causal_lm", "gpt2"), ("data2vec", "bert")])
+def test_a_model_within_adapters_is_the_stock_one_until_they_learn(name: str, kind: str) -> None:
+    peft = pytest.importorskip("peft")
+    model = of_stock(kind, HEADS[name])
+    batch = batch_of(get_objective(name).collator, 12, 9)
+    torch.manual_seed(0)  # what the objective adds
+    expected = get_objective(name)(model)(batch).loss
+    layers = {"target_modules": ["c_attn"], "fan_in_fan_out": True} if kind == "gpt2" else {"target_modules": ["query"]}
+    adapted = peft.get_peft_model(model, peft.LoraConfig(**layers)).eval()
+    torch.manual_seed(0)
+    wrapped = get_objective(name)(adapted)
+    loss = wrapped(batch).loss
+    assert loss.item() == pytest.approx(expected.item())
+    loss.backward()
+    assert any(p.grad is not None and p.grad.any() for p in wrapped.model.parameters())
+
+
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 @pytest.mark.parametrize(
     ("name", "kind"), [("masked_lm", "mpnet"), ("masked_lm", "rembert"), ("causal_lm", "mixtral"), ("causal_lm", "opt")]
