@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sslnlp.errors import UserError
-from sslnlp.objectives.text_head import TextHead, output_layer, rescaled
+from sslnlp.objectives.text_head import TextHead, check_one_output, output_layer, rescaled
 from sslnlp.types import Batch, StepOutput
 
 
@@ -33,6 +33,7 @@ class Regression(TextHead):
         super().__init__(model)
         if not std > 0:
             raise UserError(f"objective.std={std} must be above 0")
+        check_one_output(model)
         self.mean = mean if output_layer(model).bias is not None else 0.0
         self.std = std
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from sslnlp.errors import UserError, suggest
-from sslnlp.objectives.text_head import TextHead
+from sslnlp.objectives.text_head import TextHead, check_one_output
 from sslnlp.types import Batch, StepOutput
 
 # B = queries of the batch, K = candidates of a query, its relevant text first.
@@ -68,6 +68,7 @@ class Reranking(TextHead):
         super().__init__(model)
         if loss not in LOSSES:
             raise UserError(f"unknown objective.loss={loss!r}.{suggest(loss, LOSSES)}")
+        check_one_output(model)
         self.loss = loss
         # What sentence-transformers' CrossEncoder puts on the logit; where nothing is said, a sigmoid.
         activation = "activation.Sigmoid" if loss == "pointwise" else "linear.Identity"

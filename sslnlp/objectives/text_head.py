@@ -70,6 +70,14 @@ def model_inputs(model: PreTrainedModel) -> tuple[str, ...]:
     return tuple(names)
 
 
+def check_one_output(model: PreTrainedModel) -> None:
+    """Refuse a head of several outputs where one number is asked for."""
+    if (outputs := int(model.config.num_labels)) != 1:
+        raise UserError(
+            f"the head of {type(model).__name__} has {outputs} outputs, and one is asked for; load it with num_labels=1"
+        )
+
+
 def output_layer(model: PreTrainedModel) -> nn.Linear:
     """The linear map that a stock head ends with. Raises `UserError` for a head that has none."""
     outputs = int(model.config.num_labels)

@@ -11,6 +11,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
 )
 
 from sslnlp.collators import get_collator
@@ -167,6 +168,14 @@ def test_a_model_within_adapters_is_the_stock_one_until_they_learn(name: str, ki
     assert loss.item() == pytest.approx(expected.item())
     loss.backward()
     assert any(p.grad is not None and p.grad.any() for p in wrapped.model.parameters())
+
+
+@pytest.mark.parametrize("name", ["regression", "reranking"])
+def test_a_head_of_two_outputs_is_refused_where_one_is_asked_for(name: str) -> None:
+    """Which is what stock classes make unasked; the second would have been left out without a word."""
+    model = of_stock("bert", AutoModelForSequenceClassification)
+    with pytest.raises(UserError, match="has 2 outputs, and one is asked for; load it with num_labels=1"):
+        get_objective(name)(model)
 
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
