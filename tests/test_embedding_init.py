@@ -100,6 +100,18 @@ def test_the_same_text_and_seed_give_the_same_start_found_or_counted(text_file: 
     assert not torch.equal(table(build_objective(made.under(other, {}))), first)
 
 
+@pytest.mark.parametrize("left", ["nothing", "half", "other"])
+def test_counts_that_are_damaged_are_counted_again(text_file: Path, left: str) -> None:
+    made = parts(text_file, "pretrain_gpt")
+    assert made.text is not None
+    first = table(build_objective(made))
+    kept = next(made.text.store.path.glob("bigrams-*.npz"))
+    whole = kept.read_bytes()
+    kept.write_bytes({"nothing": b"", "half": whole[: len(whole) // 2], "other": b"\0" * 100}[left])
+    torch.testing.assert_close(table(build_objective(made)), first, rtol=0, atol=0)
+    assert kept.stat().st_size == len(whole)
+
+
 def test_weights_that_were_trained_stay(text_file: Path, tmp_path: Path) -> None:
     def again(out: str, **keys: object) -> Recipe:
         return parts(text_file, "pretrain_bert", out=str(tmp_path / out), **keys).recipe

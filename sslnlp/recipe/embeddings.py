@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import zipfile
+from pathlib import Path
 
 import numpy as np
 from transformers import PreTrainedModel
@@ -38,9 +40,8 @@ def _associations(text: PackedRows | PaddedRows, vocabulary: int, rank: int, *, 
     """Of pairs in the order of the text, or of neighbours on both sides; kept with the text, and found there again."""
     frame = "-".join(map(str, (*text.prefix, "text", *text.suffix)))
     kept = text.store.path / f"{'neighbours' if both else 'bigrams'}-{vocabulary}-{rank}-{frame}-{_VERSION}.npz"
-    if kept.is_file():
-        with np.load(kept) as file:
-            return Associations(**file)
+    if (known := _read(kept)) is not None:
+        return known
     window = WINDOW if both else 1
     counts = cooccurrences(text.store, vocabulary, window=window, prefix=text.prefix, suffix=text.suffix)
     found = associations(counts + counts.T if both else counts, min(rank, vocabulary))
@@ -52,3 +53,12 @@ def _associations(text: PackedRows | PaddedRows, vocabulary: int, rank: int, *, 
         finally:
             aside.unlink(missing_ok=True)
     return found
+
+
+def _read(kept: Path) -> Associations | None:
+    """What was counted before; None where there is nothing, or what a machine that lost power left of it."""
+    try:
+        with np.load(kept) as file:
+            return Associations(**file)
+    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile):
+        return None
