@@ -30,25 +30,32 @@ def attention_inputs(
     if document_BS is None:
         return {"attention_mask": encoding["attention_mask"]}
     same = same_document(document_BS, document_BS)
-    index = torch.arange(document_BS.shape[1], device=document_BS.device)
-    distance = index[:, None] - index[None, :]
+    distance = distances(document_BS)
     causal = is_causal(config)
     if causal:
         visible = distance >= 0
         if (open_BS := encoding.get("bidirectional")) is not None:
             visible = visible | open_BS[:, None, None, :]
         same = same & visible
-    mask: Any = for_attention(config, same, dtype)
+    mask = of_layers(config, same, distance, dtype, causal=causal)
+    return {"attention_mask": mask, "position_ids": encoding["position_ids"] + position_offset(config)}
+
+
+def of_layers(config: PreTrainedConfig, visible: Tensor, distance: Tensor, dtype: torch.dtype, *, causal: bool) -> Any:
+    """The mask of a stack whose tokens may see what is `visible`, bool [B, 1, S, S]; of one with layers that slide and
+    layers that do not, a mask for each kind. `distance` int64 [S, S]: how far the one seen lies behind.
+    """
     kinds = set(getattr(config, "layer_types", None) or [])
     # All layers slide where the kind of model knows a window and no kinds of layers (Mistral, Phi-3); other models
     # ignore a window that their configuration came with.
     all_slide = not kinds and hasattr(type(config), "sliding_window") and config.sliding_window is not None
-    if all_slide or "sliding_attention" in kinds:
-        # The window of a causal model counts the token itself; a bidirectional one reaches `window` to each side.
-        near = distance < config.sliding_window if causal else distance.abs() <= config.sliding_window
-        sliding = for_attention(config, same & near, dtype)
-        mask = sliding if all_slide else {"full_attention": mask, "sliding_attention": sliding}
-    return {"attention_mask": mask, "position_ids": encoding["position_ids"] + position_offset(config)}
+    mask = for_attention(config, visible, dtype)
+    if not all_slide and "sliding_attention" not in kinds:
+        return mask
+    # The window of a causal model counts the token itself; a bidirectional one reaches `window` to each side.
+    near = distance < config.sliding_window if causal else distance.abs() <= config.sliding_window
+    sliding = for_attention(config, visible & near, dtype)
+    return sliding if all_slide else {"full_attention": mask, "sliding_attention": sliding}
 
 
 def for_attention(config: PreTrainedConfig, visible: Tensor, dtype: torch.dtype) -> Tensor:
@@ -57,6 +64,12 @@ def for_attention(config: PreTrainedConfig, visible: Tensor, dtype: torch.dtype)
     if getattr(config, "_attn_implementation", None) != "eager":
         return visible
     return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
+
+
+def distances(document_BS: Tensor) -> Tensor:
+    """int64 [S, S]: how far each place of a row lies behind each other one."""
+    index = torch.arange(document_BS.shape[1], device=document_BS.device)
+    return index[:, None] - index[None, :]
 
 
 def same_document(query_BT: Tensor, key_BS: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from sslnlp.errors import UserError
-from sslnlp.masks import attention_inputs, for_attention, is_causal, same_document
+from sslnlp.masks import attention_inputs, distances, for_attention, is_causal, of_layers, same_document
 from sslnlp.nn import evaluating, rows_missing, uncompiled
 from sslnlp.types import Encoding
 
@@ -26,19 +26,19 @@ def seq2seq_logits(model: PreTrainedModel, batch: Encoding) -> Tensor:
     the others; each begins with the model's start token. Works for learned positions (BART) and relative ones (T5).
     """
     source_BS, target_BT = batch["document_ids"], batch["decoder_document_ids"]
-    index = torch.arange(target_BT.shape[1], device=target_BT.device)
-    causal = same_document(target_BT, target_BT) & (index[:, None] >= index[None, :])
+    behind_SS, behind_TT = distances(source_BS), distances(target_BT)
+    read, causal = same_document(source_BS, source_BS), same_document(target_BT, target_BT) & (behind_TT >= 0)
     _check_rows(model, batch, pairs=True)
     encoder, decoder = model.get_encoder(), model.get_decoder()
     encoded = encoder(
-        attention_mask=for_attention(encoder.config, same_document(source_BS, source_BS), model.dtype),
+        attention_mask=of_layers(encoder.config, read, behind_SS, model.dtype, causal=False),
         **_placed(encoder, batch["input_ids"], batch["position_ids"]),
     )
     shifted = _placed(decoder, _decoder_input_ids(model.config, batch), batch["decoder_position_ids"], decodes=True)
     logits: Tensor = model(
         encoder_outputs=encoded,
         attention_mask=for_attention(decoder.config, same_document(target_BT, source_BS), model.dtype),
-        decoder_attention_mask=for_attention(decoder.config, causal, model.dtype),
+        decoder_attention_mask=of_layers(decoder.config, causal, behind_TT, model.dtype, causal=True),
         use_cache=False,
         **{f"decoder_{name}": value for name, value in shifted.items()},
     ).logits

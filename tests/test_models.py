@@ -203,6 +203,14 @@ def test_a_head_of_other_parts_is_left_to_the_whole_model() -> None:
     assert prediction_head(of_kind("rembert", AutoModelForMaskedLM, input_embedding_size=32)) is None
 
 
+def test_layers_of_an_encoder_decoder_slide_in_packed_rows_as_they_do_alone() -> None:
+    stack = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4}
+    stack |= {"head_dim": 8, "vocab_size": 512, "intermediate_size": 64, "sliding_window": 2}
+    model = of_kind("t5gemma", AutoModelForSeq2SeqLM, encoder=stack, decoder=stack, decoder_start_token_id=2)
+    assert "sliding_attention" in model.config.encoder.layer_types
+    assert isolates_pairs(model)
+
+
 def test_a_soft_cap_is_found_while_the_logits_are_small() -> None:
     model = of_kind("gemma2", AutoModelForCausalLM, head_dim=8, num_key_value_heads=4)
     ids = torch.arange(9)[None]
