@@ -33,6 +33,7 @@ class Joint(Objective):
     name: ClassVar[str] = "joint"
     needs: ClassVar[frozenset[str]] = frozenset()
     collator: ClassVar[str] = "joint"
+    pooling: str | None = None  # type: ignore[misc]  # of the class that of its parts' classes; an instance has its own
 
     @classmethod
     def bound(cls, options: Mapping[str, Any]) -> type[Objective]:
@@ -97,6 +98,7 @@ class Joint(Objective):
             # The model is in the state once, as `model`; the part keeps a plain reference.
             object.__setattr__(part, "model", part._modules.pop("model"))
             self.joined[name] = part
+        self.pooling = next((part.pooling for _, part in self._each() if part.pooling), None)
 
     def forward(self, batch: Batch) -> StepOutput:
         terms: list[Tensor] = []

@@ -86,6 +86,14 @@ def test_parts_know_their_options_and_move_after_a_step():
     assert torch.allclose(teacher, before + 1.0)  # with momentum 0 it is the model
 
 
+def test_the_export_pools_as_the_part_that_makes_vectors_does():
+    weights, options = {"masked_lm": 1.0, "info_nce": 1.0}, {"info_nce": {"pooling": "cls"}}
+    cls = Joint.bound({"weights": weights, "options": options})
+    assert cls(model(), weights=weights, options=options).pooling == "cls"
+    assert cls(model(), weights=weights).pooling == "mean"
+    assert Joint.bound({"weights": WEIGHTS})(model(), weights=WEIGHTS).pooling is None
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
