@@ -28,6 +28,8 @@ CALM = 0.1
 twenty updates go into unlearning them (a masked model starts at 12.5 nats, and with this at ln V)."""
 PRIOR = 80.0
 """Observations that a token's frequency counts for beside those of a neighbourhood: rare tokens say little."""
+UNSEEN = 1.0
+"""Observations more than a token has: one that the text lacks is rare, not impossible."""
 CONSTANT = 3.0
 """The coordinate that all embeddings share, which a head reads the frequencies of tokens from."""
 FILLED = 0.9
@@ -44,44 +46,76 @@ class Associations(NamedTuple):
     counted: npt.NDArray[np.bool_]  # [V], whether x was seen at all
 
 
-def associations(counts: csr_matrix, rank: int) -> Associations:
-    """Counts of pairs float32 [V, V] -> the best factors of `rank` columns R <= V, errors weighted by the root of how
-    frequent both tokens are.
+class _Weighted(NamedTuple):
+    """log p(y | x) / p(y) [V, V], errors weighted by the root of how frequent both tokens are: a sparse matrix plus one
+    of rank one, never written out."""
 
-    p(y | x) has the prior p(y) with `PRIOR` observations, so a pair never seen costs no infinite amount, and the matrix
-    is a sparse one plus one of rank one: it is never written out. Randomised SVD with power iterations (Halko et al.,
-    2011, arXiv:0909.4061); the same counts give the same factors.
-    """
+    left: Floats  # [V], how often x has a neighbour
+    rows: Floats  # [V], root of p(x)
+    columns: Floats  # [V], root of p(y)
+    sparse: csr_matrix
+    transposed: csr_matrix
+    missing: Floats  # [V], of x, where y was never seen beside it, for every y
+
+    def times(self, block: Floats) -> Floats:
+        return np.asarray(self.sparse @ block + np.outer(self.rows * self.missing, self.columns @ block))
+
+    def transposed_times(self, block: Floats) -> Floats:
+        return np.asarray(self.transposed @ block + np.outer(self.columns, (self.rows * self.missing) @ block))
+
+
+def _weighted(counts: csr_matrix) -> _Weighted:
+    """p(y | x) has the prior p(y) with `PRIOR` observations, so a pair never seen costs no infinite amount."""
     from scipy import sparse
 
     left, right = (np.asarray(counts.sum(axis)).ravel() for axis in (1, 0))
-    p_left, p_right = ((total + 0.1) / (total + 0.1).sum() for total in (left, right))
+    p_left, p_right = ((total + UNSEEN) / (total + UNSEEN).sum() for total in (left, right))
+    rows, columns = (np.sqrt(p).astype(np.float32) for p in (p_left, p_right))
     seen = counts.tocoo()
     gains = np.log1p(seen.data / (PRIOR * p_right[seen.col]))
-    missing = np.log(PRIOR / (left + PRIOR))  # log p(y | x) / p(y) where y was never seen beside x, for every y
-    rows, columns = (np.sqrt(p).astype(np.float32) for p in (p_left, p_right))
     weighted = sparse.csr_matrix((rows[seen.row] * gains * columns[seen.col], (seen.row, seen.col)), counts.shape)
     weighted, transposed = weighted.astype(np.float32), weighted.T.tocsr().astype(np.float32)
-    offset = (rows * missing).astype(np.float32)
+    return _Weighted(left, rows, columns, weighted, transposed, np.log(PRIOR / (left + PRIOR)).astype(np.float32))
 
-    def times(block: Floats) -> Floats:
-        return np.asarray(weighted @ block + np.outer(offset, columns @ block))
 
-    def transposed_times(block: Floats) -> Floats:
-        return np.asarray(transposed @ block + np.outer(columns, offset @ block))
-
-    wide = min(rank + _OVERSAMPLED, len(rows))
-    basis = np.random.default_rng(0).standard_normal((len(rows), wide), dtype=np.float32)
+def _factors(matrix: _Weighted, rank: int) -> tuple[Floats, Floats, Floats]:
+    """u [V, R], singular values [R] and v [V, R]. Randomised SVD with power iterations (Halko et al., 2011,
+    arXiv:0909.4061); the same counts give the same factors."""
+    size = len(matrix.rows)
+    basis = np.random.default_rng(0).standard_normal((size, min(rank + _OVERSAMPLED, size)), dtype=np.float32)
     for _ in range(_ITERATIONS):
-        basis = np.linalg.qr(transposed_times(np.linalg.qr(times(basis))[0]))[0]
-    u, values, v = np.linalg.svd(times(basis), full_matrices=False)
-    root = np.sqrt(values[:rank])
+        basis = np.linalg.qr(matrix.transposed_times(np.linalg.qr(matrix.times(basis))[0]))[0]
+    u, values, v = np.linalg.svd(matrix.times(basis), full_matrices=False)
+    return u[:, :rank], values[:rank], basis @ v.T[:, :rank]
+
+
+def associations(counts: csr_matrix, rank: int) -> Associations:
+    """Counts of pairs float32 [V, V] -> the best factors of `rank` columns R <= V, errors weighted by the root of how
+    frequent both tokens are."""
+    matrix = _weighted(counts)
+    u, values, v = _factors(matrix, rank)
+    root = np.sqrt(values)
     return Associations(
-        (u[:, :rank] * root / rows[:, None]).astype(np.float32),
-        (basis @ v.T[:, :rank] * root / columns[:, None]).astype(np.float32),
-        np.log(p_right).astype(np.float32),
-        left > 0,
+        (u * root / matrix.rows[:, None]).astype(np.float32),
+        (v * root / matrix.columns[:, None]).astype(np.float32),
+        2 * np.log(matrix.columns),
+        matrix.left > 0,
     )
+
+
+def repeated_associations(first: csr_matrix, second: csr_matrix, rank: int) -> Associations:
+    """The factors of a text of two halves, each shrunk by how reliable it is: r, the share of a factor of one half that
+    the other repeats, is 2 r / (1 + r) for both together (Spearman, 1910; Brown, 1910).
+
+    Of little text most factors are its accidents. Training, which reads the same text, finds them confirmed and builds
+    on them; other text does not have them.
+    """
+    found = associations(first + second, rank)
+    u, values, v = _factors(_weighted(first), rank)
+    repeated = (u * _weighted(second).times(v)).sum(0) / np.maximum(values, np.finfo(np.float32).tiny)
+    share = np.clip(repeated, 0, 1)
+    root = np.sqrt(2 * share / (1 + share)).astype(np.float32)
+    return found._replace(left=found.left * root, right=found.right * root)
 
 
 def own_head(model: PreTrainedModel) -> bool:

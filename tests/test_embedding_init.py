@@ -9,7 +9,7 @@ from scipy import sparse
 from transformers import AutoModelForMaskedLM
 
 from sslnlp.data.cooccurrence import cooccurrences
-from sslnlp.embedding_init import DEVIATION, PRIOR, associations
+from sslnlp.embedding_init import DEVIATION, PRIOR, UNSEEN, associations, repeated_associations
 from sslnlp.errors import UserError
 from sslnlp.objectives.base import Objective
 from sslnlp.recipe import Parts, Recipe, build_objective, build_parts, load_recipe, override, resolve, run
@@ -23,7 +23,7 @@ def parts(text_file: Path, recipe: str, **keys: object) -> Parts:
 
 def counted(made: Parts, size: int, window: int) -> sparse.csr_matrix:
     assert made.text is not None
-    return cooccurrences(made.text.store, size, window=window, prefix=made.text.prefix, suffix=made.text.suffix)
+    return sum(cooccurrences(made.text.store, size, window=window, prefix=made.text.prefix, suffix=made.text.suffix))
 
 
 def table(objective: Objective) -> torch.Tensor:
@@ -36,7 +36,7 @@ def test_factors_are_those_of_the_matrix_written_out(rank: int) -> None:
     counts = drawn.poisson(np.outer(drawn.pareto(1, 40), drawn.pareto(1, 40))).astype(np.float32)
     found = associations(sparse.csr_matrix(counts), rank)
     left, right = counts.sum(1), counts.sum(0)
-    p_left, p_right = (left + 0.1) / (left + 0.1).sum(), (right + 0.1) / (right + 0.1).sum()
+    p_left, p_right = (left + UNSEEN) / (left + UNSEEN).sum(), (right + UNSEEN) / (right + UNSEEN).sum()
     wished = np.log((counts + PRIOR * p_right) / (left[:, None] + PRIOR) / p_right)
     weights = np.sqrt(np.outer(p_left, p_right))
     u, values, v = np.linalg.svd(weights * wished)
@@ -44,6 +44,22 @@ def test_factors_are_those_of_the_matrix_written_out(rank: int) -> None:
     np.testing.assert_allclose(weights * (found.left @ found.right.T), best, atol=2e-4)
     np.testing.assert_allclose(found.log_frequency, np.log(p_right), rtol=1e-5)
     assert found.counted.tolist() == (left > 0).tolist()
+
+
+def test_what_a_second_half_of_the_text_does_not_repeat_is_no_association() -> None:
+    """Pairs x, y of the same eight of 32 tokens, or of any: the first are associated, and one in eight is drawn."""
+    drawn = np.random.default_rng(0)
+    block = np.arange(32) // 8
+    truth = np.where(block[:, None] == block, 8.0, 1.0)
+    halves = [drawn.poisson(truth).astype(np.float32) for _ in range(2)]
+    found = repeated_associations(*(sparse.csr_matrix(half) for half in halves), 31)
+    plain = associations(sparse.csr_matrix(halves[0] + halves[1]), 31)
+    wished = np.log((truth + PRIOR / 64) / (truth.sum(1, keepdims=True) + PRIOR / 2) / truth.sum(0) * truth.sum())
+
+    def error(told: np.ndarray) -> float:
+        return float(np.square(told - wished).mean())
+
+    assert error(found.left @ found.right.T) < 0.5 * error(plain.left @ plain.right.T)
 
 
 def test_a_decoder_with_a_head_of_its_own_starts_as_a_bigram_model(text_file: Path) -> None:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 LIMIT = 1 << 22
 """Tokens that are counted of a longer corpus: more of them change embeddings of a few hundred numbers hardly at all."""
 _RUN = 1 << 18
+_PIECE = 1 << 10
+"""Tokens of a document that go to one half together."""
 
 
 def cooccurrences(
@@ -26,24 +28,43 @@ def cooccurrences(
     prefix: Sequence[int] = (),
     suffix: Sequence[int] = (),
     limit: int = LIMIT,
-) -> csr_matrix:
+) -> tuple[csr_matrix, csr_matrix]:
     """C[x, y]: how often y follows x inside a document, at a distance of s tokens up to `window` counted as 1/s (the
-    weights of GloVe; Pennington et al., 2014). float32 [vocab_size, vocab_size].
+    weights of GloVe; Pennington et al., 2014), in either half of the text. float32 [vocab_size, vocab_size] each.
 
-    `prefix` and `suffix` are what stands around a document in a row; the store does not hold them. Of a corpus longer
-    than `limit` tokens, runs spread evenly over it are read.
+    The halves are drawn document by document, a long one in pieces. `prefix` and `suffix` are what stands around a
+    document in a row; the store does not hold them. Of a corpus longer than `limit` tokens, runs spread evenly over it
+    are read.
     """
     from scipy import sparse
 
-    counts = sparse.csr_matrix((vocab_size, vocab_size), dtype=np.float32)
+    first = second = sparse.csr_matrix((vocab_size, vocab_size), dtype=np.float32)
     for start, stop in _runs(store.num_tokens, limit):
         ids, documents = _framed(store, start, stop, prefix, suffix)
+        in_first = _drawn(documents, start)
         for distance in range(1, min(window, len(ids) - 1) + 1):
             inside = documents[distance:] == documents[:-distance]
-            pairs = ids[:-distance][inside], ids[distance:][inside]
-            weights = np.full(len(pairs[0]), 1 / distance, np.float32)
-            counts = counts + sparse.csr_matrix((weights, pairs), shape=counts.shape)
-    return counts
+            first = first + _pairs(ids, inside & in_first[:-distance], distance, vocab_size)
+            second = second + _pairs(ids, inside & ~in_first[:-distance], distance, vocab_size)
+    return first, second
+
+
+def _pairs(ids: npt.NDArray[np.int64], where: npt.NDArray[np.bool_], distance: int, vocab_size: int) -> csr_matrix:
+    from scipy import sparse
+
+    pairs = ids[:-distance][where], ids[distance:][where]
+    weights = np.full(len(pairs[0]), 1 / distance, np.float32)
+    return sparse.csr_matrix((weights, pairs), shape=(vocab_size, vocab_size))
+
+
+def _drawn(documents: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.bool_]:
+    """Of each token whether it is in the first half: drawn, since documents may be sorted, or in turns of two kinds."""
+    begins = np.flatnonzero(np.diff(documents, prepend=-1))
+    inside = np.arange(len(documents)) - np.repeat(begins, np.diff(begins, append=len(documents)))
+    piece = np.cumsum(inside % _PIECE == 0) - 1
+    halves = np.random.default_rng(seed).permutation(np.arange(piece[-1] + 1) % 2 == 0)
+    drawn: npt.NDArray[np.bool_] = halves[piece]
+    return drawn
 
 
 def _runs(length: int, limit: int) -> Iterator[tuple[int, int]]:

@@ -13,10 +13,18 @@ from transformers import PreTrainedModel
 from sslnlp import rng
 from sslnlp.data.cooccurrence import cooccurrences
 from sslnlp.data.packing import PackedRows, PaddedRows
-from sslnlp.embedding_init import WINDOW, Associations, associations, init_neighbours, init_next_token, own_head
+from sslnlp.embedding_init import (
+    WINDOW,
+    Associations,
+    associations,
+    init_neighbours,
+    init_next_token,
+    own_head,
+    repeated_associations,
+)
 from sslnlp.models import is_new
 
-_VERSION = 1
+_VERSION = 2
 """Of the files kept beside the text: a change of what is counted, or how it is factorised, raises it."""
 
 
@@ -43,8 +51,13 @@ def _associations(text: PackedRows | PaddedRows, vocabulary: int, rank: int, *, 
     if (known := _read(kept)) is not None:
         return known
     window = WINDOW if both else 1
-    counts = cooccurrences(text.store, vocabulary, window=window, prefix=text.prefix, suffix=text.suffix)
-    found = associations(counts + counts.T if both else counts, min(rank, vocabulary))
+    halves = cooccurrences(text.store, vocabulary, window=window, prefix=text.prefix, suffix=text.suffix)
+    rank = min(rank, vocabulary)
+    if both:
+        counts = halves[0] + halves[1]
+        found = associations(counts + counts.T, rank)
+    else:
+        found = repeated_associations(*halves, rank)
     aside = kept.with_name(f".{kept.name}.{os.getpid()}.npz")
     with contextlib.suppress(OSError):  # a disk that is full, or that cannot be written: it is counted again
         try:
