@@ -102,6 +102,8 @@ def test_the_learning_rate_is_the_recipes_by_width_and_by_the_rows_that_rounding
         assert chosen["train.lr"] == pytest.approx(asked.train.lr * rows / wished, rel=0.02)
     tiny = ruled(recipe("model.size=tiny"))
     assert tiny["train.lr"] == pytest.approx(2 * ruled(asked)["train.lr"], rel=0.02)
+    small = ruled(recipe("model.size=small"))
+    assert small["train.lr"] == pytest.approx(ruled(asked)["train.lr"] / 2**0.5, rel=0.02)
     adamw = ruled(recipe("model.size=mini", "train.optimizer=adamw"))
     assert adamw["train.lr"] == pytest.approx(ruled(asked)["train.lr"] / 4, rel=0.02)
 
