@@ -33,10 +33,11 @@ from benchmarks.common import command, machine, median_interval, positive, width
 from benchmarks.contenders import OPTIMISER, RATE, build, make_batches
 from benchmarks.step import same_work
 from sslnlp.attention import NAME
+from sslnlp.heads import prediction_head
 from sslnlp.muon import Muon
 from sslnlp.objectives.linear_cross_entropy import linear_cross_entropy
 from sslnlp.optim import adamw, parameter_groups
-from sslnlp.packed import hidden_states, prediction_head
+from sslnlp.packed import hidden_states
 from sslnlp.precision import GAIN, warn_if_slower
 
 TECHNIQUES = {

@@ -16,9 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sslnlp.errors import UserError
 from sslnlp.evaluation.bootstrap import Figure, ratio_figure
+from sslnlp.heads import prediction_head, scored_logits
 from sslnlp.nn import evaluating
 from sslnlp.objectives.functional import IGNORED
-from sslnlp.packed import prediction_head, scored_logits
 from sslnlp.rng import uniform
 
 RATE = 0.15

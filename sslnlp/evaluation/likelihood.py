@@ -20,10 +20,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sslnlp.collators.tokens import pad_id
 from sslnlp.errors import UserError
 from sslnlp.evaluation.local import LocalMetric
+from sslnlp.heads import prediction_head
 from sslnlp.masks import attention_inputs, is_causal
 from sslnlp.models import max_positions
 from sslnlp.nn import evaluating
-from sslnlp.packed import hidden_states, prediction_head
+from sslnlp.packed import hidden_states
 from sslnlp.tokenizer import framing, word_boundaries
 from sslnlp.types import Encoding
 
@@ -84,7 +85,7 @@ def log_likelihoods(
     Args:
         batch_size: rows of a pass, for a masked model masked copies of any of the texts. Memory does not grow with the
             number of texts, and logits are had at scored positions only, unless the head is one that
-            `packed.prediction_head` cannot take apart.
+            `heads.prediction_head` cannot take apart.
         max_length: tokens of a row, frame included; never more than the model has positions. A longer text is scored
             up to there, and `truncated` and the counts say so.
         word_aware: for masked models; False is the measure of Salazar et al.

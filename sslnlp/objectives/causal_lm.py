@@ -9,10 +9,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from sslnlp.errors import UserError
+from sslnlp.heads import prediction_head, scored_features
 from sslnlp.objectives.base import Objective
 from sslnlp.objectives.functional import IGNORED, accuracy, cross_entropy
 from sslnlp.objectives.linear_cross_entropy import linear_cross_entropy
-from sslnlp.packed import model_inputs, prediction_head, scored_features, sees_ahead
+from sslnlp.packed import model_inputs, sees_ahead
 from sslnlp.tokenizer import Style
 from sslnlp.types import Batch, StepOutput
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from sslnlp.generation import diffuse
+from sslnlp.heads import prediction_head, scored_logits
 from sslnlp.models import max_positions
 from sslnlp.objectives.base import Objective
-from sslnlp.packed import prediction_head, scored_logits
 from sslnlp.types import Batch, StepOutput
 
 SAMPLES, LONGEST_SAMPLE = 3, 48

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 
+from sslnlp.heads import prediction_head, scored_features, scored_logits
 from sslnlp.objectives.base import Objective
 from sslnlp.objectives.functional import accuracy, cross_entropy
 from sslnlp.objectives.linear_cross_entropy import linear_cross_entropy
-from sslnlp.packed import prediction_head, scored_features, scored_logits
 from sslnlp.types import Batch, StepOutput
 
 

@@ -9,11 +9,12 @@ from torch import Tensor
 from transformers import AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 
 from sslnlp.errors import UserError
+from sslnlp.heads import prediction_head
 from sslnlp.nn import document_pool
 from sslnlp.objectives.base import Objective
 from sslnlp.objectives.decoder import EnhancedDecoder, no_encoder
 from sslnlp.objectives.functional import IGNORED, accuracy, cross_entropy
-from sslnlp.packed import hidden_states, prediction_head
+from sslnlp.packed import hidden_states
 from sslnlp.types import Batch, StepOutput
 
 

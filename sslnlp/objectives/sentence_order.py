@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 
 from sslnlp.errors import UserError
+from sslnlp.heads import prediction_head, scored_logits
 from sslnlp.objectives.base import Objective
 from sslnlp.objectives.functional import accuracy, cross_entropy
-from sslnlp.packed import hidden_states, prediction_head, scored_logits
+from sslnlp.packed import hidden_states
 from sslnlp.registry import bound_class
 from sslnlp.types import Batch, StepOutput
 

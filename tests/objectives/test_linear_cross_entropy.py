@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from sslnlp.heads import scored_features
 from sslnlp.objectives import linear_cross_entropy as module_under_test
 from sslnlp.objectives.functional import IGNORED, accuracy, cross_entropy
 from sslnlp.objectives.linear_cross_entropy import linear_cross_entropy
-from sslnlp.packed import scored_features
 from tests.contract import make_objective, make_trainer, one_batch
 
 

@@ -1,0 +1,99 @@
+"""The vocabulary head of a stock language model, apart from the model: logits where they are scored, and nowhere else.
+
+Shape suffixes: B rows, S tokens, H width, N scored positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from sslnlp.nn import rows_missing
+from sslnlp.packed import agree, hidden_states, model_inputs
+from sslnlp.types import Encoding
+
+
+@dataclass(frozen=True)
+class Head:
+    """The vocabulary head of a stock language model: logits are `features(hidden) @ weight.T + bias`."""
+
+    features: Callable[[Tensor], Tensor]
+    """[..., H] -> [..., H]: what stands between the backbone and the vocabulary."""
+    projection: nn.Linear
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Hidden states [..., H] -> logits [..., V]."""
+        logits: Tensor = self.projection(self.features(hidden))
+        return logits
+
+
+_GROWN = 100.0
+"""What logits are multiplied by where a head is looked for."""
+
+
+def prediction_head(model: PreTrainedModel) -> Head | None:
+    """The vocabulary head of a stock masked or causal LM, apart from the model.
+
+    Found by the attribute names stock models use, then *checked* against the model's own logits on a probe; None when
+    the model does something else with its hidden states (scaling, soft-capping), so that callers fall back to the
+    whole model.
+    """
+    # Kept as a plain object: a module kept as an attribute would enter the objective's state a second time.
+    head = _find_head(model)
+    if head is None or not isinstance(head.projection, nn.Linear):
+        return None
+
+    def compared() -> Iterator[tuple[Tensor, Tensor]]:
+        ids = torch.arange(4, device=next(model.parameters()).device)[None] % model.config.vocab_size
+        probe = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        yield head(hidden_states(model, probe)) / _GROWN, model(**probe).logits / _GROWN
+
+    # Of fresh weights all logits are small, where a soft cap changes nothing; it would once they have grown.
+    grown = head.projection.register_forward_hook(lambda part, given, logits: logits * _GROWN)
+    try:
+        return head if agree(model, compared) else None
+    finally:
+        grown.remove()
+
+
+def _find_head(model: PreTrainedModel) -> Head | None:
+    parts: Any = model
+    if hasattr(parts, "head") and hasattr(parts, "decoder"):  # ModernBERT
+        return Head(parts.head, parts.decoder)
+    if hasattr(parts, "generator_predictions"):  # ELECTRA
+        return Head(parts.generator_predictions, parts.generator_lm_head)
+    if hasattr(getattr(getattr(parts, "cls", None), "predictions", None), "transform"):  # BERT
+        return Head(parts.cls.predictions.transform, parts.cls.predictions.decoder)
+    found: Any = getattr(parts, "lm_head", None)
+    if isinstance(found, nn.Linear):  # decoders
+        return Head(nn.Identity(), found)
+    if found is not None and hasattr(found, "dense") and hasattr(found, "layer_norm"):  # RoBERTa
+        return Head(lambda x: found.layer_norm(nn.functional.gelu(found.dense(x))), found.decoder)
+    return None
+
+
+def scored_features(model: PreTrainedModel, head: Head, encoding: Encoding, index_N: Tensor | None = None) -> Tensor:
+    """What `head.projection` multiplies, [N, H]: at the flat positions `index_N` of [B × S], or at all of them."""
+    hidden_NH = hidden_states(model, encoding).flatten(0, 1)
+    if index_N is None:
+        return head.features(hidden_NH)
+    asked = hidden_NH[index_N]
+    if missing := rows_missing(asked):
+        return head.features(nn.functional.pad(asked, (0, 0, 0, missing)))[: len(index_N)]
+    return head.features(asked)
+
+
+def scored_logits(
+    model: PreTrainedModel, head: Callable[[Tensor], Tensor] | None, encoding: Encoding, index_N: Tensor
+) -> Tensor:
+    """Logits [N, V] at the flat positions `index_N` of [B × S]: the head is computed only there where it can be."""
+    if head is not None:
+        return head(hidden_states(model, encoding).flatten(0, 1)[index_N])
+    inputs = model_inputs(model, encoding)
+    logits: Tensor = model(input_ids=encoding["input_ids"], **inputs).logits
+    return logits.flatten(0, 1)[index_N]
