@@ -37,15 +37,15 @@ def ruled(asked: Recipe, **facts: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("processes", [1, 8])
 def test_the_rows_of_an_update_are_the_root_of_the_run_they_lead_to(fixed: float, processes: int) -> None:
     speed = Speed(fixed=fixed, per_row=0.002)
-    rows = speed.rows(3600, 128, of_root=2.0, processes=processes)
+    rows = speed.rows(3600, 128, processes=processes)
     update = fixed + 0.002 * rows / processes
     tokens = 3600 / update * rows * 128
     assert rows * 128 == pytest.approx(2 * math.sqrt(tokens))
 
 
 def test_where_only_updates_cost_the_rows_grow_with_their_number() -> None:
-    rows = Speed(fixed=0.1, per_row=0.0).rows(100, 64, of_root=1.0)
-    assert rows * 64 == pytest.approx(100 / 0.1)
+    rows = Speed(fixed=0.1, per_row=0.0).rows(100, 64)
+    assert rows * 64 == pytest.approx(2**2 * 100 / 0.1)
 
 
 def test_more_time_means_more_rows_and_what_memory_does_not_hold_is_accumulated() -> None:
@@ -98,7 +98,7 @@ def test_the_learning_rate_is_the_recipes_by_width_and_by_the_rows_that_rounding
     for seconds in (1.0, 60.0, 3600.0):
         chosen = ruled(asked, seconds=seconds)
         rows = chosen["train.batch_size"] * chosen["train.accumulate"]
-        wished = Speed(fixed=0.0, per_row=0.01).rows(seconds, 128, of_root=2.0)
+        wished = Speed(fixed=0.0, per_row=0.01).rows(seconds, 128)
         assert chosen["train.lr"] == pytest.approx(asked.train.lr * rows / wished, rel=0.02)
     tiny = ruled(recipe("model.size=tiny"))
     assert tiny["train.lr"] == pytest.approx(2 * ruled(asked)["train.lr"], rel=0.02)

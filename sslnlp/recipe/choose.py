@@ -57,13 +57,13 @@ class Speed:
     fixed: float
     per_row: float
 
-    def rows(self, seconds: float, tokens_a_row: float, *, of_root: float, processes: int = 1) -> float:
-        """Rows an update, over all processes, whose tokens are `of_root` times the root of all tokens of the run.
+    def rows(self, seconds: float, tokens_a_row: float, *, processes: int = 1) -> float:
+        """Rows an update, over all processes, whose tokens are `OF_ROOT` times the root of all tokens of the run.
 
         With B tokens an update, t(B) = a + p·B seconds each, B = c·√(S·B / t(B)) has one positive solution.
         """
         a, p = self.fixed, self.per_row / tokens_a_row / processes
-        share = of_root**2 * seconds
+        share = OF_ROOT**2 * seconds
         tokens = (math.sqrt(a * a + 4 * p * share) - a) / (2 * p) if p > 0 else share / a
         return tokens / tokens_a_row
 
@@ -117,7 +117,7 @@ def rule(
 ) -> dict[str, Any]:
     """The rule itself: a pure function of the recipe, the speed, the time and the size of the data."""
     train, given = recipe.train, recipe.given
-    wished = speed.rows(seconds, tokens_a_row, of_root=OF_ROOT, processes=processes) / processes
+    wished = speed.rows(seconds, tokens_a_row, processes=processes) / processes
     rows = 2 ** max(0, round(math.log2(wished)))
     # The recipe's own batch is what is known to fit into memory; more rows than that are accumulated.
     times = train.accumulate if "train.accumulate" in given else 1
