@@ -5,6 +5,7 @@ Shape suffixes: B rows, S tokens, H width, N scored positions, V vocabulary.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from sslnlp.last_layer import states_at
 from sslnlp.nn import rows_missing
 from sslnlp.packed import agree, hidden_states, model_inputs
 from sslnlp.types import Encoding
@@ -73,19 +75,22 @@ def _find_head(model: PreTrainedModel) -> Head | None:
     if isinstance(found, nn.Linear):  # decoders
         return Head(nn.Identity(), found)
     if found is not None and hasattr(found, "dense") and hasattr(found, "layer_norm"):  # RoBERTa
-        return Head(lambda x: found.layer_norm(nn.functional.gelu(found.dense(x))), found.decoder)
+        return Head(functools.partial(_roberta_features, found), found.decoder)
     return None
+
+
+def _roberta_features(head: Any, hidden: Tensor) -> Tensor:
+    features: Tensor = head.layer_norm(nn.functional.gelu(head.dense(hidden)))
+    return features
 
 
 def scored_features(model: PreTrainedModel, head: Head, encoding: Encoding, index_N: Tensor | None = None) -> Tensor:
     """What `head.projection` multiplies, [N, H]: at the flat positions `index_N` of [B × S], or at all of them."""
-    hidden_NH = hidden_states(model, encoding).flatten(0, 1)
     if index_N is None:
-        return head.features(hidden_NH)
-    asked = hidden_NH[index_N]
-    if missing := rows_missing(asked):
-        return head.features(nn.functional.pad(asked, (0, 0, 0, missing)))[: len(index_N)]
-    return head.features(asked)
+        return head.features(hidden_states(model, encoding).flatten(0, 1))
+    missing = rows_missing(len(index_N), index_N.device, model.dtype)
+    index = nn.functional.pad(index_N, (0, missing)) if missing else index_N
+    return head.features(states_at(model, encoding, index))[: len(index_N)]
 
 
 def scored_logits(
@@ -93,7 +98,7 @@ def scored_logits(
 ) -> Tensor:
     """Logits [N, V] at the flat positions `index_N` of [B × S]: the head is computed only there where it can be."""
     if head is not None:
-        return head(hidden_states(model, encoding).flatten(0, 1)[index_N])
+        return head(states_at(model, encoding, index_N))
     inputs = model_inputs(model, encoding)
     logits: Tensor = model(input_ids=encoding["input_ids"], **inputs).logits
     return logits.flatten(0, 1)[index_N]

@@ -82,12 +82,12 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
-def rows_missing(x_NH: Tensor) -> int:
-    """How many rows to add to [N, H] before it is multiplied, where that spares kernels."""
-    if x_NH.device.type != "cpu" or torch.compiler.is_compiling():
+def rows_missing(rows: int, device: torch.device, dtype: torch.dtype) -> int:
+    """How many rows to add to so many before they are multiplied, where that spares kernels."""
+    if device.type != "cpu" or torch.compiler.is_compiling():
         return 0
-    half = torch.is_autocast_enabled("cpu") or x_NH.dtype == torch.bfloat16
-    return -len(x_NH) % ROWS if half else 0
+    half = torch.is_autocast_enabled("cpu") or dtype == torch.bfloat16
+    return -rows % ROWS if half else 0
 
 
 def document_count(document_ids_BS: Tensor) -> int:

@@ -71,10 +71,10 @@ def _placed(stack: Any, ids_BT: Tensor, position_BT: Tensor, *, decodes: bool = 
     return {"inputs_embeds": embedded + moved / scale if decodes else embedded * scale + moved}
 
 
-def hidden_states(model: PreTrainedModel, encoding: Encoding) -> Tensor:
+def hidden_states(model: PreTrainedModel, encoding: Encoding, **options: Any) -> Tensor:
     """The last hidden states [B, S, H] of the backbone, documents isolated; of pictures (`pixel_values`), the state of
-    the whole and those of its patches."""
-    output: Tensor = _backbone_output(model, encoding).last_hidden_state
+    the whole and those of its patches. `options` are handed to the backbone."""
+    output: Tensor = _backbone_output(model, encoding, **options).last_hidden_state
     return output
 
 
@@ -169,10 +169,10 @@ def reads_alone(model: PreTrainedModel, *, plain: bool = True, rounding: float =
             yield states[0, :3], hidden_states(model, begun)[0]
 
     for masks in (False, True) if plain else (False,):
-        setattr(_backbone(model), _PLAIN, masks)
+        setattr(backbone_of(model), _PLAIN, masks)
         if agree(model, compared, rounding):
             return True
-    setattr(_backbone(model), _PLAIN, False)
+    setattr(backbone_of(model), _PLAIN, False)
     return False
 
 
@@ -205,7 +205,7 @@ def model_inputs(model: PreTrainedModel, encoding: Encoding) -> dict[str, Any]:
     it does not keep them apart, and for any where it does not run on rows of one, padded.
     """
     _check_rows(model, encoding)
-    if getattr(_backbone(model), _PLAIN, False):
+    if getattr(backbone_of(model), _PLAIN, False):
         return {"attention_mask": encoding["attention_mask"].long()}
     return attention_inputs(model.config, encoding, model.dtype)
 
@@ -218,7 +218,7 @@ def trust_rows(module: torch.nn.Module) -> None:
 
 
 def _check_rows(model: PreTrainedModel, encoding: Encoding, *, pairs: bool = False) -> None:
-    if "document_ids" in encoding and not getattr(_backbone(model), _TRUSTED, False):
+    if "document_ids" in encoding and not getattr(backbone_of(model), _TRUSTED, False):
         _try_rows(model, encoding, pairs)
 
 
@@ -226,8 +226,8 @@ def _check_rows(model: PreTrainedModel, encoding: Encoding, *, pairs: bool = Fal
 def _try_rows(model: PreTrainedModel, encoding: Encoding, pairs: bool) -> None:
     """Refuse rows that the model would not read document by document, and remember what it can do."""
     kind = f"{type(model).__name__} ({model.config.model_type!r})"
-    untold = getattr(_backbone(model), _PLAIN, False) and "bidirectional" in encoding  # by the plain mask
-    if untold or getattr(_backbone(model), _TRUSTED, None) is None:
+    untold = getattr(backbone_of(model), _PLAIN, False) and "bidirectional" in encoding  # by the plain mask
+    if untold or getattr(backbone_of(model), _TRUSTED, None) is None:
         near = _rounding(model)
         apart = isolates_pairs(model, rounding=near) if pairs else isolates(model, rounding=near)
         alone = apart or (
@@ -244,10 +244,10 @@ def _try_rows(model: PreTrainedModel, encoding: Encoding, pairs: bool) -> None:
                 f"{kind} does not run on rows with document_ids: it reads a document otherwise than by itself, be it "
                 "packed with others or alone, padded; choose another model"
             )
-        setattr(_backbone(model), _TRUSTED, apart)
+        setattr(backbone_of(model), _TRUSTED, apart)
     document_BS = encoding["document_ids"]
     several = ((document_BS != document_BS[:, :1]) & (document_BS >= 0)).any()
-    if not getattr(_backbone(model), _TRUSTED) and bool(several):
+    if not getattr(backbone_of(model), _TRUSTED) and bool(several):
         raise UserError(
             f"{kind} does not keep the documents of a packed row apart, and would learn from the text beside them; "
             "give it rows of one document each"
@@ -283,8 +283,8 @@ def agree(
         near = torch.linalg.vector_norm(found - wanted) <= rounding * torch.linalg.vector_norm(wanted)
         return bool(near) or torch.allclose(found, wanted, atol=1e-4, rtol=1e-4)
 
-    trusted = getattr(_backbone(model), _TRUSTED, None)
-    setattr(_backbone(model), _TRUSTED, True)  # the rows of a trial are what is tried
+    trusted = getattr(backbone_of(model), _TRUSTED, None)
+    setattr(backbone_of(model), _TRUSTED, True)  # the rows of a trial are what is tried
     try:
         with evaluating(model), torch.no_grad(), torch.autocast(model.device.type, enabled=False):
             return all(equal(found, wanted) for found, wanted in compared())
@@ -293,7 +293,7 @@ def agree(
     except Exception:  # stock models raise all kinds for inputs they do not know
         return False
     finally:
-        setattr(_backbone(model), _TRUSTED, trusted)
+        setattr(backbone_of(model), _TRUSTED, trusted)
 
 
 def drops_out(model: PreTrainedModel) -> bool:
@@ -308,18 +308,18 @@ def all_hidden_states(model: PreTrainedModel, encoding: Encoding) -> list[Tensor
     return list(states[1:])
 
 
-def _backbone(model: PreTrainedModel) -> Any:
+def backbone_of(model: PreTrainedModel) -> Any:
     """The stock model beneath the heads, and beneath what peft's `get_peft_model` put around them."""
     found: Any = model.base_model
     return found if isinstance(found, PreTrainedModel) else getattr(found, "model", found).base_model
 
 
-def _backbone_output(model: PreTrainedModel, encoding: Encoding, **options: bool) -> Any:
+def _backbone_output(model: PreTrainedModel, encoding: Encoding, **options: Any) -> Any:
     if "pixel_values" in encoding:  # a picture has nothing to keep apart, and all of it is there
-        return _backbone(model)(pixel_values=encoding["pixel_values"], **options)
+        return backbone_of(model)(pixel_values=encoding["pixel_values"], **options)
     inputs = model_inputs(model, encoding) | options
     if "token_type_ids" in encoding:
         inputs["token_type_ids"] = encoding["token_type_ids"]
     if getattr(model.config, "use_cache", False):
         inputs["use_cache"] = False
-    return _backbone(model)(input_ids=encoding["input_ids"], **inputs)
+    return backbone_of(model)(input_ids=encoding["input_ids"], **inputs)

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from sslnlp.errors import UserError
+from sslnlp.last_layer import ask_last_layer, states_at
 from sslnlp.masks import is_causal
 from sslnlp.nn import Teacher
 from sslnlp.objectives.base import Objective
 from sslnlp.objectives.functional import IGNORED
-from sslnlp.packed import all_hidden_states, hidden_states
+from sslnlp.packed import all_hidden_states
 from sslnlp.types import Batch, Encoding, StepOutput
 
 
@@ -66,6 +67,7 @@ class Data2Vec(Objective):
         if beta < 0:
             raise UserError(f"objective.beta={beta} must not be negative; 0 is the squared error")
         self.beta = beta
+        ask_last_layer(model)
         self.teacher = Teacher(model, momentum=momentum, momentum_end=momentum_end)
         self.head = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)).to(model.dtype)
 
@@ -80,7 +82,7 @@ class Data2Vec(Objective):
     def forward(self, batch: Batch) -> StepOutput:
         index_N = batch["target_index"]
         target_NH = self.targets(batch)
-        predicted_NH = self.head(hidden_states(self.model, batch).flatten(0, 1)[index_N]).float()
+        predicted_NH = self.head(states_at(self.model, batch, index_N)).float()
         # Divided by at least 1: a micro-batch without targets gives 0, and still a gradient to every parameter.
         loss = self.distance(predicted_NH, target_NH).sum() / max(1, len(index_N))
         return StepOutput(loss, _metrics(predicted_NH.detach(), target_NH))

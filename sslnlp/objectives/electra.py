@@ -22,6 +22,7 @@ from transformers.models.electra.modeling_electra import ElectraGeneratorPredict
 
 from sslnlp.adapt import adapt
 from sslnlp.errors import UserError
+from sslnlp.last_layer import ask_last_layer, states_at
 from sslnlp.nn import keyed_uniform
 from sslnlp.objectives.base import Objective
 from sslnlp.objectives.functional import IGNORED, accuracy, cross_entropy
@@ -111,6 +112,7 @@ class Electra(Objective):
         _lend(self.generator.electra, "embeddings", embeddings)
         adapt(self.generator)
         trust_rows(self.generator)  # ELECTRA keeps documents apart, and a trial would not reach what is lent
+        ask_last_layer(self.generator)
         self.corrector: nn.Sequential | None = None
         if corrective:
             transform = ElectraGeneratorPredictions(model.config)
@@ -165,7 +167,7 @@ class Electra(Objective):
 
     def _run(self, batch: Batch) -> _Pass:
         input_BS, labels_BS, index_N = batch["input_ids"], batch["labels"], batch["target_index"]
-        hidden_NH = hidden_states(self.generator, batch).flatten(0, 1)[index_N]
+        hidden_NH = states_at(self.generator, batch, index_N)
         generator_NV = self.generator.generator_lm_head(self.generator.generator_predictions(hidden_NH))
         # Two draws for each place of each row, whether it is hidden or not: small beside the logits.
         uniform_N2 = keyed_uniform(batch["position"], input_BS.shape[1], 2, purpose="electra/sample").flatten(0, 1)

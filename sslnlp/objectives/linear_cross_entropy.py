@@ -123,7 +123,7 @@ def _compute(
     """
     dtype, sums = features_NH.dtype, torch.promote_types(features_NH.dtype, torch.float32)
     asked = len(target_N)
-    if missing := rows_missing(features_NH):
+    if missing := rows_missing(len(features_NH), features_NH.device, features_NH.dtype):
         features_NH = torch.nn.functional.pad(features_NH, (0, 0, 0, missing))
         target_N = torch.nn.functional.pad(target_N, (0, missing), value=IGNORED)
     w_VH, b_V = weight_VH.to(dtype), None if bias_V is None else bias_V.to(dtype)

@@ -11,6 +11,7 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokeni
 
 from sslnlp.generation import diffuse
 from sslnlp.heads import prediction_head, scored_logits
+from sslnlp.last_layer import ask_last_layer
 from sslnlp.models import max_positions
 from sslnlp.objectives.base import Objective
 from sslnlp.types import Batch, StepOutput
@@ -44,6 +45,7 @@ class MaskedDiffusion(Objective):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model)
         self.head = prediction_head(model)
+        ask_last_layer(model)
 
     def forward(self, batch: Batch) -> StepOutput:
         index_N = batch["target_index"]

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 
 from sslnlp.heads import prediction_head, scored_features, scored_logits
+from sslnlp.last_layer import ask_last_layer
 from sslnlp.objectives.base import Objective
 from sslnlp.objectives.functional import accuracy, cross_entropy
 from sslnlp.objectives.linear_cross_entropy import linear_cross_entropy
@@ -16,7 +17,8 @@ from sslnlp.types import Batch, StepOutput
 
 
 class MaskedLM(Objective):
-    """Cross-entropy at the corrupted positions only; the vocabulary head is computed nowhere else.
+    """Cross-entropy at the corrupted positions only; the vocabulary head is computed nowhere else, and of
+    the encoders in `last_layer` what comes after the attention of their last layer.
 
     Reads `input_ids`, `attention_mask` [B, S], `labels` [B, S] (-100 elsewhere), `target_index` [N] (flat positions of
     the targets) and, for packed rows, `document_ids`, `position_ids`. Loss in nats a target; uniform logits give ln V.
@@ -35,6 +37,7 @@ class MaskedLM(Objective):
         super().__init__(model)
         self.label_smoothing = label_smoothing
         self.head = prediction_head(model)
+        ask_last_layer(model)
 
     def forward(self, batch: Batch) -> StepOutput:
         index_N = batch["target_index"]
