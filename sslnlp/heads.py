@@ -88,9 +88,10 @@ def scored_features(model: PreTrainedModel, head: Head, encoding: Encoding, inde
     """What `head.projection` multiplies, [N, H]: at the flat positions `index_N` of [B × S], or at all of them."""
     if index_N is None:
         return head.features(hidden_states(model, encoding).flatten(0, 1))
-    missing = rows_missing(len(index_N), index_N.device, model.dtype)
-    index = nn.functional.pad(index_N, (0, missing)) if missing else index_N
-    return head.features(states_at(model, encoding, index))[: len(index_N)]
+    asked = states_at(model, encoding, index_N)
+    if missing := rows_missing(len(asked), asked.device, asked.dtype):
+        return head.features(nn.functional.pad(asked, (0, 0, 0, missing)))[: len(asked)]
+    return head.features(asked)
 
 
 def scored_logits(

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
 
 from sslnlp.adapt import adapt
-from sslnlp.last_layer import ask_last_layer, states_at
+from sslnlp.attention import attention
+from sslnlp.last_layer import QUERIES, ask_last_layer, states_at
 from sslnlp.objectives.masked_lm import MaskedLM
 from sslnlp.packed import hidden_states, trust_rows
 
@@ -33,13 +34,14 @@ OTHERS: dict[str, dict[str, Any]] = {
 }
 
 
-def stock(kind: str, **options: Any) -> PreTrainedModel:
+def stock(kind: str, *, adapted: bool = True, **options: Any) -> PreTrainedModel:
     ids = {f"{name}_token_id": i for i, name in enumerate(("pad", "bos", "eos", "cls", "sep"))}
     torch.manual_seed(0)
     model: PreTrainedModel = AutoModelForMaskedLM.from_config(
         AutoConfig.for_model(kind, vocab_size=50, **{**KINDS, **OTHERS}[kind], **ids, **options)
     )
-    adapt(model)
+    if adapted:
+        adapt(model)
     trust_rows(model)  # or the first packed rows are a trial
     return model
 
@@ -71,12 +73,13 @@ def positions_of_feed_forward(model: PreTrainedModel, run: Callable[[], Any]) ->
     return count
 
 
+@pytest.mark.parametrize("adapted", [True, False], ids=["adapted", "stock"])
 @pytest.mark.parametrize("batch", [packed(), one_document()], ids=["packed", "plain"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_states_and_gradients_are_those_of_the_whole_layer(kind: str, batch: dict[str, Tensor]) -> None:
-    model, whole = stock(kind), stock(kind)
+def test_states_and_gradients_are_those_of_the_whole_layer(kind: str, batch: dict[str, Tensor], adapted: bool) -> None:
+    model, whole = stock(kind, adapted=adapted), stock(kind, adapted=adapted)
     ask_last_layer(model)
-    index = batch["target_index"]
+    index = batch["target_index"][torch.tensor([3, 0, 6, 1, 5, 2, 4])]  # in no order
     found, wanted = states_at(model, batch, index), hidden_states(whole, batch).flatten(0, 1)[index]
     torch.testing.assert_close(found, wanted)
     draw = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(2))
@@ -98,6 +101,24 @@ def test_only_what_is_asked_passes_the_feed_forward(kind: str) -> None:
     # Whoever asks for all states gets them.
     assert positions_of_feed_forward(model, lambda: hidden_states(model, batch)) == batch["input_ids"].numel()
     assert model(input_ids=batch["input_ids"]).logits.shape == (*batch["input_ids"].shape, 50)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_what_is_asked_attends(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = stock(kind), {name: torch.cat([value] * 3, 1) for name, value in packed().items() if value.ndim == 2}
+    index = torch.tensor([0, 4, 40, 50, 51])
+    queries: list[int] = []
+
+    def watched(module: nn.Module, query: Tensor, *rest: Any, **options: Any) -> Any:
+        queries.append(query.shape[2])
+        return attention(module, query, *rest, **options)
+
+    monkeypatch.setattr("sslnlp.last_layer.attention", watched)
+    ask_last_layer(model)
+    queries.clear()
+    states_at(model, batch, index)
+    assert queries == [QUERIES]
+    assert batch["input_ids"].shape[1] > QUERIES
 
 
 @pytest.mark.parametrize("kind", OTHERS)
