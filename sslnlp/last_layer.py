@@ -25,7 +25,8 @@ from sslnlp.packed import agree, backbone_of, drops_out, hidden_states
 from sslnlp.types import Encoding
 
 _ASKED = "_sslnlp_asked"
-"""Attribute of a layer that is computed where it is asked."""
+"""Attribute of a layer that is computed where it is asked: whether only outside training, for it drops out, and what
+is dropped belongs to a place in a row."""
 
 QUERIES = 16
 """A row is given so many queries, or a multiple: a product of a new shape builds a kernel (see `sslnlp.nn.ROWS`)."""
@@ -34,19 +35,20 @@ QUERIES = 16
 def states_at(model: PreTrainedModel, encoding: Encoding, index_N: Tensor) -> Tensor:
     """The last hidden states [N, H] of the backbone at the flat positions `index_N` of [B × S], documents isolated."""
     layer = _last_layer(model)
-    if getattr(layer, _ASKED, False):
+    evaluating = getattr(layer, _ASKED, None)
+    if layer is not None and evaluating is not None and not (evaluating and layer.training):
         return hidden_states(model, encoding, asked_index=index_N)[0, : len(index_N)]
     return hidden_states(model, encoding).flatten(0, 1)[index_N]
 
 
 def ask_last_layer(model: PreTrainedModel) -> None:
     """From here on `states_at` computes the last layer where it is asked, if this is an encoder of a kind known and,
-    tried on a probe, the states are the same. Not where the model drops out: what is dropped belongs to places in rows.
+    tried on a probe, the states are the same; in training, if the model does not drop out.
 
     Parameters, their names and what the model computes otherwise stay as they are.
     """
     layer, forward = _last_layer(model), _KINDS.get(model.config.model_type)
-    if layer is None or forward is None or drops_out(model):
+    if layer is None or forward is None or hasattr(layer, _ASKED):
         return
 
     def compared() -> Iterator[tuple[Tensor, Tensor]]:
@@ -56,7 +58,7 @@ def ask_last_layer(model: PreTrainedModel) -> None:
         yield states_at(model, probe, index), hidden_states(model, probe).flatten(0, 1)[index]
 
     # Of the instance, not a class of its own: FSDP2 wraps layers by the names of their classes.
-    vars(layer).update({"forward": functools.partial(forward, layer), _ASKED: True})
+    vars(layer).update({"forward": functools.partial(forward, layer), _ASKED: drops_out(model)})
     if not agree(model, compared):
         del vars(layer)["forward"], vars(layer)[_ASKED]
 

@@ -3,7 +3,7 @@
     SSLNLP_SLOW_PATHS=1 pytest tests/objectives/test_contract.py
 
 Logits of all positions at once instead of heads apart and in pieces, texts padded instead of sharing rows, whole texts
-through the tokenizer instead of chunks, and the kernel of attention that the rule would not take.
+through the tokenizer instead of chunks, last layers whole, and the kernel of attention that the rule would not take.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ ASKED = bool(os.environ.get("SSLNLP_SLOW_PATHS"))
 
 def take() -> None:
     """Closes the fast paths of this process, for good."""
-    from sslnlp import attention
+    from sslnlp import attention, last_layer
     from sslnlp.data.encoding import Encoder
     from sslnlp.objectives import causal_lm, masked_diffusion, masked_lm, ranking, sentence_order
 
@@ -26,4 +26,5 @@ def take() -> None:
         headless.prediction_head = lambda model: None
     without: Any = (lambda model: False, lambda *shapes: not rule(*shapes))
     ranking.isolates, attention.by_matmuls = without
+    last_layer._KINDS.clear()
     Encoder._cutter_of = lambda self, facts: (None, "asked not to")  # type: ignore[method-assign]

@@ -130,11 +130,13 @@ def test_other_encoders_compute_their_layers_whole(kind: str) -> None:
     assert positions_of_feed_forward(model, lambda: states_at(model, batch, index)) == batch["input_ids"].numel()
 
 
-def test_a_model_that_drops_out_computes_its_layers_whole() -> None:
+def test_a_model_that_drops_out_trains_all_of_its_layers() -> None:
     model = stock("modernbert", mlp_dropout=0.1)
     batch = packed()
     objective = MaskedLM(model)
     assert positions_of_feed_forward(model, lambda: objective(batch)) == batch["input_ids"].numel()
+    objective.eval()
+    assert positions_of_feed_forward(model, lambda: objective(batch)) == len(batch["target_index"])
 
 
 @pytest.mark.parametrize(

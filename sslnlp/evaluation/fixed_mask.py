@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sslnlp.errors import UserError
 from sslnlp.evaluation.bootstrap import Figure, ratio_figure
 from sslnlp.heads import prediction_head, scored_logits
+from sslnlp.last_layer import ask_last_layer
 from sslnlp.nn import evaluating
 from sslnlp.objectives.functional import IGNORED
 from sslnlp.rng import uniform
@@ -42,6 +43,7 @@ def fixed_mask_measures(
     if tokenizer.mask_token_id is None:
         raise UserError("the tokenizer has no mask token, so no masked loss can be measured")
     head = prediction_head(model)
+    ask_last_layer(model)
     sums: list[tuple[float, float, int]] = []
     with evaluating(model), torch.no_grad():
         for start in range(0, len(texts), batch_size):

@@ -21,10 +21,10 @@ from sslnlp.collators.tokens import pad_id
 from sslnlp.errors import UserError
 from sslnlp.evaluation.local import LocalMetric
 from sslnlp.heads import prediction_head
+from sslnlp.last_layer import ask_last_layer, states_at
 from sslnlp.masks import attention_inputs, is_causal
 from sslnlp.models import max_positions
 from sslnlp.nn import evaluating
-from sslnlp.packed import hidden_states
 from sslnlp.tokenizer import framing, word_boundaries
 from sslnlp.types import Encoding
 
@@ -210,18 +210,20 @@ def _padded(batch: Sequence[_Copy], pad: int) -> tuple[Encoding, Tensor, Tensor]
 def _scorer(model: PreTrainedModel) -> Callable[[Encoding, Tensor, Tensor], npt.NDArray[np.float64]]:
     """From an encoding, flat positions int64 [N] of [B × S] and ids int64 [N] to log-probabilities float64 [N]."""
     head = prediction_head(model)
+    ask_last_layer(model)
 
     def score(encoding: Encoding, index_N: Tensor, target_N: Tensor) -> npt.NDArray[np.float64]:
         inputs = {name: value.to(model.device) for name, value in encoding.items()}
+        index_N = index_N.to(model.device)
+        scored: Iterator[Tensor]
         if head is not None:
-            states = hidden_states(model, inputs).flatten(0, 1)
+            scored = map(head, torch.split(states_at(model, inputs, index_N), CHUNK))
         else:
             options = attention_inputs(model.config, inputs)
-            states = model(input_ids=inputs["input_ids"], **options).logits.flatten(0, 1)
+            all_PV = model(input_ids=inputs["input_ids"], **options).logits.flatten(0, 1)
+            scored = (all_PV[index] for index in torch.split(index_N, CHUNK))
         found = []
-        for index, target in zip(torch.split(index_N, CHUNK), torch.split(target_N, CHUNK), strict=True):
-            chosen = states[index.to(model.device)]
-            logits_NV = chosen if head is None else head(chosen)
+        for logits_NV, target in zip(scored, torch.split(target_N, CHUNK), strict=True):
             wide_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
             found.append(-cross_entropy(wide_NV, target.to(model.device), reduction="none").double().cpu().numpy())
         return np.concatenate(found)
