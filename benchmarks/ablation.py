@@ -6,8 +6,9 @@
 The plain loop is what a tutorial writes: the stock model with its dropout, logits at every position, a mask of pairs,
 AdamW tensor by tensor, float32. The stack is all techniques at once. Both, and every variant between them, take turns
 in one process on the same weights, ids and targets; a ratio is taken within a round. Packing is compared on documents
-of 16 to 128 tokens, padded or packed, by real tokens; the stacked products of Muon on loops with Muon. `compile` is
-added to the stack, not taken out of it. A variant whose losses are not those of the stack ends the run.
+of 16 to 128 tokens, padded or packed, by real tokens; the last layer where it is asked added to a loop without dropout
+whose head is; the stacked products of Muon on loops with Muon. `compile` is added to the stack, not taken out of it. A
+variant whose losses are not those of the stack ends the run.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from benchmarks.contenders import OPTIMISER, RATE, build, make_batches
 from benchmarks.step import same_work
 from sslnlp.attention import NAME
 from sslnlp.heads import prediction_head
+from sslnlp.last_layer import ask_last_layer, states_at
 from sslnlp.muon import Muon
 from sslnlp.objectives.linear_cross_entropy import linear_cross_entropy
 from sslnlp.optim import adamw, parameter_groups
@@ -42,6 +44,7 @@ from sslnlp.precision import GAIN, warn_if_slower
 
 TECHNIQUES = {
     "targets": "the head at the target positions only",
+    "last": "the last layer at the target positions only",
     "chunks": "cross-entropy by chunks of the logits",
     "attention": "attention by the rule of the package",
     "dropout": "no dropout",
@@ -81,7 +84,7 @@ class ByTensor(Muon):
 
 def pairs(kind: str, *, half: bool, compiled: bool) -> dict[str, tuple[Variant, Variant, Variant, Variant]]:
     """Technique -> (plain, plain with it, stack without it, stack)."""
-    left_out = {"targets"} if kind == "causal" else set()
+    left_out = {"targets", "last"} if kind == "causal" else set()
     every = frozenset(TECHNIQUES) - left_out - (set() if half else {"bf16"})
     none, all_ = Variant(frozenset()), Variant(every)
     found = {
@@ -89,6 +92,9 @@ def pairs(kind: str, *, half: bool, compiled: bool) -> dict[str, tuple[Variant, 
         for name in TECHNIQUES
         if name in every
     }
+    if "last" in found:  # neither whole rows of logits nor dropout go with it
+        base = Variant(frozenset({"targets", "dropout"}))
+        found["last"] = (base, replace(base, on=base.on | {"last"}), *found["last"][2:])
     by_rows = [replace(loop, rows=rows) for loop in (none, all_) for rows in ("padded", "packed")]
     by_muon = [replace(loop, muon=muon) for loop in (none, all_) for muon in ("by tensor", "stacked")]
     found["packing"] = (by_rows[0], by_rows[1], by_rows[2], by_rows[3])
@@ -157,6 +163,8 @@ def make_step(kind: str, sizes: dict[str, int], variant: Variant, batches: list[
     head = prediction_head(model)
     assert head is not None
     projection = head.projection
+    if "last" in on:
+        ask_last_layer(model)
     # A mask of pairs is made from `document_ids`; a padded or whole row can do without.
     dense = variant.rows == "packed" or (variant.rows == "whole" and "mask" not in on)
     left_out = set() if dense else {"document_ids", "position_ids"}
@@ -165,10 +173,12 @@ def make_step(kind: str, sizes: dict[str, int], variant: Variant, batches: list[
         target_N = batch["labels"].flatten()
         if kind == "causal":
             target_N = F.pad(batch["labels"][:, 1:], (0, 1), value=-100).flatten()
-        hidden_NH = hidden_states(model, {k: v for k, v in batch.items() if k not in left_out}).flatten(0, 1)
+        read = {k: v for k, v in batch.items() if k not in left_out}
         if "targets" in on:
             index_M = batch["target_index"]
-            hidden_NH, target_N = hidden_NH[index_M], target_N[index_M]
+            hidden_NH, target_N = states_at(model, read, index_M), target_N[index_M]
+        else:
+            hidden_NH = hidden_states(model, read).flatten(0, 1)
         features_NH = head.features(hidden_NH)
         if "chunks" in on:
             return linear_cross_entropy(features_NH, projection.weight, projection.bias, target_N)[0]
