@@ -15,9 +15,9 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel
 
 from sslnlp.errors import UserError
 from sslnlp.heads import prediction_head, scored_logits
+from sslnlp.last_layer import ask_last_layer, states_at
 from sslnlp.objectives.base import Objective
 from sslnlp.objectives.functional import accuracy, cross_entropy
-from sslnlp.packed import hidden_states
 from sslnlp.registry import bound_class
 from sslnlp.types import Batch, StepOutput
 
@@ -52,18 +52,21 @@ class SentenceOrder(Objective):
         self.order_weight, self.masked_weight = order_weight, masked_weight
         self.order_head = order_head(model.config.hidden_size, 2).to(model.dtype)
         self.head = prediction_head(model)
+        ask_last_layer(model)
         if not masked_weight:
             backbone = set(model.base_model.parameters())
             for parameter in set(model.parameters()) - backbone:
                 parameter.requires_grad_(False)
 
     def forward(self, batch: Batch) -> StepOutput:
-        hidden_BSH = hidden_states(self.model, batch)
-        logits_MC = self.order_head(hidden_BSH.flatten(0, 1)[batch[f"{self._target}_index"]])
+        order_M = batch[f"{self._target}_index"]
+        asked = torch.cat([order_M, batch["target_index"]]) if self.masked_weight and self.head is not None else order_M
+        states = states_at(self.model, batch, asked)
+        logits_MC = self.order_head(states[: len(order_M)])
         parts = {"order": (self.order_weight, logits_MC, batch[f"{self._target}_labels"])}
         if self.masked_weight:
             target_N = batch["labels"].flatten()[batch["target_index"]]
-            parts = {"masked": (self.masked_weight, self._masked(hidden_BSH, batch), target_N), **parts}
+            parts = {"masked": (self.masked_weight, self._masked(states[len(order_M) :], batch), target_N), **parts}
         terms, metrics = [], {}
         accuracies = {"masked": "accuracy", "order": "order_accuracy"}
         for name, (weight, logits, target) in parts.items():
@@ -74,12 +77,11 @@ class SentenceOrder(Objective):
             metrics[accuracies[name]] = torch.stack([accuracy(logits, target) * count, count])
         return StepOutput(torch.stack(terms).sum(), metrics, torch.stack(terms))
 
-    def _masked(self, hidden_BSH: Tensor, batch: Batch) -> Tensor:
-        """Logits [N, V] at the masked places."""
-        index_N = batch["target_index"]
+    def _masked(self, states_NH: Tensor, batch: Batch) -> Tensor:
+        """Logits [N, V] at the masked places, from their states."""
         if self.head is not None:
-            return self.head(hidden_BSH.flatten(0, 1)[index_N])
-        return scored_logits(self.model, None, batch, index_N)  # a head that cannot be had alone: a second pass
+            return self.head(states_NH)
+        return scored_logits(self.model, None, batch, batch["target_index"])  # the head is not to be had: a second pass
 
     def num_targets(self, batch: Batch) -> Tensor:
         # Known from the shapes: no wait for the device.
