@@ -349,7 +349,7 @@ def median_interval(values: list[float], *, draws: int = 2000) -> tuple[float, f
     return float(np.median(values)), float(low), float(high)
 
 
-def flops_per_token(model: Any, *, attended: float, scored: float) -> float:
+def flops_per_token(model: Any, *, attended: float, scored: float, asked: float = 1.0, asks: bool = False) -> float:
     """Executed floating-point operations a token of one training step: 3 × the forward pass.
 
     Forward: 2 a weight of every matrix inside the network, 4 × layers × width × attended length for scores and their
@@ -359,6 +359,8 @@ def flops_per_token(model: Any, *, attended: float, scored: float) -> float:
         model: a stock `transformers` encoder or decoder with a language-model head.
         attended: mean number of positions a token attends to (S, or S/2 for a causal model that skips the rest).
         scored: share of positions at which the head is computed.
+        asked: share at which the last layer is computed after its attention (of a BERT; `sslnlp.last_layer`).
+        asks: whether its queries, scores and their sum are also those of that share alone.
     """
     config = model.config
     width, layers = config.hidden_size, config.num_hidden_layers
@@ -368,4 +370,12 @@ def flops_per_token(model: Any, *, attended: float, scored: float) -> float:
     head = sum(p.numel() for p in model.parameters() if p.ndim == 2 and id(p) not in backbone | tables)
     vocabulary = model.get_input_embeddings().weight.numel()
     tied = id(model.get_output_embeddings().weight) in backbone
-    return 3 * (2 * inside + 4 * layers * width * attended + 2 * scored * (head + (vocabulary if tied else 0)))
+    spared = 0.0
+    if asked < 1:
+        last = model.base_model.encoder.layer[-1]
+        mixing, all_of_it = (
+            sum(p.numel() for p in part.parameters() if p.ndim == 2) for part in (last.attention.self, last)
+        )
+        spared = 2 * (all_of_it - mixing) + asks * (2 * mixing / 3 + 4 * width * attended)
+    every = 2 * inside + 4 * layers * width * attended - (1 - asked) * spared
+    return 3 * (every + 2 * scored * (head + (vocabulary if tied else 0)))

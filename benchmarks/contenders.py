@@ -244,11 +244,9 @@ def sslnlp_(
             return sums["loss"] / sums["targets"]
 
         ids = batches[0]["input_ids"]
-        flops = flops_per_token(
-            model,
-            attended=made["attended"],
-            scored=len(batches[0].get("target_index", ids.flatten())) / ids.numel(),
-        )
+        scored = len(batches[0].get("target_index", ids.flatten())) / ids.numel()
+        asks = not compiled and not device.gpu
+        flops = flops_per_token(model, attended=made["attended"], scored=scored, asked=scored, asks=asks)
         rounds(gate, step, device, tokens=ids.numel(), flops=flops, **turns)
 
 

@@ -12,12 +12,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import data, short, step
-from benchmarks.common import command, compare
+from benchmarks.common import command, compare, flops_per_token
 from benchmarks.contenders import build, make_batches
 from benchmarks.small_gpt import SmallGPT
+from sslnlp.adapt import adapt
 from sslnlp.errors import UserError
+from sslnlp.objectives.masked_lm import MaskedLM
 
 TINY = ["--layers", "1", "--width", "64", "--vocabulary", "64", "--length", "8", "--batch", "2", "--batches", "1"]
 
@@ -91,3 +94,22 @@ def test_the_noise_of_dropout_is_allowed_whoever_drops_out() -> None:
         assert len(step.same_work(curves, reference, {step.DEFAULT})) == 2
     with pytest.raises(SystemExit, match="did not do the same work"):
         step.same_work(curves, step.DEFAULT, set())
+
+
+@pytest.mark.parametrize("asks", [True, False])
+def test_operations_of_a_step_are_those_that_are_run(asks: bool) -> None:
+    """All matrix products of a forward pass but attention's, which PyTorch does not count on a CPU."""
+    sizes = {"layers": 2, "width": 64, "vocabulary": 512, "length": 32, "batch": 8, "batches": 1}
+    model = build("masked", sizes, dropout=0.0)
+    if asks:  # otherwise the attention is not the package's, which alone leaves out queries
+        adapt(model)
+    objective = MaskedLM(model)
+    (batch,) = make_batches("masked", sizes, None)
+    index = (batch["labels"].flatten() != -100).nonzero()[:, 0]
+    tokens = batch["labels"].numel()
+    with FlopCounterMode(display=False) as counted, torch.no_grad():
+        objective({**batch, "attention_mask": torch.ones_like(batch["input_ids"]), "target_index": index})
+    share = len(index) / tokens
+    whole = 4 * 64 * 32
+    expected = counted.get_total_flops() / tokens + whole + (share if asks else 1) * whole
+    assert flops_per_token(model, attended=32, scored=share, asked=share, asks=asks) / 3 == pytest.approx(expected)
