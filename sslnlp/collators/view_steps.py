@@ -116,74 +116,69 @@ class Source:
 
 
 Step = Callable[[Tokens, Source, str], Tokens]
-"""(the view so far, the documents, what the draws are for) -> the view."""
+"""(the view so far, the documents, what the draws are for) -> the view. One of the functions below with its options
+bound by `functools.partial`, which workers that are spawned can be sent."""
 
 
-def crop(least: float, most: float, shortest: int, part: float = 1.0, *, tail: bool = False) -> Step:
+def crop(
+    tokens: Tokens,
+    source: Source,
+    purpose: str,
+    *,
+    least: float,
+    most: float,
+    shortest: int,
+    part: float = 1.0,
+    tail: bool = False,
+) -> Tokens:
     """A span whose length is a share of the document from `least` to `most`, drawn evenly, and so is its place.
 
     It has `shortest` tokens at least, where there are as many. It lies in the first (`tail`: the last) `part` of the
     document, never out of it, and has a token at least.
     """
-
-    def step(tokens: Tokens, source: Source, purpose: str) -> Tokens:
-        length = np.bincount(tokens.document, minlength=source.number)
-        room = np.maximum(np.floor(part * length), 1).astype(np.int64)
-        share = least + (most - least) * source.lots(f"{purpose}/length")
-        taken = np.clip(np.rint(share * length).astype(np.int64), 1, None)
-        taken = np.minimum(np.maximum(taken, np.minimum(shortest, length)), room)
-        start = np.floor(source.lots(f"{purpose}/start") * (room - taken + 1)).astype(np.int64)
-        start += (length - room) if tail else 0
-        ahead = ranks(tokens.document) - start[tokens.document]
-        return tokens.only((ahead >= 0) & (ahead < taken[tokens.document]))
-
-    return step
+    length = np.bincount(tokens.document, minlength=source.number)
+    room = np.maximum(np.floor(part * length), 1).astype(np.int64)
+    share = least + (most - least) * source.lots(f"{purpose}/length")
+    taken = np.clip(np.rint(share * length).astype(np.int64), 1, None)
+    taken = np.minimum(np.maximum(taken, np.minimum(shortest, length)), room)
+    start = np.floor(source.lots(f"{purpose}/start") * (room - taken + 1)).astype(np.int64)
+    start += (length - room) if tail else 0
+    ahead = ranks(tokens.document) - start[tokens.document]
+    return tokens.only((ahead >= 0) & (ahead < taken[tokens.document]))
 
 
-def sentence(behind: int) -> Step:
+def sentence(tokens: Tokens, source: Source, purpose: str, *, behind: int) -> Tokens:
     """A sentence of the document that has another behind it (0), or that other (1): one draw serves both.
 
     The only sentence of a document is that sentence, and there is none behind it.
     """
-
-    def step(tokens: Tokens, source: Source, purpose: str) -> Tokens:
-        starts = source.sentence_starts[tokens.place] | (ranks(tokens.document) == 0)
-        number = np.cumsum(starts) - 1
-        first = np.searchsorted(tokens.document, np.arange(source.number))
-        count = np.bincount(tokens.document, weights=starts, minlength=source.number)
-        chosen = np.floor(source.lots("sentence") * np.maximum(count - 1, 1)).astype(np.int64) + behind
-        own = number - number[first[tokens.document]]
-        return tokens.only(own == chosen[tokens.document])
-
-    return step
+    starts = source.sentence_starts[tokens.place] | (ranks(tokens.document) == 0)
+    number = np.cumsum(starts) - 1
+    first = np.searchsorted(tokens.document, np.arange(source.number))
+    count = np.bincount(tokens.document, weights=starts, minlength=source.number)
+    chosen = np.floor(source.lots("sentence") * np.maximum(count - 1, 1)).astype(np.int64) + behind
+    own = number - number[first[tokens.document]]
+    return tokens.only(own == chosen[tokens.document])
 
 
-def delete(rate: float) -> Step:
+def delete(tokens: Tokens, source: Source, purpose: str, *, rate: float) -> Tokens:
     """Without `round(rate × words)` words of each document, drawn evenly; one at least stays."""
-
-    def step(tokens: Tokens, source: Source, purpose: str) -> Tokens:
-        word_N, place_W, document_W = _words(tokens, source)
-        draw_W = source.draws(purpose)[place_W]
-        count = np.bincount(document_W, minlength=source.number)
-        gone = np.minimum(np.rint(rate * count), count - 1)
-        order = np.lexsort((draw_W, document_W))  # stable: equal draws stay in the order of the text
-        kept_W = np.empty(len(order), dtype=np.bool_)
-        kept_W[order] = ranks(document_W) >= gone[document_W]
-        return tokens.only(kept_W[word_N])
-
-    return step
+    word_N, place_W, document_W = _words(tokens, source)
+    draw_W = source.draws(purpose)[place_W]
+    count = np.bincount(document_W, minlength=source.number)
+    gone = np.minimum(np.rint(rate * count), count - 1)
+    order = np.lexsort((draw_W, document_W))  # stable: equal draws stay in the order of the text
+    kept_W = np.empty(len(order), dtype=np.bool_)
+    kept_W[order] = ranks(document_W) >= gone[document_W]
+    return tokens.only(kept_W[word_N])
 
 
-def reorder(distance: int) -> Step:
+def reorder(tokens: Tokens, source: Source, purpose: str, *, distance: int) -> Tokens:
     """Words change places: none moves further than `distance` words (Lample et al., 2018, arXiv:1711.00043)."""
-
-    def step(tokens: Tokens, source: Source, purpose: str) -> Tokens:
-        word_N, place_W, document_W = _words(tokens, source)
-        key_W = ranks(document_W) + (distance + 1) * source.draws(purpose)[place_W]
-        order = np.lexsort((word_N, key_W[word_N], tokens.document))
-        return tokens.only(order)
-
-    return step
+    word_N, place_W, document_W = _words(tokens, source)
+    key_W = ranks(document_W) + (distance + 1) * source.draws(purpose)[place_W]
+    order = np.lexsort((word_N, key_W[word_N], tokens.document))
+    return tokens.only(order)
 
 
 def _words(tokens: Tokens, source: Source) -> tuple[Ints, Ints, Ints]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -74,15 +75,15 @@ class _Views(Collator):
 
     def _steps(self) -> dict[str, Step]:
         part = (1 - self.gap) / 2
-        share = self.crop_min, self.crop_max, self.min_tokens
+        span = partial(crop, least=self.crop_min, most=self.crop_max, shortest=self.min_tokens)
         return {
-            "crop": crop(*share),
-            "head": crop(*share, part),
-            "tail": crop(*share, part, tail=True),
-            "sentence": sentence(0),
-            "neighbour": sentence(1),
-            "delete": delete(self.rate),
-            "reorder": reorder(self.distance),
+            "crop": span,
+            "head": partial(span, part=part),
+            "tail": partial(span, part=part, tail=True),
+            "sentence": partial(sentence, behind=0),
+            "neighbour": partial(sentence, behind=1),
+            "delete": partial(delete, rate=self.rate),
+            "reorder": partial(reorder, distance=self.distance),
         }
 
     def _parsed(self, view: str) -> tuple[str, list[tuple[str, Step]]]:

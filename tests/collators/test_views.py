@@ -131,7 +131,7 @@ def test_whole_words_go_in_exact_number_and_move_within_their_distance(kind: str
     number = len(np.unique(word)) // 30
     assert np.bincount(word).max() > 1
 
-    left = delete(0.3)(source.text, source, "tests")
+    left = delete(source.text, source, "tests", rate=0.3)
     kept = np.isin(source.text.place, left.place)
     for w in np.unique(word):
         assert len(set(kept[word == w].tolist())) == 1  # all of a word or nothing
@@ -139,7 +139,7 @@ def test_whole_words_go_in_exact_number_and_move_within_their_distance(kind: str
         number - round(0.3 * number)
     ] * 30
 
-    moved = reorder(2)(source.text, source, "tests")
+    moved = reorder(source.text, source, "tests", distance=2)
     assert sorted(moved.place.tolist()) == source.text.place.tolist()
     for d in range(30):
         order = np.cumsum(starts)[moved.place[moved.document == d]]
