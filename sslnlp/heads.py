@@ -5,7 +5,6 @@ Shape suffixes: B rows, S tokens, H width, N scored positions, V vocabulary.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -75,13 +74,20 @@ def _find_head(model: PreTrainedModel) -> Head | None:
     if isinstance(found, nn.Linear):  # decoders
         return Head(nn.Identity(), found)
     if found is not None and hasattr(found, "dense") and hasattr(found, "layer_norm"):  # RoBERTa
-        return Head(functools.partial(_roberta_features, found), found.decoder)
+        return Head(_RobertaFeatures(found), found.decoder)
     return None
 
 
-def _roberta_features(head: Any, hidden: Tensor) -> Tensor:
-    features: Tensor = head.layer_norm(nn.functional.gelu(head.dense(hidden)))
-    return features
+@dataclass(frozen=True)
+class _RobertaFeatures:
+    """What RoBERTa's head does before the vocabulary; no module of its own. A function that closed over the head would
+    go on with it in a copy of the objective, and could not be pickled."""
+
+    head: Any
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        features: Tensor = self.head.layer_norm(nn.functional.gelu(self.head.dense(hidden)))
+        return features
 
 
 def scored_features(model: PreTrainedModel, head: Head, encoding: Encoding, index_N: Tensor | None = None) -> Tensor:

@@ -1,5 +1,6 @@
 """Objectives as modules in somebody else's loop: any stock model, other types of weights, and copies by pickling."""
 
+import copy
 import io
 import pickle
 from typing import Any
@@ -73,6 +74,23 @@ def test_a_pickled_objective_is_the_same(name: str) -> None:
     again = torch.load(file, weights_only=False)
     assert (again.needs, again.name) == (objective.needs, objective.name)
     assert loss_of(again, name) == loss_of(objective, name)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "modernbert", "electra"])
+def test_a_copy_has_a_head_of_its_own(kind: str) -> None:
+    """`copy.deepcopy`, as averages of weights are made, and pickling: neither goes on with a part of the first one."""
+    objective = get_objective("masked_lm")(of_stock(kind, AutoModelForMaskedLM)).eval()
+    assert objective.head is not None
+    batch = batch_of("masked_lm", 12, 9)
+    copies = [copy.deepcopy(objective), pickle.loads(pickle.dumps(objective))]
+    expected = objective(batch).loss.item()
+    with torch.no_grad():
+        for parameter in objective.parameters():
+            parameter.normal_()
+    for one in copies:
+        one(batch).loss.backward()
+        assert one(batch).loss.item() == expected
+    assert all(parameter.grad is None for parameter in objective.parameters())
 
 
 BOUND: list[tuple[str, dict[str, Any]]] = [
