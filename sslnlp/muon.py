@@ -113,7 +113,7 @@ class Muon(torch.optim.Optimizer):
         lr: peak rate of both kinds.
         betas, eps: of AdamW.
         weight_decay: decoupled, of all matrices.
-        embedding_lr_scale: tables of embeddings learn at this multiple of the rate.
+        embedding_lr_scale: tables of embeddings learn at this multiple of the rate; it is in the `lr` of their group.
         dtype: of the Newton–Schulz products.
     """
 
@@ -138,7 +138,7 @@ class Muon(torch.optim.Optimizer):
             {"params": list(self._layout), "kind": "muon", "weight_decay": weight_decay},
             {
                 "params": [p for p in others if p in tables], "kind": "adamw", "weight_decay": weight_decay,
-                "lr_scale": embedding_lr_scale,
+                "lr": lr * embedding_lr_scale, "lr_scale": embedding_lr_scale,
             },
             {
                 "params": [p for p in others if p.ndim >= 2 and p not in tables], "kind": "adamw",

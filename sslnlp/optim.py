@@ -38,7 +38,7 @@ def learning_rate_factor(step: int, steps: int, *, schedule: str, warmup: int, d
 
 def parameter_groups(
     module: nn.Module, weight_decay: float, layer_decay: float = 1.0, embedding_lr_scale: float = 1.0
-) -> list[dict[str, object]]:
+) -> list[dict[str, Any]]:
     """Matrices decay; biases, norms and other vectors do not. Frozen parameters are left out.
 
     With a `layer_decay` below 1 each layer learns at that factor of the rate of the one above it (`lr_scale`), the
@@ -84,9 +84,13 @@ def adamw(
     embedding_lr_scale: float = 1.0,
     dtype: torch.dtype,
 ) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter, 2019) with bias correction, one fused kernel for all tensors; always in float32."""
+    """AdamW (Loshchilov and Hutter, 2019) with bias correction, one fused kernel for all tensors; always in float32.
+
+    The `lr` of a group is that of the layers it holds, so that any scheduler keeps them apart.
+    """
     groups = parameter_groups(module, weight_decay, layer_decay, embedding_lr_scale)
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
+    scaled = [{**group, "lr": lr * group["lr_scale"]} for group in groups]
+    return torch.optim.AdamW(scaled, lr=lr, betas=betas, eps=eps, fused=True)
 
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": adamw, "muon": Muon}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 from sslnlp.optim import OPTIMIZERS, SCHEDULES, learning_rate_factor, parameter_groups
 from sslnlp.recipe import load_recipe
-from tests.contract import make_trainer
+from tests.contract import make_objective, make_trainer, one_batch
 
 
 def curve(schedule: str, steps: int = 10, warmup: int = 2, decay: float = 0.3) -> list[float]:
@@ -65,6 +66,27 @@ def test_embeddings_learn_at_their_multiple_of_the_rate(optimizer: str, name: st
     moved = [(p - old).abs().max().item() for p, old in zip((*tables, *vectors), before, strict=True)]
     assert moved[: len(tables)] == pytest.approx([4e-3] * len(tables), rel=0.01)
     assert max(moved[len(tables) :]) == pytest.approx(1e-3, rel=0.01)
+
+
+@pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
+def test_a_loop_of_one_s_own_has_the_rates_that_were_asked_for(optimizer: str) -> None:
+    """With a stock scheduler or without: its factor is of each group's own rate."""
+    objective = make_objective("masked_lm", "modernbert")
+    table = objective.model.get_input_embeddings().weight
+    options: dict[str, Any] = {"layer_decay": 0.5} if optimizer == "adamw" else {}
+    updates = OPTIMIZERS[optimizer](
+        objective, lr=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, embedding_lr_scale=8.0, dtype=torch.float32,
+        **options,
+    )  # fmt: skip
+    schedule = torch.optim.lr_scheduler.LambdaLR(updates, lambda step: 1.0 if step == 0 else 0.5)
+    factor = 8 * 0.5**3 if options else 8.0  # two layers and what stands above them
+    for moved in (factor * 1e-3, factor * 5e-4):
+        before = table.detach().clone()
+        updates.zero_grad()
+        objective(one_batch("masked_lm")).loss.backward()
+        updates.step()
+        schedule.step()
+        assert (table - before).abs().max().item() == pytest.approx(moved, rel=0.01)
 
 
 def test_layers_and_embeddings_have_one_rate_each() -> None:
