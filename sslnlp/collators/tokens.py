@@ -120,9 +120,9 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def _stack(rows: Sequence[npt.NDArray[Any]], fill: int) -> npt.NDArray[np.int64]:
-    """[B, S] with S the longest row."""
+    """[B, S] with S the longest row; a column of `fill` where no row has a token (blank lines at the end of a file)."""
     lengths = list(map(len, rows))
-    width = max(lengths)
+    width = max(1, *lengths)
     if min(lengths) == width:
         joined: npt.NDArray[np.int64] = np.concatenate(rows, dtype=np.int64, casting="unsafe")
         return joined.reshape(len(rows), width)

@@ -131,3 +131,15 @@ def test_another_seed_is_another_draw(name: str) -> None:
     assert any(
         value.shape != second[path].shape or not torch.equal(value, second[path]) for path, value in first.items()
     )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_without_a_token_are_a_batch_of_padding(name: str) -> None:
+    """Blank lines, which may be all that the last batch of a file holds."""
+    collator, _, _ = parts(name, "bpe")
+    batch = collator([{"input_ids": [], "position": position} for position in range(2)])
+    assert set(collator.makes) <= set(batch)
+    masks = {path: value for path, value in tensors(batch) if path.endswith("attention_mask")}
+    assert masks
+    assert not any(mask.any() for mask in masks.values())
+    assert all((value == -100).all() for path, value in tensors(batch) if path.endswith("labels"))
