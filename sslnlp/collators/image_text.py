@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from sslnlp.collators.base import Collator
-from sslnlp.collators.images import ImageViewsCollator, PictureCollator, places
+from sslnlp.collators.images import ImageViewsCollator, PictureCollator
 from sslnlp.data.hashes import hash_same
 from sslnlp.errors import UserError
 from sslnlp.pictures import normalised
@@ -28,7 +28,7 @@ class ImageTextCollator(PictureCollator):
     Rows: `image` (the bytes of a file), `captions` (a list of texts) and `picture` (a hash of the picture). Batch, with
     K captions of B pictures: `pixel_values` float32 [B, 3, P, P], from -1 to 1; `text`, an encoding [K, S];
     `text_row` int64 [K], which picture a caption is of, ascending; `image_hash` int64 [B] and `text_hash` int64 [K],
-    equal for equal ones; `position` int64 [B] when the rows carry it; with `views`, also what `image_views` makes.
+    equal for equal ones; `position` int64 [B]; with `views`, also what `image_views` makes.
 
     Held out, pictures are whole and all their captions are read. Captions may say left and right, so `augment=crop`
     mirrors nothing.
@@ -75,7 +75,7 @@ class ImageTextCollator(PictureCollator):
             )  # fmt: skip
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
-        positions = places(rows)
+        positions: list[int] = self._fresh.of(rows).tolist()
         pixels_BHWC = np.stack([self.usual(row, at) for row, at in zip(rows, positions, strict=True)])
         chosen = [self._captions(row, at) for row, at in zip(rows, positions, strict=True)]
         texts = [text for some in chosen for text in some]
@@ -92,8 +92,7 @@ class ImageTextCollator(PictureCollator):
         }
         if self._views is not None:
             batch = {**self._views(rows), **batch}
-        if all("position" in row for row in rows):
-            batch["position"] = torch.tensor(positions, dtype=torch.int64)
+        batch["position"] = torch.tensor(positions, dtype=torch.int64)
         return batch
 
     def _captions(self, row: Row, position: int) -> list[str]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sslnlp.augment import IMAGE_TEXT, VIEWS, Augment, quarter_turn
 from sslnlp.collators.base import Collator
+from sslnlp.collators.tokens import FreshPositions
 from sslnlp.errors import UserError
 from sslnlp.pictures import Pixels, decode, normalised, whole
 from sslnlp.rng import mix, uniform
@@ -27,7 +28,8 @@ AUGMENTS: dict[str, Augment | None] = {"crop": IMAGE_TEXT, "strong": VIEWS, "non
 
 @dataclass(kw_only=True)
 class PictureCollator(Collator):
-    """What all that read pictures share: rows have `image`, the bytes of a file. Held out, pictures are whole."""
+    """What all that read pictures share: rows have `image`, the bytes of a file. Held out, pictures are whole. Rows
+    without a position get new draws at every call."""
 
     reads: ClassVar[str] = "pictures"
     reads_text: ClassVar[bool] = False
@@ -47,6 +49,7 @@ class PictureCollator(Collator):
         for name in ("image_size", "patch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"collator.{name} must be at least 1, got {getattr(self, name)}")
+        self._fresh = FreshPositions()
 
     @property
     def patches(self) -> int:
@@ -83,11 +86,6 @@ class PictureCollator(Collator):
         return replace(self, seed=seed, horizon=None, training=False)
 
 
-def places(rows: Sequence[Row]) -> list[int]:
-    """The positions of rows; where they carry none, their places in the batch."""
-    return [int(row["position"]) if "position" in row else n for n, row in enumerate(rows)]
-
-
 @dataclass(kw_only=True)
 class ImageViewsCollator(PictureCollator):
     """Views of each picture, cropped, recoloured, blurred and mirrored by draws of their own (Chen et al., 2020).
@@ -117,7 +115,7 @@ class ImageViewsCollator(PictureCollator):
             self._augment = replace(self._augment, scale=(self.crop_min, self._augment.scale[1]))
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
-        positions = places(rows)
+        positions: list[int] = self._fresh.of(rows).tolist()
         pictures = [self.opened(row, self._augment) for row in rows]
         picture = np.array([int(row["picture"]) for row in rows], dtype=np.int64)
         batch: Batch = {f"view_{v}": self._view(pictures, picture, positions, v) for v in range(self.views)}
@@ -146,7 +144,7 @@ class RotationCollator(PictureCollator):
     makes: ClassVar[frozenset[str]] = frozenset({"pixel_values", "attention_mask", "labels", "position"})
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
-        positions = places(rows)
+        positions: list[int] = self._fresh.of(rows).tolist()
         turned = [quarter_turn(self.usual(row, at), self.seed, at) for row, at in zip(rows, positions, strict=True)]
         batch: Batch = dict(self.encoding(np.stack([pixels for pixels, _ in turned])))
         batch["labels"] = torch.tensor([turns for _, turns in turned], dtype=torch.int64)
@@ -178,7 +176,7 @@ class MaskedPatchesCollator(PictureCollator):
             )
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
-        positions = places(rows)
+        positions: list[int] = self._fresh.of(rows).tolist()
         pixels = [self.usual(row, at) for row, at in zip(rows, positions, strict=True)]
         batch: Batch = dict(self.encoding(np.stack(pixels)))
         batch["masked"] = self._masked(positions)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sslnlp.collators.base import Collator
 from sslnlp.collators.ragged import pack_texts
+from sslnlp.collators.tokens import FreshPositions
 from sslnlp.data.hashes import hash_same
 from sslnlp.errors import UserError
 from sslnlp.rng import uniform
@@ -32,6 +33,7 @@ class RankingCollator(Collator):
     [B, 1 + n], a teacher's of the positive and of those negatives, when the rows have them; `query_hash`,
     `positive_hash` int64 [B], `negative_hash` int64 [B * n]; `position` int64 [B] when the rows carry it; `places`
     int64 [R, T], how the texts of `query`, `positive` and `negative` fill rows without padding (`ragged.pack_texts`).
+    Of rows without a position the negatives are drawn anew at every call.
     """
 
     name: ClassVar[str] = "ranking"
@@ -64,6 +66,7 @@ class RankingCollator(Collator):
                 )
         if self.num_negatives is not None and self.num_negatives < 0:
             raise UserError(f"collator.num_negatives={self.num_negatives} must be 0 or more")
+        self._fresh = FreshPositions()
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
         queries, positives = texts_of(rows, "query"), texts_of(rows, "positive")
@@ -73,7 +76,7 @@ class RankingCollator(Collator):
             "query_hash": _hashes(queries),
             "positive_hash": _hashes(positives),
         }
-        used = [self._negatives(row) for row in rows]
+        used = [self._negatives(row, at) for row, at in zip(rows, self._fresh.of(rows), strict=True)]
         by_row = [texts for texts, _ in used]
         if len({len(texts) for texts in by_row}) > 1:
             raise UserError(
@@ -113,14 +116,14 @@ class RankingCollator(Collator):
         )  # fmt: skip
         return dict(encoded)
 
-    def _negatives(self, row: Row) -> tuple[list[str], list[float] | None]:
+    def _negatives(self, row: Row, position: int) -> tuple[list[str], list[float] | None]:
         """The negatives of a row that are used, and the teacher's scores of its positive and of them."""
         given = negatives_of(row)
         used = list(range(len(given)))
         if self.num_negatives is not None:
             if len(given) < self.num_negatives:
                 raise UserError(f"a row has {len(given)} negatives, but collator.num_negatives={self.num_negatives}")
-            drawn = uniform(self.seed, "negatives", [int(row.get("position", 0))], len(given))[0]
+            drawn = uniform(self.seed, "negatives", [position], len(given))[0]
             used = np.argsort(drawn, kind="stable")[: self.num_negatives].tolist()
         scores = _scores(row, len(given))
         return [given[i] for i in used], scores and [scores[0], *(scores[1 + i] for i in used)]

@@ -13,6 +13,7 @@ import torch
 from sslnlp.collators.base import Collator
 from sslnlp.collators.pairs import PairTokenizer
 from sslnlp.collators.ranking import negatives_of, texts_of
+from sslnlp.collators.tokens import FreshPositions
 from sslnlp.data.hashes import HashSet, hash_texts
 from sslnlp.errors import UserError
 from sslnlp.rng import uniform
@@ -33,7 +34,7 @@ class RerankingCollator(Collator):
 
     Batch: `pairs` encoding of [B * (1 + n), S] (row-major: the 1 + n pairs of row 0 first); `relevance` int64
     [B, 1 + n], 1 for the relevant text (the first), 0 for the others, -100 where left out; `position` int64 [B] when
-    the rows carry it.
+    the rows carry it; else negatives are drawn anew at every call.
     """
 
     name: ClassVar[str] = "reranking"
@@ -64,6 +65,7 @@ class RerankingCollator(Collator):
         for option in ("query_length", "num_negatives"):
             if (value := getattr(self, option)) is not None and value < 1:
                 raise UserError(f"collator.{option}={value} must be 1 or more")
+        self._fresh = FreshPositions()
         self._tokenize = PairTokenizer(
             self.tokenizer,
             max_length=self.max_length,
@@ -74,7 +76,7 @@ class RerankingCollator(Collator):
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
         queries, positives = texts_of(rows, "query"), texts_of(rows, "positive")
-        positions = [int(row.get("position", 0)) for row in rows]
+        positions = self._fresh.of(rows)
         negatives = [self._negatives(row, at) for row, at in zip(rows, positions, strict=True)]
         if len(counts := {len(texts) for texts in negatives}) > 1:
             raise UserError(
@@ -91,7 +93,7 @@ class RerankingCollator(Collator):
             "relevance": torch.from_numpy(relevance),
         }
         if all("position" in row for row in rows):
-            batch["position"] = torch.tensor(positions, dtype=torch.int64)
+            batch["position"] = torch.from_numpy(positions)
         return batch
 
     def for_evaluation(self, seed: int) -> RerankingCollator:

@@ -13,6 +13,7 @@ import torch
 
 from sslnlp.collators.classification import ClassificationCollator, text_of
 from sslnlp.collators.ragged import pack_texts
+from sslnlp.collators.tokens import FreshPositions
 from sslnlp.errors import UserError
 from sslnlp.rng import uniform
 from sslnlp.types import Batch, Encoding, Row
@@ -28,7 +29,8 @@ class SameClassCollator(ClassificationCollator):
     about n²/2. A text whose class has no other is paired with itself.
 
     Batch: encodings `first`, `second` of [B, S]; `labels` int64 [B]; `places` int64 [R, T], how the texts of both fill
-    rows without padding (`ragged.pack_texts`); `position` int64 [B] when the rows carry it.
+    rows without padding (`ragged.pack_texts`); `position` int64 [B] when the rows carry it; else the other texts are
+    drawn anew at every call.
     """
 
     name: ClassVar[str] = "same_class"
@@ -37,6 +39,10 @@ class SameClassCollator(ClassificationCollator):
     table: Any = field(default=None, repr=False)
     """The training rows; set by the run."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._fresh = FreshPositions()
+
     def __call__(self, rows: Sequence[Row]) -> Batch:
         if any(row.get("text_pair") is not None for row in rows):
             raise UserError(
@@ -44,7 +50,7 @@ class SameClassCollator(ClassificationCollator):
             )
         texts = [text_of(row, "text") for row in rows]
         labels = self.labels(rows)
-        positions = np.array([row.get("position", 0) for row in rows], np.int64)
+        positions = self._fresh.of(rows)
         batch: Batch = {
             "first": self._encoded(texts),
             "second": self._encoded(self._partners(texts, labels.numpy(), positions)),

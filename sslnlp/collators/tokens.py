@@ -142,6 +142,12 @@ class FreshPositions:
 
     calls: int = field(default=0)
 
+    def of(self, rows: Sequence[Row]) -> npt.NDArray[np.int64]:
+        """int64 [n]: the positions that the rows carry; new ones for all where some carry none."""
+        if all("position" in row for row in rows):
+            return np.array([row["position"] for row in rows], dtype=np.int64)
+        return self.draw(len(rows))
+
     def draw(self, n: int) -> npt.NDArray[np.int64]:
         """int64 [n], distinct from those of any other call."""
         self.calls += 1

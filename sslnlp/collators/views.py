@@ -195,8 +195,7 @@ class PairViewsCollator(_Views, RankingCollator):
                 raise UserError(f"collator.views={view!r} would change the prefix of {column!r}; leave one of them out")
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
-        native = all("position" in row for row in rows)
-        positions = np.array([row["position"] for row in rows]) if native else self._fresh.draw(len(rows))
+        positions = self._fresh.of(rows)
         pairs = RankingCollator.__call__(self, rows)
         sources = {side: self._source(_block(pairs[side], positions), positions) for side in self._sources}
         batch = self._batch([sources[side] for side, _ in self._chains])
