@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from sslnlp.errors import UserError
 from sslnlp.masks import is_causal
 from sslnlp.tokenizer import Style
 from sslnlp.types import Batch, LinearHead, StepOutput
@@ -60,6 +61,21 @@ class Objective(nn.Module, ABC):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
+
+    def __call__(self, batch: Batch) -> StepOutput:
+        """`forward`; `UserError` for a batch without a key that it reads."""
+        output: StepOutput
+        try:
+            output = super().__call__(batch)
+        except KeyError as error:
+            key = error.args[0]
+            if key not in self.needs or key in batch:
+                raise
+            raise UserError(
+                f"objective {self.name} reads {key!r}, which the batch has not: make it by the collator "
+                f"{self.collator!r}, of rows with a 'position' each"
+            ) from error
+        return output
 
     @abstractmethod
     def forward(self, batch: Batch) -> StepOutput:

@@ -72,7 +72,7 @@ def count(objective: Objective, batch: Batch, train: TrainConfig) -> Counted:
         for _ in range(passes):
             with torch.autocast(held[0].device.type, torch.bfloat16, enabled=train.precision == "bf16"):
                 output = objective(batch)
-            (output.loss if output.terms is None else output.terms).sum().backward()
+            (output.loss if output.terms is None else output.terms).sum().backward()  # type: ignore[no-untyped-call]
             del output
     objective.zero_grad(set_to_none=True)
     return Counted(ledger.flops / passes, float(ledger.most))

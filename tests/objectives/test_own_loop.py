@@ -109,6 +109,20 @@ def test_a_collator_that_its_options_made_goes_to_worker_processes(name: str, op
     assert vars(again).keys() == vars(collator).keys()
 
 
+@pytest.mark.parametrize(("name", "key"), [("masked_lm", "target_index"), ("electra", "judged"), ("vae", "position")])
+def test_a_batch_of_rows_without_a_position_says_so(name: str, key: str) -> None:
+    rows = [{"input_ids": list(range(100, 112))}] * 2
+    batch = make_collator(name)(rows)
+    with pytest.raises(
+        UserError, match=rf"objective {name} reads '\w+', which the batch has not.*with a 'position' each"
+    ):
+        make_objective(name)(batch)
+    batch = one_batch(name)
+    del batch[key]
+    with pytest.raises(UserError, match=f"reads '{key}'"):
+        make_objective(name)(batch)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_collator_goes_to_worker_processes_that_are_spawned(name: str) -> None:
     """As they are by default on macOS, on Windows and, from Python 3.14 on, elsewhere too."""
