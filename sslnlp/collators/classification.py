@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sslnlp.collators.base import Collator
-from sslnlp.data.label_kinds import UNKNOWN
+from sslnlp.data.label_kinds import UNKNOWN, plain
 from sslnlp.errors import UserError
 from sslnlp.types import Batch, Row
 
@@ -77,6 +77,7 @@ class ClassificationCollator(Collator):
 
     def class_of(self, value: Any) -> int:
         """The number of a class (-100: none is known); `UserError` for nothing, and for what `label_names` lacks."""
+        value = plain(value)
         if value == UNKNOWN:
             return UNKNOWN
         if isinstance(value, str):
@@ -107,7 +108,7 @@ class MultiLabelCollator(ClassificationCollator):
             raise UserError("set collator.label_names to the list of classes")
         marks_BC = torch.zeros(len(rows), len(self.label_names))
         for mark_C, row in zip(marks_BC, rows, strict=True):
-            value = row.get("label")
+            value = plain(row.get("label"))
             if not isinstance(value, (list, tuple)):
                 raise UserError(f"a row's label is {shorten(value)}; of several classes it is a list, empty for none")
             mark_C[[self.class_of(item) for item in value]] = 1.0
@@ -122,11 +123,11 @@ class RegressionCollator(ClassificationCollator):
     label_kind: ClassVar[str | None] = "number"
 
     def labels(self, rows: Sequence[Row]) -> Tensor:
-        for row in rows:
-            value = row.get("label")
+        values = [plain(row.get("label")) for row in rows]
+        for value in values:
             if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
                 raise UserError(f"a row's label is {shorten(value)}; regression needs a finite number in every row")
-        return torch.tensor([float(row["label"]) for row in rows])
+        return torch.tensor([float(value) for value in values])
 
 
 def text_of(row: Row, column: str) -> str:

@@ -16,6 +16,7 @@ from sslnlp.collators.base import Collator
 from sslnlp.collators.ragged import pack_texts
 from sslnlp.collators.tokens import FreshPositions
 from sslnlp.data.hashes import hash_same
+from sslnlp.data.label_kinds import plain
 from sslnlp.errors import UserError
 from sslnlp.rng import uniform
 from sslnlp.types import Batch, Encoding, Row
@@ -130,7 +131,7 @@ class RankingCollator(Collator):
 
 
 def _scores(row: Row, negatives: int) -> list[float] | None:
-    scores = row.get("scores")
+    scores = plain(row.get("scores"))
     if scores is None:
         return None
     if not isinstance(scores, list) or not all(isinstance(one, int | float) and math.isfinite(one) for one in scores):
@@ -145,7 +146,7 @@ def _scores(row: Row, negatives: int) -> list[float] | None:
 def negatives_of(row: Row) -> list[str]:
     """All negatives of a row, none where it has no such column; `UserError` for what is no text or list of texts."""
     given = row.get("negatives") if row.get("negatives") is not None else row.get("negative")
-    given = [] if given is None else [given] if isinstance(given, str) else given
+    given = [] if given is None else [given] if isinstance(given, str) else plain(given)
     if not isinstance(given, list) or not all(isinstance(text, str) and text.strip() for text in given):
         raise UserError(f"column 'negative' must hold a text or a list of texts in every row; found {shorten(given)}")
     return given

@@ -23,6 +23,11 @@ Label = str | tuple[str, ...] | float
 """A row's label: a class by name, several of them, or a number."""
 
 
+def plain(value: Any) -> Any:
+    """A cell as Python has it: rows of a dataset in the torch or numpy format hold tensors and arrays."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
 @dataclass(frozen=True)
 class LabelKind:
     """How a kind of label is read from a cell, which classes it names, and what a batch gets of it."""
