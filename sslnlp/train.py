@@ -324,8 +324,9 @@ class Trainer:
         score = figures.get(name, figures.get("loss", math.nan))
         # Two devices may round unlike, and all ranks have to save together or not at all.
         score = distributed.broadcast_number(-score if direction == "max" and name in figures else score)
-        # A figure that is not a number is none to keep weights by: nothing would ever be below it.
-        if math.isnan(score) or (progress.best is not None and not score < progress.best):
+        # A figure that is not a number is none to keep weights by: nothing would ever be below it. Of equals the last
+        # counts: where one held-out text has no other to be told from, all are, and the first would undo the training.
+        if math.isnan(score) or (progress.best is not None and score > progress.best):
             return False
         progress.best, progress.best_step = score, progress.step
         return True

@@ -198,12 +198,13 @@ def test_the_best_weights_are_left_behind(tmp_path: Path) -> None:
     assert kept == ["step-00000002", "step-00000005"]
 
 
-def test_a_held_out_figure_that_is_not_a_number_is_never_the_best(tmp_path: Path) -> None:
-    losses = iter([float("nan"), 3.0, 2.0, float("nan")])
+@pytest.mark.parametrize(("seen", "best"), [("nan 3 2 nan", (2, 3)), ("0 0 0 1", (0, 3)), ("0 0 0 0", (0, 4))])
+def test_the_last_of_equal_figures_is_the_best_and_never_nan(seen: str, best: tuple[int, int], tmp_path: Path) -> None:
+    losses = map(float, seen.split())
     trainer = make_trainer("masked_lm", tmp_path, steps=4, batch_size=2, eval_every=1)
     trainer.evaluate = lambda objective: {"loss": next(losses)}
     trainer.fit()
-    assert (trainer.progress.best, trainer.progress.best_step) == (2.0, 3)
+    assert (trainer.progress.best, trainer.progress.best_step) == best
 
 
 def test_a_killed_pruning_is_finished_by_the_next_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
