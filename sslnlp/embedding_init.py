@@ -14,6 +14,8 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel
 
+from sslnlp.nn import evaluating
+
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
@@ -26,6 +28,8 @@ DEVIATION = 0.32
 CALM = 0.1
 """What the weights of a head's own norm are multiplied by: with such embeddings its first logits would be wild, and
 twenty updates go into unlearning them (a masked model starts at 12.5 nats, and with this at ln V)."""
+CALM_BACKBONE = 0.3
+"""The same of the last norm before a head without one (a T5 starts at 32 nats; with a tenth it learns slower)."""
 PRIOR = 80.0
 """Observations that a token's frequency counts for beside those of a neighbourhood: rare tokens say little."""
 UNSEEN = 1.0
@@ -149,7 +153,8 @@ def init_next_token(model: PreTrainedModel, found: Associations, seed: int) -> N
 @torch.no_grad()
 def init_neighbours(model: PreTrainedModel, found: Associations, seed: int) -> None:
     """The table of embeddings, in place: every token that was counted gets the direction of its neighbourhood, all of
-    one length; a norm that the head has of its own (BERT's, RoBERTa's, ModernBERT's) starts small.
+    one length; the last norm before the vocabulary, of the head (BERT's, RoBERTa's, ModernBERT's) or else of the
+    backbone (T5, BART, GPT-2), starts small.
 
     `found`: of pairs in both orders, at most as many columns as the embeddings have.
     """
@@ -159,10 +164,24 @@ def init_neighbours(model: PreTrainedModel, found: Associations, seed: int) -> N
     length = DEVIATION * table.shape[1] ** 0.5
     table[counted] = length * torch.nn.functional.normalize(vectors, dim=1)[counted]
     if model.get_output_embeddings() is not None:
-        backbone = set(model.base_model.modules())
-        for module in model.modules():
-            if "Norm" in type(module).__name__ and module not in backbone:
-                module.get_parameter("weight").mul_(CALM)
+        for norm in _norms_as_run(model)[-1:]:
+            inside = norm in set(model.base_model.modules())
+            norm.get_parameter("weight").mul_(CALM_BACKBONE if inside else CALM)
+
+
+def _norms_as_run(model: PreTrainedModel) -> list[torch.nn.Module]:
+    """The norms of a model in the order in which it comes to them, which is not that of its parts (BART)."""
+    met: list[torch.nn.Module] = []
+    norms = [part for part in model.modules() if "Norm" in type(part).__name__]
+    hooks = [norm.register_forward_hook(lambda norm, given, output: met.append(norm)) for norm in norms]
+    ids = torch.zeros(1, 2, dtype=torch.int64, device=model.device)
+    try:
+        with evaluating(model):
+            model(input_ids=ids, **({"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return met
 
 
 def _columns(width: int, *parts: Any) -> torch.Tensor:

@@ -81,7 +81,7 @@ def test_a_decoder_with_a_head_of_its_own_starts_as_a_bigram_model(text_file: Pa
     ("recipe", "changed"),
     [
         ("pretrain_bert", ["model.embeddings.tok_embeddings.weight", "head.norm.weight"]),
-        ("pretrain_t5", ["shared.weight"]),
+        ("pretrain_t5", ["shared.weight", "decoder.final_layer_norm.weight"]),
     ],
 )
 def test_one_table_starts_with_a_direction_for_each_neighbourhood(
@@ -166,6 +166,19 @@ def test_a_masked_model_starts_as_undecided_as_from_random_embeddings(text_file:
     objective = build_objective(made)
     batch = made.collator([made.stream[i] for i in range(4)])
     assert objective.eval()(batch).loss.item() == pytest.approx(np.log(len(table(objective))), abs=0.3)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "architecture"), [("pretrain_gpt", "gpt2"), ("pretrain_t5", "t5"), ("pretrain_bart", "bart")]
+)
+def test_a_head_that_is_the_embeddings_starts_without_wild_logits(
+    text_file: Path, recipe: str, architecture: str
+) -> None:
+    """They would be 20 nats from the truth."""
+    made = parts(text_file, recipe, **{"model.architecture": architecture})
+    objective = build_objective(made).eval()
+    batch = made.collator([made.stream[i] for i in range(4)])
+    assert objective(batch).loss.item() < np.log(len(table(objective))) + 2
 
 
 @pytest.mark.parametrize("width", [2, 8, 12])
