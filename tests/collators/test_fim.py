@@ -227,7 +227,9 @@ def test_rows_of_any_length(n):
     if n:
         assert rebuilt(taken, tokenizer, ended=True)[0] == ids.tolist()
     empty = {"input_ids": np.zeros(0, np.int64), "document_ids": np.zeros(0, np.int32), "position": 3}
-    assert FimCollator(tokenizer=tokenizer)([empty])["input_ids"].shape == (1, 0)
+    padding = FimCollator(tokenizer=tokenizer)([empty])  # of one place, as any batch without a token
+    assert padding["input_ids"].tolist() == [[tokenizer.pad_token_id]]
+    assert padding["document_ids"].tolist() == [[-1]]
 
 
 def test_rate_zero_is_the_causal_collator():
