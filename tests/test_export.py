@@ -123,10 +123,14 @@ def test_every_kind_of_model_comes_back_the_same(
 def test_tokenizer_folder_loads_anywhere_and_cuts_at_max_length(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
+    tokenizer(TEXTS, truncation=True, max_length=5, padding=True)  # of which nothing is to stay
     path = write(tiny("BertForMaskedLM", tokenizer), tokenizer, tmp_path / "export")
 
     again = AutoTokenizer.from_pretrained(path)
 
+    kept = json.loads((path / "tokenizer.json").read_text(encoding="utf-8"))
+    assert kept["truncation"] is None
+    assert kept["padding"] is None
     assert again(TEXTS)["input_ids"] == tokenizer(TEXTS)["input_ids"]
     assert again.model_max_length == 32
     assert len(again("x y " * 100, truncation=True)["input_ids"]) == 32

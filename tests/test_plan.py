@@ -16,6 +16,7 @@ from torch import nn
 
 from sslnlp import budget
 from sslnlp.budget import Pace, occasions
+from sslnlp.last_layer import QUERIES
 from sslnlp.muon import Muon, hidden_matrices
 from sslnlp.objectives.base import Objective
 from sslnlp.recipe import load_recipe
@@ -47,17 +48,19 @@ def planned(name: str, keys: list[str], data: Path, **options: Any) -> tuple[dic
 
 
 def test_operations_of_bert(text_file: Path) -> None:
-    """One layer, width 8, inner width 16; N positions scored of 2 × 32. Everything thrice (forward, and two products
-    backward), but the scores of the fused kernel seven halves times, as it computes them again."""
+    """One layer, width 8, inner width 16; N positions scored of 2 × 32, the only ones that the layer computes beyond keys
+    and values. Everything thrice (forward, and two products backward), but the scores of the fused kernel seven
+    halves times, as it computes them again."""
     small = ["model.architecture=bert", "model.config.num_hidden_layers=1", "model.config.hidden_size=8"]
     small += ["model.config.intermediate_size=16"]
     objective, batch, train = built("pretrain_bert", [*TINY, *small], text_file)
     slots, scored, vocabulary = 2 * 32, len(batch["target_index"]), objective.model.config.vocab_size
-    matrices = 4 * 8 * 8 + 2 * 8 * 16  # query, key, value, output; in, out
+    matrices = slots * 2 * 8 * 8 + scored * (2 * 8 * 8 + 2 * 8 * 16)  # key, value; query, output, in, out
+    queries = 2 * QUERIES * -(-int((batch["labels"] != -100).sum(1).max()) // QUERIES)
     attention = 4 * 8 * 32  # two products of width 8 with each of the row's 32 places, packed or not
     head = scored * (8 * 8 + vocabulary * 8)
     bias = 2 * scored * vocabulary  # its gradient is a sum, which may be done as a product with ones
-    expected = 6 * slots * matrices + 3.5 * slots * attention + 6 * head
+    expected = 6 * matrices + 3.5 * queries * attention + 6 * head
     assert count(objective, batch, train).flops in (expected, expected + bias)
 
 

@@ -23,7 +23,7 @@ from sslnlp.modes import Modes, write_self_check
 from sslnlp.picture_encoder import POOLING
 from sslnlp.pictures import DEVIATION, MEAN
 from sslnlp.quiet import quiet_loading
-from sslnlp.tokenizer.specials import vocabulary_size
+from sslnlp.tokenizer.specials import forget_last_call, vocabulary_size
 from sslnlp.types import LinearHead
 from sslnlp.writing import write_json
 
@@ -165,6 +165,7 @@ def _save_model(model: PreTrainedModel, folder: Path) -> None:
 
 
 def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, max_length: int, model: PreTrainedModel) -> None:
+    forget_last_call(tokenizer)
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))

@@ -40,6 +40,7 @@ from sslnlp.recipe.schema import Recipe
 from sslnlp.report import make_report
 from sslnlp.report.sections import short_form
 from sslnlp.sharding import sharding_asked
+from sslnlp.tokenizer.specials import forget_last_call
 from sslnlp.train import Trainer
 from sslnlp.writing import room_in, write_json
 
@@ -133,10 +134,7 @@ def _begin(out: Path, parts: Parts, story: Mapping[str, Any]) -> None:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         if parts.tokenizer is not None and parts.contract is not None:
-            if (backend := getattr(parts.tokenizer, "backend_tokenizer", None)) is not None:
-                # As set by what it encoded last: loaded on a resume, they would be options of its own, and exported.
-                backend.no_truncation()
-                backend.no_padding()
+            forget_last_call(parts.tokenizer)
             with room_in(out):
                 parts.tokenizer.save_pretrained(aside / "tokenizer")
             write_json(aside / "tokenizer" / "contract.json", parts.contract.to_dict())

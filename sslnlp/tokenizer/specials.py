@@ -110,6 +110,14 @@ def drawable_ids(tokenizer: PreTrainedTokenizerBase) -> npt.NDArray[np.int64]:
     return drawable
 
 
+def forget_last_call(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Takes out how the last texts were cut and padded, which a tokenizer would be saved with, and loaded as if these
+    were options of its own."""
+    if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
+        backend.no_truncation()
+        backend.no_padding()
+
+
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
     """One more than the largest id: the length of a table indexed by id."""
     return max(len(tokenizer), int(_ids(tokenizer).max(initial=-1)) + 1)
