@@ -48,9 +48,9 @@ def planned(name: str, keys: list[str], data: Path, **options: Any) -> tuple[dic
 
 
 def test_operations_of_bert(text_file: Path) -> None:
-    """One layer, width 8, inner width 16; N positions scored of 2 × 32, the only ones that the layer computes beyond keys
-    and values. Everything thrice (forward, and two products backward), but the scores of the fused kernel seven
-    halves times, as it computes them again."""
+    """One layer, width 8, inner width 16; N positions scored of 2 × 32, the only ones for which the layer computes more
+    than keys and values. Everything thrice (forward, and two products backward), but the scores of the fused kernel
+    seven halves times, as it computes them again."""
     small = ["model.architecture=bert", "model.config.num_hidden_layers=1", "model.config.hidden_size=8"]
     small += ["model.config.intermediate_size=16"]
     objective, batch, train = built("pretrain_bert", [*TINY, *small], text_file)
