@@ -24,7 +24,7 @@ def update(job: dict[str, Any]) -> dict[str, Any]:
     import torch
     from transformers import AutoModel, BertConfig
 
-    from sslnlp.nn import row_keyed_dropout
+    from sslnlp.keyed import row_keyed_dropout
     from sslnlp.objectives.info_nce import InfoNCE
 
     torch.set_num_threads(1)

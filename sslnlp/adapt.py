@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 from transformers.activations import GELUTanh, NewGELUActivation
 
 from sslnlp.attention import NAME
-from sslnlp.nn import RowDropout, SharedDropout, TanhGELU, drop_by_function
+from sslnlp.keyed import RowDropout, SharedDropout, drop_by_function
+from sslnlp.nn import TanhGELU
 
 SHARED = ("pos_dropout",)
 """What DeBERTa calls the dropout of its embeddings of distances, a table without rows."""

@@ -16,8 +16,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from sslnlp.nn import dropout as row_dropout
-from sslnlp.nn import keys_dropout_by_row
+from sslnlp.keyed import dropout as row_dropout
+from sslnlp.keyed import keys_dropout_by_row
 
 NAME = "row_keyed"
 

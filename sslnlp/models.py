@@ -123,7 +123,7 @@ def build_model(
     """A stock model of the Auto class `wraps`, in float32, whose vocabulary and length fit the tokenizer and the rows
     (`tokenizer` is None for a model that reads pictures).
 
-    Its dropout is keyed by row (see `sslnlp.nn`), which changes neither its parameters nor what it computes in eval.
+    Its dropout is keyed by row (see `sslnlp.keyed`), which changes neither its parameters nor what it computes in eval.
     `extra` are configuration fields of the task (`num_labels`, `id2label`, ...). Fresh weights depend on `seed` alone.
     Raises `UserError` for an architecture without such a head, a vocabulary or length that does not fit, and for
     checkpoints that cannot be read.

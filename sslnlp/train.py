@@ -31,8 +31,8 @@ from sslnlp.evaluation.chance import ChanceWatch
 from sslnlp.evaluation.collapse import CollapseWatch
 from sslnlp.finite import Finite, NonFiniteError
 from sslnlp.heap import keep_freed_memory
+from sslnlp.keyed import row_keyed_dropout
 from sslnlp.metrics import MetricsLog
-from sslnlp.nn import row_keyed_dropout
 from sslnlp.objectives.base import Objective
 from sslnlp.optim import OPTIMIZERS, learning_rate_factor
 from sslnlp.precision import new_accelerator, warn_if_slower

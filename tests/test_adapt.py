@@ -12,8 +12,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM,
 
 from sslnlp.adapt import adapt
 from sslnlp.attention import NAME
+from sslnlp.keyed import RowDropout, _Key, row_keyed_dropout
 from sslnlp.masks import attention_inputs
-from sslnlp.nn import RowDropout, TanhGELU, _Key, row_keyed_dropout
+from sslnlp.nn import TanhGELU
 from sslnlp.packed import hidden_states, seq2seq_logits, trust_rows
 
 SIZES: dict[str, dict[str, Any]] = {

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sslnlp import attention as module_under_test
 from sslnlp.attention import LONGEST, attention, attention_by_matmuls, attention_mask, by_matmuls
-from sslnlp.nn import keys_dropout_by_row, row_keyed_dropout
+from sslnlp.keyed import keys_dropout_by_row, row_keyed_dropout
 
 B, A, S, D = 3, 4, 9, 8
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 3e-2}

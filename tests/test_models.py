@@ -24,8 +24,8 @@ from transformers import (
 from sslnlp.architectures import ARCHITECTURES, SIZES
 from sslnlp.errors import UserError
 from sslnlp.heads import prediction_head, scored_logits
+from sslnlp.keyed import row_keyed_dropout
 from sslnlp.models import ModelConfig, build_model, count_parameters, max_positions
-from sslnlp.nn import row_keyed_dropout
 from sslnlp.objectives.seq2seq_lm import Seq2SeqLM
 from sslnlp.packed import hidden_states, isolates, isolates_pairs, reads_alone, seq2seq_logits
 from sslnlp.recipe.check import check_config

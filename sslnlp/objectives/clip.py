@@ -21,7 +21,7 @@ from transformers import (
 from sslnlp.architectures import IMAGE_SIZE, PATCH_SIZE
 from sslnlp.distributed import gather_ragged
 from sslnlp.errors import UserError
-from sslnlp.nn import keyed_uniform
+from sslnlp.keyed import keyed_uniform
 from sslnlp.objectives.base import Objective
 from sslnlp.objectives.embedding import Embedding
 from sslnlp.objectives.grad_cache import check_mini_batch_size, encode_in_parts

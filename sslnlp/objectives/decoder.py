@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from sslnlp.errors import UserError
+from sslnlp.keyed import RowDropout, keyed_uniform
 from sslnlp.masks import is_causal
-from sslnlp.nn import RowDropout, keyed_uniform
 
 _DROPOUTS = ("hidden_dropout_prob", "mlp_dropout", "dropout", "dropout_rate", "resid_pdrop")
 

@@ -22,8 +22,8 @@ from transformers.models.electra.modeling_electra import ElectraGeneratorPredict
 
 from sslnlp.adapt import adapt
 from sslnlp.errors import UserError
+from sslnlp.keyed import keyed_uniform
 from sslnlp.last_layer import ask_last_layer, states_at
-from sslnlp.nn import keyed_uniform
 from sslnlp.objectives.base import Objective
 from sslnlp.objectives.functional import IGNORED, accuracy, cross_entropy
 from sslnlp.packed import hidden_states, trust_rows

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from sslnlp.errors import UserError
-from sslnlp.nn import dropout_from_here
+from sslnlp.keyed import dropout_from_here
 from sslnlp.types import Encoding
 
 Result = TypeVar("Result", Tensor, tuple[Tensor, Tensor])

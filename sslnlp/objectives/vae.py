@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from sslnlp.errors import UserError
-from sslnlp.nn import document_pool, keyed_uniform
+from sslnlp.keyed import keyed_uniform
+from sslnlp.nn import document_pool
 from sslnlp.objectives.base import Objective
 from sslnlp.objectives.decoder import SentenceDecoder, no_encoder
 from sslnlp.objectives.functional import IGNORED, accuracy, cross_entropy, cyclic, gaussian_kl

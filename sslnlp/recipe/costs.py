@@ -21,8 +21,8 @@ from torch.utils.flop_counter import flop_registry
 
 from sslnlp.distributed import alone
 from sslnlp.evaluation.held_out import to_device
+from sslnlp.keyed import row_keyed_dropout
 from sslnlp.muon import hidden_matrices
-from sslnlp.nn import row_keyed_dropout
 from sslnlp.objectives.base import Objective
 from sslnlp.sharding import layers
 from sslnlp.train_config import TrainConfig

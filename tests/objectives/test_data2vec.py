@@ -15,8 +15,8 @@ from transformers import AutoConfig
 
 from sslnlp.collators.masked_lm import MaskedLMCollator
 from sslnlp.errors import UserError
+from sslnlp.keyed import row_keyed_dropout
 from sslnlp.models import ModelConfig, build_model
-from sslnlp.nn import row_keyed_dropout
 from sslnlp.objectives.data2vec import Data2Vec
 from sslnlp.packed import hidden_states
 from tests.contract import LENGTH, make_collator, make_objective, make_stream, make_trainer, one_batch, small_tokenizer

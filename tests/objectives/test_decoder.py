@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import BertConfig, ElectraConfig
 
 from sslnlp.errors import UserError
-from sslnlp.nn import keyed_uniform, row_keyed_dropout
+from sslnlp.keyed import keyed_uniform, row_keyed_dropout
 from sslnlp.objectives.decoder import EnhancedDecoder, SentenceDecoder, places
 
 DOCUMENTS = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 2, 2, -1], [0, 0, 0, 0, 0, 0, 0, 0, 0, 0]])

@@ -18,7 +18,7 @@ from transformers import (
 from sslnlp.adapt import adapt
 from sslnlp.errors import UserError
 from sslnlp.evaluation import evaluate_held_out
-from sslnlp.nn import row_keyed_dropout
+from sslnlp.keyed import row_keyed_dropout
 from sslnlp.objectives.electra import Electra, corrective_losses, generator_config, sample
 from tests.contract import make_collator, make_objective, make_stream, one_batch
 

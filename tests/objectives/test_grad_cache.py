@@ -11,8 +11,8 @@ from transformers import AutoModel
 
 from sslnlp.collators.ranking import RankingCollator
 from sslnlp.errors import UserError
+from sslnlp.keyed import row_keyed_dropout
 from sslnlp.models import ModelConfig, build_model
-from sslnlp.nn import row_keyed_dropout
 from sslnlp.objectives import get_objective
 from sslnlp.objectives.grad_cache import encode_in_parts
 from tests.contract import LENGTH, make_collator, make_stream, small_tokenizer

@@ -17,7 +17,7 @@ from transformers import (
 
 from sslnlp.collators import get_collator
 from sslnlp.errors import UserError
-from sslnlp.nn import row_keyed_dropout
+from sslnlp.keyed import row_keyed_dropout
 from sslnlp.objectives import OBJECTIVES, Objective, get_objective
 from sslnlp.types import Batch
 from tests.contract import (

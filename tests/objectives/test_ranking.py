@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModel, BertConfig, BertModel
 from sslnlp.adapt import adapt
 from sslnlp.collators.ragged import pack_texts
 from sslnlp.errors import UserError
-from sslnlp.nn import row_keyed_dropout
+from sslnlp.keyed import row_keyed_dropout
 from sslnlp.objectives.ranking import Ranking
 
 

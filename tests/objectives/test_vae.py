@@ -13,8 +13,8 @@ from torch import nn
 from transformers import AutoConfig
 
 from sslnlp.errors import UserError
+from sslnlp.keyed import row_keyed_dropout
 from sslnlp.models import ModelConfig, build_model
-from sslnlp.nn import row_keyed_dropout
 from sslnlp.objectives.functional import cyclic, gaussian_kl
 from sslnlp.objectives.vae import VAE
 from tests.contract import LENGTH, one_batch, small_tokenizer
