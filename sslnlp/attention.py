@@ -119,11 +119,14 @@ def attention_mask(**what: Any) -> Tensor | None:
     torch.compile it always builds the mask. In the loop neither is needed: rows are padded on the right, so in a plain
     causal model no token sees padding.
     """
-    if keys_dropout_by_row() and what.get("q_length", 0) == what.get("kv_length") and what.get("local_size") is None:
-        if what.get("allow_is_causal_skip", True):
+    if keys_dropout_by_row() and what.get("q_length", 0) == what.get("kv_length"):
+        padding, everywhere = what.get("attention_mask"), what.get("local_size") is None
+        if everywhere and what.get("allow_is_causal_skip", True):
             return None
-        if what.get("allow_is_bidirectional_skip") and what.get("attention_mask") is None:
+        if everywhere and padding is None and what.get("allow_is_bidirectional_skip"):
             return None
+        if padding is not None and padding.device.type != "cpu":
+            what["allow_is_bidirectional_skip"] = False  # few batches are without padding
     made: Tensor | None = sdpa_mask(**what)
     return made
 

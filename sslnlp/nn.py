@@ -93,15 +93,19 @@ def document_count(document_ids_BS: Tensor) -> int:
 
 
 @uncompiled
-def document_pool(hidden_BSH: Tensor, document_ids_BS: Tensor, mode: str = "mean") -> Tensor:
+def document_pool(
+    hidden_BSH: Tensor, document_ids_BS: Tensor, mode: str = "mean", documents: int | None = None
+) -> Tensor:
     """One vector a document of packed rows: [B, S, H] and int [B, S] (0, 1, ... in the row, -1 = padding) -> [B, D, H].
 
-    The modes are those of `Pooling`, taken inside each document; D is `document_count`. Zeros where a row has no such
-    document.
+    The modes are those of `Pooling`, taken inside each document. Zeros where a row has no such document.
+
+    documents: D, where the caller knows; else it is `document_count`, for which the CPU waits until a GPU is done.
     """
     if mode not in POOLINGS:
         raise UserError(f"unknown pooling {mode!r}; accepted: {', '.join(POOLINGS)}")
-    index_D = torch.arange(document_count(document_ids_BS), device=document_ids_BS.device)
+    documents = document_count(document_ids_BS) if documents is None else documents
+    index_D = torch.arange(documents, device=document_ids_BS.device)
     own_BDS = document_ids_BS[:, None, :] == index_D[:, None]
     if mode == "weighted":
         return _by_place(own_BDS).to(hidden_BSH.dtype) @ hidden_BSH

@@ -57,7 +57,7 @@ class ImageTextCollator(PictureCollator):
     def bound(cls, options: Mapping[str, Any]) -> type[Collator]:
         if not options.get("views"):
             return cls
-        more = frozenset({"view_0", "view_1", "present"})
+        more = frozenset({"view_0", "view_1", "present", "documents"})
         return bound_class(cls, options, makes=cls.makes | more)
 
     def __post_init__(self) -> None:

@@ -91,12 +91,12 @@ class ImageViewsCollator(PictureCollator):
     """Views of each picture, cropped, recoloured, blurred and mirrored by draws of their own (Chen et al., 2020).
 
     Makes what `views` makes, one document a row: `view_0`, `view_1`, ... with `pixel_values`, `attention_mask` and
-    `document_ids`, and `hashes` int64 [B, 1, 2] (of the picture, and of the view of it); `present` bool [B, 1];
-    `position` [B]. Held out, the views are drawn too, the same ones every time.
+    `document_ids`, and `hashes` int64 [B, 1, 2] (of the picture, and of the view of it); `present` bool [B, 1],
+    `documents` int64 [B]; `position` [B]. Held out, the views are drawn too, the same ones every time.
     """
 
     name: ClassVar[str] = "image_views"
-    makes: ClassVar[frozenset[str]] = frozenset({"view_0", "view_1", "present", "position"})
+    makes: ClassVar[frozenset[str]] = frozenset({"view_0", "view_1", "present", "documents", "position"})
 
     augment: Literal["crop", "strong", "none"] = "strong"
     views: int = 2
@@ -120,6 +120,7 @@ class ImageViewsCollator(PictureCollator):
         picture = np.array([int(row["picture"]) for row in rows], dtype=np.int64)
         batch: Batch = {f"view_{v}": self._view(pictures, picture, positions, v) for v in range(self.views)}
         batch["present"] = torch.ones(len(rows), 1, dtype=torch.bool)
+        batch["documents"] = torch.arange(len(rows))
         batch["position"] = torch.tensor(positions, dtype=torch.int64)
         return batch
 

@@ -121,7 +121,9 @@ class _Views(Collator):
             f"view_{v}": _encoding(tokens, source, kept, number, pad_id(self.tokenizer))
             for v, (tokens, source) in enumerate(zip(made, sources, strict=True))
         }
-        batch["present"] = torch.from_numpy(np.arange(max(1, count.max(initial=0))) < count[:, None])
+        present_BC = np.arange(max(1, count.max(initial=0))) < count[:, None]
+        batch["present"] = torch.from_numpy(present_BC)
+        batch["documents"] = torch.from_numpy(np.flatnonzero(present_BC))
         batch["position"] = torch.from_numpy(sources[0].positions)
         return batch
 
@@ -143,12 +145,13 @@ class ViewsCollator(_Views):
     Makes `view_0`, `view_1`, ...: packed encodings `input_ids`, `attention_mask`, `document_ids`, `position_ids`
     [B, S] (S its own) with `hashes` int64 [B, C, 2], of the text that a view was made of and of what is left of it;
     `present` bool [B, C], C the most documents of a row: document c of row b is number c in that row of each view;
-    `position` [B]. Rows without a position get new draws at every call.
+    `documents` int64 [M], where in [B × C] these are; `position` [B]. Rows without a position get new draws at every
+    call.
     Raises `UserError` for bad options; `check_rows` for rows without a document that makes views.
     """
 
     name: ClassVar[str] = "views"
-    makes: ClassVar[frozenset[str]] = frozenset({"view_0", "view_1", "present", "position"})
+    makes: ClassVar[frozenset[str]] = frozenset({"view_0", "view_1", "present", "documents", "position"})
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
         block = token_block(rows, self.tokenizer)

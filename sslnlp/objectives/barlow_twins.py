@@ -13,7 +13,7 @@ from sslnlp.distributed import gather_ragged
 from sslnlp.errors import UserError
 from sslnlp.nn import Projector
 from sslnlp.objectives import functional
-from sslnlp.objectives.embedding import Cut, Embedding, SharedOptions, live, views
+from sslnlp.objectives.embedding import Cut, Documents, Embedding, SharedOptions, live, views
 from sslnlp.types import Batch, StepOutput
 
 
@@ -38,7 +38,8 @@ class Projected(Embedding):
         raise NotImplementedError
 
     def forward(self, batch: Batch) -> StepOutput:
-        own = [self.vectors(side, batch["present"]) for side in views(batch)]
+        documents = Documents.of(batch)
+        own = [self.vectors(side, documents) for side in views(batch)]
         compared: list[Tensor] = []
 
         def loss(cut: Cut) -> Tensor:

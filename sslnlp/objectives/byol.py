@@ -13,7 +13,7 @@ from typing_extensions import Unpack
 from sslnlp.errors import UserError
 from sslnlp.nn import Projector, Teacher
 from sslnlp.objectives import functional
-from sslnlp.objectives.embedding import Cut, Embedding, SharedOptions, live, ordered_pairs, views
+from sslnlp.objectives.embedding import Cut, Documents, Embedding, SharedOptions, live, ordered_pairs, views
 from sslnlp.types import Batch, StepOutput
 
 
@@ -59,10 +59,10 @@ class BYOL(Embedding):
         self.slow_projector = Teacher(self.projector, momentum=momentum, momentum_end=momentum_end)
 
     def forward(self, batch: Batch) -> StepOutput:
-        present, sides = batch["present"], list(views(batch))
-        own = [self.vectors(side, present) for side in sides]
+        documents, sides = Documents.of(batch), list(views(batch))
+        own = [self.vectors(side, documents) for side in sides]
         with torch.no_grad():
-            slow = [self.vectors(side, present, self.teacher.module) for side in sides]
+            slow = [self.vectors(side, documents, self.teacher.module) for side in sides]
 
         def loss(cut: Cut) -> Tensor:
             guesses = [self.predictor(self.projector(cut(vectors))) for vectors in own]

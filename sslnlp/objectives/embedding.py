@@ -6,7 +6,7 @@ Shapes: B rows, C documents of a row at most, M documents of the batch, H width,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar, NamedTuple, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -37,10 +37,32 @@ class SharedOptions(TypedDict, total=False):
     mini_batch_size: int | None
 
 
+class Documents(NamedTuple):
+    """Which documents the rows of a batch hold."""
+
+    most: int
+    """C: of a row."""
+
+    places: Tensor
+    """int64 [M], ascending: where in [B × C] there is one."""
+
+    @classmethod
+    def of(cls, batch: Batch) -> Documents:
+        """From `present`, and `documents` where the collator tells it: to find its length the CPU waits for a GPU."""
+        present: Tensor = batch["present"]
+        places = batch["documents"] if "documents" in batch else present.flatten().nonzero().squeeze(1)
+        return cls(present.shape[1], places)
+
+    def pick(self, values_BCX: Tensor) -> Tensor:
+        """[B, C, X] -> [M, X]."""
+        return values_BCX.flatten(0, 1).index_select(0, self.places)
+
+
 class Embedding(Objective):
     """An encoder whose pooled vectors are compared: views of one document with each other, or with other documents'.
 
-    Reads `view_0`, `view_1`, ... with their `hashes`, and `present` (`collators.views`). Its targets are documents.
+    Reads `view_0`, `view_1`, ... with their `hashes`, `present`, and `documents` where there is (`collators.views`).
+    Its targets are documents.
     The export is a sentence-transformers model with the pooling that was trained. Held out, the documents' second views
     are searched with their first (`mrr@10` and others), but where both are the same text, which would find itself.
 
@@ -85,9 +107,9 @@ class Embedding(Objective):
             freeze_below(model, train_layers)
 
     def vectors(
-        self, encoding: Encoding, present_BC: Tensor, model: nn.Module | None = None, *, copies: int = 1
+        self, encoding: Encoding, documents: Documents, model: nn.Module | None = None, *, copies: int = 1
     ) -> Tensor:
-        """float32 [M, H]: the pooled vectors of the documents of an encoding that are present, by row.
+        """float32 [M, H]: the pooled vectors of the documents of an encoding, by row.
 
         copies: rows of the encoding for each row of the batch.
         """
@@ -96,12 +118,10 @@ class Embedding(Objective):
         backbone: Any = self.model if model is None else model
 
         def encode(part: Encoding) -> Tensor:
-            pooled_BCH = document_pool(hidden_states(backbone, part), part["document_ids"], pooling)
-            vectors_MH = pooled_BCH[part["present"][:, : pooled_BCH.shape[1]]]
-            return vectors_MH.to(torch.promote_types(vectors_MH.dtype, torch.float32))
+            return document_pool(hidden_states(backbone, part), part["document_ids"], pooling, documents.most)
 
-        inputs = {**encoding, "present": present_BC}
-        return encode_in_parts(encode, inputs, self.mini_batch_size, copies=copies)
+        vectors_MH = documents.pick(encode_in_parts(encode, encoding, self.mini_batch_size, copies=copies))
+        return vectors_MH.to(torch.promote_types(vectors_MH.dtype, torch.float32))
 
     def embed(self, encoding: Encoding) -> Tensor:
         """Vectors of length 1 [B, H], in float32 or wider, of an encoding [B, S] of one text a row."""
@@ -125,9 +145,10 @@ class Embedding(Objective):
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         """The first view of each document as a query, its second as what is to be found, and hashes of their texts."""
         found: dict[str, Tensor] = {}
+        documents = Documents.of(batch)
         for name, view in zip(("query", "document"), views(batch), strict=False):
-            found[name] = F.normalize(self.vectors(view, batch["present"]), dim=-1)
-            found[f"{name}_hash"] = view["hashes"][batch["present"]][:, 1]
+            found[name] = F.normalize(self.vectors(view, documents), dim=-1)
+            found[f"{name}_hash"] = documents.pick(view["hashes"])[:, 1]
         return found
 
 

@@ -14,7 +14,7 @@ from typing_extensions import Unpack
 from sslnlp.distributed import gather_ragged
 from sslnlp.errors import UserError
 from sslnlp.objectives import functional
-from sslnlp.objectives.embedding import Cut, Embedding, SharedOptions, live, ordered_pairs, views
+from sslnlp.objectives.embedding import Cut, Documents, Embedding, SharedOptions, live, ordered_pairs, views
 from sslnlp.objectives.grad_cache import in_parts
 from sslnlp.types import Batch, StepOutput
 
@@ -68,15 +68,15 @@ class InfoNCE(Embedding):
             self.register_buffer("log_scale", scale)
 
     def forward(self, batch: Batch) -> StepOutput:
-        present, sides = batch["present"], list(views(batch))
-        own = [self.vectors(side, present) for side in sides]
-        hashes = [side["hashes"][present] for side in sides]
+        documents, sides = Documents.of(batch), list(views(batch))
+        own = [self.vectors(side, documents) for side in sides]
+        hashes = [documents.pick(side["hashes"]) for side in sides]
         everyone, start = [], 0
         for vectors_MH in own:
             gathered, start = gather_ragged(vectors_MH)
             everyone.append(gathered)
         texts = [gather_ragged(side)[0] for side in hashes]
-        target_M = start + torch.arange(len(own[0]), device=present.device)
+        target_M = start + torch.arange(len(own[0]), device=own[0].device)
         hard = self._negatives(batch)
         temperature = (-self.log_scale).exp()
         figures: dict[str, Tensor] = {}
@@ -108,10 +108,11 @@ class InfoNCE(Embedding):
         if "negative" not in batch:
             return None
         encoding = batch["negative"]
-        present = torch.ones_like(encoding["hashes"][..., 0], dtype=torch.bool)
-        copies = len(present) // max(1, len(batch["present"]))
-        vectors, _ = gather_ragged(self.vectors(encoding, present, copies=copies))
-        texts, _ = gather_ragged(encoding["hashes"][present])
+        hashes_NCT = encoding["hashes"]
+        every = Documents(hashes_NCT.shape[1], torch.arange(hashes_NCT[..., 0].numel(), device=hashes_NCT.device))
+        copies = len(hashes_NCT) // max(1, len(batch["present"]))
+        vectors, _ = gather_ragged(self.vectors(encoding, every, copies=copies))
+        texts, _ = gather_ragged(every.pick(hashes_NCT))
         return vectors, texts
 
     @torch.no_grad()

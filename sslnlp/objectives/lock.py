@@ -36,9 +36,15 @@ class Lock(nn.Module):
         elif tower is not None:
             self.kept = Teacher(tower, momentum=1.0)
             self.register_buffer("closed", torch.ones((), dtype=torch.bool))
+        self._closed: bool | None = None  # what `closed` says, once it was read: each time the CPU waits for a GPU
+        self.register_load_state_dict_post_hook(_forget)  # type: ignore[no-untyped-call]
 
     def _holds(self, tower: nn.Module) -> bool:
-        return self.kept is not None and self._tower[0] is tower and bool(self.closed)
+        if self.kept is None or self._tower[0] is not tower:
+            return False
+        if self._closed is None:
+            self._closed = bool(self.closed)
+        return self._closed
 
     @contextmanager
     def around(self, tower: nn.Module) -> Iterator[None]:
@@ -67,3 +73,9 @@ class Lock(nn.Module):
                 parameter.copy_(before[name])
         if progress >= self.until:
             self.closed.fill_(False)
+            self._closed = False
+
+
+def _forget(lock: Lock, _: object) -> None:
+    """A checkpoint was loaded."""
+    lock._closed = None

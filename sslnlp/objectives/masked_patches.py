@@ -76,15 +76,15 @@ class MaskedPatches(Objective):
 
     def forward(self, batch: Batch) -> StepOutput:
         masked_BN = batch["masked"]
+        seen_BK, hidden_BM = _places(masked_BN)
         assert isinstance(self.model, ViTModel)
-        seen_BK = _places(~masked_BN)
         states_BLH = states_of_some(self.model, batch["pixel_values"], seen_BK)
         full_BSW = self._filled(self.narrow(states_BLH), seen_BK, masked_BN.shape[1])
         for layer in self.decoder:
             full_BSW = layer(full_BSW, None)
-        hidden_BMW = _at(full_BSW[:, 1:], _places(masked_BN))
+        hidden_BMW = _at(full_BSW[:, 1:], hidden_BM)
         guess_BMX = self.pixels(self.norm(hidden_BMW)).float()
-        target_BMX = _at(self._target(batch["pixel_values"]), _places(masked_BN))
+        target_BMX = _at(self._target(batch["pixel_values"]), hidden_BM)
         error_BMX = (guess_BMX - target_BMX) ** 2
         total = (target_BMX - target_BMX.mean(-1, keepdim=True)).square().sum()
         explained = torch.stack([total - error_BMX.detach().sum(), total])
@@ -114,9 +114,11 @@ class MaskedPatches(Objective):
         return masked.sum()
 
 
-def _places(chosen_BN: Tensor) -> Tensor:
-    """int64 [B, K], ascending: where a bool [B, N] with K True in every row is True."""
-    return chosen_BN.nonzero()[:, 1].view(len(chosen_BN), -1)
+def _places(masked_BN: Tensor) -> tuple[Tensor, Tensor]:
+    """int64 [B, K] and [B, M], ascending: where a bool [B, N] with M True in every row is False, and where True."""
+    masked = int(masked_BN[:1].sum())  # the one number that the CPU waits for a GPU to tell
+    order_BN = masked_BN.byte().argsort(dim=1, stable=True)
+    return order_BN[:, : order_BN.shape[1] - masked], order_BN[:, order_BN.shape[1] - masked :]
 
 
 def _at(states_BNX: Tensor, places_BK: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from typing_extensions import Unpack
 from sslnlp.distributed import gather_ragged
 from sslnlp.errors import UserError
 from sslnlp.nn import Queue, Teacher
-from sslnlp.objectives.embedding import Cut, Embedding, SharedOptions, live, ordered_pairs, views
+from sslnlp.objectives.embedding import Cut, Documents, Embedding, SharedOptions, live, ordered_pairs, views
 from sslnlp.objectives.info_nce import Texts, check_temperature, contrast
 from sslnlp.types import Batch, StepOutput
 
@@ -64,20 +64,20 @@ class MoCo(Embedding):
         self.register_load_state_dict_post_hook(_forget_staged)  # type: ignore[no-untyped-call]
 
     def forward(self, batch: Batch) -> StepOutput:
-        present, sides = batch["present"], list(views(batch))
+        documents, sides = Documents.of(batch), list(views(batch))
         pairs = ordered_pairs(len(sides), self.symmetric)
-        own = {i: self.vectors(sides[i], present) for i in sorted({i for i, _ in pairs})}
-        hashes = [side["hashes"][present] for side in sides]
+        own = {i: self.vectors(sides[i], documents) for i in sorted({i for i, _ in pairs})}
+        hashes = [documents.pick(side["hashes"]) for side in sides]
         texts = [gather_ragged(side)[0] for side in hashes]
         keys: dict[int, Tensor] = {}
         start = 0
         with torch.no_grad():
             for j in sorted({j for _, j in pairs}):
-                keys[j], start = gather_ragged(self.vectors(sides[j], present, self.teacher.module))
+                keys[j], start = gather_ragged(self.vectors(sides[j], documents, self.teacher.module))
         if self.training:
-            position, _ = gather_ragged(batch["position"][:, None].expand(present.shape)[present])
+            position, _ = gather_ragged(batch["position"][documents.places // documents.most])
             self._fresh += [(position, key, texts[j]) for j, key in keys.items()]
-        target_M = start + torch.arange(len(own[0]), device=present.device)
+        target_M = start + torch.arange(len(own[0]), device=documents.places.device)
         # Held out, the batch's own keys alone: a queue that fills up would make the loss of later weights the higher.
         queued = len(self.queue.vectors) if self.training else 0
         past, past_texts, empty = self.queue.vectors[:queued], self.queue.tags[:queued], ~self.queue.filled[:queued]

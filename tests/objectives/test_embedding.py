@@ -19,7 +19,7 @@ from sslnlp.nn import document_pool
 from sslnlp.objectives import get_objective
 from sslnlp.objectives.barlow_twins import BarlowTwins
 from sslnlp.objectives.byol import BYOL
-from sslnlp.objectives.embedding import live
+from sslnlp.objectives.embedding import Documents, live
 from sslnlp.objectives.functional import barlow_twins, info_nce, vicreg
 from sslnlp.objectives.info_nce import InfoNCE
 from sslnlp.objectives.joint import Joint
@@ -45,6 +45,14 @@ def test_nested_widths_are_the_mean_of_the_losses_of_cut_vectors() -> None:
         a, b = (unit(objective, batch, view, width) for view in (0, 1))
         losses += [info_nce(a, b, target, temperature=0.05)[0], info_nce(b, a, target, temperature=0.05)[0]]
     assert torch.allclose(objective(batch).loss, torch.stack(losses).mean(), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_where_documents_stand_is_counted_if_it_is_not_told(name: str) -> None:
+    batch, objective = batch_of(), make(name).eval()
+    assert batch["documents"].tolist() == batch["present"].flatten().nonzero().flatten().tolist()
+    untold = {key: value for key, value in batch.items() if key != "documents"}
+    assert torch.equal(objective(untold).loss, objective(batch).loss)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -178,7 +186,7 @@ def test_a_run_that_is_not_finite_says_so(name: str, tmp_path: Path) -> None:
 def test_byol_is_the_distance_of_guesses_from_slow_projections() -> None:
     batch = batch_of()
     objective = make("byol").eval()
-    a, b = (objective.vectors(batch[f"view_{view}"], batch["present"]) for view in (0, 1))
+    a, b = (objective.vectors(batch[f"view_{view}"], Documents.of(batch)) for view in (0, 1))
     slow = [objective.slow_projector(x) for x in (a, b)]  # the copies have not moved yet
     guess = [objective.predictor(objective.projector(x)) for x in (a, b)]
     expected = sum(2 - 2 * F.cosine_similarity(guess[i], slow[1 - i], dim=-1).mean() for i in (0, 1)) / 2
@@ -190,7 +198,7 @@ def test_projections_are_compared_in_pairs_of_views(name: str, options: dict[str
     batch = batch_of(views=["text", "delete", "crop"])
     weights = {"invariance": 2.0, "variance": 3.0, "covariance": 5.0} if name == "vicreg" else {}
     objective = make(name, projector=24, **options, **weights).eval()
-    seen = [objective.projector(objective.vectors(batch[f"view_{view}"], batch["present"])) for view in range(3)]
+    seen = [objective.projector(objective.vectors(batch[f"view_{view}"], Documents.of(batch))) for view in range(3)]
     assert seen[0].shape[1] == 24
     losses = []
     for a, b in ((0, 1), (0, 2), (1, 2)):

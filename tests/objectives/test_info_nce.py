@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from sslnlp.collators.views import PairViewsCollator
+from sslnlp.objectives.embedding import Documents
 from sslnlp.objectives.functional import info_nce
 from sslnlp.objectives.info_nce import COLDEST
 from tests.contract import make_collator
@@ -54,7 +55,7 @@ def test_hard_negatives_are_candidates_of_the_first_view_alone() -> None:
     objective = make("info_nce", temperature=0.1).eval()
     query, positive = unit(objective, pairs, 0), unit(objective, pairs, 1)
     negative = pairs["negative"]
-    hard = F.normalize(objective.vectors(negative, torch.ones(8, 1, dtype=torch.bool)), dim=-1)
+    hard = F.normalize(objective.vectors(negative, Documents(1, torch.arange(8))), dim=-1)
     target = torch.arange(4)
     there, _ = info_nce(query, torch.cat([positive, hard]), target, temperature=0.1)
     back, _ = info_nce(positive, query, target, temperature=0.1)

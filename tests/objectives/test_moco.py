@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from sslnlp.objectives.embedding import Documents
 from sslnlp.objectives.functional import info_nce
 from sslnlp.train import TrainConfig, Trainer
 from tests.contract import difference, make_collator, make_stream
@@ -25,7 +26,7 @@ def test_the_queue_adds_negatives_after_the_update() -> None:
     assert int(objective.queue.pushed) == 0  # within an update nothing moves
     objective.after_step(0.5)
     assert int(objective.queue.pushed) == documents
-    raw = objective.vectors(first["view_1"], first["present"])
+    raw = objective.vectors(first["view_1"], Documents.of(first))
     kept = objective.queue.vectors[objective.queue.filled]
     assert torch.allclose(kept, raw, atol=1e-5)
 

@@ -12,7 +12,7 @@ from transformers import AutoModel
 from sslnlp.collators.views import ViewsCollator
 from sslnlp.models import ModelConfig, build_model
 from sslnlp.objectives import get_objective
-from sslnlp.objectives.embedding import Embedding, views
+from sslnlp.objectives.embedding import Documents, Embedding, views
 from tests.contract import LENGTH, corpus, make_collator, small_tokenizer
 
 
@@ -50,5 +50,5 @@ def framed(text: str, position: int, *others: str) -> dict[str, Any]:
 
 
 def unit(objective: Embedding, batch: Any, view: int, width: int | None = None) -> torch.Tensor:
-    vectors = objective.vectors(batch[f"view_{view}"], batch["present"])
+    vectors = objective.vectors(batch[f"view_{view}"], Documents.of(batch))
     return F.normalize(vectors[:, :width], dim=-1)
