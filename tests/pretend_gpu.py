@@ -102,6 +102,8 @@ class _Calls(TorchFunctionMode):
             return OnGPU(func(first.held, *args[1:], **kwargs))  # type: ignore[union-attr]
         if name in ("cpu", "cuda"):
             return self._moved(first, torch.device(name), kwargs.get("non_blocking", False))
+        if name == "pin_memory":
+            return first
         kwargs.pop("pin_memory", None)
         if name == "copy_" and kwargs.get("non_blocking"):
             known = len(self.waits)
