@@ -81,12 +81,12 @@ def evaluate_held_out(
     with evaluating(objective), alone(), torch.no_grad():
         order = by_length(stream) if collator.label_kind is not None else np.arange(len(stream))
         for start in range(0, len(stream), batch_size):
-            batch = to_device(collator(stream.rows(order[start : start + batch_size].tolist())), device)
-            count = objective.num_targets(batch).reshape(-1)
+            batch = collator(stream.rows(order[start : start + batch_size].tolist()))
+            count = objective.num_targets(batch).reshape(-1)  # here, where nothing has to be waited for
             if not int(count.sum()):  # the mean over nothing: rows too short to have a target
                 continue
-            output, predicted = objective.scored(batch)
-            add_sums(sums, output, count)
+            output, predicted = objective.scored(to_device(batch, device))
+            add_sums(sums, output, count.to(device))
             targets += float(count[0])
             for name, rows in predicted.items():
                 kept[name].append(rows.cpu())
