@@ -19,6 +19,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from accelerate.state import AcceleratorState, PartialState
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -240,3 +241,18 @@ def pretended() -> Iterator[list[str]]:
         stack.enter_context(calls)
         stack.enter_context(_Operations(waits))
         yield waits
+
+
+@contextlib.contextmanager
+def one_device_a_run() -> Iterator[None]:
+    """Inside, Accelerate finds its device anew: it keeps that of the first run of a process."""
+    states: tuple[Any, ...] = (PartialState, AcceleratorState)
+    kept = [dict(state._shared_state) for state in states]
+    for state in states:
+        state._shared_state.clear()
+    try:
+        yield
+    finally:
+        for state, values in zip(states, kept, strict=True):
+            state._shared_state.clear()
+            state._shared_state.update(values)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from accelerate.state import AcceleratorState, PartialState
 from torch import nn
 
 from sslnlp.objectives import OBJECTIVES
 from sslnlp.train import Trainer
 from tests.contract import VARIANTS, make_trainer, one_batch
-from tests.pretend_gpu import GPU, OnGPU, pretended
+from tests.pretend_gpu import GPU, OnGPU, one_device_a_run, pretended
 
 LIKE_OTHERS = (
     "byol-pictures clip-beside siglip vicreg barlow_twins few_shot segment_order span_corruption ul2 fim hybrid"
@@ -29,18 +27,6 @@ WAITS = {"masked_patches": 1, "retromae": 1, "tsdae": 1, "vae": 1}
 """Times that an update waits for the GPU: until it is known how many patches are hidden, or documents in a row."""
 
 
-@pytest.fixture
-def one_device_a_run() -> Iterator[None]:
-    """Accelerate keeps the device of the first run of a process."""
-    kept = [dict(state._shared_state) for state in (PartialState, AcceleratorState)]
-    for state in (PartialState, AcceleratorState):
-        state._shared_state.clear()
-    yield
-    for state, values in zip((PartialState, AcceleratorState), kept, strict=True):
-        state._shared_state.clear()
-        state._shared_state.update(values)
-
-
 def updates(name: str, trainer: Trainer, waits: list[str]) -> tuple[list[float], list[str]]:
     """What two updates sum up, and what the second one waited for: at the first some things are tried out."""
     trainer.module.train()
@@ -52,11 +38,9 @@ def updates(name: str, trainer: Trainer, waits: list[str]) -> tuple[list[float],
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_update_is_the_same_there_and_nothing_waits(name: str, tmp_path: Path, one_device_a_run: None) -> None:
+def test_an_update_is_the_same_there_and_nothing_waits(name: str, tmp_path: Path) -> None:
     expected, _ = updates(name, make_trainer(name, tmp_path / "cpu", dropout=0.1), [])
-    PartialState._shared_state.clear()
-    AcceleratorState._shared_state.clear()
-    with pretended() as waits:
+    with one_device_a_run(), pretended() as waits:
         trainer = make_trainer(name, tmp_path / "gpu", dropout=0.1)
         assert trainer.device.type == "cuda"
         assert all(isinstance(parameter, OnGPU) for parameter in trainer.objective.parameters())

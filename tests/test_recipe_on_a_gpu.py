@@ -1,0 +1,40 @@
+"""A whole run on a GPU, pretended (`tests.pretend_gpu`)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from transformers import AutoModelForMaskedLM
+
+from sslnlp.recipe import load_recipe, run
+from tests.pretend_gpu import one_device_a_run, pretended
+
+KEYS = ["model.size=nano", "train.steps=4", "train.batch_size=4", "tokenizer.vocab_size=520", "data.seq_length=32"]
+KEYS += ["train.eval_every=2", "train.optimizer=muon", "train.ema=0.9", "train.precision=no"]
+
+
+def weights(out: Path) -> dict[str, Any]:
+    return AutoModelForMaskedLM.from_pretrained(out / "export").state_dict()
+
+
+def test_a_run_there_ends_with_the_same_export(text_file: Path, tmp_path: Path) -> None:
+    """Tokenizer, start from counts, updates, evaluations, average, checkpoints, export and what it is compared with."""
+    keys = [*KEYS, f"data.train={text_file}", f"data.cache={tmp_path / 'cache'}"]
+    quiet = Console(quiet=True)
+    here = run(load_recipe("pretrain_bert", [*keys, f"out={tmp_path / 'here'}"]), console=quiet)
+    with one_device_a_run(), pretended() as waits:
+        there = run(load_recipe("pretrain_bert", [*keys, f"out={tmp_path / 'there'}"]), console=quiet)
+        assert waits
+        again = run(load_recipe("pretrain_bert", [*keys, f"out={there}"]), resume=True, console=quiet)
+    assert again == there
+    expected, got = weights(here), weights(there)
+    assert got.keys() == expected.keys()
+    for name, weight in expected.items():
+        assert torch.allclose(got[name], weight, atol=2e-4), name
+    measured = [json.loads((out / "recipe.json").read_text())["result"]["measures"] for out in (here, there)]
+    assert measured[1] == pytest.approx(measured[0], rel=1e-3, abs=1e-3)
