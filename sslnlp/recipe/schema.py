@@ -57,7 +57,7 @@ class TokenizerConfig:
     """Specials counted. `algorithm=bytes` has its 256 bytes and no choice."""
     lowercase: bool = False
     memory_mb: int = 1024
-    """Memory budget of the training; text is counted in passes that fit."""
+    """MiB that training may take: text is read once, and the rarest words beyond it are dropped."""
 
 
 @dataclass(kw_only=True)
