@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +18,7 @@ from sslnlp.budget import occasions
 from sslnlp.recipe import Recipe, load_recipe, override, resolve, run
 from sslnlp.recipe.build import build_parts
 from sslnlp.recipe.choose import Speed, apply, choose, chooses, rule
+from sslnlp.recipe.plan import plan
 from sslnlp.train_config import TrainConfig
 
 TINY = ["model.size=nano", "tokenizer.vocab_size=520", "data.seq_length=32"]
@@ -162,6 +165,21 @@ def test_a_run_says_and_records_what_was_chosen_and_resumes_with_it(
 
     run(load_recipe("pretrain_gpt", keys), resume=True, console=Console(quiet=True))
     assert json.loads((out / "recipe.json").read_text())["chosen"] == chosen
+
+
+def test_a_plan_shows_the_choice_of_as_many_processes_as_the_run_will_have(
+    text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sslnlp.recipe.choose.timed", lambda parts, seconds: Speed(fixed=0.0, per_row=1e-4))
+    keys = [*TINY, f"data.train={text_file}", "train.budget=20s", "train.precision=no"]
+    updates = []
+    for world in (1, 4):
+        with open(os.devnull, "w") as nowhere:
+            console = Console(width=100, record=True, file=nowhere)
+            plan(load_recipe("pretrain_gpt", keys), world=world, console=console)
+        shown = dict(re.findall(r"(train\.\w+)\W+(\d+)", console.export_text()))
+        updates.append(int(shown["train.batch_size"]) * int(shown["train.accumulate"]))
+    assert updates[1] == updates[0] // 2  # four processes read four times the tokens, in updates of twice as many
 
 
 @pytest.mark.parametrize("given", [None, "no"])

@@ -74,8 +74,11 @@ def chooses(recipe: Recipe) -> bool:
     return recipe.train.budget is not None and "train.budget" in recipe.given and fresh_text
 
 
-def choose(parts: Parts) -> Parts:
-    """The parts of a run with what its budget chooses: `parts.chosen`, empty where there is nothing to choose."""
+def choose(parts: Parts, *, world: int | None = None) -> Parts:
+    """The parts of a run with what its budget chooses: `parts.chosen`, empty where there is nothing to choose.
+
+    world: processes of the run, where it is planned without them. Default: those launched together with this one.
+    """
     recipe = parts.recipe
     if not chooses(recipe):
         return parts
@@ -91,7 +94,7 @@ def choose(parts: Parts) -> Parts:
         rows_of_data=len(parts.stream),
         rows_held_out=len(parts.valid) if parts.valid is not None else 0,
         tokens_a_row=parts.max_length,
-        processes=distributed.world_size(),
+        processes=world or distributed.world_size(),
     )
     if sharding_asked() is not None:  # cut weights have no average
         del found["train.ema"]

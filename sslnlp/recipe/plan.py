@@ -65,7 +65,7 @@ def plan(recipe: Recipe, *, world: int | None = None, console: Console | None = 
     recipe, inherited = resolve(recipe)
     with _processes(world) as world:
         main = processes().is_main_process
-        figures, parts, objective = _built(recipe)
+        figures, parts, objective = _built(recipe, world)
         check_compared(parts, world)
         figures |= {"processes": world} | _count(parts, objective, world)
         if objective.begins:
@@ -98,7 +98,7 @@ def _processes(world: int | None) -> Iterator[int]:
             os.environ["WORLD_SIZE"] = by_hand
 
 
-def _built(recipe: Recipe) -> tuple[dict[str, float], Parts, Objective]:
+def _built(recipe: Recipe, world: int) -> tuple[dict[str, float], Parts, Objective]:
     """The parts of the run with what its budget chooses, and how long they took to make, and to find when there."""
     cache = cache_folder(recipe)
     before = set(cache.glob("*/*"))
@@ -109,7 +109,7 @@ def _built(recipe: Recipe) -> tuple[dict[str, float], Parts, Objective]:
         began = budget.clock()
         parts = build_parts(recipe)
     resident = _resident("VmRSS")
-    parts = choose(parts)
+    parts = choose(parts, world=world)
     objective = build_objective(parts)
     found = budget.clock() - began
     figures = {
