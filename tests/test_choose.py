@@ -109,6 +109,10 @@ def test_the_learning_rate_is_the_recipes_by_width_and_by_the_rows_that_rounding
     assert small["train.lr"] == pytest.approx(ruled(asked)["train.lr"] / 2**0.5, rel=0.02)
     adamw = ruled(recipe("model.size=mini", "train.optimizer=adamw"))
     assert adamw["train.lr"] == pytest.approx(ruled(asked)["train.lr"] / 4, rel=0.02)
+    own = recipe(name="embed_retromae")  # whose rate is AdamW's already
+    assert own.train.optimizer == "adamw"
+    share = ruled(asked)["train.lr"] / asked.train.lr
+    assert ruled(own)["train.lr"] == pytest.approx(own.train.lr * share, rel=0.02)
 
 
 def test_the_learning_rate_is_for_the_rows_that_were_given_and_knows_its_bounds() -> None:
@@ -121,6 +125,15 @@ def test_the_learning_rate_is_for_the_rows_that_were_given_and_knows_its_bounds(
     assert shared["train.batch_size"] * 4 == chosen["train.batch_size"] * chosen["train.accumulate"]
     assert ruled(recipe("model.size=tiny", "train.batch_size=4096"))["train.lr"] == 1.5e-2
     assert ruled(recipe("model.size=base", "train.batch_size=4096"))["train.lr"] == recipe().train.lr
+
+
+def test_rows_that_a_loss_compares_stay_together() -> None:
+    """On the clock of a slow machine four rows, on that of a fast one 1,024 in sixteen parts: neither is the task."""
+    asked = recipe(name="embed_barlow")
+    for speed in (Speed(fixed=0.0, per_row=10.0), Speed(fixed=0.0, per_row=1e-5)):
+        chosen = ruled(asked, speed=speed)
+        assert (chosen["train.batch_size"], chosen["train.accumulate"]) == (asked.train.batch_size, 1)
+        assert chosen["train.lr"] == asked.train.lr
 
 
 # --- whose word counts -----------------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ AVERAGED = 0.4
 LONGEST_MEMORY = 0.99999
 """Of that average: a budget of years asks for more, which rounds to a share of 1."""
 ADAMW_TO_MUON = 0.25
-"""AdamW's best rate beside Muon's (1e-3 to 4e-3)."""
+"""AdamW's best rate beside Muon's (1e-3 to 4e-3), where it was asked for in the place of a recipe's Muon."""
 TIMED_SHARE = 0.02
 """Of the budget, spent on timing updates of the smallest and of larger batches."""
 
@@ -119,7 +119,9 @@ def rule(
     processes: int,
 ) -> dict[str, Any]:
     """The rule itself: a pure function of the recipe, the speed, the time and the size of the data."""
-    train, given = recipe.train, recipe.given
+    train, given, compared = recipe.train, recipe.given, recipe.objective_class.couples_rows
+    if compared:  # fewer rows, or rows apart, are another task: they stay the recipe's, and so does the rate for them
+        given = given | {"train.batch_size", "train.accumulate"}
     wished = speed.rows(seconds, tokens_a_row, processes=processes) / processes
     rows = 2 ** max(0, round(math.log2(wished)))
     # The recipe's own batch is what is known to fit into memory; more rows than that are accumulated.
@@ -134,7 +136,9 @@ def rule(
     return {
         "train.batch_size": batch,
         "train.accumulate": accumulate,
-        "train.lr": _learning_rate(recipe, batch * accumulate * processes * tokens_a_row, updates),
+        "train.lr": train.lr
+        if compared
+        else _learning_rate(recipe, batch * accumulate * processes * tokens_a_row, updates),
         # Where ten fit, the trainer's own tenth, of the updates that there will really be. Where fewer do, five: there
         # may be twice the updates that a few timed ones promise, and ten is the most.
         "train.eval_every": None if evaluations >= 10 else math.ceil(updates / min(5, max(1, evaluations))),
@@ -153,7 +157,8 @@ def _learning_rate(recipe: Recipe, tokens: float, updates: float) -> float:
     wider = WIDTH / width if width < WIDTH else (WIDTH / width) ** 0.5
     share_of_wished = tokens / (OF_ROOT * math.sqrt(updates * tokens))
     most = recipe.train.lr if width > WIDTH else max(recipe.train.lr, FASTEST)
-    share = 1.0 if recipe.train.optimizer == "muon" else ADAMW_TO_MUON
+    replaced = recipe.train.optimizer == "adamw" and "train.optimizer" in recipe.given
+    share = ADAMW_TO_MUON if replaced else 1.0
     return float(f"{share * min(most, recipe.train.lr * wider * share_of_wished):.2g}")
 
 
