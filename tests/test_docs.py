@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForMaskedLM
 
+from sslnlp.collators import COLLATORS, get_collator
+from sslnlp.objectives import OBJECTIVES, get_objective
+from sslnlp.recipe.schema import options_of, public_keys
 from tests.contract import corpus, small_tokenizer
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -47,3 +50,16 @@ def test_the_examples_of_the_readme_read_what_stands_above_them() -> None:
 def test_the_readme_counts_the_notebooks() -> None:
     number = {2: "two", 3: "three", 4: "four"}[len(list((DOCS.parent / "notebooks").glob("*.ipynb")))]
     assert f"\n{number} [notebooks](notebooks)" in (DOCS.parent / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_key_and_option_stands_on_a_page() -> None:
+    """A command tells its options itself, `--help`; what recipes take, nobody tells but the pages."""
+    measured = {"log.md", "results.md", "speed.md"}  # a command there repeats a measurement and explains nothing
+    pages = [DOCS.parent / "README.md", *(page for page in DOCS.rglob("*.md") if page.name not in measured)]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    keys = set(public_keys())
+    keys |= {f"collator.{option}" for name in COLLATORS for option in options_of(get_collator(name))}
+    keys |= {f"objective.{option}" for name in OBJECTIVES for option in options_of(get_objective(name))}
+    # `collator.rate`, or `rate_end` behind it; `documents=N`, as `sslnlp report` takes what is `report.documents` here.
+    told = {key for key in keys if key in text or re.search(rf"[`\s.]{key.partition('.')[2] or key}[`=]", text)}
+    assert keys == told
