@@ -41,6 +41,8 @@ class CardFacts:
     """Of the loop: steps, batch size, learning rate, precision, seed, ..."""
     measures: Mapping[str, float] = field(default_factory=dict)
     """Held-out figures by name."""
+    notes: Sequence[str] = ()
+    """Why these say little, where they do."""
     report: Sequence[ReportRow] = ()
     """The report card's short form."""
     versions: Mapping[str, str] = field(default_factory=dict)

@@ -37,6 +37,7 @@ def model_card(facts: CardFacts | Mapping[str, Any]) -> str:
         _table("Training data", _data_rows(facts)),
         _table("Training", _training_rows(facts)),
         _table("Held-out measures", [(k, _figure(v)) for k, v in facts.measures.items()]),
+        *(plain(note) for note in facts.notes),
         report_section(facts.report),
         "## Intended use and limits\n\n" + _use(facts),
         _table("Versions", list(facts.versions.items())),

@@ -15,6 +15,7 @@ from torch import Tensor
 from sslnlp.collators.base import Collator
 from sslnlp.distributed import alone
 from sslnlp.errors import UserError
+from sslnlp.evaluation.caveats import caveat
 from sslnlp.evaluation.classification import (
     classification_measures,
     multi_label_measures,
@@ -65,6 +66,7 @@ def evaluate_held_out(
     device: torch.device | str = "cpu",
     seed: int = 0,
     keep: dict[str, Tensor] | None = None,
+    notes: list[str] | None = None,
 ) -> dict[str, float]:
     """`loss` and the objective's metrics over all rows of `stream`, weighted by targets, so batch size hardly matters.
 
@@ -73,10 +75,11 @@ def evaluate_held_out(
     loss x targets / (ln 2 x bytes), which compares across tokenizers. What the objective's `measures` need is kept for
     all rows: a row of logits or a vector each, or a score a token, never a token's logits. Each process scores
     everything by itself. `keep` gets what was predicted, in the order of `stream`, where `predict` says a row a text.
+    `notes` gets a line where figures say little whatever they are (`caveats`): one candidate, one class.
     """
     collator = collator.for_evaluation(seed)
     sums: dict[str, Tensor] = {}
-    targets = 0.0
+    targets, most = 0.0, 0
     kept: dict[str, list[Tensor]] = defaultdict(list)
     with evaluating(objective), alone(), torch.no_grad():
         order = by_length(stream) if collator.label_kind is not None else np.arange(len(stream))
@@ -87,7 +90,7 @@ def evaluate_held_out(
                 continue
             output, predicted = objective.scored(to_device(batch, device))
             add_sums(sums, output, count.to(device))
-            targets += float(count[0])
+            targets, most = targets + float(count[0]), max(most, int(count[0]))
             for name, rows in predicted.items():
                 kept[name].append(rows.cpu())
     if not sums:
@@ -98,6 +101,9 @@ def evaluate_held_out(
     joined = {name: torch.cat(parts) for name, parts in kept.items()}
     for measure in objective.measures:
         figures |= MEASURES[measure](joined)
+    said = caveat(objective.measures, joined, most if objective.couples_rows else None)
+    if notes is not None and said is not None:
+        notes.append(said)
     if keep is not None:
         keep.update(_in_order(joined, order))
     return figures

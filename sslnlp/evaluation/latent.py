@@ -27,9 +27,11 @@ def latent_measures(predicted: Mapping[str, Tensor]) -> dict[str, float]:
     `active_units`: dimensions whose mean varies from document to document, Var_x(E[z|x]) > 0.01 (Burda et al., 2016,
     arXiv:1509.00519). `mutual_information` of document and z in nats, E KL(q(z|x) from q(z)) with q(z) the mixture of
     the posteriors (Hoffman and Johnson, 2016); from a sample of N documents it cannot exceed ln N. `collapsed`: 1 when
-    no unit is active, which is also logged.
+    no unit is active, which is also logged. Empty for a single document, which differs from no other.
     """
     mean_NZ, logvar_NZ = predicted["mean"].double(), predicted["log_variance"].double()
+    if len(mean_NZ) < 2:
+        return {}
     active = int((mean_NZ.var(0, correction=0) > ACTIVE).sum())
     if active == 0:
         log.warning(

@@ -69,6 +69,7 @@ def card_facts(parts: Parts, story: Mapping[str, Any]) -> CardFacts:
         collator_options=recipe.collator.options,
         hyperparameters={**asdict(recipe.train), **rows, "steps": story["result"]["steps"]},
         measures=story["result"]["measures"],
+        notes=story["result"]["notes"],
         versions=story["versions"],
         sources=[train] if isinstance(train, str) else list(train or []),
         data=story["data"],

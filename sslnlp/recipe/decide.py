@@ -43,14 +43,16 @@ class HeldOut:
     def __init__(self, parts: Parts, valid: Stream, *, batch_size: int) -> None:
         self.parts, self.valid, self.batch_size = parts, valid, batch_size
         self.predicted: dict[str, Tensor] = {}
+        self.notes: list[str] = []
+        """Why the figures of the last call say little, where they do."""
 
     def __call__(self, objective: Objective) -> dict[str, float]:
         parts = self.parts
-        self.predicted = {}
+        self.predicted, self.notes = {}, []
         return evaluate_held_out(
             objective, parts.collator, self.valid, batch_size=self.batch_size,
             num_bytes=parts.valid_bytes, device=next(objective.parameters()).device,
-            keep=self.predicted if parts.collator.label_kind in SETTLED else None,
+            keep=self.predicted if parts.collator.label_kind in SETTLED else None, notes=self.notes,
         )  # fmt: skip
 
 

@@ -232,6 +232,7 @@ def _finish(
         samples = objective.samples(words, seed=parts.recipe.train.seed) if words is not None else {}
         seen = trainer.progress.tokens
         result = {"steps": trainer.progress.steps, "tokens_seen": seen, "measures": measures, "samples": samples}
+        result["notes"] = notes = held_out.notes if held_out is not None else []
         story |= {"result": result}
         write_json(out / "recipe.json", story)
         card = report.card(objective) if report is not None else None
@@ -243,6 +244,8 @@ def _finish(
             modes=objective.modes, head=objective.linear_head, max_length=parts.max_length,
         )  # fmt: skip
         _tell(console, "held-out", measures)
+        for note in notes:
+            console.print(note, highlight=False, markup=False, soft_wrap=True)
         for title, lines in samples.items():
             console.print(f"{title}:", *(f"  {line}" for line in lines), sep="\n", highlight=False, markup=False)
         if card is not None:
