@@ -45,17 +45,24 @@ class MacroF1(LocalMetric):
 def multi_label_measures(predicted: Mapping[str, Tensor]) -> dict[str, float]:
     """Of `logits` [N, C] against `labels` of 0 and 1 [N, C], scikit-learn's definitions.
 
-    `micro_f1` and `macro_f1` of the answers at probability one half, `exact_match` (all C answers of a text right), and
-    `ranking_precision` (label ranking average precision: how high each true class stands among all; no threshold).
+    `micro_f1` and `macro_f1` (over the classes that occur among labels or answers) of the answers at probability one
+    half, `exact_match` (all C answers of a text right), and `ranking_precision` (label ranking average precision: how
+    high each true class stands among all; no threshold). The latter is of the texts that have a class and lack one:
+    any order is right for the others, which scikit-learn counts as 1. Without such a text there is none.
     """
     logits, labels = predicted["logits"].numpy(), predicted["labels"].numpy() > 0.5
     answers = logits > 0
-    return {
+    occurring = (labels | answers).any(0)
+    macro = f1_score(labels, answers, average=None, zero_division=0)[occurring]
+    figures = {
         "micro_f1": float(f1_score(labels, answers, average="micro", zero_division=0)),
-        "macro_f1": float(f1_score(labels, answers, average="macro", zero_division=0)),
+        "macro_f1": float(macro.mean()) if len(macro) else 0.0,
         "exact_match": float(accuracy_score(labels, answers)),
-        "ranking_precision": float(label_ranking_average_precision_score(labels, logits)),
     }
+    ranked = labels.any(1) & ~labels.all(1)
+    if ranked.any():
+        figures["ranking_precision"] = float(label_ranking_average_precision_score(labels[ranked], logits[ranked]))
+    return figures
 
 
 def ordinal_measures(predicted: Mapping[str, Tensor]) -> dict[str, float]:

@@ -36,7 +36,9 @@ MEASURES: Mapping[tuple[str, str], Measure] = {
     ("multi_label", "macro_f1"): Measure("share", "F1 of each class at one half, averaged with equal weight", "higher"),
     ("multi_label", "exact_match"): Measure("share", "texts all of whose classes are right, at one half", "higher"),
     ("multi_label", "ranking_precision"): Measure(
-        "share", "label ranking average precision: how high the true classes stand among all", "higher"
+        "share",
+        "label ranking average precision, of texts with a class: how high the true ones stand among all",
+        "higher",
     ),
     ("regression", "loss"): Measure(
         "variances of the labels", "mean squared error; predicting the training mean gives about 1", "lower"

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sslnlp.evaluation import Accuracy, MacroF1
-from sslnlp.evaluation.classification import classification_measures, ordinal_measures
+from sslnlp.evaluation.classification import classification_measures, multi_label_measures, ordinal_measures
 
 # Class 0: precision 2/3, recall 1, F1 4/5. Class 1: nothing right, F1 0. Class 2: 1/1, 1/1, F1 1.
 PREDICTIONS, REFERENCES = [0, 0, 0, 2], [0, 0, 1, 2]
@@ -43,3 +43,22 @@ def test_agreement_on_one_step_alone_is_no_figure() -> None:
     """Chance would agree on all of it too: the kappa is 0/0, and JSON knows no such number."""
     logits, labels = torch.tensor([[1.0, 0.0, 0.0]] * 3), torch.zeros(3, dtype=torch.long)
     assert ordinal_measures({"logits": logits, "labels": labels}) == {"mean_distance": 0.0}
+
+
+def test_texts_without_a_class_are_ranked_by_nobody() -> None:
+    """scikit-learn counts them as 1: where most texts have no class, any model would look good."""
+    labels = torch.tensor([[1.0, 0, 0], [0, 0, 0], [0, 0, 0], [1, 1, 1], [0, 1, 0]])
+    logits = torch.tensor([[-2.0, -1, 3], [-1, -2, -3], [-1, -2, -3], [1, 2, 3], [-2, -3, 1]])
+    figures = multi_label_measures({"logits": logits, "labels": labels})
+    assert figures["ranking_precision"] == pytest.approx(1 / 3)  # the one class of either stands last of three
+    assert "ranking_precision" not in multi_label_measures({"logits": logits[1:4], "labels": labels[1:4]})
+
+
+def test_a_class_that_does_not_occur_lowers_no_mean() -> None:
+    labels = torch.tensor([[1.0, 0, 0], [0, 1, 0]])
+    logits = 4 * labels - 2
+    assert multi_label_measures({"logits": logits, "labels": labels})["macro_f1"] == 1
+    logits[0, 2] = 1  # said, and never right
+    assert multi_label_measures({"logits": logits, "labels": labels})["macro_f1"] == pytest.approx(2 / 3)
+    nothing = {"logits": torch.full((2, 3), -1.0), "labels": torch.zeros(2, 3)}
+    assert multi_label_measures(nothing)["macro_f1"] == 0
