@@ -90,6 +90,16 @@ def test_figures_of_the_weights_left_behind_come_before_the_last_logged(tmp_path
     assert read_run(done).held_out() == {"loss": 2.25}
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_why_held_out_figures_say_little_stands_above_them(tmp_path: Path, number: int) -> None:
+    """As the run said below them: a ranking of one candidate is perfect, and a page must not show it as it is."""
+    result = {"steps": 30, "measures": {"loss": 0.0}, "notes": ["there is one candidate"]}
+    runs = [write_run(tmp_path / f"run{n}", result=result) for n in range(number)]
+    make_report(runs[0], against=[str(run) for run in runs[1:]])
+    text = sections_of(runs[0])["What it reached"]["text"]
+    assert text == "\n".join([f"{run.name}: there is one candidate" for run in runs] if number > 1 else result["notes"])
+
+
 def sections_of(folder: Path) -> dict[str, dict[str, Any]]:
     return {s["title"]: s for s in json.loads((folder / "report.json").read_text())["sections"]}
 

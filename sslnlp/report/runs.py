@@ -192,7 +192,13 @@ def _held_out(runs: Sequence[RunFacts]) -> Section:
             rows.append([figure, *([run.name] if len(runs) > 1 else []), value, chance, *explained])
     columns = ["figure", *(["run"] if len(runs) > 1 else []), "held out", "chance", "unit", "better"]
     note = "Chance is what a model scores that finds all answers equally likely; a dash where it is not known."
-    return Section("What it reached", tables=[Table(columns, rows, note=note, meanings=meanings)] if rows else [])
+    said = [
+        f"{run.name}: {line}" if len(runs) > 1 else line
+        for run in runs
+        for line in (run.biography.get("result") or {}).get("notes", [])
+    ]
+    tables = [Table(columns, rows, note=note, meanings=meanings)] if rows else []
+    return Section("What it reached", text="\n".join(said), tables=tables)
 
 
 def _curves(runs: Sequence[RunFacts]) -> Section:
