@@ -20,7 +20,9 @@ from sslnlp.picture_encoder import PictureEncoder
 from sslnlp.recipe import load_recipe, run
 from sslnlp.report.card import Card
 from sslnlp.report.command import report_runs
+from sslnlp.report.config import ReportConfig
 from sslnlp.report.contact_sheet import OWN, Line, _font_of, box, draw, found
+from sslnlp.report.picture_material import PictureMaterial
 from tests.pictures import COLOURS, save_dual, save_tower, shades, write_run
 from tests.test_report import Page
 
@@ -52,6 +54,17 @@ def report_of(folder: Path) -> dict[str, Any]:
 
 def card_of(folder: Path, name: str) -> Card:
     return Card.from_dict(report_of(folder)["cards"][name])
+
+
+def test_pictures_that_a_probe_learns_from_and_is_tested_on_are_told(
+    files: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    for test, told in (("test", 0), ("train", 9)):
+        caplog.clear()
+        config = ReportConfig(probe_train=str(files["train"]), probe_test=str(files[test]), label="kind")
+        PictureMaterial.read(config, DataConfig(train=str(files["valid"])), files["train"].parent / "cache")
+        said = [record.getMessage() for record in caplog.records if "test items" in record.getMessage()]
+        assert [line.partition(" test items")[0] for line in said] == ([f"{told} of the {told}"] if told else [])
 
 
 def test_a_dual_encoder_is_measured_by_its_pictures_and_captions(files: dict[str, Path], tmp_path: Path) -> None:

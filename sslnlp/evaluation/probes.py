@@ -5,9 +5,10 @@ Shapes: N texts, H width of a vector.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import datasets
 import numpy as np
@@ -18,6 +19,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from sslnlp.errors import UserError
 from sslnlp.evaluation.bootstrap import Figure, ratio_figure
 from sslnlp.evaluation.local import LocalMetric
+
+log = logging.getLogger(__name__)
 
 Vectors = npt.NDArray[np.float32]
 
@@ -56,6 +59,19 @@ def probe_measures(
             predicted = model.fit(features[0], train_labels).predict(features[1])
         found[name] = ratio_figure(np.asarray(predicted) == np.asarray(test_labels), chance=share)
     return found
+
+
+def tell_shared(train: Sequence[Hashable], test: Sequence[Hashable]) -> None:
+    """Log in one line how many of the `test` items the probe learns from as well: each is its own nearest neighbour."""
+    known = set(train)
+    shared = sum(item in known for item in test)
+    if shared:
+        log.warning(
+            "%d of the %d test items of the probe stand among its training items too, so its figures come out too "
+            "high: take them out of probe_train",
+            shared,
+            len(test),
+        )
 
 
 class Probes(LocalMetric):

@@ -22,6 +22,7 @@ from sslnlp.data.store import TokenStore
 from sslnlp.errors import UserError, usual_name
 from sslnlp.evaluation.beir import Beir, load_beir
 from sslnlp.evaluation.minimal_pairs import Pair, read_pairs
+from sslnlp.evaluation.probes import tell_shared
 from sslnlp.evaluation.similarity import Similar, read_similar
 from sslnlp.report.config import ReportConfig
 
@@ -74,6 +75,7 @@ class Material:
         if config.probe_train is not None and config.probe_test is not None:
             with _without_keys():
                 found.probe = _labelled(config.probe_train, config.label), _labelled(config.probe_test, config.label)
+            tell_shared(found.probe[0].texts, found.probe[1].texts)
         if config.beir is not None:
             found.beir = load_beir(config.beir)
         return found

@@ -11,6 +11,7 @@ import numpy as np
 from sslnlp.data.config import DataConfig
 from sslnlp.data.pictured import PictureRows, every_picture, pictured
 from sslnlp.errors import UserError
+from sslnlp.evaluation.probes import tell_shared
 from sslnlp.evaluation.zero_shot import TEMPLATES
 from sslnlp.report.config import ReportConfig
 
@@ -63,6 +64,7 @@ class PictureMaterial:
                 for spec, name in ((config.probe_train, "train"), (config.probe_test, "valid"))
             )
             found.named, found.probe = test, (train, test)
+            tell_shared(train.rows.extra["picture"].tolist(), test.rows.extra["picture"].tolist())
         return found
 
 

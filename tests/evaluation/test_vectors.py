@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,8 @@ from sslnlp.evaluation.geometry import Geometry, geometry_measures
 from sslnlp.evaluation.known_item import KnownItem, halves, known_item_figures
 from sslnlp.evaluation.probes import Probes, probe_measures
 from sslnlp.evaluation.similarity import Spearman, read_similar, similarity_measures, spearman
+from sslnlp.report.config import ReportConfig
+from sslnlp.report.material import Material
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -147,3 +151,16 @@ def test_probes_refuse_labels_that_were_never_shown() -> None:
         probe_measures(normal(4, 2), ["a", "b", "a", "b"], normal(1, 2), ["c"])
     with pytest.raises(UserError, match="at least two labels"):
         probe_measures(normal(2, 2), ["a", "a"], normal(1, 2), ["a"])
+
+
+@pytest.mark.parametrize("shared", [0, 2])
+def test_texts_that_a_probe_learns_from_and_is_tested_on_are_told(
+    tmp_path: Path, shared: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The nearest neighbour of such a text is itself: with one file for both kNN is always right."""
+    rows = [json.dumps({"text": f"words {n}", "label": n % 2}) + "\n" for n in range(8)]
+    (train := tmp_path / "a.jsonl").write_text("".join(rows[:4]))
+    (test := tmp_path / "b.jsonl").write_text("".join(rows[4 - shared :]))
+    Material.read(ReportConfig(probe_train=str(train), probe_test=str(test)), lambda n: [])
+    said = [record.getMessage() for record in caplog.records]
+    assert [line.partition(" test items")[0] for line in said] == (["2 of the 6"] if shared else [])
