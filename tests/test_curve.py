@@ -14,7 +14,7 @@ from scipy import stats
 
 from sslnlp.cli import run_command
 from sslnlp.curve import label_curve
-from sslnlp.curve.cells import FRESH, LEXICAL, Cell, Measured, Results, cells, parse_labels
+from sslnlp.curve.cells import FRESH, LARGEST, LEXICAL, Cell, Measured, Results, cells, parse_labels
 from sslnlp.curve.command import curve, parse_method
 from sslnlp.curve.page import shown, write_page
 from sslnlp.curve.summary import summarise
@@ -130,7 +130,8 @@ def test_a_curve_from_end_to_end_goes_on_where_it_was_stopped(
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["sections"][0]["tables"][0]["columns"] == ["× 100", "2 a class", "100 a class (30 there)"]
     rows = {row[0]: row[1:] for row in report["sections"][0]["tables"][0]["rows"]}
-    assert set(rows) == {LEXICAL, "trained", FRESH, "draws (runs)"}
+    assert set(rows) == {LEXICAL, "trained", FRESH, LARGEST, "draws (runs)"}
+    assert len(set(rows[LARGEST])) == 1  # of the test rows, whatever there was to learn from
     assert rows["draws (runs)"] == ["1 (1)", "1 (1)"]
     all_of_them = [json.loads(line) for line in lines if json.loads(line)["cell"]["labels"] == 100]
     lexical = next(m for m in all_of_them if m["cell"]["method"] == LEXICAL)

@@ -15,6 +15,8 @@ from sslnlp.writing import write_json
 ALL = "all"
 LEXICAL, FRESH = "TF-IDF + LR", "untrained"
 """The two baselines that stand beside every method."""
+LARGEST = "largest class"
+"""What always saying the most frequent class of the test rows reaches."""
 
 
 @dataclass(frozen=True)

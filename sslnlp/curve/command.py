@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Grid
 
-from sslnlp.curve.cells import FRESH, LEXICAL, Measured, parse_labels
+from sslnlp.curve.cells import FRESH, LARGEST, LEXICAL, Measured, parse_labels
 from sslnlp.curve.run import label_curve
 from sslnlp.errors import UserError
 from sslnlp.recipe import Recipe, load_recipe
@@ -41,7 +41,7 @@ def curve(
     console = console or Console(stderr=True)
     recipes: dict[str, Recipe] = {}
     for name, recipe in (parse_method(method, overrides) for method in methods or USUAL):
-        if name in (*recipes, LEXICAL, FRESH):  # it would take the other's place in every table
+        if name in (*recipes, LEXICAL, FRESH, LARGEST):  # it would take the other's place in every table
             raise UserError(f"--method {name!r} is the name of another method; give each one of its own")
         recipes[name] = recipe
     numbers = parse_labels(labels)

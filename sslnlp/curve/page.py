@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sslnlp.curve.cells import ALL, Results
+from sslnlp.curve.cells import ALL, LARGEST, Results
 from sslnlp.curve.summary import Summary, summarise
 from sslnlp.report.page import Cell, Chart, Report, Section, Table
 from sslnlp.report.sections import write_figures
@@ -19,13 +19,21 @@ NOTE = (
 
 
 def write_page(
-    results: Results, methods: Sequence[str], labels: Sequence[int | None], rows: Sequence[int], out: Path
+    results: Results,
+    methods: Sequence[str],
+    labels: Sequence[int | None],
+    rows: Sequence[int],
+    out: Path,
+    *,
+    largest: Mapping[str, float] | None = None,
 ) -> Path:
-    """Write report.html, report.json and figures/ into `out` and return the page's path. `rows`: of each class."""
+    """Write report.html, report.json and figures/ into `out` and return the page's path. `rows`: of each class.
+    `largest`: the figures of always saying the largest class of the test rows."""
     sections, charts = [], []
     for figure in FIGURES:
         found = {(m, n): summarise(results.of(m, n), figure) for m in methods for n in labels}
-        sections.append(Section(figure.replace("_", "-"), tables=[_table(found, methods, labels, rows)]))
+        table = _table(found, methods, labels, rows, (largest or {}).get(figure))
+        sections.append(Section(figure.replace("_", "-"), tables=[table]))
         charts.append(_chart(found, methods, labels, figure))
     sections[0].charts = charts
     if failed := _failed(results, methods, labels):
@@ -47,8 +55,11 @@ def _table(
     methods: Sequence[str],
     labels: Sequence[int | None],
     rows: Sequence[int],
+    largest: float | None,
 ) -> Table:
     lines: list[list[Cell]] = [[method, *(shown(found[method, n]) for n in labels)] for method in methods]
+    if largest is not None:
+        lines.append([LARGEST, *(f"{100 * largest:.1f}" for _ in labels)])
     lines.append(["draws (runs)", *(_counted([found[m, n] for m in methods]) for n in labels)])
     return Table(["× 100", *(_head(n, rows) for n in labels)], lines, note=NOTE)
 

@@ -16,7 +16,7 @@ from sslnlp.curve.page import write_page
 from sslnlp.data.labelled import labelled
 from sslnlp.data.table_rows import TableRows
 from sslnlp.errors import UserError
-from sslnlp.evaluation.baselines import tfidf_logreg
+from sslnlp.evaluation.baselines import largest_class, tfidf_logreg
 from sslnlp.recipe import Recipe, override, run
 from sslnlp.recipe.build import cache_folder
 from sslnlp.recipe.check import check_recipe
@@ -37,10 +37,10 @@ def label_curve(
 ) -> Path:
     """Train and measure every method on `draws` × `seeds` few-label training sets; returns the path of report.html.
 
-    TF-IDF with logistic regression stands beside them, and the first method from fresh weights (`untrained`). All
-    figures are of `data.valid`, which chooses nothing: no stopping, no best checkpoint. What is measured is kept in
-    `results.jsonl` at once, and a call with the same `out` goes on where the last one was stopped. `keep` leaves each
-    run's folder (its export among it) under `out/runs`.
+    TF-IDF with logistic regression stands beside them, the first method from fresh weights (`untrained`), and what
+    always saying the largest class of the test rows reaches. All figures are of `data.valid`, which chooses nothing: no
+    stopping, no best checkpoint. What is measured is kept in `results.jsonl` at once, and a call with the same `out`
+    goes on where the last one was stopped. `keep` leaves each run's folder (its export among it) under `out/runs`.
 
     Raises `UserError`, before anything is trained, for recipes without data or that are no classifiers.
     """
@@ -61,7 +61,9 @@ def label_curve(
             found.seconds = time.monotonic() - began
             results.add(found)
         told(results.done[cell], number, len(todo))
-    return write_page(results, list(everything), labels, [*rows.counts.values()], out)
+    assert rows.valid is not None
+    largest = largest_class(rows.valid.extra["label"].tolist())
+    return write_page(results, list(everything), labels, [*rows.counts.values()], out, largest=largest)
 
 
 def _prepared(recipe: Recipe) -> Recipe:

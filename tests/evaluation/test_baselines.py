@@ -1,6 +1,8 @@
 """The baselines learn what a bag of words can learn, and no more."""
 
-from sslnlp.evaluation.baselines import bm25_ranking, tfidf_logreg
+import pytest
+
+from sslnlp.evaluation.baselines import bm25_ranking, largest_class, tfidf_logreg
 
 
 def test_tfidf_logreg_learns_words() -> None:
@@ -8,6 +10,14 @@ def test_tfidf_logreg_learns_words() -> None:
     figures = tfidf_logreg(train, [0, 0, 1, 1], ["the cat purr", "loudly bark the dog", "a dog runs"], [0, 1, 0])
     assert figures["accuracy"] == 2 / 3  # the last label is wrong on purpose
     assert 0 < figures["macro_f1"] < 1
+
+
+def test_one_class_for_all_texts() -> None:
+    """What 999 texts of one class in 1,000 give to any model, and its macro-F1, which shows it."""
+    figures = largest_class([1] * 999 + [0])
+    assert figures["accuracy"] == 0.999
+    assert figures["macro_f1"] == pytest.approx(0.999 / 1.999)
+    assert largest_class([3, 3]) == {"accuracy": 1.0, "macro_f1": 1.0}
 
 
 def test_bm25_finds_stems_and_leaves_out_what_shares_no_word() -> None:
