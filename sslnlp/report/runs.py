@@ -276,9 +276,9 @@ def _chance_facts(run: RunFacts) -> dict[str, Any]:
 
 
 def _without(plain: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    # The held-out figures have a table of their own.
+    # The held-out figures have a table of their own, and what is to be said of them stands above it.
     kept = {key: value for key, value in plain.items() if key not in names}
-    return kept | ({"result": _without(kept["result"], "measures")} if "result" in kept else {})
+    return kept | ({"result": _without(kept["result"], "measures", "notes")} if "result" in kept else {})
 
 
 def _flat(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Cell]:
