@@ -72,6 +72,7 @@ def evaluate_command(
 
     sslnlp search evaluate --qrels qrels.txt --compare mine.trec --compare theirs.trec
     """
+    from sslnlp.evaluation.caveats import LEAST
     from sslnlp.search import evaluate
     from sslnlp.search.index import Index
     from sslnlp.search.trec import write_run
@@ -114,6 +115,9 @@ def evaluate_command(
     print_evaluation(evaluation, len(judged.queries))
     for line in _not_measured(judged, others, queries):
         typer.echo(line)
+    if opened is not None and (number := len(opened.documents)) < LEAST:
+        held = "one document" if number == 1 else f"{number} documents"
+        typer.echo(f"The index holds {held}: a ranking of so few is good whatever ranks them.")
     for name, target in targets.items():  # last: ids that such a file cannot hold do not cost the figures
         write_run(target, runs[name], f"sslnlp-{name}")
 
@@ -180,9 +184,10 @@ def _cells(found: Comparison) -> list[Text]:
     from rich.text import Text
 
     sure = found.p_holm < SIGNIFICANT
+    alone = found.better + found.worse + found.equal == 1  # drawn anew, one query is itself
     return [
         Text(f"{100 * found.difference:+.1f}", style="bold" if sure else ""),
-        Text(f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"),
+        Text("" if alone else f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"),
         Text(_p(found.p_holm), style="bold" if sure else ""),
         Text("" if found.p_t is None else _p(found.p_t)),
         Text(f"{found.better:,}"),

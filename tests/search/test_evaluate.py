@@ -76,6 +76,7 @@ def test_ids_that_no_run_can_hold_do_not_cost_the_figures(tmp_path: Path) -> Non
     result = _run("evaluate", tmp_path / "i", *files, "--run", tmp_path / "o.trec", "--json", tmp_path / "o.json")
     assert "cannot stand in a TREC run" in str(result.exception)
     assert _rows(result.output) == [["bm25", "100.0", "100.0", "100.0"]]
+    assert "The index holds 2 documents: a ranking of so few is good whatever ranks them." in result.output
     assert json.loads((tmp_path / "o.json").read_text())["means"]["bm25"]["mrr"] == 1
     with pytest.raises(UserError, match="no UTF-8"):
         write_run(tmp_path / "o.trec", {"q": {"bad\udcffname": 1.0}}, "tag")
@@ -99,6 +100,19 @@ def test_judged_queries_without_a_text_are_counted(tmp_path: Path, corpus: Path,
     result = _run("evaluate", index, "--queries", tmp_path / "q.tsv", "--qrels", qrels)
     assert "over 1 queries" in result.output
     assert "1 judged queries have no text in" in result.output  # q2; q3 has nothing to be found
+
+
+def test_a_single_query_has_no_interval(tmp_path: Path) -> None:
+    """Drawn anew it is always itself: from +50 to +50 would look as sure as can be."""
+    (tmp_path / "qrels").write_text("q0 0 a 1\nq1 0 a 1\n")
+    for name, run in (("bad", BAD), ("good", GOOD)):
+        (tmp_path / name).write_text("".join(f"{q} Q0 {d} 1 {s} t\n" for q in ("q0", "q1") for d, s in run[q].items()))
+    files = ("--compare", tmp_path / "bad", "--compare", tmp_path / "good", "--measures", "mrr")
+    rows = _rows(_run("evaluate", "--qrels", tmp_path / "qrels", *files).output)
+    assert rows[-1][2:4] == ["+50.0", "+50.0 to +50.0"]
+    (tmp_path / "qrels").write_text("q0 0 a 1\n")
+    rows = _rows(_run("evaluate", "--qrels", tmp_path / "qrels", *files).output)
+    assert rows[-1][2:4] == ["+50.0", ""]
 
 
 def test_run_files_alone_are_measured_and_compared(tmp_path: Path) -> None:
