@@ -45,7 +45,8 @@ def diffuse(
         steps: how often the model is run, at most once for each mask. None: once for each; fewer is faster and worse,
             because tokens kept in the same step do not know of each other.
         temperature: 1 samples from the model, less is safer and duller, 0 takes the most probable token.
-        order: `random` (what the model's distribution is defined by) or `confident`: the most certain predictions stay.
+        order: `random` (what the model's distribution is defined by) or `confident`: the predictions stay that the
+            model gives the highest probability, whatever the temperature.
         prompt: text that stands as it is; mask tokens written in it (`tokenizer.mask_token`) are filled too.
         number: how many texts.
         seed: draws depend on it, on the text's number, the step and the place.
@@ -69,10 +70,10 @@ def diffuse(
     for step in range(steps):
         batch = torch.from_numpy(ids_RS).to(model.device)
         logits = model(input_ids=batch, attention_mask=torch.ones_like(batch)).logits
-        share_RSV = _distribution(logits, tokenizer, temperature)
+        logits_RSV = _of_words(logits, tokenizer)
         draw_RS = bits(seed, f"diffuse/token/{step}", texts, ids_RS.shape[1]) >> np.uint64(11)
-        drawn_RS, certainty_RS = _draw(share_RSV, torch.from_numpy(draw_RS.astype(np.int64)).double() * 2.0**-53)
-        key_RS = place_RS if order == "random" else 1 - certainty_RS
+        drawn_RS = _draw(logits_RSV, temperature, torch.from_numpy(draw_RS.astype(np.int64)).double() * 2.0**-53)
+        key_RS = place_RS if order == "random" else -_certainty(logits_RSV, drawn_RS)
         left = masks * (steps - step - 1) // steps
         keep = int(masked_RS[0].sum()) - left
         first_RS = np.argsort(np.where(masked_RS, key_RS, np.inf), axis=1, kind="stable")[:, :keep]
@@ -95,20 +96,26 @@ def _start(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: s
     return np.array(ids, dtype=np.int64)
 
 
-def _distribution(logits_RSV: torch.Tensor, tokenizer: PreTrainedTokenizerBase, temperature: float) -> torch.Tensor:
-    """float64 [R, S, V]: the probability of each id of the vocabulary; special tokens are not written."""
+def _of_words(logits_RSV: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+    """float64 [R, S, V]: the logits, -inf for what is not written: special tokens, and ids outside the vocabulary."""
     allowed_V = torch.zeros(logits_RSV.shape[-1], dtype=torch.bool)
     allowed_V[torch.from_numpy(drawable_ids(tokenizer))] = True
     # In float64: at the precision of float32 sampling loses the tail, and texts come out poorer than the model.
-    logits_RSV = logits_RSV.double().cpu().masked_fill(~allowed_V, -torch.inf)
+    return logits_RSV.double().cpu().masked_fill(~allowed_V, -torch.inf)
+
+
+def _draw(logits_RSV: torch.Tensor, temperature: float, draw_RS: torch.Tensor) -> Ids:
+    """An id for each place, int64 [R, S], by inverting the cumulated probabilities at this temperature."""
     if temperature == 0:
-        return torch.nn.functional.one_hot(logits_RSV.argmax(-1), len(allowed_V)).double()
-    return (logits_RSV / temperature).softmax(-1)
-
-
-def _draw(share_RSV: torch.Tensor, draw_RS: torch.Tensor) -> tuple[Ids, npt.NDArray[np.float64]]:
-    """An id for each place, int64 [R, S], by inverting the cumulated shares; and its probability, float64 [R, S]."""
-    total_RSV = share_RSV.cumsum(-1)
+        return logits_RSV.argmax(-1).numpy()
+    total_RSV = (logits_RSV / temperature).softmax(-1).cumsum(-1)
     # Scaled to the last sum, which rounding leaves a little off 1: a draw never falls behind the last possible id.
     drawn_RS1 = torch.searchsorted(total_RSV, (draw_RS[..., None] * total_RSV[..., -1:]), right=True)
-    return drawn_RS1[..., 0].numpy(), share_RSV.gather(-1, drawn_RS1)[..., 0].numpy()
+    return drawn_RS1[..., 0].numpy()
+
+
+def _certainty(logits_RSV: torch.Tensor, drawn_RS: Ids) -> npt.NDArray[np.float64]:
+    """float64 [R, S]: the model's own probability of each id. At a low temperature all would come out near 1, and be
+    told apart by rounding or by their place."""
+    share_RSV = logits_RSV.softmax(-1)
+    return share_RSV.gather(-1, torch.from_numpy(drawn_RS)[..., None])[..., 0].numpy()

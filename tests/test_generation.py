@@ -73,6 +73,25 @@ def test_draws_follow_the_model_s_distribution(model):
     assert cold.split() == ["cat"] * 10
 
 
+@pytest.mark.parametrize("temperature", [0, 0.001])
+def test_confident_goes_by_the_model_s_probability_at_any_temperature(model, temperature):
+    """The model is surer of a place the further to the right: written from right to left, however cold."""
+    seen, mask = [], small_tokenizer().mask_token_id
+    cat = small_tokenizer().convert_tokens_to_ids("Ġcat")
+
+    def surer_to_the_right(module, args, inputs, output):
+        ids = inputs["input_ids"]
+        seen.append((ids[0] == mask).nonzero().flatten().tolist())
+        output.logits = torch.zeros_like(output.logits)
+        output.logits[..., cat] = torch.arange(1.0, ids.shape[1] + 1)
+        return output
+
+    model.register_forward_hook(surer_to_the_right, with_kwargs=True)
+    [text] = diffuse(model, small_tokenizer(), length=6, temperature=temperature, order="confident")
+    assert text.split() == ["cat"] * 6
+    assert seen == [list(range(1, end)) for end in (7, 6, 5, 4, 3, 2)]
+
+
 def test_a_text_depends_on_its_number_and_the_seed_alone(model):
     tokenizer = small_tokenizer()
     three = diffuse(model, tokenizer, length=10, steps=4, number=3, seed=2)
