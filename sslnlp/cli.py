@@ -42,7 +42,8 @@ Overrides = Annotated[
 
 
 _INTERRUPTED = 130
-_GO_ON = {"train": "go on with --resume", "curve": "the same command goes on", "search": "the same command goes on"}
+_SAME = "the same command goes on"
+_GO_ON = {"train": "go on with --resume", "curve": _SAME, "search": _SAME, "quickstart": _SAME}
 """Command -> how a run that was stopped in it is taken up again."""
 _PEER_ENDED = ("connection closed by peer", "connection reset by peer")  # as gloo and NCCL say it
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # as torch says it of a GPU and of a CPU

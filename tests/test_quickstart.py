@@ -6,6 +6,7 @@ import functools
 import json
 import re
 import shlex
+import shutil
 import socket
 from collections import Counter
 from io import StringIO
@@ -227,7 +228,8 @@ def test_an_installation_without_documentation_is_refused_in_one_line(tmp_path: 
 
 
 def test_the_whole_story_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every part runs, on a made-up corpus and models of a few thousand parameters, and the table has no gap."""
+    """Every part runs, on a made-up corpus and models of a few thousand parameters, and the table has no gap; stopped
+    on the way, it goes on."""
 
     def refuse(*_: object) -> None:
         raise AssertionError("the quickstart must not open a connection")
@@ -250,8 +252,29 @@ def test_the_whole_story_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     )
     out, printed = tmp_path / "quickstart", Console(file=StringIO(), width=120)
 
+    def stopped(corpus: Any) -> dict[str, float]:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(story.baselines, "bm25", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            story.quickstart(out, budget="2s", console=printed)
+    left = {path.parent: path.stat().st_mtime_ns for path in out.glob("*/recipe.json")}
+    assert len(left) == 8  # encoder and decoder; classifiers of two draws and a ranker, each with its untrained twin
+    shutil.rmtree(out / "decoder" / "export")  # as if it had been stopped there
+    log = (out / "decoder" / "metrics.jsonl").read_text()
+    with pytest.raises(UserError, match="another budget"):
+        story.quickstart(out, budget="3s", console=printed)
+    with monkeypatch.context() as patched:
+        patched.setattr(story, "harvest", lambda: Harvest(entries=entries[1:]))
+        with pytest.raises(UserError, match="another installation"):
+            story.quickstart(out, budget="2s", console=printed)
+
     page = story.quickstart(out, budget="2s", console=printed)
 
+    again = {path.parent.name for path in out.glob("*/recipe.json") if path.stat().st_mtime_ns != left[path.parent]}
+    assert again == {"decoder"}
+    assert (out / "decoder" / "metrics.jsonl").read_text() == log  # its last checkpoint was there
     assert page == out / "report.html"
     sections = {s["title"]: s for s in json.loads((out / "report.json").read_text())["sections"]}
     table = sections["What it reached, beside honest baselines"]["tables"][0]

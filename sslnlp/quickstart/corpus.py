@@ -87,7 +87,7 @@ def write_corpus(
         "search queries": len(held_out_pairs),
         "labels": list(labels),
         "labelled examples": {name: len(rows) for name, rows in labelled.items()},
-        "fingerprint": hashlib.blake2b("\n".join(e.text for e in found.entries).encode(), digest_size=8).hexdigest(),
+        "fingerprint": fingerprint(found),
     }
     _replace(out / "corpus.json", json.dumps(facts, indent=2) + "\n")
     return Corpus(
@@ -99,6 +99,11 @@ def write_corpus(
         labels=labels,
         facts=facts,
     )
+
+
+def fingerprint(found: Harvest) -> str:
+    """What tells the texts of one installation from those of another."""
+    return hashlib.blake2b("\n".join(e.text for e in found.entries).encode(), digest_size=8).hexdigest()
 
 
 def held_out(entry: Entry) -> bool:

@@ -7,14 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sslnlp.budget import parse_duration
 from sslnlp.data.config import DataConfig
 from sslnlp.metrics import read_metrics
 from sslnlp.models import ModelConfig
-from sslnlp.precision import fitting_precision
 from sslnlp.quickstart.corpus import Corpus
 from sslnlp.recipe import Options, Recipe, TokenizerConfig, TrainConfig
-from sslnlp.recipe.build import processes
 
 SHARES: Mapping[str, float] = {"encoder": 0.4, "decoder": 0.15, "classifier": 0.2, "ranker": 0.25}
 """Parts of the budget. Fine-tuning is done several times, from pretrained and fresh weights, inside its share."""
@@ -34,10 +31,6 @@ class Plan:
     out: Path
     seconds: float
     precision: str
-
-    @classmethod
-    def of(cls, corpus: Corpus, out: Path, budget: str) -> Plan:
-        return cls(corpus, out, parse_duration(budget), fitting_precision(processes().device))
 
     def budget(self, part: str) -> str:
         """The wall clock of a part, as a recipe takes it."""

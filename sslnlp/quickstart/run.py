@@ -17,17 +17,23 @@ from rich.table import Table as Grid
 
 from sslnlp.budget import parse_duration
 from sslnlp.errors import UserError
+from sslnlp.precision import fitting_precision
 from sslnlp.quickstart import baselines, samples
-from sslnlp.quickstart.corpus import Corpus, write_corpus
+from sslnlp.quickstart.corpus import Corpus, fingerprint, write_corpus
 from sslnlp.quickstart.harvest import harvest
 from sslnlp.quickstart.plan import CLASSIFIER_ROWS, QUERY_LENGTH, RANKER_ROWS, TEXT_LENGTH, Plan
 from sslnlp.recipe import Recipe, run
+from sslnlp.recipe.build import processes
+from sslnlp.recipe.out import sole
 from sslnlp.report import Section, Table, make_report
 from sslnlp.report.measures import measure
 from sslnlp.report.page import Cell, format_cell
+from sslnlp.writing import write_json
 
 DRAWS = {8: 3, 64: 1}
 """Labels a class -> how many draws of the training rows: with few labels the draw decides much, so several are made."""
+BEGUN = "quickstart.json"
+"""What it was begun with: only the same may go on in its folder."""
 COLUMNS = ("task", "figure", "pretrained", "untrained", "baseline", "baseline's figure", "guessing")
 
 
@@ -40,6 +46,8 @@ class Story:
     rows: list[list[Cell]] = field(default_factory=list)
     """One row a figure, under `COLUMNS`."""
     began: float = field(default_factory=time.monotonic)
+    goes_on: bool = False
+    """After a stop: the time since `began` is not that of the whole."""
 
     @property
     def corpus(self) -> Corpus:
@@ -60,8 +68,10 @@ class Story:
         self.tell(f"  {task}: {figure} {ours}" + (f" ({', '.join(beside)})" if beside else ""))
 
     def run(self, recipe: Recipe) -> dict[str, Any]:
-        """Run a recipe quietly and return its `result`."""
-        folder = run(recipe, console=Console(quiet=True))
+        """Run a recipe quietly, or what is left of it after a stop, and return its `result`."""
+        folder = Path(recipe.out)
+        if not (folder / "export" / "config.json").is_file():
+            run(recipe, resume=(folder / "recipe.json").is_file(), console=Console(quiet=True))
         result: dict[str, Any] = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))["result"]
         return result
 
@@ -70,15 +80,27 @@ def quickstart(out: Path, budget: str = "5m", *, console: Console | None = None)
     """Run the whole story into the folder `out`; returns the path of report.html.
 
     budget: wall clock for all training together, such as 90s or 5m; finding the corpus, measuring and exporting come
-    on top. Nothing is downloaded. Raises UserError when `out` holds something already, or the budget is not a time.
+    on top. Nothing is downloaded. A call with the same `out` and `budget` goes on where the last one was stopped.
+    Raises UserError when `out` holds something else, or a finished quickstart, or the budget is not a time.
     """
     parse_duration(budget)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{str(out)!r} is not empty; give another --out, or remove it")
-    console = console or Console()
+    with sole(out, str(out), main=True):
+        return _tell_all(out, budget, console or Console())
+
+
+def _tell_all(out: Path, budget: str, console: Console) -> Path:
+    before = _before(out)
     began = time.monotonic()
-    corpus = write_corpus(harvest(), out / "corpus")
-    story = Story(Plan.of(corpus, out, budget), console, began=began)
+    found = harvest()
+    given = {"seconds": parse_duration(budget), "corpus": fingerprint(found)}
+    for name, what in (("seconds", "budget"), ("corpus", "installation, whose documentation is the corpus")):
+        if before and before[name] != given[name]:
+            raise UserError(f"{str(out)!r} holds a quickstart of another {what}; give another --out, or remove it")
+    # The precision is measured: a second time it may come out otherwise, and no run would go on.
+    begun: dict[str, Any] = before or given | {"precision": fitting_precision(processes().device)}
+    write_json(out / BEGUN, begun)
+    corpus = write_corpus(found, out / "corpus")
+    story = Story(Plan(corpus, out, begun["seconds"], begun["precision"]), console, began=began, goes_on=bool(before))
     facts = corpus.facts
     story.tell(
         f"corpus: documentation of {facts['entries']:,} objects in {facts['files read']:,} source files of this "
@@ -91,6 +113,16 @@ def quickstart(out: Path, budget: str = "5m", *, console: Console | None = None)
     page = _report(story, shown)
     _print(story, shown, page)
     return page
+
+
+def _before(out: Path) -> dict[str, Any]:
+    """What a quickstart that was stopped in `out` was begun with; empty where there is none."""
+    if (out / BEGUN).is_file() and not (out / "report.html").exists():
+        before: dict[str, Any] = json.loads((out / BEGUN).read_text(encoding="utf-8"))
+        return before
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{str(out)!r} is not empty; give another --out, or remove it")
+    return {}
 
 
 def _pretrain(story: Story) -> None:
@@ -208,7 +240,7 @@ def verdict(rows: Sequence[Sequence[Cell]]) -> str:
 
 def _report(story: Story, shown: list[Table]) -> Path:
     plan = story.plan
-    passed = time.monotonic() - story.began
+    took = "" if story.goes_on else f" in {(time.monotonic() - story.began) / 60:.0f} minutes"
     facts: dict[str, Cell] = {
         name: ", ".join(value) if isinstance(value, list) else value
         for name, value in story.corpus.facts.items()
@@ -233,7 +265,7 @@ def _report(story: Story, shown: list[Table]) -> Path:
         plan.out / "encoder",
         against=[str(path) for path in runs],
         out=str(plan.out),
-        title=f"Quickstart: from text to a search engine in {passed / 60:.0f} minutes",
+        title=f"Quickstart: from text to a search engine{took}",
         sections=sections,
     )
 
