@@ -4,6 +4,7 @@ emulates it."""
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import Iterator
@@ -72,10 +73,12 @@ def warn_if_slower(precision: str, device: torch.device) -> float | None:
     return ratio
 
 
+@functools.cache
 def _gain() -> float:
     """How many times as long a product [512, 256] × [256, 512] takes in float32 as in bf16: the shortest of five each.
 
-    In turn, so that a moment in which the machine is busy does not fall on one of the two alone.
+    In turn, so that a moment in which the machine is busy does not fall on one of the two alone. Once a process: a
+    search engine or a label curve is many runs, and the units of the CPU stay what they are.
     """
     pairs = {
         dtype: (torch.ones(512, 256, dtype=dtype), torch.ones(256, 512, dtype=dtype))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import platform
@@ -35,7 +36,7 @@ def biography(parts: Parts, objective: Objective, begun: Mapping[str, Any] | Non
     story = {
         "recipe": recipe,
         "processes": processes,
-        "versions": _versions(),
+        "versions": dict(_versions()),
         "data": parts.facts,
         "tokenizer": parts.contract.to_dict() if parts.contract is not None else None,
         "label_names": parts.label_names,
@@ -46,7 +47,8 @@ def biography(parts: Parts, objective: Objective, begun: Mapping[str, Any] | Non
     return plain
 
 
-def _versions() -> dict[str, str]:
+@functools.cache  # each is a search through all that is installed
+def _versions() -> Mapping[str, str]:
     found = {"python": platform.python_version()}
     for name in _VERSIONS:
         try:

@@ -14,6 +14,7 @@ Letters, marks and digits run on (`GPT2`, `3rd` are one word), and the bytes of 
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import unicodedata
@@ -42,6 +43,7 @@ _spaceless = re.compile(f"[{SPACELESS}]").match
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
+@functools.lru_cache(maxsize=4096)  # texts are few characters many times over
 def character_class(character: str) -> str:
     """`space`, `word` (letters, accents, digits), `spaceless` (scripts without spaces) or `mark` (all the rest)."""
     if character.isspace():
