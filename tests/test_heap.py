@@ -15,6 +15,7 @@ from sslnlp.heap import keep_freed_memory
 from tests.contract import make_trainer
 
 GLIBC = platform.libc_ver()[0] == "glibc"
+SAID = "from sslnlp.heap import keep_freed_memory; print(keep_freed_memory())"
 PAGES = """
 import resource, sys, torch
 from sslnlp.heap import keep_freed_memory
@@ -27,24 +28,24 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-def pages(how: str, **environment: str) -> tuple[str, int]:
-    """What was said, and the pages asked for in the last turn."""
+def told(program: str, *arguments: str, **environment: str) -> list[str]:
+    """What a fresh process says."""
     found = subprocess.run(
-        [sys.executable, "-c", PAGES, how],
+        [sys.executable, "-c", program, *arguments],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
         check=True,
     )
-    said, number = found.stdout.split()
-    return said, int(number)
+    return found.stdout.split()
 
 
 @pytest.mark.skipif(not GLIBC, reason="malloc is not glibc's")
 def test_the_same_blocks_are_not_asked_for_again() -> None:
-    said, kept = pages("keep")
+    said, kept = told(PAGES, "keep")
     assert said == "True"
-    assert kept * 4 < pages("as it comes")[1]  # a kernel that gives large pages unasked has few to count
+    # Pages asked for in the last turn; a kernel that gives large ones unasked has few to count.
+    assert int(kept) * 4 < int(told(PAGES, "as it comes")[1])
 
 
 @pytest.mark.skipif(not GLIBC, reason="malloc is not glibc's")
@@ -52,7 +53,7 @@ def test_the_same_blocks_are_not_asked_for_again() -> None:
     "by_hand", [{"MALLOC_MMAP_THRESHOLD_": "65536"}, {"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=65536"}]
 )
 def test_who_says_what_malloc_should_do_is_left_alone(by_hand: dict[str, str]) -> None:
-    assert pages("keep", **by_hand)[0] == "False"
+    assert told(SAID, **by_hand) == ["False"]
 
 
 def test_elsewhere_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
