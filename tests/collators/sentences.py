@@ -5,7 +5,7 @@ from functools import cache
 import numpy as np
 
 from sslnlp.collators.sentence_order import SegmentOrderCollator, SentenceOrderCollator
-from sslnlp.tokenizer import train_tokenizer
+from sslnlp.tokenizer import sentence_boundaries, train_tokenizer
 
 ENGLISH = [
     "The fog came.",
@@ -29,6 +29,23 @@ def make(kind="bpe", n=2, **options):
     if n == 2:
         return SentenceOrderCollator(tokenizer=tokenizer, **options)
     return SegmentOrderCollator(tokenizer=tokenizer, segments=n, **options)
+
+
+@cache
+def _without_masks(kind, n):
+    return make(kind, n, rate=0)
+
+
+def seeded(kind, n, seed):
+    """`make(kind, n, rate=0, seed=seed)`, whose tables, which no seed changes, are made once: until the next call."""
+    collator = _without_masks(kind, n)
+    collator.seed = seed
+    return collator
+
+
+@cache
+def starts_of(kind):
+    return sentence_boundaries(tokenizer_of(kind)).starts
 
 
 def pack(texts, kind="bpe", length=64, room=4, start=0):

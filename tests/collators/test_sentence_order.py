@@ -12,9 +12,19 @@ from hypothesis import strategies as st
 from sslnlp.cli import run_command
 from sslnlp.collators.sentence_order import SentenceOrderCollator
 from sslnlp.errors import UserError
-from sslnlp.tokenizer import sentence_boundaries, train_tokenizer
+from sslnlp.tokenizer import train_tokenizer
 from sslnlp.tokenizer.words import token_spelling
-from tests.collators.sentences import CHINESE, ENGLISH, english, make, order_of, pack, tokenizer_of
+from tests.collators.sentences import (
+    CHINESE,
+    ENGLISH,
+    english,
+    make,
+    order_of,
+    pack,
+    seeded,
+    starts_of,
+    tokenizer_of,
+)
 from tests.tiny_tokenizers import KINDS
 
 
@@ -77,16 +87,16 @@ def test_putting_the_parts_back_gives_the_text(kind, n, texts, seed, start):
     """Segments of whole sentences, cut at separators, in the order that the label names; the rest untouched."""
     tokenizer = tokenizer_of(kind)
     orders = list(itertools.permutations(range(n)))
-    boundaries = sentence_boundaries(tokenizer)
     rows = pack(texts, kind, start=start)
-    assert make(kind, n, rate=0)(rows)["input_ids"].shape == (len(rows), 64)
-    for original, shown, label in of_documents(rows, make(kind, n, rate=0, seed=seed)):
+    collator = seeded(kind, n, seed)
+    assert collator(rows)["input_ids"].shape == (len(rows), 64)
+    for original, shown, label in of_documents(rows, collator):
         assert (shown[0], shown[-1]) == (original[0], original[-1]) == (tokenizer.cls_token_id, tokenizer.sep_token_id)
         if label is None:
             assert shown == original
             continue
         opens = np.arange(len(original)) == 0
-        starts = np.flatnonzero(boundaries.starts(np.array(original)[None], opens[None])[0]) - 1
+        starts = np.flatnonzero(starts_of(kind)(np.array(original)[None], opens[None])[0]) - 1
         assert undone(shown[1:-1], original[1:-1], orders[label], tokenizer.sep_token_id, set(starts.tolist()))
 
 
@@ -100,9 +110,7 @@ def test_white_space_does_not_tell_the_order(kind, texts, seed):
     spelt = {i: spelling(token) for token, i in tokenizer.get_vocab().items()}
     shapes = {}
     for s in range(4):
-        for i, (original, shown, label) in enumerate(
-            of_documents(pack(texts, kind), make(kind, rate=0, seed=seed + s))
-        ):
+        for i, (original, shown, label) in enumerate(of_documents(pack(texts, kind), seeded(kind, 2, seed + s))):
             if label is not None:
                 middle = shown.index(tokenizer.sep_token_id)
                 around = spelt[shown[middle - 1]][-1:].isspace(), spelt[shown[middle + 1]][:1].isspace()
