@@ -242,10 +242,10 @@ def test_every_part_has_a_level() -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_point_downward(path: Path) -> None:
     level = {name: n for n, names in enumerate(LEVELS) for name in names.split()}
-    own = part_of_file(path)
-    upward = {name for name in imports(path) if level[name] > level[own]}
+    own, found = part_of_file(path), imports(path)
+    upward = {name for name in found if level[name] > level[own]}
     assert not upward, f"{own} imports {upward}, which stand above it"
-    strange = {b for a, b in STRANGERS if a == own} & imports(path)
+    strange = {b for a, b in STRANGERS if a == own} & found
     assert not strange, f"{own} and {strange} do not know each other"
 
 
