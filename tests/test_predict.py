@@ -29,6 +29,8 @@ SMALL = [
     "train.batch_size=16",
     "tokenizer.vocab_size=400",
     "train.lr=3e-3",
+    "train.eval_every=20",
+    "train.save_every=20",
 ]
 COLOURS = {"red": "a rose and a cherry", "green": "a leaf and the grass", "blue": "the sea and a clear sky"}
 
