@@ -18,10 +18,9 @@ from sslnlp.cli import run_command
 from sslnlp.data import text as plain
 from sslnlp.distributed import own_device
 from sslnlp.errors import UserError
-from sslnlp.predict import UNKNOWN, Predictor, _rows, predict_file
+from sslnlp.predict import UNKNOWN, Predictor, predict_file
 from sslnlp.recipe import load_recipe, run
 from sslnlp.report import make_report
-from sslnlp.report.answers import answer_sections
 
 SMALL = [
     "model.architecture=bert",
@@ -232,22 +231,6 @@ def test_a_full_disk_names_the_file(single: Path, files: dict[str, Path], tmp_pa
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("", "is a folder: name a file"),
-        ("a.txt.gz", r"predict reads \.txt, \.csv"),
-        ("a.csv.zst", r"predict reads \.txt, \.csv"),
-        ("b.csv", "there is no file"),
-    ],
-)
-def test_what_is_no_file_of_texts_is_one_clear_line(tmp_path: Path, name: str, message: str) -> None:
-    for there in ("a.txt.gz", "a.csv.zst"):
-        (tmp_path / there).write_bytes(b"x")
-    with pytest.raises(UserError, match=message):
-        list(_rows(tmp_path / name, None, None, ()))
-
-
 def test_a_row_without_text_gets_no_label(single: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     data, out = tmp_path / "new.jsonl", tmp_path / "out.jsonl"
     rows = [{"text": text} for text in ("", "a rose and a cherry", None, " \n", "the sea", math.nan)]
@@ -266,26 +249,6 @@ def test_a_row_without_text_gets_no_label(single: Path, tmp_path: Path, caplog: 
     data.write_text(json.dumps({"text": ""}) + "\n")
     with pytest.raises(UserError, match="holds no text to classify"):
         predict_file(str(single / "export"), data, out)
-
-
-def test_a_line_of_json_may_lack_what_others_have(tmp_path: Path) -> None:
-    data = tmp_path / "new.jsonl"
-    lines = [{"n": 1}, {"text": "the sea"}, *({"id": n, "text": "a leaf"} for n in range(20)), {"n": 2}, {"text": "."}]
-    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    for name in (None, "text"):
-        assert [row["text"] for row in _rows(data, name, None, ())] == [str(line.get("text", "")) for line in lines]
-    data.write_text('{"n": 1}\n{"m": 2}\n')
-    with pytest.raises(UserError, match="It has n, m; say --text NAME"):
-        list(_rows(data, None, None, ()))
-
-
-def test_an_id_is_copied_whatever_kind_it_is(tmp_path: Path) -> None:
-    """pandas writes the whole numbers of a column that lacks one as floats."""
-    ids = (7, 7.0, math.nan, None, "007", 0.5, True, ["a"])
-    data = tmp_path / "new.jsonl"
-    data.write_text("".join(json.dumps({"id": name, "text": "the sea"}) + "\n" for name in ids))
-    copied = [row["id"] for row in _rows(data, None, None, ())]
-    assert copied == ["7", "7", "", "", "007", "0.5", "True", "['a']"]
 
 
 def test_pairs_are_read_as_a_stock_pipeline_and_training_read_them(single: Path) -> None:
@@ -352,14 +315,6 @@ def test_the_report_shows_confusions_and_mistakes(single: Path, tmp_path: Path) 
     assert "What it answers" in page.read_text()
 
 
-def test_a_text_with_ends_of_lines_of_its_own_is_one_answer(tmp_path: Path) -> None:
-    text = "a rose\u2028is\x85a rose"
-    line = json.dumps({"text": text, "label": "red", "predicted": "blue"}, ensure_ascii=False)
-    (tmp_path / "held_out.jsonl").write_text(line + "\n", encoding="utf-8")
-    [section] = answer_sections("run", tmp_path)
-    assert section.tables[0].rows == [["blue", 0, 0], ["red", 1, 0]]
-
-
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
@@ -418,10 +373,3 @@ def test_a_model_goes_on_learning_from_unlabelled_text_first(few: Path, files: d
     held_out = [f"data.unlabelled={files['valid']}", "adapt.steps=3"]
     with pytest.raises(UserError, match=r"data\.unlabelled and data\.valid are both"):
         trained("finetune_few_shot", files, tmp_path / "e", *keys[:3], *held_out)
-
-
-def test_what_keeps_training_from_a_gpu_keeps_everything_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for flag, kind in (("true", "cpu"), ("false", "cuda")):
-        monkeypatch.setenv("ACCELERATE_USE_CPU", flag)
-        assert own_device().type == kind
