@@ -89,8 +89,8 @@ def _norm_after(
         context_MH = _context(mixer, query_MAD, key, value, attention_mask, asked_index)
     else:
         context_MH = _at(mixer(hidden_BSH, attention_mask)[0], index_M)
-    attended_MH = layer.attention.output(context_MH, asked_MH)
-    return layer.output(layer.intermediate(attended_MH), attended_MH)[None]
+    attended_1MH = layer.attention.output(context_MH, asked_MH)[None]
+    return layer.output(layer.intermediate(attended_1MH), attended_1MH)  # no view: FSDP2 warns of those
 
 
 def _norm_before(
@@ -118,8 +118,8 @@ def _norm_before(
         mixed_MH = mixer.Wo(context_MH)
     else:
         mixed_MH = _at(mixer(normed_BSH, **kwargs)[0], index_M)
-    attended_MH = _at(hidden_BSH, index_M) + mixed_MH
-    return (attended_MH + layer.mlp(layer.mlp_norm(attended_MH)))[None]
+    attended_1MH = (_at(hidden_BSH, index_M) + mixed_MH)[None]
+    return attended_1MH + layer.mlp(layer.mlp_norm(attended_1MH))  # no view: FSDP2 warns of those
 
 
 def _at(states_BSH: Tensor, index_M: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from sslnlp.adapt import adapt
 from sslnlp.attention import attention
@@ -95,6 +96,18 @@ def test_states_and_gradients_are_those_of_the_whole_layer(kind: str, batch: dic
         assert (parameter.grad is None) == (expected is None), name
         if expected is not None:
             torch.testing.assert_close(parameter.grad, expected, msg=name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_layer_gives_is_no_view_of_which_sharding_would_warn(kind: str) -> None:
+    model, batch, seen = stock(kind), packed(), []
+    ask_last_layer(model)
+    layers = [part for part in model.modules() if isinstance(part, GradientCheckpointingLayer)]
+    for layer in layers:
+        layer.register_forward_hook(lambda part, given, output: seen.append(output))
+    states_at(model, batch, batch["target_index"])
+    assert [state.shape[1] for state in seen[-2:]] == [batch["input_ids"].shape[1], len(batch["target_index"])]
+    assert all(state._base is None for state in seen)
 
 
 @pytest.mark.parametrize("kind", KINDS)
