@@ -261,7 +261,7 @@ def _explain(error: BaseException, command: str) -> tuple[str, int]:
         return f"error: {text} ({advice})" if text else "", 2
     if (signum := getattr(error, "signum", None)) is not None:  # of an interrupted run, which was saved
         advice = f"; {_GO_ON[command]}" if command in _GO_ON else ""
-        return f"{_one_line(str(error))}{advice}", 128 + int(signum)
+        return f"{_one_line(str(error))}{advice}" if _speaks() else "", 128 + int(signum)
     if isinstance(error, OSError):
         where = f": {error.filename}" if error.filename else ""
         return f"error: {_one_line(error.strerror or str(error))}{where}", 2
@@ -277,9 +277,15 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())[:1000]
 
 
+def _speaks() -> bool:
+    """Whether this process says what all of those launched together on this machine have to say. What has gone wrong is
+    said by each, as it may have in one alone."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
 def _log_to_stderr() -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("sslnlp").setLevel(logging.INFO)
+    logging.getLogger("sslnlp").setLevel(logging.INFO if _speaks() else logging.ERROR)
 
 
 def main(arguments: Sequence[str] | None = None) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -122,6 +123,31 @@ def test_an_interrupted_run_says_how_to_go_on(
         monkeypatch.setattr(f"sslnlp.{place}", stop)
     assert run_command(arguments) == 128 + signal.SIGTERM
     assert capsys.readouterr().err.endswith(f"saved at step 7{told}\n")
+
+
+@pytest.mark.parametrize(("rank", "lines"), [("1", 0), ("0", 1)])  # in this order, which leaves the log as it was
+def test_one_process_of_a_launch_says_what_all_have_to_say_and_each_what_went_wrong(
+    rank: str,
+    lines: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from sslnlp.train import Interrupted
+
+    def end(error: Exception) -> list[str]:
+        def stop(*_: object, **__: object) -> None:
+            logging.getLogger("sslnlp.train").warning("back to step 3")
+            raise error
+
+        monkeypatch.setattr("sslnlp.recipe.load_recipe", stop)
+        run_command(["train", "pretrain_bert"])
+        return capsys.readouterr().err.splitlines()
+
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    assert len(end(Interrupted(7, signal.SIGTERM))) == lines
+    assert len(caplog.messages) == lines
+    assert end(UserError("row 17 is bad")) == ["error: row 17 is bad"]
 
 
 def test_a_recipe_file_runs_by_itself(text_file: Path, tmp_path: Path) -> None:
