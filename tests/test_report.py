@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,8 @@ from sslnlp.errors import UserError
 from sslnlp.evaluation import evaluate_held_out
 from sslnlp.evaluation.bootstrap import Figure
 from sslnlp.objectives import OBJECTIVES
+from sslnlp.recipe import load_recipe
+from sslnlp.recipe.reporting import RunReport
 from sslnlp.report import Chart, Report, Section, Table, make_report, read_run
 from sslnlp.report.card import Card
 from sslnlp.report.measures import measure
@@ -309,3 +312,16 @@ def test_figures_name_runs_as_they_are_called(tmp_path: Path) -> None:
     drawn = next(path for path in paths if path.suffix == ".svg").read_text()
     assert "<!-- $^$ -->" in drawn
     assert "<!-- _tiny -->" in drawn
+
+
+def test_a_pass_that_a_budget_times_is_none_of_those_that_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = Card(figures={"known_item_mrr": Figure(0.5, 0.4, 0.6, 4)})
+    monkeypatch.setattr(RunReport, "_texts", lambda report: lambda objective, written: card)
+    recipe = load_recipe("pretrain_bert", ["report.every=2", f"out={tmp_path}"])
+    parts: Any = SimpleNamespace(recipe=recipe)
+    evaluate: Any = RunReport(parts).beside(lambda objective: {})
+    assert evaluate(None) == {}
+    (tmp_path / "metrics.jsonl").write_text("")  # the run begins
+    assert [len(evaluate(None)) for _ in range(4)] == [0, 1, 0, 1]

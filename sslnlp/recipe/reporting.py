@@ -53,10 +53,13 @@ class RunReport:
 
         def both(objective: Objective) -> dict[str, float]:
             found = evaluate(objective)
-            if self._evaluations is None:  # a resumed run goes on counting where its log ends
-                self._evaluations = evaluations_in(Path(self.parts.recipe.out).expanduser() / "metrics.jsonl")
-            self._evaluations += 1
-            if self._evaluations % self.every == 0:
+            log, number = Path(self.parts.recipe.out).expanduser() / "metrics.jsonl", 1
+            # Before there is a log a pass is only timed, for a budget: it counts as the first, and the next does too.
+            if log.is_file():
+                if self._evaluations is None:  # a resumed run goes on counting where its log ends
+                    self._evaluations = evaluations_in(log)
+                number = self._evaluations = self._evaluations + 1
+            if number % self.every == 0:
                 card = self._measure(objective, False)
                 found |= {PREFIX + name: figure.value for name, figure in card.figures.items()}
             return found
