@@ -79,6 +79,10 @@ def build_config(
 ) -> PreTrainedConfig:
     """The stock configuration of a model from scratch: size, vocabulary and special ids of the tokenizer, if any."""
     fields = ARCHITECTURES[config.architecture](size_of(config.architecture, config.size), max_length)
+    if "head_dim" in fields:  # as in stock configurations, these two follow where they are not given themselves
+        width, heads = (config.config.get(name, fields[name]) for name in ("hidden_size", "num_attention_heads"))
+        if isinstance(width, int) and isinstance(heads, int) and heads > 0:
+            fields |= {"num_key_value_heads": heads, "head_dim": width // heads}
     ids: dict[str, Any] = {}
     if tokenizer is not None:
         names = [f"{name}_token_id" for name in ("pad", "bos", "eos", "cls", "sep")]

@@ -21,11 +21,11 @@ from transformers import (
     pipeline,
 )
 
-from sslnlp.architectures import ARCHITECTURES, SIZES
+from sslnlp.architectures import ARCHITECTURES
 from sslnlp.errors import UserError
 from sslnlp.heads import prediction_head, scored_logits
 from sslnlp.keyed import row_keyed_dropout
-from sslnlp.models import ModelConfig, build_model, count_parameters, max_positions
+from sslnlp.models import ModelConfig, build_model, max_positions
 from sslnlp.objectives.seq2seq_lm import Seq2SeqLM
 from sslnlp.packed import hidden_states, isolates, isolates_pairs, reads_alone, seq2seq_logits
 from sslnlp.recipe.check import check_config
@@ -265,25 +265,6 @@ def test_a_stock_pipeline_stops_where_the_positions_end(tokenizer: PreTrainedTok
     assert len(made["generated_token_ids"]) == 16
 
 
-@pytest.mark.parametrize(("architecture", "shared"), [("llama", False), ("qwen3", False), ("gpt2", True)])
-def test_a_decoder_has_a_head_of_its_own_as_published(
-    architecture: str, shared: bool, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
-) -> None:
-    config = ModelConfig(architecture=architecture, size="nano")
-    build_model(config, tokenizer, AutoModelForCausalLM, max_length=16).save_pretrained(tmp_path)
-    again = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert (again.get_output_embeddings().weight is again.get_input_embeddings().weight) == shared
-
-
-def test_sizes_grow(tokenizer: PreTrainedTokenizerBase) -> None:
-    counts = [
-        count_parameters(build_model(ModelConfig(size=size), tokenizer, AutoModelForMaskedLM, max_length=64))
-        for size in list(SIZES)[:4]
-    ]
-    assert counts == sorted(counts)
-    assert len(set(counts)) == 4
-
-
 def test_fresh_weights_depend_on_the_seed_alone(tokenizer: PreTrainedTokenizerBase) -> None:
     def build(seed: int) -> torch.Tensor:
         torch.rand(3)  # whatever was drawn before does not matter
@@ -292,31 +273,6 @@ def test_fresh_weights_depend_on_the_seed_alone(tokenizer: PreTrainedTokenizerBa
 
     assert torch.equal(build(1), build(1))
     assert not torch.equal(build(1), build(2))
-
-
-def test_any_field_of_the_configuration_can_be_set(tokenizer: PreTrainedTokenizerBase) -> None:
-    config = ModelConfig(architecture="bert", size="nano", config={"hidden_size": 96, "num_attention_heads": 3})
-    assert build_model(config, tokenizer, AutoModel, max_length=64).config.hidden_size == 96
-
-
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        ({"architecture": "brt"}, "Did you mean 'bert'"),
-        ({"size": "mnii"}, "Did you mean 'mini'"),
-        ({"dropout": 1.0}, "dropout must be in"),
-        ({"config": {"hiden_size": 3}}, "Did you mean 'hidden_size'"),
-        ({"architecture": "bert", "config": {"hidden_size": 65}}, "not valid for bert|65"),
-        ({"architecture": "gpt2"}, "no ForMaskedLM form"),
-        ({"pretrained": "nowhere/at/all"}, "cannot load model.pretrained=nowhere"),
-    ],
-)
-def test_bad_configurations_are_refused_in_one_line(
-    config: dict[str, object], message: str, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    with pytest.raises(UserError, match=message) as caught:
-        build_model(ModelConfig(**config), tokenizer, AutoModelForMaskedLM, max_length=64)  # type: ignore[arg-type]
-    assert "\n" not in str(caught.value)
 
 
 def test_a_checkpoint_must_fit_tokenizer_and_rows(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
