@@ -28,8 +28,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 GPU = torch.device("cuda", 0)
 ROOT = Path(__file__).parent.parent
 READS = {"_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "bincount"}
-READS |= {"_unique2", "unique_dim", "unique_consecutive"}
-"""Operations whose result, or the shape of it, the CPU has to know before it goes on."""
+READS |= {"_unique2", "unique_dim", "unique_consecutive", "_linalg_eigh", "_linalg_svd"}
+"""Operations whose result, the shape of it, or whether they came to one, the CPU has to know before it goes on."""
 INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_"}
 
 
@@ -118,6 +118,8 @@ class _Calls(TorchFunctionMode):
             return func(*args, **kwargs) if asked is None else func(*args, **kwargs, device=asked)
         # A factory, or one that takes the shape and type of a tensor.
         grad = kwargs.pop("requires_grad", False)
+        if name in ("tensor", "as_tensor") and torch.device(asked).type == "cuda" and not there:
+            self.waits.append(_where(name))  # from numbers of the host, by a copy
         made = func(*tree_map(_held, args), **kwargs, device="cpu")
         made = OnGPU(made) if torch.device(asked).type == "cuda" else made
         return made.requires_grad_() if grad else made
@@ -143,6 +145,8 @@ class _Calls(TorchFunctionMode):
                 self.waits.append(_where("to the CPU"))
             return _Down.apply(x)  # type: ignore[no-untyped-call]
         if not isinstance(x, OnGPU) and asked.type == "cuda":
+            if not non_blocking:
+                self.waits.append(_where("to the GPU"))
             return _Up.apply(x)  # type: ignore[no-untyped-call]
         return x
 
@@ -164,9 +168,9 @@ def _compute(func: Any, args: Any, kwargs: Any, waits: list[str]) -> Any:
     places = [x for x in tree_leaves(args[1]) if isinstance(x, Tensor)] if name in INDEXED else []
     if (
         name in READS
-        or any(place.dtype == torch.bool for place in places)
+        or any(place.dtype == torch.bool or not isinstance(place, OnGPU) for place in places)
         or (name == "repeat_interleave" and kwargs.get("output_size") is None)
-        or (name == "copy_" and isinstance(args[1], OnGPU) and not isinstance(args[0], OnGPU))
+        or (name == "copy_" and isinstance(args[1], OnGPU) != isinstance(args[0], OnGPU))
     ):
         waits.append(_where(name))
     if name != "copy_":
@@ -229,6 +233,7 @@ def pretended() -> Iterator[list[str]]:
         for place, patch in {
             "torch.accelerator.is_available": lambda: True,
             "torch.accelerator.current_accelerator": lambda *_, **__: GPU,
+            "torch.accelerator.current_device_index": lambda: 0,
             "torch.optim.Optimizer._accelerator_graph_capture_health_check": lambda _: None,
             "torch.autograd._engine_run_backward": run_backward,
             "torch._C._group_tensors_by_device_and_dtype": grouped,

@@ -23,8 +23,10 @@ NAMES = [
     for name in sorted({*OBJECTIVES, *VARIANTS})
 ]
 """All objectives; those that compute as others here do are longer checks."""
-WAITS = {"masked_patches": 1, "retromae": 1, "tsdae": 1, "vae": 1}
-"""Times that an update waits for the GPU: until it is known how many patches are hidden, or documents in a row."""
+WAITS = dict.fromkeys(["masked_patches", "retromae", "tsdae", "vae"], 1)
+WAITS |= dict.fromkeys(["barlow_twins", "byol", "byol-pictures", "clip-beside", "info_nce", "moco", "vicreg"], 1)
+"""Times that an update waits for the GPU: until it is known how many patches are hidden, or documents in a row, or that
+the eigenvalues of a live measure were found."""
 
 
 def updates(name: str, trainer: Trainer, waits: list[str]) -> tuple[list[float], list[str]]:
@@ -52,19 +54,22 @@ def test_an_update_is_the_same_there_and_nothing_waits(name: str, tmp_path: Path
 
 def test_what_is_pretended_is_refused_and_seen_as_on_a_gpu() -> None:
     with pretended() as waits:
-        layer = nn.Linear(4, 2).to("cuda")
+        layer = nn.Linear(4, 2).to("cuda", non_blocking=True)
         x = torch.randn(3, 4, requires_grad=True)
-        layer(x.to(GPU)).sum().backward()
+        layer(x.to(GPU, non_blocking=True)).sum().backward()
         assert type(x.grad) is torch.Tensor
         assert isinstance(layer.weight.grad, OnGPU)
         assert layer.weight.grad.device == GPU
-        assert F.one_hot(torch.tensor([1, 0], device=GPU), 2).device == GPU
         assert not waits
+        assert F.one_hot(torch.tensor([1, 0], device=GPU), 2).device == GPU
         with pytest.raises(RuntimeError, match="same device"):
             layer(x)
+        waits.clear()
         y = torch.ones(3, device=GPU)
         assert (y + torch.tensor(2.0)).device == GPU
         with pytest.raises(TypeError, match="numpy"):
             y.numpy()
-        y.cpu(), float(y[0]), y[y > 0], y.nonzero()
-    assert [wait.split(":")[0] for wait in waits] == ["to the CPU", "_local_scalar_dense", "index", "nonzero"]
+        y.cpu(), float(y[0]), y[y > 0], y.nonzero(), torch.linalg.eigvalsh(y[:, None] * y)
+        x.to(GPU), torch.tensor(1.0, device=GPU), y[torch.tensor([0])], y.copy_(torch.ones(3))
+    seen = ["to the CPU", "_local_scalar_dense", "index", "nonzero", "_linalg_eigh"]
+    assert [wait.split(":")[0] for wait in waits] == [*seen, "to the GPU", "tensor", "index", "copy_"]
