@@ -36,6 +36,15 @@ def own_device() -> torch.device:
     return torch.device("cuda" if use else "cpu")
 
 
+def trains_on_cpu() -> bool:
+    """Whether training is on the CPU: there is no GPU, ACCELERATE_USE_CPU says so, or it is one of Apple's (MPS), which
+    have no float64, in which means over targets are summed."""
+    from accelerate.utils import parse_flag_from_env
+
+    gpu = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return gpu is None or gpu.type == "mps" or bool(parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+
 def own_cores() -> int:
     """The cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -14,6 +14,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, SharedDict
 
+from sslnlp.distributed import trains_on_cpu
+
 log = logging.getLogger(__name__)
 
 GAIN = 1.5
@@ -53,7 +55,7 @@ def new_accelerator(precision: str, **options: Any) -> Accelerator:
     known: Any = AcceleratorState
     if known._shared_state.get("_mixed_precision", precision) != precision:
         known._shared_state = SharedDict()
-    return Accelerator(mixed_precision=precision, **options)
+    return Accelerator(cpu=trains_on_cpu(), mixed_precision=precision, **options)
 
 
 def warn_if_slower(precision: str, device: torch.device) -> float | None:

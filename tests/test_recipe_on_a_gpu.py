@@ -11,7 +11,9 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForMaskedLM
 
+from sslnlp.precision import new_accelerator
 from sslnlp.recipe import load_recipe, run
+from sslnlp.recipe.build import processes
 from tests.pretend_gpu import one_device_a_run, pretended
 
 KEYS = ["model.size=nano", "train.steps=4", "train.batch_size=4", "tokenizer.vocab_size=520", "data.seq_length=32"]
@@ -38,3 +40,16 @@ def test_a_run_there_ends_with_the_same_export(text_file: Path, tmp_path: Path) 
         assert torch.allclose(got[name], weight, atol=2e-4), name
     measured = [json.loads((out / "recipe.json").read_text())["result"]["measures"] for out in (here, there)]
     assert measured[1] == pytest.approx(measured[0], rel=1e-3, abs=1e-3)
+
+
+def test_apples_gpu_which_has_no_float64_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for place, patch in {
+        "torch.accelerator.is_available": lambda: True,
+        "torch.accelerator.current_accelerator": lambda *_, **__: torch.device("mps"),
+        "accelerate.state.is_mps_available": lambda *_, **__: True,
+    }.items():
+        monkeypatch.setattr(place, patch)
+    with one_device_a_run():
+        assert new_accelerator("no").device.type == "cpu"
+    with one_device_a_run():
+        assert processes().device.type == "cpu"

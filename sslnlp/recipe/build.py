@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sslnlp import rng
+from sslnlp import distributed, rng
 from sslnlp.collators.base import Collator
 from sslnlp.data.config import cache_at
 from sslnlp.data.labelled import Labelled, labelled, out_of_scope, unlabelled
@@ -121,10 +120,9 @@ def cache_folder(recipe: Recipe) -> Path:
 
 
 def processes() -> PartialState:
-    """This process among those launched together. The first call joins them, through gloo where there is no GPU."""
+    """This process among those launched together. The first call joins them, through gloo where it is on CPUs."""
     every_process_loads()
-    forced = parse_flag_from_env("ACCELERATE_USE_CPU")
-    return PartialState(cpu=forced or not torch.accelerator.is_available())
+    return PartialState(cpu=distributed.trains_on_cpu())
 
 
 def build_parts(recipe: Recipe, *, tokenizer_path: Path | None = None) -> Parts:
