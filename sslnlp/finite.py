@@ -28,7 +28,7 @@ class Finite:
 
     def __init__(self, *, late: bool) -> None:
         self.late = late
-        self._unread: tuple[int, Callable[[], bool]] | None = None
+        self._unread: tuple[int, Callable[[], float]] | None = None
 
     def look(self, norm: Tensor, step: int) -> Tensor | None:
         """What the optimiser's `found_inf` is to be: 1 where the gradient of `step` is bad, 0 else; None when read.
@@ -52,17 +52,17 @@ class Finite:
                 raise NonFiniteError(step)
 
 
-def on_its_way(flag: Tensor) -> Callable[[], bool]:
+def on_its_way(flag: Tensor) -> Callable[[], float]:
     """Starts to copy a number to the host; what is returned waits for that copy alone, and not for later work."""
     if not flag.is_cuda:
-        return lambda: bool(flag)
+        return lambda: float(flag)
     here = torch.empty((), dtype=flag.dtype, pin_memory=True)
     here.copy_(flag, non_blocking=True)
     arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
     arrived.record()
 
-    def read() -> bool:
+    def read() -> float:
         arrived.synchronize()
-        return bool(here)
+        return float(here)
 
     return read

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from types import FrameType, TracebackType
 
 import torch
 
 from sslnlp import distributed
+from sslnlp.finite import on_its_way
 
 _LAUNCHER = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
 """The process of `accelerate launch` or `torchrun` that started this one. A run alone may outlive its shell (nohup)."""
@@ -36,6 +38,7 @@ class Signals:
     def __init__(self) -> None:
         self.received = 0
         self._before: dict[int, signal._HANDLER] = {}
+        self._unread: Callable[[], float] | None = None
 
     def __enter__(self) -> Signals:
         try:
@@ -50,13 +53,22 @@ class Signals:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
 
-    def on_any_rank(self, device: torch.device) -> int:
+    def on_any_rank(self, device: torch.device, *, at_once: bool) -> int:
         """The signal that arrived on any rank, or 0: all ranks stop after the same step. A launcher that is gone counts
-        as SIGHUP, which says that a controlling process died."""
+        as SIGHUP, which says that a controlling process died.
+
+        Of several ranks on GPUs it is what was known a call before, unless it is to be known `at_once`: that waits
+        until the GPU has done all that it was given.
+        """
         received = self.received or (signal.SIGHUP if launcher_gone() else 0)
         if distributed.world_size() == 1:
             return received
-        return int(distributed.all_reduce_max(torch.tensor(received, device=device)).item())
+        # Filled on the device: a number copied there would be a wait too.
+        here = distributed.all_reduce_max(torch.full((), int(received), device=device))
+        before, self._unread = self._unread, on_its_way(here)
+        if at_once or device.type == "cpu":
+            return int(self._unread())  # what was noted stays noted, so what was not read yet is in it
+        return 0 if before is None else int(before())
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         if self.received:

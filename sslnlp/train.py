@@ -135,11 +135,13 @@ class Trainer:
             if running.sums and (progress.step % self.config.log_every == 0 or last):
                 seconds, clock = time.perf_counter() - clock, time.perf_counter()
                 self._log(progress, running, seconds)
-            stop = self._signals.on_any_rank(self.device)
+            evaluates = self.evaluate is not None and (progress.step % eval_every == 0 or last)
+            saves = progress.step % save_every == 0 or last
+            stop = self._signals.on_any_rank(self.device, at_once=evaluates or saves)
             improved, paused = False, time.perf_counter()
-            if self.evaluate is not None and (progress.step % eval_every == 0 or last):
+            if evaluates:
                 improved = self._evaluate(progress)
-            if progress.step % save_every == 0 or last or improved or stop:
+            if saves or improved or stop:
                 progress.unlogged, progress.unlogged_seconds = running.so_far(), paused - clock
                 self._save(progress)
             clock += time.perf_counter() - paused  # held-out passes and checkpoints are no training

@@ -11,10 +11,12 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForMaskedLM
 
+from sslnlp import distributed
 from sslnlp.precision import new_accelerator
 from sslnlp.recipe import load_recipe, run
 from sslnlp.recipe.build import processes
-from tests.pretend_gpu import one_device_a_run, pretended
+from sslnlp.signals import Signals
+from tests.pretend_gpu import GPU, one_device_a_run, pretended
 
 KEYS = ["model.size=nano", "train.steps=4", "train.batch_size=4", "tokenizer.vocab_size=520", "data.seq_length=32"]
 KEYS += ["train.eval_every=2", "train.optimizer=muon", "train.ema=0.9", "train.precision=no"]
@@ -40,6 +42,25 @@ def test_a_run_there_ends_with_the_same_export(text_file: Path, tmp_path: Path) 
         assert torch.allclose(got[name], weight, atol=2e-4), name
     measured = [json.loads((out / "recipe.json").read_text())["result"]["measures"] for out in (here, there)]
     assert measured[1] == pytest.approx(measured[0], rel=1e-3, abs=1e-3)
+
+
+def test_several_ranks_there_hear_of_a_signal_one_update_late_and_wait_for_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    elsewhere = 0
+    monkeypatch.setattr(distributed, "all_reduce_max", lambda x: x.clamp(min=elsewhere))
+    signals, cpu = Signals(), torch.device("cpu")
+    with pretended() as waits:
+        said = [signals.on_any_rank(GPU, at_once=False)]
+        elsewhere = 15
+        said += [signals.on_any_rank(GPU, at_once=False) for _ in range(2)]
+        assert said == [0, 0, 15]
+        assert not waits
+        elsewhere, signals.received = 0, 2
+        assert signals.on_any_rank(GPU, at_once=True) == 2
+    assert Signals().on_any_rank(cpu, at_once=False) == 0
+    assert signals.on_any_rank(cpu, at_once=False) == 2
 
 
 def test_apples_gpu_which_has_no_float64_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
