@@ -30,6 +30,7 @@ ROOT = Path(__file__).parent.parent
 READS = {"_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "bincount"}
 READS |= {"_unique2", "unique_dim", "unique_consecutive", "_linalg_eigh", "_linalg_svd"}
 """Operations whose result, the shape of it, or whether they came to one, the CPU has to know before it goes on."""
+MADE_INSIDE = {"one_hot", "pad_sequence"}
 INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_"}
 
 
@@ -97,10 +98,13 @@ class _Calls(TorchFunctionMode):
         there = isinstance(first, OnGPU)
         if there and name == "numpy":
             raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first")
+        if there and name == "tolist":
+            self.waits.append(_where(name))
+            return first.held.tolist()  # type: ignore[union-attr]
         if there and name in ("storage", "untyped_storage", "data_ptr"):
             return func(first.held)  # type: ignore[union-attr]
-        if there and name == "one_hot":
-            return OnGPU(func(first.held, *args[1:], **kwargs))  # type: ignore[union-attr]
+        if name in MADE_INSIDE and any(isinstance(x, OnGPU) for x in tree_leaves(args)):
+            return OnGPU(func(*tree_map(_held, args), **kwargs))
         if name in ("cpu", "cuda"):
             return self._moved(first, torch.device(name), kwargs.get("non_blocking", False))
         if name == "pin_memory":
@@ -234,6 +238,7 @@ def pretended() -> Iterator[list[str]]:
             "torch.accelerator.is_available": lambda: True,
             "torch.accelerator.current_accelerator": lambda *_, **__: GPU,
             "torch.accelerator.current_device_index": lambda: 0,
+            "torch.inference_mode": torch.no_grad,  # tensors of a class of their own are refused some calls in there
             "torch.optim.Optimizer._accelerator_graph_capture_health_check": lambda _: None,
             "torch.autograd._engine_run_backward": run_backward,
             "torch._C._group_tensors_by_device_and_dtype": grouped,

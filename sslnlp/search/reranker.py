@@ -149,8 +149,9 @@ class LateInteraction(Reranker):
         found = {text: self._known[text] for text in texts if text in self._known}
         for these in _by_length([len(text) for text in new], batch_size):
             text_NSH, text_NS = self._vectors([new[n] for n in these], "document")
-            for n, text_SH, text_S in zip(these, text_NSH, text_NS, strict=True):
-                found[new[n]] = text_SH[: int(text_S.sum())].clone()  # not a view that keeps the whole batch
+            # All lengths at once: for each that is read the CPU waits for a GPU.
+            for n, text_SH, length in zip(these, text_NSH, text_NS.sum(1).tolist(), strict=True):
+                found[new[n]] = text_SH[:length].clone()  # not a view that keeps the whole batch
         for text in dict.fromkeys(texts):
             if text in self._known:
                 del self._known[text]

@@ -13,6 +13,7 @@ from sslnlp.errors import UserError
 from sslnlp.models import ModelConfig, build_model
 from sslnlp.search.reranker import Reranker
 from tests.contract import corpus, small_tokenizer
+from tests.pretend_gpu import pretended
 
 QUERY = "a dog sees the river otter"
 TEXTS = ["", "a dog", *corpus()[:7], "the station is behind the house " * 40, "one mouse"]
@@ -74,6 +75,23 @@ def test_prompts_and_the_query_length_of_the_folder_are_used(tmp_path: Path) -> 
     (tmp_path / "m" / "config_sentence_transformers.json").write_text('{"max_lengths": {"query": "9"}}')
     with pytest.raises(UserError, match="holds '9', no length"):
         Reranker.load(str(tmp_path / "m"))
+
+
+def test_on_a_gpu_late_interaction_waits_once_a_batch_whatever_the_number_of_texts(tmp_path: Path) -> None:
+    folder = make(tmp_path / "m", kind=AutoModel)
+    steps = [{"type": f"models.{name}", "path": ""} for name in ("Transformer", "MultiVectorMask", "Normalize")]
+    (folder / "modules.json").write_text(json.dumps(steps))
+    (folder / "config_sentence_transformers.json").write_text('{"model_type": "MultiVectorEncoder"}')
+    expected = Reranker.load(str(folder)).score(QUERY, TEXTS)
+    waited = []
+    for texts in (TEXTS[:2], TEXTS):
+        with pretended() as waits:
+            reranker = Reranker.load(str(folder))
+            waits.clear()
+            scores = reranker.score(QUERY, texts)
+        waited.append(len(waits))
+    np.testing.assert_allclose(scores, expected, rtol=1e-4)
+    assert waited[0] == waited[1]
 
 
 @pytest.mark.parametrize("kind", [AutoModel, AutoModelForMaskedLM])
