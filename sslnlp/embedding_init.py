@@ -51,15 +51,15 @@ class Associations(NamedTuple):
 
 
 class _Weighted(NamedTuple):
-    """log p(y | x) / p(y) [V, V], errors weighted by the root of how frequent both tokens are: a sparse matrix plus one
+    """log p(y | x) / p(y) [N, N], errors weighted by the root of how frequent both tokens are: a sparse matrix plus one
     of rank one, never written out."""
 
-    left: Floats  # [V], how often x has a neighbour
-    rows: Floats  # [V], root of p(x)
-    columns: Floats  # [V], root of p(y)
+    left: Floats  # [N], how often x has a neighbour
+    rows: Floats  # [N], root of p(x)
+    columns: Floats  # [N], root of p(y)
     sparse: csr_matrix
     transposed: csr_matrix
-    missing: Floats  # [V], of x, where y was never seen beside it, for every y
+    missing: Floats  # [N], of x, where y was never seen beside it, for every y
 
     def times(self, block: Floats) -> Floats:
         return np.asarray(self.sparse @ block + np.outer(self.rows * self.missing, self.columns @ block))
@@ -68,12 +68,33 @@ class _Weighted(NamedTuple):
         return np.asarray(self.transposed @ block + np.outer(self.columns, (self.rows * self.missing) @ block))
 
 
-def _weighted(counts: csr_matrix) -> _Weighted:
+class _Places(NamedTuple):
+    """Each token that was seen has a row of its own, all others share the last: of such a one nothing is known, so its
+    row is zero and its column that of the next one. In a vocabulary made for other text these are nearly all."""
+
+    of: npt.NDArray[np.int64]  # [V], the place of a token
+    tokens: Floats  # [N], how many tokens have the place
+
+    def gather(self, counts: csr_matrix) -> csr_matrix:
+        """Counts [V, V] -> [N, N]."""
+        from scipy import sparse
+
+        given, size = counts.tocoo(), len(self.tokens)
+        return sparse.csr_matrix((given.data, (self.of[given.row], self.of[given.col])), (size, size))
+
+
+def _places(counts: csr_matrix) -> _Places:
+    seen = sum(np.asarray(counts.sum(axis)).ravel() for axis in (0, 1)) > 0
+    of = np.where(seen, np.cumsum(seen) - 1, seen.sum())
+    return _Places(of, np.bincount(of).astype(np.float32))
+
+
+def _weighted(counts: csr_matrix, tokens: Floats) -> _Weighted:
     """p(y | x) has the prior p(y) with `PRIOR` observations, so a pair never seen costs no infinite amount."""
     from scipy import sparse
 
     left, right = (np.asarray(counts.sum(axis)).ravel() for axis in (1, 0))
-    p_left, p_right = ((total + UNSEEN) / (total + UNSEEN).sum() for total in (left, right))
+    p_left, p_right = ((total + UNSEEN * tokens) / (total + UNSEEN * tokens).sum() for total in (left, right))
     rows, columns = (np.sqrt(p).astype(np.float32) for p in (p_left, p_right))
     seen = counts.tocoo()
     gains = np.log1p(seen.data / (PRIOR * p_right[seen.col]))
@@ -83,7 +104,7 @@ def _weighted(counts: csr_matrix) -> _Weighted:
 
 
 def _factors(matrix: _Weighted, rank: int) -> tuple[Floats, Floats, Floats]:
-    """u [V, R], singular values [R] and v [V, R]. Randomised SVD with power iterations (Halko et al., 2011,
+    """u [N, R], singular values [R] and v [N, R]. Randomised SVD with power iterations (Halko et al., 2011,
     arXiv:0909.4061); the same counts give the same factors."""
     size = len(matrix.rows)
     basis = np.random.default_rng(0).standard_normal((size, min(rank + _OVERSAMPLED, size)), dtype=np.float32)
@@ -94,16 +115,17 @@ def _factors(matrix: _Weighted, rank: int) -> tuple[Floats, Floats, Floats]:
 
 
 def associations(counts: csr_matrix, rank: int) -> Associations:
-    """Counts of pairs float32 [V, V] -> the best factors of `rank` columns R <= V, errors weighted by the root of how
-    frequent both tokens are."""
-    matrix = _weighted(counts)
+    """Counts of pairs float32 [V, V] -> the best factors of `rank` columns (fewer, R, where fewer tokens were seen),
+    errors weighted by the root of how frequent both tokens are."""
+    places = _places(counts)
+    matrix = _weighted(places.gather(counts), places.tokens)
     u, values, v = _factors(matrix, rank)
     root = np.sqrt(values)
     return Associations(
-        (u * root / matrix.rows[:, None]).astype(np.float32),
-        (v * root / matrix.columns[:, None]).astype(np.float32),
-        2 * np.log(matrix.columns),
-        matrix.left > 0,
+        (u * root / matrix.rows[:, None]).astype(np.float32)[places.of],
+        (v * root / matrix.columns[:, None]).astype(np.float32)[places.of],
+        (2 * np.log(matrix.columns) - np.log(places.tokens))[places.of],
+        (matrix.left > 0)[places.of],
     )
 
 
@@ -115,8 +137,10 @@ def repeated_associations(first: csr_matrix, second: csr_matrix, rank: int) -> A
     on them; other text does not have them.
     """
     found = associations(first + second, rank)
-    u, values, v = _factors(_weighted(first), rank)
-    repeated = (u * _weighted(second).times(v)).sum(0) / np.maximum(values, np.finfo(np.float32).tiny)
+    places = _places(first + second)
+    one, other = (_weighted(places.gather(half), places.tokens) for half in (first, second))
+    u, values, v = _factors(one, rank)
+    repeated = (u * other.times(v)).sum(0) / np.maximum(values, np.finfo(np.float32).tiny)
     share = np.clip(repeated, 0, 1)
     root = np.sqrt(2 * share / (1 + share)).astype(np.float32)
     return found._replace(left=found.left * root, right=found.right * root)

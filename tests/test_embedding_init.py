@@ -31,9 +31,12 @@ def table(objective: Objective) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("rank", [8, 40])
-def test_factors_are_those_of_the_matrix_written_out(rank: int) -> None:
+@pytest.mark.parametrize("unseen", [0, 1, 25])
+def test_factors_are_those_of_the_matrix_written_out(rank: int, unseen: int) -> None:
     drawn = np.random.default_rng(0)
     counts = drawn.poisson(np.outer(drawn.pareto(1, 40), drawn.pareto(1, 40))).astype(np.float32)
+    gone = drawn.permutation(40)[:unseen]
+    counts[gone], counts[:, gone] = 0, 0
     found = associations(sparse.csr_matrix(counts), rank)
     left, right = counts.sum(1), counts.sum(0)
     p_left, p_right = (left + UNSEEN) / (left + UNSEEN).sum(), (right + UNSEEN) / (right + UNSEEN).sum()

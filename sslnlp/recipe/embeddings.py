@@ -24,7 +24,7 @@ from sslnlp.embedding_init import (
 )
 from sslnlp.models import is_new
 
-_VERSION = 2
+_VERSION = 3
 """Of the files kept beside the text: a change of what is counted, or how it is factorised, raises it."""
 
 
