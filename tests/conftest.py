@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
 
 # What is heavy is imported where it is used: with `-n` a process of its own reads this file and only hands out the
 # tests, and the others wait for it.
+
+
+def pytest_collection_finish() -> None:
+    # What was imported is there to the end; looking through it for garbage again and again takes seconds.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

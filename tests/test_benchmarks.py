@@ -83,6 +83,7 @@ def refuses(gate: Any) -> None:
     raise UserError("too few rows")
 
 
+@pytest.mark.slow
 def test_bad_input_in_a_process_of_its_own_is_a_line_too() -> None:
     with pytest.raises(SystemExit, match=r"^peer:\ntoo few rows$"):
         compare({"peer": (refuses, {})}, rounds=1)

@@ -102,6 +102,7 @@ def test_the_figure_goes_into_a_folder_that_was_not_there(tmp_path: Path) -> Non
     assert "<svg" in (tmp_path / "new" / "objectives.svg").read_text()
 
 
+@pytest.mark.slow
 def test_figures_go_into_a_folder_that_was_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "new" / "grad-cache.json"
     sizes = ["--batches", "4", "--mini-batch-size", "2", "--layers", "1", "--width", "64", "--length", "4"]

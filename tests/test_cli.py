@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -150,11 +151,13 @@ def test_one_process_of_a_launch_says_what_all_have_to_say_and_each_what_went_wr
     assert end(UserError("row 17 is bad")) == ["error: row 17 is bad"]
 
 
-def test_a_recipe_file_runs_by_itself(text_file: Path, tmp_path: Path) -> None:
+def test_a_recipe_file_runs_by_itself(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = ROOT / "recipes" / "pretrain_bert.py"
     out = tmp_path / "run"
-    done = process(str(recipe), *TINY, f"data.train={text_file}", f"out={out}", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(sys, "argv", [str(recipe), *TINY, f"data.train={text_file}", f"out={out}"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(recipe), run_name="__main__")
+    assert ended.value.code == 0
     assert (out / "export" / "config.json").is_file()
 
 

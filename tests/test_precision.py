@@ -36,10 +36,10 @@ def test_the_gain_of_half_precision_is_the_quotient_of_the_shortest_products(mon
     took = [90.0, 90.0, 6.0, 2.0, 50.0, 2.5, 6.0, 70.0, 7.0, 3.0, 6.5, 2.0]
     clock = (reading for seconds in took for reading in (0.0, seconds))
     with monkeypatch.context() as patched:
-        patched.setattr(precision.time, "perf_counter", lambda: next(clock))
+        patched.setattr(precision, "perf_counter", lambda: next(clock))
         assert precision._gain.__wrapped__() == 3.0
     found = precision._gain()
-    monkeypatch.setattr(precision.time, "perf_counter", lambda: pytest.fail("measured twice in one process"))
+    monkeypatch.setattr(precision, "perf_counter", lambda: pytest.fail("measured twice in one process"))
     assert precision._gain() == found
 
 

@@ -65,6 +65,7 @@ def test_a_killed_one_and_one_that_fails_are_told(tiny, tmp_path, monkeypatch, c
     assert time.monotonic() - began < 50  # the other one is not waited for
 
 
+@pytest.mark.slow
 def test_a_full_disk_in_one_of_them_is_one_line_that_names_the_cache(tiny, tmp_path, monkeypatch, capfd):
     """A limit on the size of a file stands for the disk."""
     resource = pytest.importorskip("resource")
