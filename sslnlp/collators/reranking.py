@@ -15,6 +15,7 @@ from sslnlp.collators.pairs import PairTokenizer
 from sslnlp.collators.ranking import negatives_of, texts_of
 from sslnlp.collators.tokens import FreshPositions
 from sslnlp.data.hashes import HashSet, hash_texts
+from sslnlp.data.stream import in_runs
 from sslnlp.errors import UserError
 from sslnlp.rng import uniform
 from sslnlp.types import Batch, Row
@@ -144,8 +145,7 @@ class RerankingCollator(Collator):
     def _relevant(self) -> HashSet:
         """The pairs of query and relevant text of the training rows: 8 bytes each."""
         pairs = HashSet()
-        for start in range(0, len(self.table), 1024):
-            rows = self.table.rows(range(start, min(start + 1024, len(self.table))))
+        for rows in in_runs(self.table):
             pairs.add(_pair_hashes([row["query"] for row in rows], [row["positive"] for row in rows]))
         return pairs
 

@@ -14,6 +14,7 @@ import torch
 from sslnlp.collators.classification import ClassificationCollator, text_of
 from sslnlp.collators.ragged import pack_texts
 from sslnlp.collators.tokens import FreshPositions
+from sslnlp.data.stream import in_runs
 from sslnlp.errors import UserError
 from sslnlp.rng import uniform
 from sslnlp.types import Batch, Encoding, Row
@@ -89,7 +90,7 @@ class SameClassCollator(ClassificationCollator):
     def _members(self) -> dict[int, list[str]]:
         """The texts of each class."""
         members: dict[int, list[str]] = {}
-        for start in range(0, len(self.table), 1024):
-            for row in self.table.rows(range(start, min(start + 1024, len(self.table)))):
+        for rows in in_runs(self.table):
+            for row in rows:
                 members.setdefault(self.class_of(row["label"]), []).append(text_of(row, "text"))
         return members

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sslnlp.data.stream import RowSource
+from sslnlp.data.stream import RowSource, rows_at
 from sslnlp.types import Row
 
 
@@ -33,8 +33,7 @@ class JoinedRows:
         for number, (source, labels) in enumerate(self._parts):
             places = np.flatnonzero(part_N == number)
             inside = where[places] - self._starts[number]
-            many: Any = getattr(source, "rows", None)
-            rows = many(inside) if many is not None else [source[i] for i in inside.tolist()]
+            rows = rows_at(source, inside)
             for place, index, row in zip(places.tolist(), inside.tolist(), rows, strict=True):
                 found[place] = row if labels is None else {**row, "label": int(labels[index])}
         return found

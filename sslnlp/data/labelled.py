@@ -16,6 +16,7 @@ from sslnlp.data.config import DataConfig, all_held_out
 from sslnlp.data.hashes import HashSet, hash_texts
 from sslnlp.data.label_kinds import KINDS, Label, class_names, few
 from sslnlp.data.sources import text_column
+from sslnlp.data.stream import in_runs
 from sslnlp.data.table_rows import Ints, TableRows, find_column, held_out, open_table, set_of
 from sslnlp.errors import UserError, suggest, usual_name
 from sslnlp.rng import Permutation
@@ -148,10 +149,8 @@ def unlabelled(
     if set(tables.train.columns.values()) <= set(names):  # of pairs both texts, where the table has them
         columns = tables.train.columns
     taken = HashSet()
-    for rows in (tables.train, tables.valid):
-        for start in range(0, len(rows or ()), 1024):
-            assert rows is not None
-            found = rows.rows(range(start, min(start + 1024, len(rows))))
+    for rows in filter(None, (tables.train, tables.valid)):
+        for found in in_runs(rows):
             taken.add(hash_texts(["\x1f".join(str(row[name]) for name in rows.columns) for row in found]))
     index, at = [], 0
     for batch in table.select_columns(list(dict.fromkeys(columns.values()))).iter(batch_size=1024):

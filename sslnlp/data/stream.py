@@ -6,7 +6,7 @@ Resuming is starting at another position; workers and processes are any split of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -27,6 +27,27 @@ class RowSource(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Row: ...
+
+
+class Rows(Protocol):
+    """Rows that are read many at a time: a table's, pictures, a `Stream`."""
+
+    def __len__(self) -> int: ...
+
+    def rows(self, indices: Sequence[int], /) -> list[Row]: ...
+
+
+def rows_at(source: RowSource, index: npt.NDArray[np.int64]) -> list[Row]:
+    """The rows at `index`, read together where the source can."""
+    many: Any = getattr(source, "rows", None)
+    found: list[Row] = many(index) if many is not None else [source[i] for i in index.tolist()]
+    return found
+
+
+def in_runs(rows: Rows, size: int = 1024) -> Iterator[list[Row]]:
+    """All rows in their order, `size` at a time."""
+    for start in range(0, len(rows), size):
+        yield rows.rows(range(start, min(start + size, len(rows))))
 
 
 class Stream:
@@ -83,9 +104,7 @@ class Stream:
 
     def rows(self, positions: Sequence[int]) -> list[Row]:
         """The rows at `positions`, stamped."""
-        index = self.index(positions)
-        many = getattr(self.source, "rows", None)
-        found = many(index) if many is not None else [self.source[i] for i in index.tolist()]
+        found = rows_at(self.source, self.index(positions))
         return [{**row, "position": int(p)} for row, p in zip(found, positions, strict=True)]
 
     def __getitem__(self, position: int) -> Row:

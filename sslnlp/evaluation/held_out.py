@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sslnlp.collators.base import Collator
+from sslnlp.data.stream import Rows, in_runs
 from sslnlp.distributed import alone
 from sslnlp.errors import UserError
 from sslnlp.evaluation.caveats import caveat
@@ -31,7 +32,7 @@ from sslnlp.evaluation.tagging import tagging_measures
 from sslnlp.nn import evaluating
 from sslnlp.objectives.base import Objective
 from sslnlp.sums import add_sums, ratios
-from sslnlp.types import Batch, Row
+from sslnlp.types import Batch
 
 MEASURES: dict[str, Callable[[Mapping[str, Tensor]], dict[str, float]]] = {
     "classification": classification_measures,
@@ -45,15 +46,6 @@ MEASURES: dict[str, Callable[[Mapping[str, Tensor]], dict[str, float]]] = {
     "tagging": tagging_measures,
     "reranking": reranking_measures,
 }
-
-
-class Rows(Protocol):
-    """Held-out rows in a fixed order (`Stream.fixed`)."""
-
-    def __len__(self) -> int: ...
-
-    def rows(self, positions: Sequence[int]) -> list[Row]:
-        """The rows at these positions, each stamped with its `position`."""
 
 
 def evaluate_held_out(
@@ -131,10 +123,11 @@ def _in_order(read: Mapping[str, Tensor], order: npt.NDArray[np.int64]) -> dict[
 
 def by_length(stream: Rows) -> npt.NDArray[np.int64]:
     """The positions of labelled texts from short to long: batches of like length have little padding."""
-    lengths = []
-    for start in range(0, len(stream), 1024):
-        for row in stream.rows(range(start, min(start + 1024, len(stream)))):
-            lengths.append(sum(len(value) for value in row.values() if isinstance(value, (str, list))))
+    lengths = [
+        sum(len(value) for value in row.values() if isinstance(value, (str, list)))
+        for rows in in_runs(stream)
+        for row in rows
+    ]
     return np.argsort(np.array(lengths), kind="stable").astype(np.int64)
 
 

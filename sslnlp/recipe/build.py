@@ -21,7 +21,7 @@ from sslnlp.data.paired import Paired, paired
 from sslnlp.data.pictured import PictureRows, pictured
 from sslnlp.data.prepare import prepare_text
 from sslnlp.data.store import TokenStore
-from sslnlp.data.stream import RowSource, Stream
+from sslnlp.data.stream import RowSource, Stream, in_runs
 from sslnlp.data.table import TableRows
 from sslnlp.data.tagged import Tagged, tagged
 from sslnlp.errors import UserError
@@ -318,8 +318,8 @@ def _tables(recipe: Recipe, cache: Path) -> tuple[Labelled | Tagged | Paired, Ta
 def _table_texts(rows: TableRows) -> Iterator[str]:
     """Every text of the rows, within the bounds of a tokenizer's training."""
     left = TOKENIZER_BYTES
-    for start in range(0, len(rows), 1024):
-        for row in rows.rows(range(start, min(start + 1024, len(rows)))):
+    for some in in_runs(rows):
+        for row in some:
             for name, value in row.items():
                 words = name == "words"  # of one text, which a tokenizer is to see with its spaces
                 for text in [" ".join(value)] if words else value if isinstance(value, list) else [value]:

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.special import expit, softmax
 from torch import Tensor
 
-from sslnlp.data.stream import Stream
+from sslnlp.data.stream import Stream, in_runs
 from sslnlp.evaluation.calibration import calibration_figures, f1_thresholds, unknown_figures
 from sslnlp.evaluation.held_out import evaluate_held_out, predict_rows
 from sslnlp.objectives.base import Objective
@@ -117,8 +117,8 @@ def _write(out: Path, parts: Parts, said: list[Any], truth: list[Any], probabili
 
 def _texts(parts: Parts) -> Iterator[dict[str, str]]:
     assert parts.valid is not None
-    for start in range(0, len(parts.valid), 1024):
-        for row in parts.valid.rows(range(start, min(start + 1024, len(parts.valid)))):
+    for rows in in_runs(parts.valid):
+        for row in rows:
             yield {name: str(row[name]) for name in ("text", "text_pair") if name in row}
 
 

@@ -13,6 +13,7 @@ import torch
 
 from sslnlp.data.hashes import hash_same
 from sslnlp.data.pictured import PictureRows
+from sslnlp.data.stream import in_runs
 from sslnlp.errors import UserError
 from sslnlp.evaluation.geometry import geometry_measures
 from sslnlp.evaluation.image_text import image_text_figures
@@ -42,9 +43,7 @@ class PictureSubject:
             if known is rows:
                 return vectors
         parts = [np.empty((0, self.encoder.dimension), np.float32)]
-        for start in range(0, len(rows), _RUN):
-            part = rows.rows(range(start, min(start + _RUN, len(rows))))
-            parts.append(self.encoder.pictures([row["image"] for row in part]))
+        parts += [self.encoder.pictures([row["image"] for row in part]) for part in in_runs(rows, _RUN)]
         self._known.append((rows, np.concatenate(parts)))
         return self._known[-1][1]
 

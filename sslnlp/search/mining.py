@@ -22,6 +22,7 @@ import numpy as np
 from sslnlp.data.config import OptionData
 from sslnlp.data.hashes import Hashes, HashSet, hash_same
 from sslnlp.data.paired import paired
+from sslnlp.data.stream import in_runs
 from sslnlp.data.table_rows import TableRows
 from sslnlp.errors import UserError
 from sslnlp.locks import exclusive
@@ -131,16 +132,9 @@ def _workshop(out: Path) -> Iterator[Path]:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _blocks(rows: TableRows, block: int) -> Iterator[tuple[int, list[Mapping[str, Any]]]]:
-    for start in range(0, len(rows), block):
-        yield start, list(rows.rows(range(start, min(start + block, len(rows)))))
-
-
 def _read_hashes(rows: TableRows, block: int) -> tuple[Hashes, Hashes]:
     """Of the queries and of the positives."""
-    parts = [
-        [hash_same([row[side] for row in some]) for side in ("query", "positive")] for _, some in _blocks(rows, block)
-    ]
+    parts = [[hash_same([row[side] for row in some]) for side in SIDES] for some in in_runs(rows, block)]
     query, positive = (np.concatenate(side) for side in zip(*parts, strict=True))
     return query, positive
 
@@ -170,16 +164,18 @@ def _write_corpus(
                 # A pair may hold the text of a document without its title: that is the same document.
                 add(texts, np.where(positives.contains(untitled) & ~positives.contains(whole), untitled, whole))
         given = len(hashes)
-        for _, some in _blocks(rows, block):
+        for some in in_runs(rows, block):
             texts = [row["positive"] for row in some]
             add(texts, hash_same(texts))
     return np.fromiter(hashes, np.uint64, len(hashes)), len(hashes) if corpus is None else given
 
 
 def _mined(miner: Miner, rows: TableRows, block: int, progress: Progress) -> Iterator[dict[str, Any]]:
-    for start, some in _blocks(rows, block):
+    start = 0
+    for some in in_runs(rows, block):
         yield from miner.mined(some, start)
         progress("mine", len(some), len(rows))
+        start += len(some)
 
 
 def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
