@@ -24,10 +24,11 @@ from sslnlp.errors import UserError
 from sslnlp.keyed import keyed_uniform
 from sslnlp.objectives.base import Objective
 from sslnlp.objectives.embedding import Embedding
+from sslnlp.objectives.functional import unit
 from sslnlp.objectives.grad_cache import check_mini_batch_size, encode_in_parts
 from sslnlp.objectives.info_nce import COLDEST, Texts, contrast
 from sslnlp.objectives.lock import Lock
-from sslnlp.objectives.towers import VIEWS, between_views, projection, stock_pooler, unit
+from sslnlp.objectives.towers import VIEWS, between_views, projection, stock_pooler
 from sslnlp.packed import hidden_states
 from sslnlp.registry import bound_class
 from sslnlp.types import Batch, Encoding, StepOutput

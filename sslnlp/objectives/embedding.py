@@ -126,8 +126,7 @@ class Embedding(Objective):
     def embed(self, encoding: Encoding) -> Tensor:
         """Vectors of length 1 [B, H], in float32 or wider, of an encoding [B, S] of one text a row."""
         assert self.pooling is not None
-        pooled_BH: Tensor = Pooling(self.pooling)(hidden_states(self.model, encoding), encoding["attention_mask"])
-        return F.normalize(pooled_BH.to(torch.promote_types(pooled_BH.dtype, torch.float32)), dim=-1)
+        return functional.unit(Pooling(self.pooling)(hidden_states(self.model, encoding), encoding["attention_mask"]))
 
     def nested(self, loss: Callable[[Cut], Tensor]) -> Tensor:
         """The mean of a loss over the widths. Features beyond a width are zero: for any cosine, left out."""

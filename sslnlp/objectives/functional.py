@@ -136,12 +136,16 @@ def supervised_contrastive(
     return loss_N.sum() / max(1, len(loss_N)), nearest_N.float().mean()
 
 
+def unit(vectors: Tensor) -> Tensor:
+    """Vectors [..., H] at length 1, in float32 or wider."""
+    return F.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1)
+
+
 def cosine_distance(a_NH: Tensor, b_NH: Tensor) -> Tensor:
     """`2 - 2 cos`, averaged over the rows: the squared distance of the vectors at length 1 (Grill et al., 2020, BYOL,
     arXiv:2006.07733). 0 for equal directions, 4 for opposite ones; 0 (with a gradient path) without rows. In float32 at
     least: below it a cosine near 1 is known to 0.004, which is as much as the loss falls to."""
-    kind = torch.promote_types(torch.promote_types(a_NH.dtype, b_NH.dtype), torch.float32)
-    cosine_N = (F.normalize(a_NH.to(kind), dim=-1) * F.normalize(b_NH.to(kind), dim=-1)).sum(-1)
+    cosine_N = (unit(a_NH) * unit(b_NH)).sum(-1)
     return (2 - 2 * cosine_N).sum() / max(1, len(cosine_N))
 
 

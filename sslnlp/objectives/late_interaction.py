@@ -66,8 +66,7 @@ class LateInteraction(Objective):
 
     def embed(self, encoding: Encoding) -> Tensor:
         """A vector of length 1 for each token, in float32 or wider: [B, S, H]; what stands at padding is no vector."""
-        hidden_BSH = hidden_states(self.model, encoding)
-        return F.normalize(hidden_BSH.to(torch.promote_types(hidden_BSH.dtype, torch.float32)), dim=-1)
+        return functional.unit(hidden_states(self.model, encoding))
 
     def forward(self, batch: Batch) -> StepOutput:
         """Mean loss over this process's queries, `accuracy` (own positive first among all candidates) and

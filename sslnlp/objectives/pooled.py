@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 
 from sslnlp.nn import Pooling
 from sslnlp.objectives.base import Objective
+from sslnlp.objectives.functional import unit
 from sslnlp.packed import drops_out, hidden_states, isolates, packed_hidden_states, trust_rows
 from sslnlp.types import Encoding
 
@@ -40,8 +39,7 @@ class Pooled(Objective):
         return self._vectors(hidden_states(self.model, encoding), encoding)
 
     def _vectors(self, hidden_BSH: Tensor, encoding: Encoding) -> Tensor:
-        pooled_BH: Tensor = self.pool(hidden_BSH, encoding["attention_mask"])
-        return F.normalize(pooled_BH.to(torch.promote_types(pooled_BH.dtype, torch.float32)), dim=-1)
+        return unit(self.pool(hidden_BSH, encoding["attention_mask"]))
 
     def embed_sides(self, sides: Mapping[str, Encoding], place_RT: Tensor | None) -> dict[str, Tensor]:
         """The vectors of every side. `place_RT`: how their texts fill rows without padding (`ragged.pack_texts`)."""

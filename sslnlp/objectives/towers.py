@@ -1,10 +1,9 @@
-"""What stands around two towers: vectors of length one, projections, poolers, and an objective beside them."""
+"""What stands around two towers: projections, poolers, and an objective beside them."""
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from sslnlp.errors import UserError
@@ -24,11 +23,6 @@ def between_views(name: str, tower: PreTrainedModel, mini_batch_size: int | None
     part = found(tower, pooling="cls", mini_batch_size=mini_batch_size)
     object.__setattr__(part, "model", part._modules.pop("model"))  # in the state once, where it belongs
     return part
-
-
-def unit(vectors: Tensor) -> Tensor:
-    """At length 1, in float32 or wider."""
-    return F.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1)
 
 
 def projection(width: int, dimension: int) -> nn.Linear:
