@@ -24,7 +24,7 @@ from sslnlp.errors import UserError
 from sslnlp.keyed import keyed_uniform
 from sslnlp.objectives.base import Objective
 from sslnlp.objectives.embedding import Embedding
-from sslnlp.objectives.functional import unit
+from sslnlp.objectives.functional import row_count, unit
 from sslnlp.objectives.grad_cache import check_mini_batch_size, encode_in_parts
 from sslnlp.objectives.info_nce import COLDEST, Texts, contrast
 from sslnlp.objectives.lock import Lock
@@ -260,8 +260,7 @@ class Clip(Objective):
 
     def num_targets(self, batch: Batch) -> Tensor:
         """The captions of the batch, and with an objective beside also its pictures."""
-        rows: Tensor = batch["text_row"]
-        captions = torch.full((), len(rows), device=rows.device)
+        captions = row_count(batch["text_row"])
         return captions if self.beside is None else torch.stack([captions, self.beside.num_targets(batch)])
 
     @torch.no_grad()

@@ -17,7 +17,7 @@ from sslnlp.last_layer import ask_last_layer, states_at
 from sslnlp.masks import is_causal
 from sslnlp.nn import Teacher
 from sslnlp.objectives.base import Objective
-from sslnlp.objectives.functional import IGNORED
+from sslnlp.objectives.functional import IGNORED, row_count
 from sslnlp.packed import all_hidden_states
 from sslnlp.types import Batch, Encoding, StepOutput
 
@@ -104,9 +104,7 @@ class Data2Vec(Objective):
         return _normalised(mean_NH)
 
     def num_targets(self, batch: Batch) -> Tensor:
-        # Known from the shape: no look at the labels, no wait for the device.
-        index_N: Tensor = batch["target_index"]
-        return torch.full((), index_N.shape[0], device=index_N.device)
+        return row_count(batch["target_index"])
 
     def after_step(self, progress: float) -> None:
         self.teacher.update(self.model, progress)

@@ -97,8 +97,7 @@ class FewShot(Pooled):
 
     def num_targets(self, batch: Batch) -> Tensor:
         """The rows of the batch."""
-        labels: Tensor = batch["labels"]
-        return torch.full((), len(labels), device=labels.device)
+        return functional.row_count(batch["labels"])
 
     def guess(self, batches: Iterable[Batch]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         _, labels_N, sure_N = self._vectors_of(batches)

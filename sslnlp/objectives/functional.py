@@ -232,6 +232,12 @@ def cross_entropy(logits_NV: Tensor, target_N: Tensor, label_smoothing: float = 
     return total / (target_N != IGNORED).sum().clamp(min=1)
 
 
+def row_count(x: Tensor) -> Tensor:
+    """How many rows `x` has, where it is: int64, a scalar. Known from the shape: no look at the values, no wait for the
+    device."""
+    return torch.full((), len(x), device=x.device)
+
+
 def accuracy(logits_NV: Tensor, target_N: Tensor) -> Tensor:
     """Share of the scored targets that have the highest logit, detached; 0 when there are none."""
     # In bf16 argmax takes six times as long on a CPU as in float32.

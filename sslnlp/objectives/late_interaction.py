@@ -95,8 +95,7 @@ class LateInteraction(Objective):
 
     def num_targets(self, batch: Batch) -> Tensor:
         """The queries of the batch."""
-        ids: Tensor = batch["query"]["input_ids"]
-        return torch.full((), ids.size(0), device=ids.device)
+        return functional.row_count(batch["query_hash"])
 
 
 def _gathered(token_DSH: Tensor, mask_DS: Tensor) -> tuple[Tensor, Tensor]:

@@ -139,8 +139,7 @@ class Ranking(Pooled):
 
     def num_targets(self, batch: Batch) -> Tensor:
         """The queries of the batch."""
-        ids: Tensor = batch["query"]["input_ids"]
-        return torch.full((), ids.size(0), device=ids.device)
+        return functional.row_count(batch["query_hash"])
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         """`query`, `document` float [B, H] and the hashes of their texts, int64 [B]: a known-item collection."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from sslnlp.errors import UserError
+from sslnlp.objectives.functional import row_count
 from sslnlp.objectives.text_head import TextHead, check_one_output, output_layer, rescaled
 from sslnlp.types import Batch, StepOutput
 
@@ -52,8 +52,7 @@ class Regression(TextHead):
 
     def num_targets(self, batch: Batch) -> Tensor:
         """The texts of the batch."""
-        labels: Tensor = batch["labels"]
-        return torch.full((), len(labels), device=labels.device)
+        return row_count(batch["labels"])
 
     def predicted(self, logits_BC: Tensor, batch: Batch) -> dict[str, Tensor]:
         """`predicted` and `labels`, float [B], in the unit of the data."""

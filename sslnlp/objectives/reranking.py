@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from sslnlp.errors import UserError, suggest
+from sslnlp.objectives.functional import row_count
 from sslnlp.objectives.text_head import TextHead, check_one_output
 from sslnlp.types import Batch, StepOutput
 
@@ -94,7 +95,7 @@ class Reranking(TextHead):
         relevance_BK = batch["relevance"]
         total = LOSSES[self.loss][0](logits_BC, relevance_BK)
         rank_B = _ranks(logits_BC.detach(), relevance_BK)
-        accuracy = torch.stack([(rank_B == 1).sum(), torch.full((), len(rank_B), device=rank_B.device)])
+        accuracy = torch.stack([(rank_B == 1).sum(), row_count(rank_B)])
         return StepOutput(total / self.num_targets(batch).clamp(min=1), {"accuracy": accuracy})
 
     def num_targets(self, batch: Batch) -> Tensor:

@@ -13,7 +13,7 @@ from sslnlp.heads import prediction_head
 from sslnlp.nn import document_pool
 from sslnlp.objectives.base import Objective
 from sslnlp.objectives.decoder import EnhancedDecoder, no_encoder
-from sslnlp.objectives.functional import IGNORED, accuracy, cross_entropy
+from sslnlp.objectives.functional import IGNORED, accuracy, cross_entropy, row_count
 from sslnlp.packed import hidden_states
 from sslnlp.types import Batch, StepOutput
 
@@ -92,6 +92,4 @@ class RetroMAE(Objective):
 
     def num_targets(self, batch: Batch) -> Tensor:
         """int64 [2]: masked tokens, rebuilt tokens."""
-        index_N: Tensor = batch["target_index"]
-        rebuilt = (batch["decoder_targets"] != IGNORED).sum()
-        return torch.stack([torch.full((), index_N.shape[0], device=index_N.device), rebuilt])
+        return torch.stack([row_count(batch["target_index"]), (batch["decoder_targets"] != IGNORED).sum()])

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from sslnlp.objectives.base import Objective
+from sslnlp.objectives.functional import row_count
 from sslnlp.packed import hidden_states
 from sslnlp.types import Batch, StepOutput
 from sslnlp.vision import refuses_pictures
@@ -49,5 +49,4 @@ class Rotation(Objective):
 
     def num_targets(self, batch: Batch) -> Tensor:
         """The pictures of the batch."""
-        labels: Tensor = batch["labels"]
-        return torch.full((), len(labels), device=labels.device)
+        return row_count(batch["labels"])

@@ -17,7 +17,7 @@ from sslnlp.errors import UserError
 from sslnlp.heads import prediction_head, scored_logits
 from sslnlp.last_layer import ask_last_layer, states_at
 from sslnlp.objectives.base import Objective
-from sslnlp.objectives.functional import accuracy, cross_entropy
+from sslnlp.objectives.functional import accuracy, cross_entropy, row_count
 from sslnlp.registry import bound_class
 from sslnlp.types import Batch, StepOutput
 
@@ -84,10 +84,8 @@ class SentenceOrder(Objective):
         return scored_logits(self.model, None, batch, batch["target_index"])  # the head is not to be had: a second pass
 
     def num_targets(self, batch: Batch) -> Tensor:
-        # Known from the shapes: no wait for the device.
-        label_M = batch[f"{self._target}_labels"]
-        counts = [batch["target_index"].shape[0]] if self.masked_weight else []
-        return torch.stack([torch.full((), count, device=label_M.device) for count in (*counts, label_M.shape[0])])
+        targets = [*(["target_index"] if self.masked_weight else []), f"{self._target}_labels"]
+        return torch.stack([row_count(batch[name]) for name in targets])
 
 
 class SegmentOrder(SentenceOrder):
