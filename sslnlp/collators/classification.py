@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sslnlp.collators.base import Collator
+from sslnlp.collators.tokens import carried
 from sslnlp.data.label_kinds import UNKNOWN, plain
 from sslnlp.errors import UserError
 from sslnlp.types import Batch, Row
@@ -67,9 +68,7 @@ class ClassificationCollator(Collator):
             )
         )
         batch["labels"] = self.labels(rows)
-        if all("position" in row for row in rows):
-            batch["position"] = torch.tensor([row["position"] for row in rows], dtype=torch.int64)
-        return batch
+        return batch | carried(rows)
 
     def labels(self, rows: Sequence[Row]) -> Tensor:
         """What the batch holds of the rows' labels."""

@@ -109,7 +109,7 @@ class DenoisingCollator(Collator):
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
         block = token_block(rows, self.tokenizer)
-        positions = block.positions if block.positions is not None else self._fresh.draw(len(rows))
+        positions = self._fresh.of_block(block)
         order = self._moved(block, positions)
         moved = block.input_ids.ravel()[order].reshape(block.input_ids.shape)
         damage = self._damage(block, moved, positions)

@@ -108,7 +108,7 @@ class FimCollator(Collator):
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
         block = token_block(rows, self.tokenizer)
-        positions = block.positions if block.positions is not None else self._fresh.draw(len(rows))
+        positions = self._fresh.of_block(block)
         moved, middle, infilling = self._moved(block, positions)
         markers = infilling & np.isin(moved.input_ids, (self._prefix, self._middle, self._suffix))
         labels = np.where(moved.attention & ~moved.opens & ~markers, moved.input_ids, IGNORED)

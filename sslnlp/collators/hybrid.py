@@ -75,7 +75,7 @@ class HybridCollator(Collator):
     def __call__(self, rows: Sequence[Row]) -> Batch:
         rows = [*rows, *rows] if self._both_ways else rows
         block = token_block(rows, self.tokenizer)
-        positions = block.positions if block.positions is not None else self._fresh.draw(len(rows))
+        positions = self._fresh.of_block(block)
         if self._both_ways:
             masked = np.arange(len(rows)) < len(rows) // 2
         else:

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import torch
-
 from sslnlp.collators import get_collator
 from sslnlp.collators.base import Collator
+from sslnlp.collators.tokens import carried
 from sslnlp.errors import UserError, suggest
 from sslnlp.registry import bound_class
 from sslnlp.types import Batch, Row
@@ -73,9 +72,7 @@ class JointCollator(Collator):
         for name, part in self._parts.items():
             part.horizon = self.horizon
             batch[name] = part(rows)
-        if "position" in rows[0]:
-            batch["position"] = torch.tensor([row["position"] for row in rows])
-        return batch
+        return batch | carried(rows)
 
 
 def _part(name: str, options: Mapping[str, Any]) -> type[Collator]:

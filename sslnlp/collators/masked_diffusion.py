@@ -53,7 +53,7 @@ class MaskedDiffusionCollator(Collator):
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
         block = token_block(rows, self.tokenizer)
-        positions = block.positions if block.positions is not None else self._fresh.draw(len(rows))
+        positions = self._fresh.of_block(block)
         able = self._text[block.input_ids] & block.attention
         tokens_B = able.sum(axis=1)
         count_B = self._counts(tokens_B, positions)

@@ -85,7 +85,7 @@ class MaskedLMCollator(Collator):
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
         block = token_block(rows, self.tokenizer)
-        positions = block.positions if block.positions is not None else self._fresh.draw(len(rows))
+        positions = self._fresh.of_block(block)
         corrupted, targets = self.corrupt(block, positions)
         batch = block.batch(corrupted, np.where(targets, block.input_ids, IGNORED))
         if block.positions is not None:

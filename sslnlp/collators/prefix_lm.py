@@ -54,7 +54,7 @@ class PrefixLMCollator(Collator):
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
         block = token_block(rows, self.tokenizer)
-        positions = block.positions if block.positions is not None else self._fresh.draw(len(rows))
+        positions = self._fresh.of_block(block)
         prefix = self._prefix(block, positions)
         labels = np.where(block.attention & ~block.opens & ~prefix, block.input_ids, IGNORED)
         batch = block.batch(block.input_ids, labels)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sslnlp.collators.base import Collator
 from sslnlp.collators.ragged import pack_texts
-from sslnlp.collators.tokens import FreshPositions
+from sslnlp.collators.tokens import FreshPositions, carried
 from sslnlp.data.hashes import hash_same
 from sslnlp.data.label_kinds import plain
 from sslnlp.errors import UserError
@@ -89,9 +89,7 @@ class RankingCollator(Collator):
             if (scores := [scores for _, scores in used if scores is not None]) and len(scores) == len(rows):
                 batch["scores"] = torch.tensor(scores, dtype=torch.float32)
         batch["places"] = pack_texts([batch[name]["attention_mask"] for name in SIDES if name in batch])
-        if all("position" in row for row in rows):
-            batch["position"] = torch.tensor([row["position"] for row in rows], dtype=torch.int64)
-        return batch
+        return batch | carried(rows)
 
     @property
     def prompts(self) -> dict[str, str]:

@@ -13,7 +13,7 @@ import torch
 from sslnlp.collators.base import Collator
 from sslnlp.collators.pairs import PairTokenizer
 from sslnlp.collators.ranking import negatives_of, texts_of
-from sslnlp.collators.tokens import FreshPositions
+from sslnlp.collators.tokens import FreshPositions, carried
 from sslnlp.data.hashes import HashSet, hash_texts
 from sslnlp.data.stream import in_runs
 from sslnlp.errors import UserError
@@ -93,9 +93,7 @@ class RerankingCollator(Collator):
             "pairs": self._tokenize.pad(self._tokenize(asked, texts)),
             "relevance": torch.from_numpy(relevance),
         }
-        if all("position" in row for row in rows):
-            batch["position"] = torch.from_numpy(positions)
-        return batch
+        return batch | carried(rows)
 
     def for_evaluation(self, seed: int) -> RerankingCollator:
         other = super().for_evaluation(seed)

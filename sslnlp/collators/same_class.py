@@ -9,11 +9,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from sslnlp.collators.classification import ClassificationCollator, text_of
 from sslnlp.collators.ragged import pack_texts
-from sslnlp.collators.tokens import FreshPositions
+from sslnlp.collators.tokens import FreshPositions, carried
 from sslnlp.data.stream import in_runs
 from sslnlp.errors import UserError
 from sslnlp.rng import uniform
@@ -58,9 +57,7 @@ class SameClassCollator(ClassificationCollator):
             "labels": labels,
         }
         batch["places"] = pack_texts([batch[side]["attention_mask"] for side in ("first", "second")])
-        if all("position" in row for row in rows):
-            batch["position"] = torch.from_numpy(positions)
-        return batch
+        return batch | carried(rows)
 
     def _encoded(self, texts: Sequence[str]) -> Encoding:
         encoded = self.tokenizer(

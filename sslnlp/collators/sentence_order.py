@@ -107,7 +107,7 @@ class SentenceOrderCollator(Collator):
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
         block = token_block(rows, self.tokenizer)
-        positions = block.positions if block.positions is not None else self._fresh.draw(len(rows))
+        positions = self._fresh.of_block(block)
         opening, borders, labels = self._drawn(block, positions)
         shown, column = _reordered(block, borders, self._orders[labels], self._separator, pad_id(self.tokenizer))
         input_ids, targets = shown.input_ids, np.zeros(shown.input_ids.shape, dtype=np.bool_)

@@ -102,7 +102,7 @@ class SpanCorruptionCollator(Collator):
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
         block = token_block(rows, self.tokenizer)
-        positions = block.positions if block.positions is not None else self._fresh.draw(len(rows))
+        positions = self._fresh.of_block(block)
         width = block.input_ids.shape[1]
         runs = text_runs(self._text[block.input_ids] & block.attention, block.opens)
         noise_R, spans_R = span_counts(runs.length, self.rate, self.mean_span, len(self._sentinels))

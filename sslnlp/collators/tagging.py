@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from sslnlp.collators.classification import ClassificationCollator
+from sslnlp.collators.tokens import carried
 from sslnlp.errors import UserError
 from sslnlp.types import Batch, Row
 
@@ -74,6 +75,4 @@ class TaggingCollator(ClassificationCollator):
         batch["labels"] = torch.from_numpy(labels)
         width = max(1, *map(len, cut))
         batch["cut"] = torch.tensor([row + [-100] * (width - len(row)) for row in cut], dtype=torch.int64)
-        if all("position" in row for row in rows):
-            batch["position"] = torch.tensor([row["position"] for row in rows], dtype=torch.int64)
-        return batch
+        return batch | carried(rows)

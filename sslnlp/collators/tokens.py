@@ -132,6 +132,13 @@ def _stack(rows: Sequence[npt.NDArray[Any]], fill: int) -> npt.NDArray[np.int64]
     return block
 
 
+def carried(rows: Sequence[Row]) -> Batch:
+    """`position` int64 [B] of rows that all carry one; else nothing."""
+    if not all("position" in row for row in rows):
+        return {}
+    return {"position": torch.tensor([row["position"] for row in rows], dtype=torch.int64)}
+
+
 @dataclass
 class FreshPositions:
     """Positions for rows that have none: new at every call, in every worker, process and epoch.
@@ -147,6 +154,10 @@ class FreshPositions:
         if all("position" in row for row in rows):
             return np.array([row["position"] for row in rows], dtype=np.int64)
         return self.draw(len(rows))
+
+    def of_block(self, block: TokenBlock) -> npt.NDArray[np.int64]:
+        """int64 [B]: the same of the rows of a block."""
+        return block.positions if block.positions is not None else self.draw(len(block.input_ids))
 
     def draw(self, n: int) -> npt.NDArray[np.int64]:
         """int64 [n], distinct from those of any other call."""

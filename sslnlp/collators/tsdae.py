@@ -56,7 +56,7 @@ class TSDAECollator(Collator):
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
         block = token_block(rows, self.tokenizer)
-        positions = block.positions if block.positions is not None else self._fresh.draw(len(rows))
+        positions = self._fresh.of_block(block)
         kept = block.attention & ~self._deleted(block, positions)
         written = block.attention & ~(block.opens & self._special[block.input_ids])
         return seq2seq_batch(block, self._side(block, kept), self._side(block, written))

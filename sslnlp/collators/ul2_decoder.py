@@ -55,7 +55,7 @@ class UL2DecoderCollator(UL2Collator):
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
         block = token_block(rows, self.tokenizer)
-        positions = block.positions if block.positions is not None else self._fresh.draw(len(rows))
+        positions = self._fresh.of_block(block)
         spans, kinds = self._corrupted(block, positions)
         eos = int(self.tokenizer.eos_token_id)
         last, goes_on = document_ends(block), kinds == SEQUENTIAL

@@ -155,7 +155,7 @@ class ViewsCollator(_Views):
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
         block = token_block(rows, self.tokenizer)
-        positions = block.positions if block.positions is not None else self._fresh.draw(len(rows))
+        positions = self._fresh.of_block(block)
         return self._batch([self._source(block, positions)] * len(self.views))
 
     def check_rows(self, rows: Sequence[Row]) -> None:
