@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
+from sslnlp.collators.spans import document_numbers, text_mask
 from sslnlp.collators.tokens import TokenBlock
 from sslnlp.tokenizer import sentence_boundaries, special_mask
 from sslnlp.tokenizer.words import token_spelling
@@ -43,10 +44,8 @@ class SentenceBorders:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._text = ~special_mask(tokenizer)
-        self._filling = int(np.flatnonzero(~self._text)[0])
-        if tokenizer.unk_token_id is not None:  # stands for a word of the text
-            self._text[tokenizer.unk_token_id] = True
+        self._text = text_mask(tokenizer)
+        self._filling = int(np.flatnonzero(special_mask(tokenizer))[0])
         self._boundaries = sentence_boundaries(tokenizer)
         self._next_sentence = np.array(tokenizer(" A", add_special_tokens=False)["input_ids"], dtype=np.int64)
         self._space_first, self._space_last = _spaces(tokenizer, len(self._text))
@@ -57,7 +56,7 @@ class SentenceBorders:
         ids = block.input_ids.ravel()
         text = self._text[ids] & block.attention.ravel()
         at = np.flatnonzero(text)
-        piece = np.cumsum(block.opens.ravel()) - 1
+        piece = document_numbers(block)
         leads = np.flatnonzero(np.diff(piece[at], prepend=-1))
         tokens = np.diff(leads, append=len(at))
         first, stop = at[leads], at[leads + tokens - 1] + 1

@@ -13,6 +13,7 @@ import torch
 from sslnlp.collators.base import Collator
 from sslnlp.collators.ragged import Ints, blocks, interleave
 from sslnlp.collators.seq2seq import SEQ2SEQ_KEYS, seq2seq_batch
+from sslnlp.collators.spans import text_mask
 from sslnlp.collators.tokens import FreshPositions, TokenBlock, lowest, pad_id, rates, token_block
 from sslnlp.errors import UserError
 from sslnlp.rng import bits, uniform
@@ -94,11 +95,8 @@ class DenoisingCollator(Collator):
             )
         if self.tokenizer.mask_token_id is None:
             raise UserError("denoising needs a tokenizer with a mask token; train one with `sslnlp tokenizer`")
-        special = special_mask(self.tokenizer)
-        self._takeable = ~special
-        self._movable = ~special
-        if self.tokenizer.unk_token_id is not None:
-            self._movable[self.tokenizer.unk_token_id] = True
+        self._takeable = ~special_mask(self.tokenizer)
+        self._movable = text_mask(self.tokenizer)
         self._sentences = sentence_boundaries(self.tokenizer) if self.permute > 0 else None
         self._span_cdf = _poisson_cdf_from_one(self.mean_span)
         self._fresh = FreshPositions()

@@ -11,10 +11,10 @@ import numpy.typing as npt
 import torch
 
 from sslnlp.collators.base import Collator
+from sslnlp.collators.spans import text_mask
 from sslnlp.collators.tokens import IGNORED, FreshPositions, TokenBlock, pad_id, token_block
 from sslnlp.errors import UserError
 from sslnlp.rng import uniform
-from sslnlp.tokenizer import special_mask
 from sslnlp.tokenizer.specials import FIM
 from sslnlp.types import Batch, Row
 
@@ -93,9 +93,7 @@ class FimCollator(Collator):
                 "infilling needs a tokenizer with an end-of-text token; set eos_token in its tokenizer_config.json"
             )
         self._prefix, self._middle, self._suffix = (vocabulary[token] for token in FIM)
-        self._text = ~special_mask(self.tokenizer)
-        if self.tokenizer.unk_token_id is not None:
-            self._text[self.tokenizer.unk_token_id] = True  # a word it cannot spell is still part of the text
+        self._text = text_mask(self.tokenizer)
         self._fresh = FreshPositions()
 
     @property

@@ -11,10 +11,10 @@ import numpy.typing as npt
 import torch
 
 from sslnlp.collators.base import Collator
+from sslnlp.collators.spans import text_mask
 from sslnlp.collators.tokens import IGNORED, FreshPositions, lowest, token_block
 from sslnlp.errors import UserError
 from sslnlp.rng import GOLDEN, bits, key
-from sslnlp.tokenizer import special_mask
 from sslnlp.types import Batch, Row
 
 
@@ -46,9 +46,7 @@ class MaskedDiffusionCollator(Collator):
     def __post_init__(self) -> None:
         if self.tokenizer.mask_token_id is None:
             raise UserError("masking needs a tokenizer with a mask token; train one with `sslnlp tokenizer`")
-        self._text = ~special_mask(self.tokenizer)
-        if self.tokenizer.unk_token_id is not None:
-            self._text[self.tokenizer.unk_token_id] = True
+        self._text = text_mask(self.tokenizer)
         self._fresh = FreshPositions()
 
     def __call__(self, rows: Sequence[Row]) -> Batch:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from sslnlp.collators.base import Collator
-from sslnlp.collators.spans import text_mask
+from sslnlp.collators.spans import document_numbers, text_mask
 from sslnlp.collators.tokens import IGNORED, FreshPositions, TokenBlock, token_block
 from sslnlp.errors import UserError
 from sslnlp.rng import uniform
@@ -67,7 +67,7 @@ class PrefixLMCollator(Collator):
         width = block.input_ids.shape[1]
         text_N = (self._text[block.input_ids] & block.attention).ravel()
         first_D = np.flatnonzero(block.opens)
-        document_N = np.cumsum(block.opens.ravel()) - 1
+        document_N = document_numbers(block)
         tokens_D = np.bincount(document_N[text_N], minlength=len(first_D))
         number_D = np.maximum(block.document_ids.ravel()[first_D], 0)
         draws = uniform(self.seed, "prefix_lm/split", positions, int(number_D.max(initial=0)) + 1)

@@ -15,6 +15,7 @@ from sslnlp.collators.base import Collator
 from sslnlp.collators.borders import Borders, SentenceBorders
 from sslnlp.collators.masked_lm import MaskedLMCollator
 from sslnlp.collators.tokens import IGNORED, FreshPositions, TokenBlock, pad_id, token_block
+from sslnlp.data.packing import ranges
 from sslnlp.errors import UserError
 from sslnlp.rng import bits, uniform
 from sslnlp.tokenizer import framing
@@ -197,7 +198,7 @@ def _reordered(block: TokenBlock, borders: Ints, order: Ints, separator: int, pa
     moved = np.empty_like(length)
     np.put_along_axis(moved, order, offset, axis=1)
     moved -= borders[:, :-1] - borders[:, :1]
-    inside = _ranges(borders[:, 0], length.sum(axis=1))
+    inside = ranges(borders[:, 0], length.sum(axis=1))
     column[inside] += np.repeat(moved.ravel(), length.ravel())
 
     first = borders[:, 0]
@@ -211,9 +212,3 @@ def _reordered(block: TokenBlock, borders: Ints, order: Ints, separator: int, pa
     ids[row, places] = np.concatenate([block.input_ids.ravel()[present], np.full(len(new_row), separator)])
     documents[row, places] = np.concatenate([block.document_ids.ravel()[present], new_document])
     return TokenBlock(ids, documents, block.positions), column
-
-
-def _ranges(starts: Ints, counts: Ints) -> Ints:
-    """`concatenate([arange(s, s + c) for s, c in zip(starts, counts)])`."""
-    offsets: Ints = np.arange(int(counts.sum())) + np.repeat(starts - (np.cumsum(counts) - counts), counts)
-    return offsets

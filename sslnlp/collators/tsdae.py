@@ -12,6 +12,7 @@ import numpy.typing as npt
 from sslnlp.collators.base import Collator
 from sslnlp.collators.ragged import Ints, blocks
 from sslnlp.collators.seq2seq import SEQ2SEQ_KEYS, seq2seq_batch
+from sslnlp.collators.spans import document_numbers
 from sslnlp.collators.tokens import FreshPositions, TokenBlock, pad_id, token_block
 from sslnlp.errors import UserError, suggest
 from sslnlp.rng import bits
@@ -83,7 +84,7 @@ class TSDAECollator(Collator):
         first_U = np.flatnonzero(starts)
         unit = np.cumsum(starts.ravel()) - 1
         length_U = np.bincount(unit[able.ravel()], minlength=len(first_U))
-        document_U = (np.cumsum(block.opens.ravel()) - 1)[first_U]
+        document_U = document_numbers(block)[first_U]
         draw_U = bits(self.seed, "tsdae/deletion", positions, able.shape[1]).ravel()[first_U]
         order = np.lexsort((draw_U, document_U))  # stable: equal draws stay in the order of the text
         document, length = document_U[order], length_U[order]

@@ -89,7 +89,7 @@ class _Rows(ABC):
     def _lay(self, index: Ints, width: int) -> tuple[Ints, npt.NDArray[np.int32], Ints]:
         """Ids and document ids [B, width] of the rows `index`, and how many tokens each has [B]."""
         counts = self._row_offsets[index + 1] - self._row_offsets[index]
-        piece = _ranges(self._row_offsets[index], counts)
+        piece = ranges(self._row_offsets[index], counts)
         row = np.repeat(np.arange(len(index)), counts)
         framed = self._framed[piece].astype(np.int64)
         closed = np.ones(len(piece), bool) if self.suffix_every_piece else self._ends[piece].astype(bool)
@@ -101,11 +101,11 @@ class _Rows(ABC):
 
         ids = np.full(len(index) * width, self.pad_id, np.int64)
         document_ids = np.full(len(index) * width, -1, np.int32)
-        document_ids[_ranges(at, framed)] = np.repeat(_ranges(np.zeros(len(index), np.int64), counts), framed)
+        document_ids[ranges(at, framed)] = np.repeat(ranges(np.zeros(len(index), np.int64), counts), framed)
         for j, token in enumerate(self.prefix):
             ids[at + j] = token
-        ids[_ranges(at + len(self.prefix), content)] = self.store.gather(
-            _ranges(self._starts[piece], content), pieces=len(piece)
+        ids[ranges(at + len(self.prefix), content)] = self.store.gather(
+            ranges(self._starts[piece], content), pieces=len(piece)
         )
         for j, token in enumerate(self.suffix):
             ids[(at + framed - len(self.suffix) + j)[closed]] = token
@@ -221,7 +221,7 @@ def cut(offsets: Ints, seq_length: int, prefix: int, suffix: int, every: bool) -
     tail = 0 if every else suffix
     counts = -(-(lengths + tail) // room)
     document = np.repeat(np.arange(len(counts)), counts)
-    within = _ranges(np.zeros(len(counts), np.int64), counts)
+    within = ranges(np.zeros(len(counts), np.int64), counts)
     # A suffix that would spill alone into a new piece takes the last token of text with it.
     begin = np.minimum(within * room, lengths[document] - 1)
     last = within == counts[document] - 1
@@ -230,7 +230,7 @@ def cut(offsets: Ints, seq_length: int, prefix: int, suffix: int, every: bool) -
     return starts[document] + begin, framed, last.astype(np.int64)
 
 
-def _ranges(starts: Ints, counts: Ints) -> Ints:
+def ranges(starts: Ints, counts: Ints) -> Ints:
     """`concatenate([arange(s, s + n) for s, n in zip(starts, counts)])`, vectorised."""
     ends = np.cumsum(counts)
     out: Ints = np.arange(int(ends[-1]) if len(ends) else 0) + np.repeat(starts - (ends - counts), counts)
