@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sslnlp.collators.base import Collator
 from sslnlp.collators.images import ImageViewsCollator, PictureCollator
+from sslnlp.collators.pairs import single_texts
 from sslnlp.data.hashes import hash_same
 from sslnlp.errors import UserError
 from sslnlp.pictures import normalised
@@ -79,10 +80,7 @@ class ImageTextCollator(PictureCollator):
         pixels_BHWC = np.stack([self.usual(row, at) for row, at in zip(rows, positions, strict=True)])
         chosen = [self._captions(row, at) for row, at in zip(rows, positions, strict=True)]
         texts = [text for some in chosen for text in some]
-        encoded = self.tokenizer(
-            texts, truncation=True, max_length=self.max_length, padding=True, padding_side="right",
-            return_token_type_ids=False, return_tensors="pt",
-        )  # fmt: skip
+        encoded = single_texts(self.tokenizer, texts, self.max_length)
         batch: Batch = {
             "pixel_values": normalised(pixels_BHWC),
             "text": {name: encoded[name] for name in ("input_ids", "attention_mask")},

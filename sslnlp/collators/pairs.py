@@ -1,4 +1,4 @@
-"""Queries and documents read together by one model: how a pair becomes tokens, in training and in search alike."""
+"""How a text, or a query and a document that are read together, becomes tokens: in training and in search alike."""
 
 from __future__ import annotations
 
@@ -9,7 +9,17 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from sslnlp.errors import UserError
-from sslnlp.types import Batch
+from sslnlp.types import Batch, Encoding
+
+
+def single_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: int) -> Encoding:
+    """Texts by themselves, cut to `length` tokens and padded on the right to the longest: int64 [N, S]."""
+    # Segments of a single text are all 0, every model's default; some models (ModernBERT) refuse the argument.
+    encoded = tokenizer(
+        list(texts), truncation=True, max_length=length, padding=True, padding_side="right",
+        return_token_type_ids=False, return_tensors="pt",
+    )  # fmt: skip
+    return dict(encoded)
 
 
 @dataclass(frozen=True)

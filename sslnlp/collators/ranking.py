@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sslnlp.collators.base import Collator
+from sslnlp.collators.pairs import single_texts
 from sslnlp.collators.ragged import pack_texts
 from sslnlp.collators.tokens import FreshPositions, carried
 from sslnlp.data.hashes import hash_same
@@ -101,19 +102,11 @@ class RankingCollator(Collator):
 
     def encode_queries(self, texts: Sequence[str]) -> Encoding:
         """Queries as the model sees them: prefixed, cut to `query_length`, padded to the longest: [N, S]."""
-        return self._encode([self.query_prefix + text for text in texts], self.query_length)
+        return single_texts(self.tokenizer, [self.query_prefix + text for text in texts], self.query_length)
 
     def encode_documents(self, texts: Sequence[str]) -> Encoding:
         """Documents as the model sees them: prefixed, cut to `document_length`, padded to the longest: [N, S]."""
-        return self._encode([self.document_prefix + text for text in texts], self.document_length)
-
-    def _encode(self, texts: list[str], length: int) -> Encoding:
-        # Segments of a single text are all 0, every model's default; some models (ModernBERT) refuse the argument.
-        encoded = self.tokenizer(
-            texts, truncation=True, max_length=length, padding=True, padding_side="right", return_tensors="pt",
-            return_token_type_ids=False,
-        )  # fmt: skip
-        return dict(encoded)
+        return single_texts(self.tokenizer, [self.document_prefix + text for text in texts], self.document_length)
 
     def _negatives(self, row: Row, position: int) -> tuple[list[str], list[float] | None]:
         """The negatives of a row that are used, and the teacher's scores of its positive and of them."""

@@ -11,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from sslnlp.collators.classification import ClassificationCollator, text_of
+from sslnlp.collators.pairs import single_texts
 from sslnlp.collators.ragged import pack_texts
 from sslnlp.collators.tokens import FreshPositions, carried
 from sslnlp.data.stream import in_runs
 from sslnlp.errors import UserError
 from sslnlp.rng import uniform
-from sslnlp.types import Batch, Encoding, Row
+from sslnlp.types import Batch, Row
 
 Ints = npt.NDArray[np.int64]
 
@@ -52,24 +53,12 @@ class SameClassCollator(ClassificationCollator):
         labels = self.labels(rows)
         positions = self._fresh.of(rows)
         batch: Batch = {
-            "first": self._encoded(texts),
-            "second": self._encoded(self._partners(texts, labels.numpy(), positions)),
+            "first": single_texts(self.tokenizer, texts, self.max_length),
+            "second": single_texts(self.tokenizer, self._partners(texts, labels.numpy(), positions), self.max_length),
             "labels": labels,
         }
         batch["places"] = pack_texts([batch[side]["attention_mask"] for side in ("first", "second")])
         return batch | carried(rows)
-
-    def _encoded(self, texts: Sequence[str]) -> Encoding:
-        encoded = self.tokenizer(
-            list(texts),
-            truncation=True,
-            max_length=self.max_length,
-            padding=True,
-            padding_side="right",
-            return_tensors="pt",
-            return_token_type_ids=False,
-        )
-        return dict(encoded)
 
     def _partners(self, texts: Sequence[str], labels: Ints, positions: Ints) -> list[str]:
         if self.table is None:

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sslnlp.collators.pairs import single_texts
 from sslnlp.distributed import own_device
 from sslnlp.errors import UserError, first_line
 from sslnlp.evaluation.beir import encode_sorted
@@ -104,7 +105,6 @@ class Encoder:
             if tokenizer.eos_token is None:
                 raise UserError(f"the tokenizer of {name} has no pad token: texts of unequal length cannot be batched")
             tokenizer.pad_token = tokenizer.eos_token  # padding is masked out below, so any token serves
-        tokenizer.padding_side = "right"
         where = str(Path(name).resolve()) if Path(name).is_dir() else name
         return cls(model.to(own_device()), tokenizer, settings, where, fingerprint(folder))
 
@@ -122,22 +122,11 @@ class Encoder:
         """Vectors float32 [N, H] of `texts`, in their order; `kind` chooses the prompt put before each ("query: ") and
         how many of its tokens are read."""
         prompt, length = self.settings.prompts.get(kind, ""), self.settings.lengths.get(kind, self.max_length)
-        tokenize = partial(self._tokenize, length=min(length, self.max_length))
+        tokenize = partial(single_texts, self.tokenizer, length=min(length, self.max_length))
         prompted = [prompt + text for text in texts]
         if self.settings.lower:
             prompted = [text.lower() for text in prompted]
         return encode_sorted(self._embed, tokenize, prompted, batch_size=batch_size, device=self.model.device)
-
-    def _tokenize(self, texts: Sequence[str], length: int) -> Encoding:
-        encoded = self.tokenizer(
-            list(texts),
-            truncation=True,
-            max_length=length,
-            padding=True,
-            return_token_type_ids=False,
-            return_tensors="pt",
-        )
-        return dict(encoded)
 
     def _embed(self, encoding: Encoding) -> Tensor:
         hidden_BSH = self.model(**encoding).last_hidden_state

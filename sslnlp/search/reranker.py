@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from sslnlp.collators.pairs import PairTokenizer
+from sslnlp.collators.pairs import PairTokenizer, single_texts
 from sslnlp.distributed import own_device
 from sslnlp.errors import UserError, first_line
 from sslnlp.models import max_positions
@@ -30,7 +30,6 @@ from sslnlp.objectives.late_interaction import max_sim
 from sslnlp.objectives.text_head import model_inputs
 from sslnlp.quiet import quiet_loading
 from sslnlp.search.encoder import fingerprint, lengths_of_kinds, read_json, resolve
-from sslnlp.types import Encoding
 
 _LONGEST = 512
 KEPT = 2**29
@@ -165,15 +164,11 @@ class LateInteraction(Reranker):
     def _vectors(self, texts: Sequence[str], kind: str) -> tuple[Tensor, Tensor]:
         """Vectors [N, S, H] of the tokens, and the mask [N, S] of those that are there."""
         length = min(self._lengths.get(kind, self._longest), self._longest)
-        encoded: Encoding = self.tokenizer(
-            [(self._prompts.get(kind) or "") + text for text in texts],
-            truncation=True,
-            max_length=length,
-            padding=True,
-            padding_side="right",
-            return_token_type_ids=False,
-            return_tensors="pt",
-        ).to(self.model.device)
+        prompted = [(self._prompts.get(kind) or "") + text for text in texts]
+        encoded = {
+            name: values.to(self.model.device)
+            for name, values in single_texts(self.tokenizer, prompted, length).items()
+        }
         return F.normalize(self.model(**encoded).last_hidden_state.float(), dim=-1), encoded["attention_mask"]
 
 
