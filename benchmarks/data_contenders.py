@@ -105,7 +105,7 @@ def first_batch(
 
     column = "text" if corpus.endswith("parquet") else None
     config = DataConfig(train=corpus, text=column, valid_fraction=0, processes=processes)
-    prepared = prepare_text(config, tokenizer, cache_dir=cache, progress=False)
+    prepared = prepare_text(config, tokenizer, cache_dir=cache)
     frame = framing(tokenizer, "encoder")
     rows = PackedRows(prepared.train, length, frame.prefix, frame.suffix, pad_id=tokenizer.pad_token_id)
     collator = MaskedLMCollator(tokenizer=tokenizer, rate=RATE, replace="bert")

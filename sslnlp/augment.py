@@ -150,10 +150,10 @@ def crop_box(
     return left, top, min(width, left + w), min(height, top + h)
 
 
-def quarter_turn(picture_HWC: Pixels, seed: int, position: int, view: int = 0) -> tuple[Pixels, int]:
+def quarter_turn(picture_HWC: Pixels, seed: int, position: int) -> tuple[Pixels, int]:
     """The picture turned left by 0 to 3 quarters, and by how many: what rotation prediction asks for
     (Gidaris et al., 2018, arXiv:1803.07728). A picture that is not square comes out [W, H, 3] for 1 and 3."""
-    turns = int(uniform(seed, f"quarter_turn{view}", [position], 1)[0, 0] * 4)
+    turns = int(uniform(seed, "quarter_turn0", [position], 1)[0, 0] * 4)
     return np.ascontiguousarray(np.rot90(np.asarray(picture_HWC), turns)), turns
 
 

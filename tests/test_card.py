@@ -33,17 +33,11 @@ def test_hostile_names_stay_text() -> None:
         label_names=[HOSTILE],
         base_model=HOSTILE,
         architecture="BertForMaskedLM",
-        datasets=[HOSTILE, "org/data"],
-        language="en",
-        license="My Own Licence: v1",
     )
     text = model_card(facts)
 
     _, front, body = text.split("---\n", 2)
     meta = yaml.safe_load(front)
-    assert meta["license"] == "other"
-    assert meta["license_name"] == "my-own-licence-v1"
-    assert meta["datasets"] == ["org/data"]
     assert "base_model" not in meta
     assert meta["pipeline_tag"] == "fill-mask"
     assert ModelCard(text).data.to_dict() == meta

@@ -53,17 +53,9 @@ class CardFacts:
     """Documents, tokens, bytes, duplicates removed, fingerprint: whatever the preparation counted."""
     tokens_seen: int | None = None
     """Tokens that went through the model in training, repeats counted."""
-    datasets: Iterable[str] = ()
-    """Hub ids of training data, for the metadata; files do not belong here."""
     base_model: str | None = None
     """What this run continued from; it enters the metadata when it is a hub name and no local folder."""
-    license: str | None = None
-    """Licence of the model, written only if given."""
     data_license: str | None = None
-    language: str | Iterable[str] | None = None
-    """ISO 639 codes."""
-    intended_use: str = ""
-    limits: str = ""
     architecture: str = ""
     """Class name in `transformers`."""
     parameters: int | None = None

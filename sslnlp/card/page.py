@@ -17,13 +17,6 @@ from sslnlp.card.facts import CardFacts, ReportRow
 from sslnlp.card.text import code, plain, public, public_text, slug
 from sslnlp.card.usage import RANKERS, modes, snippet, task_of
 
-_LICENSES = frozenset((
-    "apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0",
-    "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nd-4.0", "odc-by", "odbl", "gpl-2.0", "gpl-3.0",
-    "lgpl-3.0", "agpl-3.0", "mpl-2.0", "openrail", "unlicense", "wtfpl", "pddl", "gfdl", "other", "unknown",
-))  # fmt: skip
-"""Identifiers a hub knows; any other licence becomes `other` with its name beside it."""
-
 
 def model_card(facts: CardFacts | Mapping[str, Any]) -> str:
     """The whole README.md: YAML front matter, then Markdown. Raises `UserError` for a fact it does not know."""
@@ -85,14 +78,7 @@ def _metadata(facts: CardFacts) -> str:
         "library_name": "sentence-transformers" if embedder or facts.ranks is not None else "transformers",
         "pipeline_tag": task_of(facts)[0],
         "tags": tags,
-        "language": [facts.language] if isinstance(facts.language, str) else [*(facts.language or ())] or None,
-        "datasets": [d for d in facts.datasets if _HUB_NAME.fullmatch(d)] or None,
     }
-    if facts.license:
-        known = facts.license.strip().lower()
-        entries["license"] = known if known in _LICENSES else "other"
-        if known not in _LICENSES:
-            entries["license_name"] = slug(facts.license)
     if facts.base_model and _HUB_NAME.fullmatch(facts.base_model) and not Path(facts.base_model).exists():
         entries["base_model"] = facts.base_model
     return ModelCardData(**{k: v for k, v in entries.items() if v is not None}).to_yaml().strip()
@@ -143,9 +129,7 @@ def _training_rows(facts: CardFacts) -> list[tuple[str, Any]]:
 
 
 def _use(facts: CardFacts) -> str:
-    if facts.intended_use:
-        use = facts.intended_use
-    elif facts.head:
+    if facts.head:
         use = "Sorting texts like those it was trained on into the labels above."
     elif facts.ranks is not None:
         use = "Ranking the texts that a search found, where queries and texts are like those it was trained on."
@@ -159,11 +143,11 @@ def _use(facts: CardFacts) -> str:
         use = "Sorting texts like those it was trained on into the labels above."
     else:
         use = "A starting point for fine-tuning, and study, on texts like those it was trained on."
-    limits = facts.limits or (
+    limits = (
         "It knows only what its training data holds and repeats its errors and biases; it was not checked for safety, "
         "fairness or facts. Measure it on your own data before relying on it."
     )
-    return f"{plain(public(use))}\n\n{plain(public(limits))}"
+    return f"{plain(use)}\n\n{plain(limits)}"
 
 
 def _flat(options: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

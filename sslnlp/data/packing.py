@@ -66,8 +66,6 @@ class _Rows(ABC):
 
     def _open(self) -> None:
         facts = json.loads((self.path / "plan.json").read_text())
-        self.skipped: int = facts["skipped"]
-        """Documents of zero tokens: they make no row."""
         self.utilisation: float = facts["utilisation"]
         """Share of a row that is not padding (framing counted), 1 for unpadded rows."""
         self._starts, self._framed, self._ends, self._row_offsets = (
@@ -276,11 +274,7 @@ def _write_plan(rows: _Rows, path: Path) -> None:
         for file in files.values():
             file.close()
         space = total_rows * rows.seq_length if rows._kind == "packed" else total_tokens
-        skipped = sum(
-            int((np.diff(rows.store.offsets[a : a + WINDOW_DOCUMENTS + 1]) == 0).sum())
-            for a in range(0, len(rows.store), WINDOW_DOCUMENTS)
-        )
-        facts = {"rows": total_rows, "pieces": pieces, "utilisation": total_tokens / max(1, space), "skipped": skipped}
+        facts = {"rows": total_rows, "pieces": pieces, "utilisation": total_tokens / max(1, space)}
         (aside / "plan.json").write_text(json.dumps(facts))
         os.replace(aside, path)
     finally:

@@ -75,7 +75,7 @@ def _look_at(contents: Contents, count: int) -> Verdict:
     numbers = np.zeros(count, np.uint8)
     known = {"": 0}
     runs = [np.arange(start, min(start + RUN, count)) for start in range(0, count, RUN)]
-    with bars(True) as bar, ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+    with bars() as bar, ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         advance = bar("looking at pictures", count)
         try:
             for index, found in zip(runs, pool.map(partial(_look_at_run, contents), runs), strict=True):

@@ -50,9 +50,7 @@ class Prepared:
     """JSON-able: documents, tokens, bytes, duplicates, overlap, empty, valid, sources, fingerprint."""
 
 
-def prepare_text(
-    config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, cache_dir: str | Path, progress: bool = True
-) -> Prepared:
+def prepare_text(config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, cache_dir: str | Path) -> Prepared:
     """Read, clean, split and tokenise the text of `config`.
 
     Empty documents and exact duplicates are dropped and counted, and so is training text that is held out in
@@ -73,7 +71,7 @@ def prepare_text(
                 log.warning("shards of this text are in %s, not joined: sslnlp prepare ... --merge would do it", root)
             aside = root / f".{final.name}.building"
             aside.mkdir(parents=True, exist_ok=True)
-            with bars(progress) as bar:
+            with bars() as bar:
                 _build(config, tokenizer, train, valid, aside, key, cache_dir, bar)
             shutil.rmtree(final, ignore_errors=True)
             os.replace(aside, final)
@@ -259,14 +257,14 @@ def lock(root: Path, name: str) -> Iterator[None]:
 
 
 @contextmanager
-def bars(show: bool) -> Iterator[Bar]:
+def bars() -> Iterator[Bar]:
     """A maker of progress bars: `bar("reading", total)` gives the function that advances it."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console(file=sys.stderr)
-    with Progress(*columns, console=console, transient=True, disable=not (show and console.is_terminal)) as shown:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
 
         def start(description: str, total: int | None) -> Callable[[int], None]:
             task = shown.add_task(description, total=total)

@@ -31,7 +31,6 @@ def prepare_shard(
     shard: Shard,
     *,
     cache_dir: str | Path,
-    progress: bool = True,
 ) -> Path:
     """Read and tokenise one shard of `data.train`, and return its folder; a killed one goes on where it was.
 
@@ -44,7 +43,7 @@ def prepare_shard(
         if not (final / "shard.json").exists():
             aside = final.with_name(f".{final.name}.building")
             aside.mkdir(parents=True, exist_ok=True)
-            with bars(progress) as bar:
+            with bars() as bar:
                 store = read_share(
                     config, train, shard, tokenizer, aside,
                     fingerprint=f"{key}-{shard}", advance=bar(f"shard {shard.number}/{shard.of}", None),
@@ -56,9 +55,7 @@ def prepare_shard(
     return final
 
 
-def merge_shards(
-    config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, cache_dir: str | Path, progress: bool = True
-) -> Prepared:
+def merge_shards(config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, cache_dir: str | Path) -> Prepared:
     """Join all shards into the store that `prepare_text` makes, byte for byte; a later run finds it under that name.
 
     Raises `UserError` when shards are missing, or were made from other text, another tokenizer or other options.
@@ -72,7 +69,7 @@ def merge_shards(
             aside = root / f".{final.name}.joining"
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
-            with bars(progress) as bar:
+            with bars() as bar:
                 join(config, tokenizer, train, valid, parts, aside, key, bar)
             shutil.rmtree(final, ignore_errors=True)
             os.replace(aside, final)

@@ -35,10 +35,7 @@ class Beir:
     corpus: dict[str, str]
     queries: dict[str, str]
     qrels: dict[str, dict[str, int]]
-    absent_documents: int
-    """Judgements whose document is not in the corpus. They stay in `qrels`: nobody can find them, recall says so."""
-    absent_queries: int
-    """Judged queries without a text; left out."""
+    """Also of documents that the corpus lacks: nobody can find them, recall says so."""
 
 
 def load_beir(folder: str | Path, split: str = "test") -> Beir:
@@ -55,13 +52,7 @@ def load_beir(folder: str | Path, split: str = "test") -> Beir:
         raise UserError(f"no query id of {root / 'qrels' / f'{split}.tsv'} is in {root / 'queries.jsonl'}")
     if not any(grade > 0 for judged in known.values() for grade in judged.values()):
         raise UserError(f"{root}: no query has a relevant document (a score above 0 in qrels/{split}.tsv)")
-    return Beir(
-        corpus=corpus,
-        queries={query: queries[query] for query in known},
-        qrels=known,
-        absent_documents=sum(document not in corpus for judged in known.values() for document in judged),
-        absent_queries=len(qrels) - len(known),
-    )
+    return Beir(corpus=corpus, queries={query: queries[query] for query in known}, qrels=known)
 
 
 def _open(path: Path) -> Iterator[tuple[int, str]]:

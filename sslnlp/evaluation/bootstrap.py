@@ -57,18 +57,14 @@ def ratio_figure(
     return Figure(float(value), *_interval(ratio_R), number, chance)
 
 
-def drawn_figure(
-    statistic: Callable[[Ints], float], number: int, *, chance: float | None = None, seed: int = 0
-) -> Figure:
+def drawn_figure(statistic: Callable[[Ints], float], number: int, *, chance: float | None = None) -> Figure:
     """`statistic` of the N items, by indices into them; they are drawn anew, so an item may come twice."""
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     values_R = np.array([statistic(generator.integers(number, size=number)) for _ in range(DRAWS)])
     return Figure(float(statistic(np.arange(number))), *_interval(values_R[np.isfinite(values_R)]), number, chance)
 
 
-def halved_figure(
-    statistic: Callable[[Ints], float], number: int, *, chance: float | None = None, seed: int = 0
-) -> Figure:
+def halved_figure(statistic: Callable[[Ints], float], number: int, *, chance: float | None = None) -> Figure:
     """The same for a statistic that an item coming twice would falsify (distances between items, ranks of matrices).
 
     Halves of the items without repetition scatter around each other as much as all items do around the truth (the
@@ -77,7 +73,7 @@ def halved_figure(
     value = float(statistic(np.arange(number)))
     if number < 4:
         return Figure(value, float("nan"), float("nan"), number, chance)
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     values_R = np.array([statistic(generator.permutation(number)[: number // 2]) for _ in range(HALVES)])
     low, high = _interval(values_R - values_R.mean())
     return Figure(value, value + low, value + high, number, chance)

@@ -128,7 +128,6 @@ class Clip(Objective):
             raise UserError(f"objective.unlock is a share of the run above 0 and at most 1, got {unlock}")
         if unlock < 1 and lock == "none":
             raise UserError(f"objective.unlock={unlock} is about a locked tower: give objective.lock=text or image")
-        self.unlock = unlock
         self.lock = Lock({"none": None, "text": model, "image": self.vision}[lock], until=unlock)
         self.beside_weight = beside_weight
         self.beside: Embedding | None = None

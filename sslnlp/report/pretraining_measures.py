@@ -12,8 +12,8 @@ _TOKEN_LOSS = "mean cross-entropy of the scored tokens of held-out text"
 _BLIND = "the same from a vector of zeros; where it is no higher, the vector says nothing"
 
 
-def _loss(of: str, unit: str = "nats per token", better: str = "lower") -> Measure:
-    return Measure(unit, f"mean cross-entropy of {of}", better, _LN_V)
+def _loss(of: str, unit: str = "nats per token") -> Measure:
+    return Measure(unit, f"mean cross-entropy of {of}", "lower", _LN_V)
 
 
 def _right(of: str) -> Measure:

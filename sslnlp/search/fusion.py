@@ -14,8 +14,8 @@ RRF_K = 60
 """The constant of the paper: large enough that the first few ranks of one list cannot outvote agreement."""
 
 
-def reciprocal_rank_fusion(rankings: Sequence[Ranking], k: int, constant: int = RRF_K) -> Ranking:
-    """The best `k` by the sum over rankings of 1 / (constant + rank), ranks from 1 (Cormack et al., SIGIR 2009).
+def reciprocal_rank_fusion(rankings: Sequence[Ranking], k: int) -> Ranking:
+    """The best `k` by the sum over rankings of 1 / (RRF_K + rank), ranks from 1 (Cormack et al., SIGIR 2009).
 
     A document missing from a list gains nothing there. Only ranks count, so BM25 and cosine scores never need a
     common scale. Equal sums keep the lower row first.
@@ -23,13 +23,11 @@ def reciprocal_rank_fusion(rankings: Sequence[Ranking], k: int, constant: int = 
     if not any(len(ranking.rows) for ranking in rankings):
         return EMPTY
     rows, places = np.unique(np.concatenate([ranking.rows for ranking in rankings]), return_inverse=True)
-    gains = np.concatenate([1.0 / (constant + 1.0 + np.arange(len(ranking.rows))) for ranking in rankings])
+    gains = np.concatenate([1.0 / (RRF_K + 1.0 + np.arange(len(ranking.rows))) for ranking in rankings])
     return best(np.bincount(places, weights=gains).astype(np.float64), k, rows)
 
 
-def rescored(
-    first: Ranking, scores: NDArray[np.floating[Any]], k: int, weight: float = 1.0, constant: int = RRF_K
-) -> Ranking:
+def rescored(first: Ranking, scores: NDArray[np.floating[Any]], k: int, weight: float = 1.0) -> Ranking:
     """The best `k` when the first `len(scores)` documents of `first` are ordered anew by `scores`, float64.
 
     With a `weight` below 1 both orders count, as in `reciprocal_rank_fusion`: the new one as `weight`, the old one as
@@ -41,7 +39,7 @@ def rescored(
     number = len(scores)
     new: NDArray[np.floating[Any]] = np.asarray(scores, np.float64)
     if weight < 1:
-        gains = 1.0 / (constant + 1.0 + np.arange(number))
+        gains = 1.0 / (RRF_K + 1.0 + np.arange(number))
         mixed = (1 - weight) * gains
         mixed[np.argsort(-new, kind="stable")] += weight * gains
         new = mixed

@@ -88,9 +88,9 @@ class SentenceBoundaries:
         opens = opens.copy()
         opens[..., :1] = True
         special = flags & SPECIAL != 0
-        forced = opens | special | _before(special, 0)
+        forced = opens | special | _before(special)
         state = self._state(flags, opens)
-        before = _before(state, 0)
+        before = _before(state)
         ended = (before == ENDS_LINE) & (flags & (BLANK | LINE_BREAK) == 0)
         free = flags & (ATTACHES | REST) == 0
         ended |= (before == ENDS_HARD) & free
@@ -119,8 +119,8 @@ class SentenceBoundaries:
 
     def _state(self, flags: Ints, opens: Flags) -> Ints:
         """int64 [..., S]: whether and how a sentence has ended with this token."""
-        left = np.where(opens, 0, _before(flags, 0))
-        left_open = np.where(opens, 0, _before(left, 0)) & OPEN != 0
+        left = np.where(opens, 0, _before(flags))
+        left_open = np.where(opens, 0, _before(left)) & OPEN != 0
         short = (left & ABBREVIATED != 0) | ((left & MAYBE != 0) & ~left_open)
         short |= (left & DIGIT_LAST != 0) & (_after(flags, 1) & DIGIT_FIRST != 0)
         state = np.where((flags & POINT != 0) & short, 0, flags & STATE)
@@ -208,9 +208,9 @@ def _abbreviation(text: str) -> int:
     return ABBREVIATED if word.start() else MAYBE
 
 
-def _before(values: Array, fill: int) -> Array:
-    """The left neighbour of each token, `fill` at the row's first."""
-    moved: Array = np.full_like(values, fill)
+def _before(values: Array) -> Array:
+    """The left neighbour of each token, 0 at the row's first."""
+    moved: Array = np.zeros_like(values)
     moved[..., 1:] = values[..., :-1]
     return moved
 

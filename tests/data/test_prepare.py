@@ -26,7 +26,7 @@ def decoded(tokenizer, store) -> list[str]:
 
 def test_duplicates_and_empty_documents_go_and_the_rest_is_split(tiny, tmp_path):
     spec = write(tmp_path / "a.jsonl", [*TEXTS, "", " \n", *TEXTS[:7]])
-    got = prepare_text(DataConfig(train=spec, valid_fraction=0.1), tiny, cache_dir=tmp_path, progress=False)
+    got = prepare_text(DataConfig(train=spec, valid_fraction=0.1), tiny, cache_dir=tmp_path)
     train, valid = decoded(tiny, got.train), decoded(tiny, got.valid)
     assert sorted(train + valid) == sorted(TEXTS)
     assert 20 <= len(valid) <= 60

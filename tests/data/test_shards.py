@@ -60,10 +60,10 @@ def test_joined_shards_are_the_single_run(tiny, tmp_path, monkeypatch, files, of
     if "valid" in options:
         options = options | {"valid": write(tmp_path / "valid.jsonl", [*TEXTS[5:9], "", "new text"])}
     config = DataConfig(train=several(tmp_path / "texts", MANY, files), **{"valid_fraction": 0.1} | options)
-    single = prepare_text(config, tiny, cache_dir=tmp_path / "single", progress=False)
+    single = prepare_text(config, tiny, cache_dir=tmp_path / "single")
     for number in reversed(range(1, of + 1)):
-        prepare_shard(config, tiny, Shard(number, of), cache_dir=tmp_path / "cache", progress=False)
-    joined = merge_shards(config, tiny, cache_dir=tmp_path / "cache", progress=False)
+        prepare_shard(config, tiny, Shard(number, of), cache_dir=tmp_path / "cache")
+    joined = merge_shards(config, tiny, cache_dir=tmp_path / "cache")
     assert joined.facts == single.facts
     assert files_of(joined.train.path.parent) == files_of(single.train.path.parent)
     assert not list((tmp_path / "cache").glob(".text*ing"))
@@ -88,10 +88,10 @@ def test_files_of_every_kind_are_dealt_out_as_they_are_read_together(tiny, tmp_p
             write(folder / f"{i}.jsonl", texts)
     spec = [str(folder / "*.txt"), str(folder / "*.jsonl")] if kind == "mixed" else str(folder)
     config = DataConfig(train=spec, valid_fraction=0.1)
-    single = prepare_text(config, tiny, cache_dir=tmp_path / "single", progress=False)
+    single = prepare_text(config, tiny, cache_dir=tmp_path / "single")
     for number in (1, 2):
-        prepare_shard(config, tiny, Shard(number, 2), cache_dir=tmp_path / "cache", progress=False)
-    joined = merge_shards(config, tiny, cache_dir=tmp_path / "cache", progress=False)
+        prepare_shard(config, tiny, Shard(number, 2), cache_dir=tmp_path / "cache")
+    joined = merge_shards(config, tiny, cache_dir=tmp_path / "cache")
     assert files_of(joined.train.path.parent) == files_of(single.train.path.parent)
 
 
@@ -101,7 +101,7 @@ def test_a_shard_reads_its_own_files_only(tiny, tmp_path, monkeypatch):
     real = readers.json_lines
     monkeypatch.setattr(sources, "json_lines", lambda file: (read.append(file.name), real(file))[1])
     for number in (1, 2, 3):
-        prepare_shard(config, tiny, Shard(number, 3), cache_dir=tmp_path / "cache", progress=False)
+        prepare_shard(config, tiny, Shard(number, 3), cache_dir=tmp_path / "cache")
     columns = ["00.jsonl"] * 3  # every shard looks at the first row of all
     assert sorted(read) == sorted([f"{i:02}.jsonl" for i in range(12)] + columns)
 
@@ -110,7 +110,7 @@ def test_a_killed_shard_goes_on_where_it_was(tiny, tmp_path, monkeypatch):
     config = DataConfig(train=several(tmp_path / "texts", MANY, 4))
     monkeypatch.setattr(tokens, "SHARD_TOKENS", 300)
     monkeypatch.setattr(tokens, "BATCH_DOCUMENTS", 20)
-    whole = prepare_shard(config, tiny, Shard(1, 2), cache_dir=tmp_path / "whole", progress=False)
+    whole = prepare_shard(config, tiny, Shard(1, 2), cache_dir=tmp_path / "whole")
     real, encoded = tokens.TokenWriter.add, []
 
     def add(self, ids, lengths, num_bytes):
@@ -121,9 +121,9 @@ def test_a_killed_shard_goes_on_where_it_was(tiny, tmp_path, monkeypatch):
 
     monkeypatch.setattr(tokens.TokenWriter, "add", add)
     with pytest.raises(KeyboardInterrupt):
-        prepare_shard(config, tiny, Shard(1, 2), cache_dir=tmp_path / "cut", progress=False)
+        prepare_shard(config, tiny, Shard(1, 2), cache_dir=tmp_path / "cut")
     first = sum(encoded[:-1])
-    resumed = prepare_shard(config, tiny, Shard(1, 2), cache_dir=tmp_path / "cut", progress=False)
+    resumed = prepare_shard(config, tiny, Shard(1, 2), cache_dir=tmp_path / "cut")
     assert first > 0
     assert files_of(resumed) == files_of(whole)
     assert sum(encoded[5:]) < json.loads((whole / "shard.json").read_text())["documents"]
@@ -144,23 +144,23 @@ def test_shards_that_are_missing_or_of_something_else_are_one_line(tiny, tmp_pat
     with pytest.raises(UserError, match=r"no shards of this recipe are in .*cache: make them"):
         merge_shards(config, tiny, cache_dir=cache)
     for number in (1, 4):
-        prepare_shard(config, tiny, Shard(number, 4), cache_dir=cache, progress=False)
-    prepare_shard(config, tiny, Shard(1, 9), cache_dir=cache, progress=False)
+        prepare_shard(config, tiny, Shard(number, 4), cache_dir=cache)
+    prepare_shard(config, tiny, Shard(1, 9), cache_dir=cache)
     with pytest.raises(UserError, match=r"shards 2, 3 of 4 are missing in .*: make each with --shard i/4"):
         merge_shards(config, tiny, cache_dir=cache)
     other = DataConfig(train=config.train, deduplicate=False)
     with pytest.raises(UserError, match="made from other text, another tokenizer or other data keys"):
         merge_shards(other, tiny, cache_dir=cache)
-    mine = prepare_shard(other, tiny, Shard(1, 4), cache_dir=cache, progress=False)
-    theirs = prepare_shard(config, tiny, Shard(2, 4), cache_dir=cache, progress=False)
+    mine = prepare_shard(other, tiny, Shard(1, 4), cache_dir=cache)
+    theirs = prepare_shard(config, tiny, Shard(2, 4), cache_dir=cache)
     shutil.copytree(theirs, mine.parent / theirs.name)
     with pytest.raises(UserError, match="2-of-4 was made from other text"):
         merge_shards(other, tiny, cache_dir=cache)
-    prepare_shard(config, tiny, Shard(3, 4), cache_dir=cache, progress=False)
+    prepare_shard(config, tiny, Shard(3, 4), cache_dir=cache)
     shutil.rmtree(theirs.parent / "4-of-4")
     with pytest.raises(UserError, match=r"shard 4 of 4 is missing in .*: make it with --shard 4/4"):
         merge_shards(config, tiny, cache_dir=cache)
-    prepare_shard(config, tiny, Shard(4, 4), cache_dir=cache, progress=False)
+    prepare_shard(config, tiny, Shard(4, 4), cache_dir=cache)
     (theirs / "notes.npy").write_bytes((theirs / "notes.npy").read_bytes()[: -joining.NOTE.itemsize])
     with pytest.raises(UserError, match="2-of-4 is damaged"):
         merge_shards(config, tiny, cache_dir=cache)
