@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from sslnlp.data.paired import paired
 from sslnlp.data.sources import open_part
 from sslnlp.errors import UserError
 from sslnlp.recipe import Recipe, load_recipe, run
+from sslnlp.recipe.load import read_biography
 from sslnlp.search.changes import build_index
 from sslnlp.search.documents import read_documents
 from sslnlp.search.encoder import read_json
@@ -82,7 +82,7 @@ class Journey:
         time = recipe.train.budget or "as long as was said"
         self.tell(f"{stage}: {RECIPES[stage]} for {time}, from {start or 'nothing'}")
         run(recipe, resume=(place / "recipe.json").is_file(), console=self.console)
-        result: dict[str, Any] = json.loads((place / "recipe.json").read_text(encoding="utf-8"))["result"]
+        result: dict[str, Any] = read_biography(place / "recipe.json")["result"]
         figures = "  ".join(f"{name} {value:.4g}" for name, value in result["measures"].items())
         self.tell(f"{stage}: {result['steps']:,} steps; held out: {figures or 'nothing'}")
         return str(export)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -20,6 +19,7 @@ from sslnlp.evaluation.baselines import largest_class, tfidf_logreg
 from sslnlp.recipe import Recipe, override, run
 from sslnlp.recipe.build import cache_folder
 from sslnlp.recipe.check import check_recipe
+from sslnlp.recipe.load import read_biography
 from sslnlp.train import NonFiniteError
 
 Told = Callable[[Measured, int, int], None]
@@ -93,7 +93,7 @@ def _measure(cell: Cell, recipe: Recipe, folder: Path, keep: bool) -> Measured:
         run(override(recipe, pairs), console=Console(quiet=True))
     except NonFiniteError as error:
         return Measured(cell, error=str(error))
-    result = json.loads((place / "recipe.json").read_text(encoding="utf-8"))["result"]
+    result = read_biography(place / "recipe.json")["result"]
     if not keep:
         shutil.rmtree(place, ignore_errors=True)
     return Measured(cell, result["measures"])

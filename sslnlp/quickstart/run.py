@@ -24,6 +24,7 @@ from sslnlp.quickstart.harvest import harvest
 from sslnlp.quickstart.plan import CLASSIFIER_ROWS, QUERY_LENGTH, RANKER_ROWS, TEXT_LENGTH, Plan
 from sslnlp.recipe import Recipe, run
 from sslnlp.recipe.build import processes
+from sslnlp.recipe.load import read_biography
 from sslnlp.recipe.out import sole
 from sslnlp.report import Section, Table, make_report
 from sslnlp.report.measures import measure
@@ -72,7 +73,7 @@ class Story:
         folder = Path(recipe.out)
         if not (folder / "export" / "config.json").is_file():
             run(recipe, resume=(folder / "recipe.json").is_file(), console=Console(quiet=True))
-        result: dict[str, Any] = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))["result"]
+        result: dict[str, Any] = read_biography(folder / "recipe.json")["result"]
         return result
 
 
@@ -142,8 +143,7 @@ def _pretrain(story: Story) -> None:
 
 
 def _vocabulary(folder: Path) -> int:
-    figures = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))["tokenizer"]["figures"]
-    return int(figures["vocab_size"])
+    return int(read_biography(folder / "recipe.json")["tokenizer"]["figures"]["vocab_size"])
 
 
 def _classify(story: Story) -> None:

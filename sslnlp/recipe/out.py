@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -72,7 +71,7 @@ def check_out(recipe: Recipe, *, resume: bool) -> None:
     biography, taken = out / "recipe.json", out.is_dir() and any(out.iterdir())
     if resume:
         if biography.is_file():
-            _check_same(recipe, json.loads(biography.read_text(encoding="utf-8"))["recipe"])
+            _check_same(recipe, read_biography(biography)["recipe"])
         elif taken:
             raise UserError(f"nothing to resume: {recipe.out} holds other files and no run; choose another out")
         else:
