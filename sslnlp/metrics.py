@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sslnlp.errors import UserError
-from sslnlp.writing import naming, replacing
+from sslnlp.writing import naming, write_lines
 
 TRACKERS = ("tensorboard", "trackio")
 
@@ -22,16 +22,13 @@ class MetricsLog:
         if resume_from is not None:
             self.forget(resume_from)
         else:
-            self._rewrite([])
+            write_lines(self.path, [])
 
     def forget(self, after: int, *, but: Collection[str] = ()) -> None:
         """Takes out the lines of steps beyond `after`, which will be run again, but for those with a key of `but`."""
         lines = read_metrics(self.path)
-        self._rewrite([line for line in lines if line.get("step", 0) <= after or not line.keys().isdisjoint(but)])
-
-    def _rewrite(self, lines: list[dict[str, Any]]) -> None:
-        with replacing(self.path) as file:
-            file.write("".join(json.dumps(line) + "\n" for line in lines))
+        kept = [line for line in lines if line.get("step", 0) <= after or not line.keys().isdisjoint(but)]
+        write_lines(self.path, kept)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """One line. A number that is not finite becomes a string: JSON has no NaN, and a curve must not hide one."""

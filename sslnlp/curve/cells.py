@@ -10,7 +10,7 @@ from typing import Any
 
 from sslnlp.errors import UserError
 from sslnlp.recipe import Recipe, to_dict
-from sslnlp.writing import write_json
+from sslnlp.writing import replacing, write_json
 
 ALL = "all"
 LEXICAL, FRESH = "TF-IDF + LR", "untrained"
@@ -100,9 +100,8 @@ class Results:
             for line in whole.splitlines():
                 self._read(line)
             if whole != text:  # a line that a killed run left unfinished would spoil the next one
-                aside = self.path.with_name("results.jsonl.tmp")
-                aside.write_text(whole, encoding="utf-8")
-                aside.replace(self.path)
+                with replacing(self.path) as file:
+                    file.write(whole)
 
     def _read(self, line: str) -> None:
         try:

@@ -30,7 +30,7 @@ from sslnlp.data.store import TokenStore, open_array
 from sslnlp.data.texts import Texts
 from sslnlp.data.tokens import build_store
 from sslnlp.errors import UserError
-from sslnlp.writing import replacing
+from sslnlp.writing import write_json
 
 log = logging.getLogger(__name__)
 
@@ -223,8 +223,7 @@ def _write_facts(
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "fingerprint": key,
     }
-    with replacing(aside / "facts.json") as file:
-        file.write(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+    write_json(aside / "facts.json", facts)
 
 
 def _sizes(store: TokenStore) -> dict[str, int]:

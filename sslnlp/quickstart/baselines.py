@@ -12,13 +12,14 @@ from sslnlp.evaluation.beir import load_beir
 from sslnlp.evaluation.few_label import subset
 from sslnlp.evaluation.ranking import ranking_measures
 from sslnlp.quickstart.corpus import Corpus
+from sslnlp.writing import write_lines
 
 
 def few_label_file(corpus: Corpus, k: int, seed: int, path: Path) -> Path:
     """`k` rows of each label of the training file, drawn by `seed`, written to `path`."""
     rows = _rows(corpus.labelled["train"])
     drawn = subset(rows, [row["label"] for row in rows], k, seed)
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in drawn), encoding="utf-8")
+    write_lines(path, drawn)
     return path
 
 

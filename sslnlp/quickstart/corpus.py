@@ -8,7 +8,6 @@ one side.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 
 from sslnlp.errors import UserError
 from sslnlp.quickstart.harvest import Entry, Harvest
+from sslnlp.writing import replacing, write_json, write_lines
 
 HELD_OUT_SHARE = 0.15
 VALID_CHARACTERS = 150_000
@@ -89,7 +89,7 @@ def write_corpus(
         "labelled examples": {name: len(rows) for name, rows in labelled.items()},
         "fingerprint": fingerprint(found),
     }
-    _replace(out / "corpus.json", json.dumps(facts, indent=2) + "\n")
+    write_json(out / "corpus.json", facts)
     return Corpus(
         train_text=paths["train"],
         valid_text=paths["valid"],
@@ -178,17 +178,11 @@ def _write_beir(folder: Path, pairs: Sequence[Entry]) -> Path:
     _write(folder / "corpus.jsonl", [{"_id": f"d{i}", "title": "", "text": e.body} for i, e in enumerate(pairs)])
     _write(folder / "queries.jsonl", [{"_id": f"q{i}", "text": e.summary} for i, e in enumerate(pairs)])
     lines = ["query-id\tcorpus-id\tscore", *(f"q{i}\td{i}\t1" for i in range(len(pairs)))]
-    _replace(folder / "qrels" / "test.tsv", "\n".join(lines) + "\n")
+    with replacing(folder / "qrels" / "test.tsv") as file:
+        file.write("\n".join(lines) + "\n")
     return folder
 
 
 def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
-    return _replace(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def _replace(path: Path, text: str) -> Path:
-    """Write aside and rename: a quickstart stopped half-way leaves no half file that looks whole."""
-    aside = path.with_name(path.name + ".part")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
+    write_lines(path, rows)
     return path

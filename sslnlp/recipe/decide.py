@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from sslnlp.evaluation.calibration import calibration_figures, f1_thresholds, un
 from sslnlp.evaluation.held_out import evaluate_held_out, predict_rows
 from sslnlp.objectives.base import Objective
 from sslnlp.recipe.build import Parts
-from sslnlp.writing import replacing
+from sslnlp.writing import write_lines
 
 LEAST = 50
 """Held-out texts from which on something is settled by them."""
@@ -107,12 +106,9 @@ def _plain(found: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def _write(out: Path, parts: Parts, said: list[Any], truth: list[Any], probability: list[float]) -> None:
-    with replacing(out / PREDICTIONS) as file:
-        for i, row in enumerate(_texts(parts)):
-            line = {**row, "label": truth[i], "predicted": said[i]}
-            if probability:
-                line["probability"] = round(probability[i], 6)
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    sure = [{"probability": round(p, 6)} for p in probability] or [{}] * len(said)
+    lines = zip(_texts(parts), truth, said, sure, strict=True)
+    write_lines(out / PREDICTIONS, ({**row, "label": label, "predicted": found, **p} for row, label, found, p in lines))
 
 
 def _texts(parts: Parts) -> Iterator[dict[str, str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,7 +12,6 @@ from sslnlp.evaluation.ranking import MEASURES, mean_measures, parse_measure, qu
 from sslnlp.search.index import Index
 from sslnlp.search.significance import Comparison, compare, holm
 from sslnlp.search.trec import Qrels, Run, read_qrels, read_queries, read_run
-from sslnlp.writing import replacing
 
 RUN_DEPTH = 1000
 """Results kept per query, trec_eval's custom: MAP and recall@100 see the same list in every tool."""
@@ -177,13 +175,6 @@ def parse_measures(text: str) -> tuple[str, ...]:
     for name in names:
         parse_measure(name)
     return names
-
-
-def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Write `content` as JSON, aside and renamed."""
-    with replacing(path) as file:
-        json.dump(content, file, indent=1, allow_nan=False)
-        file.write("\n")
 
 
 def modes_of(index: Index, mode: str) -> Sequence[str]:

@@ -76,7 +76,7 @@ def evaluate_command(
     from sslnlp.search import evaluate
     from sslnlp.search.index import Index
     from sslnlp.search.trec import write_run
-    from sslnlp.writing import check_output
+    from sslnlp.writing import check_output, write_json
 
     asked = None if measures is None else evaluate.parse_measures(measures)
     if beir is not None:
@@ -111,7 +111,7 @@ def evaluate_command(
     )
     evaluation = evaluate.evaluate_runs({**runs, **others}, judged.qrels, measures=asked, baseline=baseline)
     if json is not None:
-        evaluate.write_json(json, evaluation.as_json())
+        write_json(json, evaluation.as_json())
     print_evaluation(evaluation, len(judged.queries))
     for line in _not_measured(judged, others, queries):
         typer.echo(line)
