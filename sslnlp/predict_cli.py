@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from sslnlp.errors import UserError
+from sslnlp.quiet import passing_bars
 
 
 def predict_command(
@@ -28,12 +29,10 @@ def predict_command(
     batch_size: Annotated[int, typer.Option(min=1, help="Texts or pictures at once.")] = 32,
 ) -> None:
     """Classify every text of a file, or with --labels every picture: labels with probabilities."""
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn
+    from rich.progress import MofNCompleteColumn, SpinnerColumn
 
     from sslnlp.predict import predict_file
     from sslnlp.predict_pictures import predict_pictures, read_labels
-    from sslnlp.quiet import shows_bars
     from sslnlp.writing import check_output
 
     if labels is None and template:
@@ -42,9 +41,7 @@ def predict_command(
         raise UserError("--labels classifies pictures, which have no --pair")
     names = None if labels is None else read_labels(labels)
     check_output(out, labels)
-    screen = Console(stderr=True)
-    bar = (SpinnerColumn(), MofNCompleteColumn())
-    with Progress(*bar, console=screen, transient=True, disable=not shows_bars(screen)) as shown:
+    with passing_bars(SpinnerColumn(), MofNCompleteColumn()) as shown:
         task = shown.add_task("read", total=None)
 
         def progress(done: int) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress, ProgressColumn
 
 
 @contextlib.contextmanager
@@ -30,3 +31,16 @@ def quiet_loading() -> Iterator[None]:
 def shows_bars(console: Console) -> bool:
     """Whether somebody looks on; a file or a pipe would keep what a progress bar leaves behind."""
     return console.is_terminal or console.is_jupyter
+
+
+@contextlib.contextmanager
+def passing_bars(*columns: ProgressColumn) -> Iterator[Progress]:
+    """Progress bars beside what a command prints, gone at its end, and there only where somebody looks on; of other
+    `columns` than a name, a bar, how many are done, and the time left."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    usual = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    screen = Console(stderr=True)
+    with Progress(*(columns or usual), console=screen, transient=True, disable=not shows_bars(screen)) as shown:
+        yield shown

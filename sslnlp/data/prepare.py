@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from sslnlp.data.store import TokenStore, open_array
 from sslnlp.data.texts import Texts
 from sslnlp.data.tokens import build_store
 from sslnlp.errors import UserError
+from sslnlp.quiet import passing_bars
 from sslnlp.writing import write_json
 
 log = logging.getLogger(__name__)
@@ -258,12 +258,10 @@ def lock(root: Path, name: str) -> Iterator[None]:
 @contextmanager
 def bars() -> Iterator[Bar]:
     """A maker of progress bars: `bar("reading", total)` gives the function that advances it."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    console = Console(file=sys.stderr)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
+    with passing_bars(*columns) as shown:
 
         def start(description: str, total: int | None) -> Callable[[int], None]:
             task = shown.add_task(description, total=total)

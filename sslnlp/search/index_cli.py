@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from sslnlp.errors import UserError
+from sslnlp.quiet import passing_bars
 
 DataArgument = Annotated[
     Path,
@@ -166,14 +167,7 @@ def _say(line: str) -> None:
 @contextlib.contextmanager
 def _bars() -> Iterator[Callable[[str, int, int], None]]:
     """A progress bar for each stage, shown once the stage begins."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from sslnlp.quiet import shows_bars
-
-    bar = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    screen = Console(stderr=True)
-    with Progress(*bar, console=screen, transient=True, disable=not shows_bars(screen)) as shown:
+    with passing_bars() as shown:
         names = {"pictures": "pictures", "bm25": "words", "dense": "vectors", "ann": "graph"}
         tasks = {stage: shown.add_task(name, total=None, visible=stage == "bm25") for stage, name in names.items()}
         yield lambda stage, done, total: shown.update(tasks[stage], advance=done, total=total, visible=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sslnlp.errors import UserError
+from sslnlp.quiet import passing_bars
 
 if TYPE_CHECKING:
     from sslnlp.search.mining import Mined
@@ -48,10 +49,6 @@ def mine_command(
 
     Example: sslnlp search mine pairs.jsonl --out mined.jsonl --model out/ranker/export
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from sslnlp.quiet import shows_bars
     from sslnlp.search.documents import Columns
     from sslnlp.search.mining import mine
     from sslnlp.search.negatives import Mining
@@ -60,9 +57,7 @@ def mine_command(
         raise UserError("--title-column and --text-column are columns of a --corpus: name that too")
     options = Mining(negatives=negatives, depth=depth, skip_top=skip_top, margin=margin, sample=sample, seed=seed)
     named = {"query": query_column, "positive": positive_column}
-    bar = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    screen = Console(stderr=True)
-    with Progress(*bar, console=screen, transient=True, disable=not shows_bars(screen)) as shown:
+    with passing_bars() as shown:
         tasks = {
             "bm25": shown.add_task("documents and BM25", total=None),
             "dense": shown.add_task("vectors", total=None, visible=model is not None),
