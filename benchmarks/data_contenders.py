@@ -48,15 +48,14 @@ def digest(ids: list[Any], lengths: Any) -> str:
 
 
 def encode_ours(gate: Gate, *, corpus: Path, tokenizer: str) -> None:
-    from sslnlp.data.encoding import Encoder
-    from sslnlp.data.split import batches
+    from sslnlp.data.encoding import Encoder, by_size
 
     own, texts = load_tokenizer(tokenizer), read_texts(corpus)
     size = sum(len(text.encode()) for text in texts)
 
     def run() -> tuple[list[Any], list[Any]]:
         encoder = Encoder(own)
-        found = [encoder.encode(batch) for batch in batches(texts, 1 << 15, 1 << 23)]
+        found = [encoder.encode(batch) for batch in by_size(texts, len, 1 << 23, 1 << 15)]
         return [part.ids for part in found], [part.lengths for part in found]
 
     ids, lengths = run()
@@ -68,8 +67,7 @@ def encode_ours(gate: Gate, *, corpus: Path, tokenizer: str) -> None:
 
 def encode_tokenizers(gate: Gate, *, corpus: Path, tokenizer: str, parallel: bool) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if parallel else "false"
-    from sslnlp.data.encoding import plain_tokenizer
-    from sslnlp.data.split import batches
+    from sslnlp.data.encoding import by_size, plain_tokenizer
 
     own, texts = load_tokenizer(tokenizer), read_texts(corpus)
     size = sum(len(text.encode()) for text in texts)
@@ -78,7 +76,7 @@ def encode_tokenizers(gate: Gate, *, corpus: Path, tokenizer: str, parallel: boo
         backend = plain_tokenizer(own)
         return [
             np.array(encoding.ids, np.int32)
-            for batch in batches(texts)
+            for batch in by_size(texts, len, 1 << 22)
             for encoding in backend.encode_batch_fast(batch, add_special_tokens=False)
         ]
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from sslnlp.data.labelled import TEXT_PAIRS
 from sslnlp.data.sources import HEAD_ROWS
@@ -22,8 +22,7 @@ from sslnlp.distributed import own_device
 from sslnlp.errors import UserError
 from sslnlp.export import LABEL_NAMES
 from sslnlp.objectives.text_head import model_inputs
-from sslnlp.quiet import quiet_loading
-from sslnlp.search.encoder import Encoder, read_json, resolve
+from sslnlp.search.encoder import Encoder, load_stock, read_json, resolve
 from sslnlp.search.reranker import pair_tokenizer
 from sslnlp.writing import check_output, replacing
 
@@ -126,13 +125,7 @@ def _columns_read(path: Path) -> dict[str, str]:
 
 
 def _stock(folder: Path) -> Any:
-    with quiet_loading():
-        model, report = AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True
-        )
-    if missing := sorted(report["missing_keys"]):
-        raise UserError(f"{folder} lacks {len(missing)} weights of a classifier, {missing[0]} among them")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model, tokenizer = load_stock(AutoModelForSequenceClassification, folder, f"the classifier {folder}")
     device = own_device()
     model.to(device).eval()
     segments = getattr(model.config, "type_vocab_size", 0) > 1
@@ -242,13 +235,8 @@ def _check_pairs(name: str, predictor: Predictor, pair: str | None) -> None:
 def _blocks(
     data: Path, text: str | None, pair: str | None, refused: Sequence[tuple[str, str]], trained: str | None
 ) -> Iterator[list[dict[str, Any]]]:
-    block: list[dict[str, Any]] = []
-    for row in _rows(data, text, pair, refused, trained):
-        block.append(row)
-        if len(block) == BLOCK:
-            yield block
-            block = []
-    if block:
+    rows = _rows(data, text, pair, refused, trained)
+    while block := list(islice(rows, BLOCK)):
         yield block
 
 

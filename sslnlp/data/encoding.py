@@ -14,6 +14,7 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import islice
 from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
@@ -198,7 +199,8 @@ class Encoder:
         del raw
         parts: list[Symbols] = []
         offsets = np.zeros(len(texts) + 1, np.int64)
-        for group in _groups(self._blocks(buffer, len(joined) - 17, whole), GROUP_BLOCKS):
+        blocks = self._blocks(buffer, len(joined) - 17, whole)
+        while group := list(islice(blocks, GROUP_BLOCKS)):
             for (at, _), (ids, ends) in zip(group, self._table(buffer, group), strict=True):
                 here = slice(*np.searchsorted(marks, [at[0], at[-1] + 1]).tolist())
                 before = np.searchsorted(at, marks[here])
@@ -328,14 +330,3 @@ def by_size(
             batch, total = [], 0
     if batch:
         yield batch
-
-
-def _groups(items: Iterable[T], n: int) -> Iterator[list[T]]:
-    group: list[T] = []
-    for item in items:
-        group.append(item)
-        if len(group) == n:
-            yield group
-            group = []
-    if group:
-        yield group

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from sslnlp.data import split
 from sslnlp.data.config import DataConfig, all_held_out
 from sslnlp.data.dealing import Shard, read_share
-from sslnlp.data.encoding import split_long, tokenizer_fingerprint
+from sslnlp.data.encoding import BATCH_CHARS, by_size, split_long, tokenizer_fingerprint
 from sslnlp.data.hashes import HashSet, hash_texts
 from sslnlp.data.joining import Parts
 from sslnlp.data.processes import processes_of, read_in_processes
@@ -101,7 +101,7 @@ def sample_texts(config: DataConfig, n_bytes: int, *, spread: bool = True) -> It
     held = int((config.valid_fraction if valid is None else 0) * 2**64)
     left = n_bytes
     given = overlap = False
-    for batch in split.batches(texts_of(source, config)):
+    for batch in by_size(texts_of(source, config), len, 4 * BATCH_CHARS):
         hashes = hash_texts(batch)
         leaked = valid.contains(hashes) if valid is not None else [False] * len(batch)
         for text, number, known in zip(batch, hashes.tolist(), leaked, strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -19,20 +19,6 @@ DROPPED, TRAIN, VALID = 0, 1, 2
 _MAY_BE_VALID = 3  # until the pass has ended
 CHARS_PER_TOKEN = 4  # roughly, of English; only decides which documents are too long to be held out
 _CHUNK = 1 << 20
-
-
-def batches(texts: Iterable[str], documents: int = 1024, chars: int = 1 << 22) -> Iterator[list[str]]:
-    """Lists of at most `documents` texts and about `chars` characters."""
-    batch: list[str] = []
-    size = 0
-    for text in texts:
-        batch.append(text)
-        size += len(text)
-        if len(batch) >= documents or size >= chars:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 class Documents(NamedTuple):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from sslnlp.errors import UserError
 from sslnlp.picture_encoder import PictureEncoder
 from sslnlp.pictures import BrokenPicture
 from sslnlp.quiet import quiet_loading
-from sslnlp.search.encoder import Kind, Reads, fingerprint, resolve
+from sslnlp.search.encoder import Kind, Reads, called, fingerprint, resolve
 
 
 class DualEncoder:
@@ -34,8 +33,7 @@ class DualEncoder:
         folder = resolve(name)
         with quiet_loading():
             model = PictureEncoder.load(str(folder))
-        where = str(Path(name).resolve()) if Path(name).is_dir() else name
-        return cls(model, where, fingerprint(folder))
+        return cls(model, called(name), fingerprint(folder))
 
     @property
     def max_length(self) -> int:

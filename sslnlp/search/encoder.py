@@ -79,7 +79,7 @@ class Encoder:
 
         With `head` also one that goes on to logits (a few-shot classifier): its vectors, before those.
         """
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoModel
 
         folder = resolve(name)
         if read_json(folder / "config_sentence_transformers.json").get("model_type") == "MultiVectorEncoder":
@@ -90,23 +90,14 @@ class Encoder:
                 "`sslnlp train clip_image_text` run, which reads both"
             )
         settings = read_settings(folder, head=head)
-        try:
-            with quiet_loading():
-                model, report = AutoModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-        except Exception as error:  # the loaders raise anything from OSError to safetensors' own type
-            raise UserError(f"cannot load the encoder {name}: {first_line(error)}") from error
-        # Absent weights would be drawn at random, every time anew. A pooler is not used here, so it may be absent.
-        if missing := sorted(key for key in report["missing_keys"] if "pooler" not in key.split(".")):
-            raise UserError(f"the encoder {name} lacks {len(missing)} of its weights, {missing[0]} among them")
+        model, tokenizer = load_stock(AutoModel, folder, f"the encoder {name}")
         if model.config.is_encoder_decoder:
             model = model.get_encoder()
         if tokenizer.pad_token is None:
             if tokenizer.eos_token is None:
                 raise UserError(f"the tokenizer of {name} has no pad token: texts of unequal length cannot be batched")
             tokenizer.pad_token = tokenizer.eos_token  # padding is masked out below, so any token serves
-        where = str(Path(name).resolve()) if Path(name).is_dir() else name
-        return cls(model.to(own_device()), tokenizer, settings, where, fingerprint(folder))
+        return cls(model.to(own_device()), tokenizer, settings, called(name), fingerprint(folder))
 
     @property
     def max_length(self) -> int:
@@ -152,6 +143,29 @@ def resolve(name: str) -> Path:
         raise UserError(f"no model folder at {name}, and no such model on the hub: {first_line(error)}") from error
 
 
+def called(name: str) -> str:
+    """What an index remembers a model by: where it is from anywhere, or its name on the hub."""
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
+
+
+def load_stock(auto: Any, folder: Path, what: str) -> tuple[Any, Any]:
+    """Model in float32, by an Auto class, and tokenizer. Raises UserError, saying `what`, when they cannot be loaded,
+    or weights are absent."""
+    from transformers import AutoTokenizer
+
+    try:
+        with quiet_loading():
+            model, report = auto.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # the loaders raise anything from OSError to safetensors' own type
+        raise UserError(f"cannot load {what}: {first_line(error)}") from error
+    # Absent weights would be drawn at random, every time anew. A bare model's pooler is not used.
+    used = [key for key in report["missing_keys"] if auto.__name__ != "AutoModel" or "pooler" not in key.split(".")]
+    if missing := sorted(used):
+        raise UserError(f"{what} lacks {len(missing)} of its weights, {missing[0]} among them")
+    return model, tokenizer
+
+
 def fingerprint(folder: Path) -> str:
     """SHA-256 over every file that decides a vector: weights, configuration, tokenizer, pooling."""
     files = {file for pattern in _WEIGHTS_AND_WORDS for file in folder.rglob(pattern)}
@@ -181,9 +195,7 @@ def read_settings(folder: Path, *, head: bool = False) -> EncoderSettings:
         {kind: value for kind, value in (facts.get(key) or {}).items() if kind in ("query", "document")}
         for key in ("prompts", "max_lengths")
     )
-    if wrong := [length for length in lengths.values() if not isinstance(length, int) or length < 1]:
-        raise UserError(f"{folder}: max_lengths in config_sentence_transformers.json holds {wrong[0]!r}, no length")
-    lengths = lengths_of_kinds(limits) | lengths
+    lengths = lengths_of_kinds(limits) | checked_lengths(lengths, folder)
     pooling = read_json(folder / kinds.get("Pooling", "1_Pooling") / "config.json")
     if pooling.get("include_prompt") is False and any(prompts.values()):
         raise UserError(f"{folder} leaves its prompts out of the pooling (include_prompt); sslnlp pools all tokens")
@@ -200,6 +212,13 @@ def read_settings(folder: Path, *, head: bool = False) -> EncoderSettings:
 def lengths_of_kinds(limits: Mapping[str, Any]) -> dict[str, int]:
     """Tokens of a `query` and a `document`, as sentence-transformers (6 or later) writes them among the `limits`."""
     return {kind: limits[name] for kind in ("query", "document") if limits.get(name := f"{kind}_length")}
+
+
+def checked_lengths(lengths: dict[str, int], folder: Path) -> dict[str, int]:
+    """What a folder says in `max_lengths`: tokens of a `query` and of a `document` that are read."""
+    if wrong := [length for length in lengths.values() if not isinstance(length, int) or length < 1]:
+        raise UserError(f"{folder}: max_lengths in config_sentence_transformers.json holds {wrong[0]!r}, no length")
+    return lengths
 
 
 def _pooling(folder: Path, config: dict[str, Any]) -> str:

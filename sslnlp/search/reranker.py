@@ -24,12 +24,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from sslnlp.collators.pairs import PairTokenizer, single_texts
 from sslnlp.distributed import own_device
-from sslnlp.errors import UserError, first_line
+from sslnlp.errors import UserError
 from sslnlp.models import max_positions
 from sslnlp.objectives.late_interaction import max_sim
 from sslnlp.objectives.text_head import model_inputs
-from sslnlp.quiet import quiet_loading
-from sslnlp.search.encoder import fingerprint, lengths_of_kinds, read_json, resolve
+from sslnlp.search.encoder import called, checked_lengths, fingerprint, lengths_of_kinds, load_stock, read_json, resolve
 
 _LONGEST = 512
 KEPT = 2**29
@@ -44,7 +43,7 @@ class Reranker(ABC):
             raise UserError(f"the tokenizer of {name} has no pad token: texts of unequal length cannot be batched")
         self.model = model.eval().to(own_device())
         self.tokenizer = tokenizer
-        self.name = str(Path(name).resolve()) if Path(name).is_dir() else name
+        self.name = called(name)
         self.fingerprint = fingerprint(folder)
 
     @classmethod
@@ -84,7 +83,7 @@ class CrossEncoder(Reranker):
                 f"{name} is no reranker but a {kinds[0]}, without a head that scores a pair: make one of it with "
                 f"sslnlp train finetune_reranker model.pretrained={name}"
             )
-        model, tokenizer = _load(AutoModelForSequenceClassification, folder, name)
+        model, tokenizer = load_stock(AutoModelForSequenceClassification, folder, f"the reranker {name}")
         if model.config.num_labels > 2:
             raise UserError(
                 f"{name} sorts texts into {model.config.num_labels} classes; a reranker has one logit, or two"
@@ -109,7 +108,8 @@ class LateInteraction(Reranker):
     def __init__(self, model: Any, tokenizer: Any, folder: Path, name: str, facts: dict[str, Any]) -> None:
         super().__init__(model, tokenizer, folder, name)
         self._prompts = facts.get("prompts") or {}
-        self._lengths = lengths_of_kinds(read_json(folder / "sentence_bert_config.json")) | _lengths(facts, folder)
+        limits = read_json(folder / "sentence_bert_config.json")
+        self._lengths = lengths_of_kinds(limits) | checked_lengths(facts.get("max_lengths") or {}, folder)
         self._longest = _longest(model, tokenizer)
         self._known: dict[str, Tensor] = {}
         self._kept = 0
@@ -127,7 +127,7 @@ class LateInteraction(Reranker):
         if unknown or "Normalize" not in steps:
             what = ", ".join(unknown) or "vectors of any length"
             raise UserError(f"{name} has a step of late interaction that sslnlp does not run: {what}")
-        return cls(*_load(AutoModel, folder, name), folder, name, facts)
+        return cls(*load_stock(AutoModel, folder, f"the reranker {name}"), folder, name, facts)
 
     def score(self, query: str, texts: Sequence[str], *, batch_size: int = 32) -> NDArray[np.float32]:
         scores = np.zeros(len(texts), np.float32)
@@ -172,30 +172,13 @@ class LateInteraction(Reranker):
         return F.normalize(self.model(**encoded).last_hidden_state.float(), dim=-1), encoded["attention_mask"]
 
 
-def _load(auto: Any, folder: Path, name: str) -> tuple[Any, Any]:
-    """Model and tokenizer. Raises UserError when they cannot be loaded, or weights are absent."""
-    from transformers import AutoTokenizer
-
-    try:
-        with quiet_loading():
-            model, report = auto.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except Exception as error:  # the loaders raise anything from OSError to safetensors' own type
-        raise UserError(f"cannot load the reranker {name}: {first_line(error)}") from error
-    # Absent weights would be drawn at random, every time anew. A bare model's pooler is not used.
-    used = [key for key in report["missing_keys"] if auto.__name__ != "AutoModel" or "pooler" not in key.split(".")]
-    if missing := sorted(used):
-        raise UserError(f"the reranker {name} lacks {len(missing)} of its weights, {missing[0]} among them")
-    return model, tokenizer
-
-
 def pair_tokenizer(model: Any, tokenizer: Any, folder: Path, facts: dict[str, Any]) -> PairTokenizer:
     """What reads pairs as the cross-encoder in a folder learnt to; `facts` are its sentence-transformers settings."""
     prompts = facts.get("prompts") or {}
     return PairTokenizer(
         tokenizer,
         max_length=_longest(model, tokenizer),
-        query_length=_lengths(facts, folder).get("query"),
+        query_length=checked_lengths(facts.get("max_lengths") or {}, folder).get("query"),
         query_prefix=prompts.get(facts.get("default_prompt_name")) or "",
         document_prefix=prompts.get("document") or "",
     )
@@ -205,14 +188,6 @@ def _longest(model: Any, tokenizer: Any) -> int:
     """Tokens that the model reads at once, special tokens included."""
     limits = [tokenizer.model_max_length, max_positions(model.config)]
     return int(min((limit for limit in limits if limit is not None and 0 < limit < 10**6), default=_LONGEST))
-
-
-def _lengths(facts: dict[str, Any], folder: Path) -> dict[str, int]:
-    """Tokens of a `query` and of a `document` that are read, where the folder says so."""
-    lengths: dict[str, int] = facts.get("max_lengths") or {}
-    if wrong := [length for length in lengths.values() if not isinstance(length, int) or length < 1]:
-        raise UserError(f"{folder}: max_lengths in config_sentence_transformers.json holds {wrong[0]!r}, no length")
-    return lengths
 
 
 def _by_length(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
