@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sslnlp.errors import UserError, suggest
 from sslnlp.models import max_positions
+from sslnlp.nn import evaluating
 from sslnlp.rng import bits, uniform
 from sslnlp.tokenizer import drawable_ids, framing
 
@@ -65,21 +66,19 @@ def diffuse(
     steps = min(steps or masks, masks)
     texts = range(number)
     place_RS = uniform(seed, "diffuse/order", texts, ids_RS.shape[1])
-    training = model.training
-    model.eval()
-    for step in range(steps):
-        batch = torch.from_numpy(ids_RS).to(model.device)
-        logits = model(input_ids=batch, attention_mask=torch.ones_like(batch)).logits
-        logits_RSV = _of_words(logits, tokenizer)
-        draw_RS = bits(seed, f"diffuse/token/{step}", texts, ids_RS.shape[1]) >> np.uint64(11)
-        drawn_RS = _draw(logits_RSV, temperature, torch.from_numpy(draw_RS.astype(np.int64)).double() * 2.0**-53)
-        key_RS = place_RS if order == "random" else -_certainty(logits_RSV, drawn_RS)
-        left = masks * (steps - step - 1) // steps
-        keep = int(masked_RS[0].sum()) - left
-        first_RS = np.argsort(np.where(masked_RS, key_RS, np.inf), axis=1, kind="stable")[:, :keep]
-        np.put_along_axis(ids_RS, first_RS, np.take_along_axis(drawn_RS, first_RS, 1), 1)
-        np.put_along_axis(masked_RS, first_RS, False, 1)
-    model.train(training)
+    with evaluating(model):
+        for step in range(steps):
+            batch = torch.from_numpy(ids_RS).to(model.device)
+            logits = model(input_ids=batch, attention_mask=torch.ones_like(batch)).logits
+            logits_RSV = _of_words(logits, tokenizer)
+            draw_RS = bits(seed, f"diffuse/token/{step}", texts, ids_RS.shape[1]) >> np.uint64(11)
+            drawn_RS = _draw(logits_RSV, temperature, torch.from_numpy(draw_RS.astype(np.int64)).double() * 2.0**-53)
+            key_RS = place_RS if order == "random" else -_certainty(logits_RSV, drawn_RS)
+            left = masks * (steps - step - 1) // steps
+            keep = int(masked_RS[0].sum()) - left
+            first_RS = np.argsort(np.where(masked_RS, key_RS, np.inf), axis=1, kind="stable")[:, :keep]
+            np.put_along_axis(ids_RS, first_RS, np.take_along_axis(drawn_RS, first_RS, 1), 1)
+            np.put_along_axis(masked_RS, first_RS, False, 1)
     return [str(tokenizer.decode(ids.tolist(), skip_special_tokens=True)).strip() for ids in ids_RS]
 
 

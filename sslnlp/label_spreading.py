@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sslnlp.errors import UserError
+from sslnlp.nn import evaluating
 from sslnlp.types import Batch
 
 Ints = npt.NDArray[np.int64]
@@ -51,14 +52,11 @@ def spread_labels(
 
 def vectors_of(module: nn.Module, batches: Iterable[Batch], embed: Callable[[Batch], Tensor]) -> tuple[Vectors, Ints]:
     """The vectors [N, H] that `embed` makes of all rows, `module` being in evaluation mode, and their `labels` [N]."""
-    training = module.training
-    module.eval()
     vectors, labels = [], []
-    with torch.no_grad():
+    with evaluating(module), torch.no_grad():
         for batch in batches:
             vectors.append(embed(batch).float().cpu().numpy())
             labels.append(batch["labels"].cpu().numpy())
-    module.train(training)
     return np.concatenate(vectors), np.concatenate(labels)
 
 

@@ -11,7 +11,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from sslnlp.evaluation.classification import Accuracy, MacroF1
+from sslnlp.evaluation.classification import class_figures
 
 
 def tfidf_logreg(
@@ -20,20 +20,13 @@ def tfidf_logreg(
     """`accuracy` and `macro_f1` of TF-IDF (words and word pairs) and logistic regression, C = 10."""
     model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2)), LogisticRegression(C=10, max_iter=1000))
     model.fit(train_texts, train_labels)
-    predicted = model.predict(test_texts)
-    return {
-        **Accuracy().compute(predictions=predicted, references=test_labels),
-        **MacroF1().compute(predictions=predicted, references=test_labels),
-    }
+    return class_figures(model.predict(test_texts), test_labels)
 
 
 def largest_class(test_labels: Sequence[int]) -> dict[str, float]:
     """`accuracy` and `macro_f1` of always saying the class that most of the test labels are."""
     ((most, _),) = Counter(test_labels).most_common(1)
-    return {
-        **Accuracy().compute(predictions=[most] * len(test_labels), references=test_labels),
-        **MacroF1().compute(predictions=[most] * len(test_labels), references=test_labels),
-    }
+    return class_figures([most] * len(test_labels), test_labels)
 
 
 def bm25_ranking(

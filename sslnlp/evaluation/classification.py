@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import datasets
 from scipy.stats import pearsonr, spearmanr
@@ -40,6 +41,14 @@ class MacroF1(LocalMetric):
 
     def _compute(self, predictions: Sequence[int], references: Sequence[int]) -> dict[str, float]:
         return {"macro_f1": float(f1_score(references, predictions, average="macro", zero_division=0))}
+
+
+def class_figures(predictions: Any, references: Any) -> dict[str, float]:
+    """`accuracy` and `macro_f1` of predicted classes; both are sequences or arrays of whole numbers [N]."""
+    figures: dict[str, float] = {}
+    for metric in (Accuracy(), MacroF1()):
+        figures |= metric.compute(predictions=predictions, references=references)
+    return figures
 
 
 def multi_label_measures(predicted: Mapping[str, Tensor]) -> dict[str, float]:
@@ -97,7 +106,4 @@ def classification_measures(predicted: Mapping[str, Tensor]) -> dict[str, float]
     labelled = predicted["labels"] != -100
     classes = predicted["logits"][labelled].argmax(-1).numpy()
     labels = predicted["labels"][labelled].numpy()
-    return {
-        **Accuracy().compute(predictions=classes, references=labels),
-        **MacroF1().compute(predictions=classes, references=labels),
-    }
+    return class_figures(classes, labels)
