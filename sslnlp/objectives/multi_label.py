@@ -28,6 +28,11 @@ class MultiLabel(TextHead):
     def config_fields(cls, label_names: Sequence[str]) -> dict[str, Any]:
         return super().config_fields(label_names) | {"problem_type": "multi_label_classification"}
 
+    def num_targets(self, batch: Batch) -> Tensor:
+        """The texts of the batch that have a label."""
+        labels_BC: Tensor = batch["labels"]
+        return (labels_BC != -100).any(-1).sum()
+
     def outcome(self, logits_BC: Tensor, batch: Batch) -> StepOutput:
         """Mean loss over the rows, and `accuracy`: the share of all yes-or-no answers that are right at one half."""
         labels_BC = batch["labels"]

@@ -9,15 +9,14 @@ from torch import Tensor
 from transformers import AutoModelForTokenClassification, PreTrainedModel
 
 from sslnlp.objectives import functional
-from sslnlp.objectives.base import Objective
-from sslnlp.objectives.text_head import model_inputs
+from sslnlp.objectives.text_head import TextHead
 from sslnlp.types import Batch, StepOutput
 
 PREFIXES = {"B": 1, "I": 2, "E": 3, "S": 4, "L": 3, "U": 4}
 """What stands before the hyphen of a tag, in IOB, IOBES and BILOU; 0 is outside."""
 
 
-class Tagging(Objective):
+class Tagging(TextHead):
     """Cross-entropy of each word's tag at its first token, with the stock token-classification head.
 
     Rows: words and as many tags. Held out, entities count: tags such as `B-PER`, `I-PER`, `O` (IOB1, IOB2, IOBES) are
@@ -25,7 +24,6 @@ class Tagging(Objective):
     """
 
     name: ClassVar[str] = "tagging"
-    needs: ClassVar[frozenset[str]] = frozenset({"input_ids", "attention_mask", "labels"})
     collator: ClassVar[str] = "tagging"
     wraps: ClassVar[Any] = AutoModelForTokenClassification
     measures: ClassVar[tuple[str, ...]] = ("tagging",)
@@ -33,34 +31,17 @@ class Tagging(Objective):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model)
-        self._accepted = model_inputs(model)
         self._schemes = schemes([str(model.config.id2label[c]) for c in range(model.config.num_labels)])
         if any(prefix for prefix, _ in self._schemes):
             self.best = ("entity_f1", "max")
 
-    def logits(self, batch: Batch) -> Tensor:
-        """float32 [B, S, C]."""
-        inputs = {name: batch[name] for name in self._accepted if name in batch}
-        logits_BSC: Tensor = self.model(**inputs).logits.float()
-        return logits_BSC
-
-    def forward(self, batch: Batch) -> StepOutput:
+    def outcome(self, logits_BSC: Tensor, batch: Batch) -> StepOutput:
         """Mean loss over the words, and `accuracy`: the share of them whose tag is predicted."""
-        return self._outcome(self.logits(batch), batch)
-
-    def _outcome(self, logits_BSC: Tensor, batch: Batch) -> StepOutput:
         logits_NC, label_N = logits_BSC.flatten(0, 1), batch["labels"].flatten()
         accuracy = functional.accuracy(logits_NC, label_N)
         return StepOutput(functional.cross_entropy(logits_NC, label_N), {"accuracy": accuracy})
 
-    def scored(self, batch: Batch) -> tuple[StepOutput, dict[str, Tensor]]:
-        logits_BSC = self.logits(batch)
-        return self._outcome(logits_BSC, batch), self._predicted(logits_BSC, batch)
-
-    def predict(self, batch: Batch) -> dict[str, Tensor]:
-        return self._predicted(self.logits(batch), batch)
-
-    def _predicted(self, logits_BSC: Tensor, batch: Batch) -> dict[str, Tensor]:
+    def predicted(self, logits_BSC: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Of every word, int64 [N], row by row: `row`, and prefix and type of the predicted and of the right tag
         (`schemes`). Words that were cut off are predicted to be outside."""
         labels_BS, guess_BS = batch["labels"], logits_BSC.argmax(-1)

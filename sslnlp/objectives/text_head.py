@@ -1,4 +1,4 @@
-"""What the objectives share that put a stock head on whole texts: one row of logits for each text."""
+"""What the objectives share that put a stock classification head on texts, or on the words of texts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sslnlp.types import Batch, StepOutput
 
 
 class TextHead(Objective):
-    """A model with its own sequence-classification head; `predict` gives its `logits` and the `labels`."""
+    """A model with its own classification head, of whole texts; `predict` gives its `logits` and the `labels`."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"input_ids", "attention_mask", "labels"})
     wraps: ClassVar[Any] = AutoModelForSequenceClassification
@@ -27,7 +27,7 @@ class TextHead(Objective):
         self._accepted = model_inputs(model)
 
     def logits(self, batch: Batch) -> Tensor:
-        """float32 [B, C], C = `config.num_labels`."""
+        """float32 [B, C], C = `config.num_labels`; [B, S, C] of a head of words."""
         inputs = {name: batch[name] for name in self._accepted if name in batch}
         logits_BC: Tensor = self.model(**inputs).logits.float()
         return logits_BC
@@ -42,12 +42,6 @@ class TextHead(Objective):
     def scored(self, batch: Batch) -> tuple[StepOutput, dict[str, Tensor]]:
         logits_BC = self.logits(batch)
         return self.outcome(logits_BC, batch), self.predicted(logits_BC, batch)
-
-    def num_targets(self, batch: Batch) -> Tensor:
-        """The texts of the batch that have a label."""
-        labels: Tensor = batch["labels"]
-        labelled = labels != -100
-        return (labelled if labels.ndim == 1 else labelled.any(-1)).sum()
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         return self.predicted(self.logits(batch), batch)

@@ -60,7 +60,7 @@ def count(objective: Objective, batch: Batch, train: TrainConfig) -> Counted:
     of other documents and those ahead; without a mask a causal kernel skips the blocks ahead. The backward pass of a
     fused kernel computes the scores once more, which makes attention 7/2 of its forward pass where all else is 3.
     """
-    batch = to_device(batch, next(objective.parameters()).device)
+    batch = to_device(batch, objective.device)
     held = [*objective.parameters(), *objective.buffers(), *(t for t in tree_leaves(batch) if isinstance(t, Tensor))]
     passes = min(train.accumulate, 2)  # from the second micro-batch on, gradients lie there during the forward pass
     ledger = _Ledger(held)

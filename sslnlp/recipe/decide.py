@@ -50,7 +50,7 @@ class HeldOut:
         self.predicted, self.notes = {}, []
         return evaluate_held_out(
             objective, parts.collator, self.valid, batch_size=self.batch_size,
-            num_bytes=parts.valid_bytes, device=next(objective.parameters()).device,
+            num_bytes=parts.valid_bytes, device=objective.device,
             keep=self.predicted if parts.collator.label_kind in SETTLED else None, notes=self.notes,
         )  # fmt: skip
 
@@ -97,7 +97,7 @@ def decide(parts: Parts, objective: Objective, read: HeldOut | None, out: Path) 
 
 
 def _predict(parts: Parts, objective: Objective, stream: Stream) -> dict[str, Any]:
-    size, device = max(32, parts.recipe.train.batch_size), next(objective.parameters()).device
+    size, device = max(32, parts.recipe.train.batch_size), objective.device
     return _plain(predict_rows(objective, parts.collator, stream, batch_size=size, device=device))
 
 

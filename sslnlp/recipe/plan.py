@@ -150,7 +150,7 @@ def _scored(batch: Batch, tokens: float) -> float:
 
 def _beginning(parts: Parts, objective: Objective) -> float:
     """Seconds that the objective takes before its first update, from those for a few batches of the same rows."""
-    device = next(objective.parameters()).device
+    device = objective.device
     batches = math.ceil(min(BEGIN_ROWS, len(parts.stream)) / parts.recipe.train.batch_size)
     timed = min(batches, BEGIN_BATCHES)
     began = budget.clock()
@@ -179,8 +179,7 @@ def _measure(parts: Parts, objective: Objective) -> tuple[Pace, float]:
 
     def evaluate(objective: Objective) -> dict[str, float]:
         assert some is not None
-        device = next(objective.parameters()).device
-        return evaluate_held_out(objective, parts.collator, some, batch_size=train.batch_size, device=device)
+        return evaluate_held_out(objective, parts.collator, some, batch_size=train.batch_size, device=objective.device)
 
     out = nearest_folder(Path(parts.recipe.out).expanduser())
     with tempfile.TemporaryDirectory(dir=out, prefix=".plan-") as aside:

@@ -27,8 +27,7 @@ def with_pseudo_labels(parts: Parts, objective: Objective) -> Parts:
     """
     if parts.unlabelled is None or objective.pseudo_labels == 0 or parts.recipe.train.steps == 0:
         return parts
-    device = next(objective.parameters()).device
-    guessed, sure = objective.guess(training_rows(parts, device))
+    guessed, sure = objective.guess(training_rows(parts, objective.device))
     order, known = by_length(Stream.fixed(parts.unlabelled)), len(parts.stream.source)
     label_M, sure_M = np.full(len(order), -100, np.int64), np.zeros(len(order))
     label_M[order], sure_M[order] = guessed[known:], sure[known:]

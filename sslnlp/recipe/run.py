@@ -99,7 +99,7 @@ def _run(recipe: Recipe, inherited: Mapping[str, Any], out: Path, *, resume: boo
     with alone():
         learnt = with_pseudo_labels(parts, objective)
         if objective.begins:  # on a resume too: there may be no checkpoint yet; one that there is overwrites it
-            objective.begin(first_rows(learnt, next(objective.parameters()).device))
+            objective.begin(first_rows(learnt, objective.device))
     story = biography(learnt, objective, read_biography(out / "recipe.json") if resume else None)
     if not resume:
         processes().wait_for_everyone()  # nobody is still checking `out` when it appears
@@ -173,7 +173,7 @@ def _train(
         trainer.fit(resume)
     if objective.concludes:
         with alone():
-            objective.conclude(training_rows(parts, next(objective.parameters()).device))
+            objective.conclude(training_rows(parts, objective.device))
     return trainer
 
 
