@@ -28,8 +28,9 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from benchmarks.common import command, positive
-from sslnlp.data.prepare import lock, sample_texts
+from sslnlp.data.prepare import sample_texts
 from sslnlp.evaluation.held_out import evaluate_held_out, to_device
+from sslnlp.locks import in_turn
 from sslnlp.objectives.causal_lm import CausalLM
 from sslnlp.recipe import load_recipe, override, run
 from sslnlp.recipe.build import Parts, build_parts, resolve
@@ -109,7 +110,7 @@ def keys_of(name: str, arguments: argparse.Namespace) -> tuple[str, dict[str, An
 def train(arguments: argparse.Namespace) -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     first = override(load_recipe("pretrain_gpt"), {"data.train": str(arguments.train)})
-    with lock(arguments.out, "tokenizer"):
+    with in_turn(arguments.out, "tokenizer"):
         if not (arguments.out / "tokenizer").is_dir():
             console.print("tokenizer")
             texts = sample_texts(first.data, 10 << 20)

@@ -56,6 +56,24 @@ def locked(path: Path, doing: str) -> Iterator[int | None]:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def in_turn(root: Path, name: str) -> Iterator[None]:
+    """One builder of `name` in the cache folder `root` at a time: others wait here, and then find what was built."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        file = (root / f".{name}.lock").open("w")
+    except OSError as error:
+        raise UserError(f"cannot write to the cache folder {root} ({error.strerror}); set data.cache") from None
+    with file:
+        try:
+            import fcntl
+        except ImportError:  # no such lock on Windows: there, prepare in one process first
+            yield
+            return
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def _acquire(path: Path, doing: str) -> int | None:
     try:
         import fcntl

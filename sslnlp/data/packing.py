@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sslnlp.data.prepare import lock
 from sslnlp.data.store import TokenStore, open_array
 from sslnlp.errors import UserError
+from sslnlp.locks import in_turn
 from sslnlp.types import Row
 
 WINDOW_DOCUMENTS = 1 << 16
@@ -59,7 +59,7 @@ class _Rows(ABC):
         )
         self.path = Path(cache_dir or store.path) / (name if cache_dir is None else f"{store.fingerprint}-{name}")
         if not (self.path / "plan.json").exists():
-            with lock(self.path.parent, self.path.name):
+            with in_turn(self.path.parent, self.path.name):
                 if not (self.path / "plan.json").exists():
                     _write_plan(self, self.path)
         self._open()

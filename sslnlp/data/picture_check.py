@@ -16,8 +16,9 @@ import PIL
 
 from sslnlp.data.hashes import Hashes
 from sslnlp.data.picture_contents import MISSING, Contents
-from sslnlp.data.prepare import bars, lock
+from sslnlp.data.prepare import bars
 from sslnlp.data.table_rows import Ints
+from sslnlp.locks import in_turn
 from sslnlp.pictures import BrokenPicture, decode
 
 _VERSION = 1
@@ -57,7 +58,7 @@ def check(contents: Contents, count: int, cache: str | Path | None) -> Verdict:
     root = Path(cache)
     what = (_VERSION, PIL.__version__, contents.fingerprint, count)
     name = f"pictures-{hashlib.blake2b(repr(what).encode(), digest_size=12).hexdigest()}"
-    with lock(root, name):
+    with in_turn(root, name):
         final = root / f"{name}.npz"
         if final.exists():
             with np.load(final) as stored:

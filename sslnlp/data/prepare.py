@@ -29,6 +29,7 @@ from sslnlp.data.store import TokenStore, open_array
 from sslnlp.data.texts import Texts
 from sslnlp.data.tokens import build_store
 from sslnlp.errors import UserError
+from sslnlp.locks import in_turn
 from sslnlp.quiet import passing_bars
 from sslnlp.writing import write_json
 
@@ -65,7 +66,7 @@ def prepare_text(config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, cach
     key = fingerprint(config, train, valid, tokenizer)
     root = Path(config.cache or cache_dir)
     final = root / f"text-{key}"
-    with lock(root, final.name):
+    with in_turn(root, final.name):
         if not (final / "facts.json").exists():
             if (root / f"shards-{key}").is_dir():
                 log.warning("shards of this text are in %s, not joined: sslnlp prepare ... --merge would do it", root)
@@ -235,24 +236,6 @@ def _hash_all(source: Source, config: DataConfig) -> HashSet:
     for run in source.runs(config.text, config.split_text):
         found.add(run.hashes())
     return found
-
-
-@contextmanager
-def lock(root: Path, name: str) -> Iterator[None]:
-    """One builder at a time: the other processes of a run wait here and then find the store."""
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        file = (root / f".{name}.lock").open("w")
-    except OSError as error:
-        raise UserError(f"cannot write to the cache folder {root} ({error.strerror}); set data.cache") from None
-    with file:
-        try:
-            import fcntl
-        except ImportError:  # no such lock on Windows: there, prepare in one process first
-            yield
-            return
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @contextmanager

@@ -20,9 +20,10 @@ from transformers import PreTrainedTokenizerBase
 from sslnlp.data.config import DataConfig
 from sslnlp.data.dealing import Shard, read_share
 from sslnlp.data.joining import Parts
-from sslnlp.data.prepare import Prepared, bars, fingerprint, join, lock, prepared
+from sslnlp.data.prepare import Prepared, bars, fingerprint, join, prepared
 from sslnlp.data.sources import Source, open_part
 from sslnlp.errors import UserError
+from sslnlp.locks import in_turn
 
 
 def prepare_shard(
@@ -39,7 +40,7 @@ def prepare_shard(
     train, _, key = _opened(config, tokenizer, cache_dir)
     root = Path(config.cache or cache_dir)
     final = root / f"shards-{key}" / str(shard)
-    with lock(root, f"shards-{key}-{shard}"):
+    with in_turn(root, f"shards-{key}-{shard}"):
         if not (final / "shard.json").exists():
             aside = final.with_name(f".{final.name}.building")
             aside.mkdir(parents=True, exist_ok=True)
@@ -63,7 +64,7 @@ def merge_shards(config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, cach
     train, valid, key = _opened(config, tokenizer, cache_dir)
     root = Path(config.cache or cache_dir)
     final = root / f"text-{key}"
-    with lock(root, final.name):
+    with in_turn(root, final.name):
         if not (final / "facts.json").exists():
             parts = Parts(_complete(root, key))
             aside = root / f".{final.name}.joining"

@@ -17,9 +17,9 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from sslnlp.data.config import OptionData
-from sslnlp.data.prepare import lock, sample_texts
+from sslnlp.data.prepare import sample_texts
 from sslnlp.errors import UserError
-from sslnlp.locks import exclusive
+from sslnlp.locks import exclusive, in_turn
 from sslnlp.recipe.schema import Recipe
 from sslnlp.tokenizer import Contract, contract, load_tokenizer, set_framing, train_tokenizer
 from sslnlp.writing import room_in, write_json
@@ -97,7 +97,7 @@ def _trained_tokenizer(recipe: Recipe, texts: Callable[[], Iterator[str]], cache
         digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
     place = cache / "tokenizers" / digest.hexdigest()
     if not (place / "tokenizer_config.json").is_file():
-        with lock(cache, "tokenizer"):  # of runs or shards that start together one trains it, the others find it
+        with in_turn(cache, "tokenizer"):  # of runs or shards that start together one trains it, the others find it
             if not (place / "tokenizer_config.json").is_file():
                 _train_tokenizer_into(place, texts(), options)
     return load_tokenizer(str(place))
