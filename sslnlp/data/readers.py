@@ -49,9 +49,13 @@ def _separator(extension: str, file: Path) -> str:
     sign: they are taken where the header, quoted names aside, has some and no comma."""
     if extension != ".csv":
         return "\t"
-    rows = (row for line in plain.lines(file) for row in line.split("\r"))  # lines may end as on old Macs
-    header = re.sub('"[^"]*"', "", next((row for row in rows if row.strip()), ""))
+    header = re.sub('"[^"]*"', "", next(_csv_lines(file), ""))
     return ";" if ";" in header and "," not in header else ","
+
+
+def _csv_lines(file: Path) -> Iterator[str]:
+    """The lines of a `.csv` or `.tsv` that are not blank; they may end as on old Macs."""
+    return (row for line in plain.lines(file) for row in line.split("\r") if row.strip())
 
 
 def json_lines(file: Path) -> Iterator[dict[str, Any]]:
@@ -161,8 +165,7 @@ def _has_rows(extension: str, file: Path) -> bool:
         case ".jsonl":
             return next(json_lines(file), None) is not None
         case ".csv" | ".tsv":  # more than a header; one without even that is for the reader to refuse
-            rows = (row for line in plain.lines(file) for row in line.split("\r"))  # lines may end as on old Macs
-            return len(list(islice((row for row in rows if row.strip()), 2))) != 1
+            return len(list(islice(_csv_lines(file), 2))) != 1
         case ".parquet":
             return next(parquet_rows([file]), None) is not None
         case _:

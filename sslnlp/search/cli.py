@@ -84,9 +84,8 @@ def query_command(
     opened, hits = steady(index, answer)
     chosen = "dense" if text is None else opened.resolve_mode(mode)
     text = text or ""
-    if not opened.analyzer.terms(text) and chosen != "dense":
-        what = "contributed nothing" if "dense" in opened.modes and chosen != "bm25" else "found nothing"
-        typer.echo(f"BM25 {what}: the query holds only stop words, single letters or signs (emoji too).")
+    if note := opened.wordless_query(text, chosen):
+        typer.echo(note)
     elif not hits:
         typer.echo("No document matches.")
     _print_hits(opened, text, hits)

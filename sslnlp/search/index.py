@@ -229,6 +229,13 @@ class Index:
         found = Ranking(found.rows[:k], found.scores[:k])
         return [Explained(hit, {name: places.get(name, {}).get(hit.row) for name in MODES}) for hit in self.hits(found)]
 
+    def wordless_query(self, query: str, mode: Mode) -> str:
+        """What is to be said of a query that holds no word for BM25, where it has a part in `mode`; else nothing."""
+        if mode == "dense" or self.analyzer.terms(query):
+            return ""
+        what = "contributed nothing" if self.facts["dense"] and mode != "bm25" else "found nothing"
+        return f"BM25 {what}: the query holds only stop words, single letters or signs (emoji too)."
+
     def hits(self, ranking: Ranking) -> list[Hit]:
         """A ranking with the documents' ids."""
         pairs = zip(ranking.rows.tolist(), ranking.scores.tolist(), strict=True)

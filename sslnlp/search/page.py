@@ -125,11 +125,8 @@ def ask(index: Index, stopwatch: Stopwatch, query: str, mode: str | None, k: int
     explained = index.explain(query, DEPTH, chosen if chosen == "reranked" else cheap[-1])
     ranked = sorted((place.rank, at) for at, e in enumerate(explained) if (place := e.places[chosen]) is not None)
     results = [_result(index, query, rank, explained[at]) for rank, at in ranked[:k]]
-    note = ""
-    if not index.analyzer.terms(query) and chosen != "dense":
-        what = "found nothing" if chosen == "bm25" else "contributed nothing"
-        note = f"BM25 {what}: the query holds only stop words, single letters or signs (emoji too)."
-    elif chosen not in ("bm25", "dense") and all(e.places["bm25"] is None for e in explained):
+    note = index.wordless_query(query, chosen)
+    if not note and chosen not in ("bm25", "dense") and all(e.places["bm25"] is None for e in explained):
         note = "BM25 contributed nothing: no document holds a word of the query."
     seconds = time.perf_counter() - start
     rest = seconds - sum(stopwatch.seconds.values())
