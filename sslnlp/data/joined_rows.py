@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sslnlp.data.stream import RowSource, rows_at
+from sslnlp.data.stream import ByIndex, RowSource, rows_at
 from sslnlp.types import Row
 
 
-class JoinedRows:
+class JoinedRows(ByIndex):
     """The rows of `parts`, one source behind the other; those of a part with `labels` carry these instead of theirs."""
 
     def __init__(self, *parts: tuple[RowSource, npt.NDArray[np.int64] | None]) -> None:
@@ -22,11 +22,7 @@ class JoinedRows:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def __getitem__(self, index: int) -> Row:
-        return self.rows([index])[0]
-
     def rows(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> list[Row]:
-        """The rows at `indices`, in their order."""
         where = np.asarray(indices, np.int64)
         part_N = np.searchsorted(self._starts, where, side="right") - 1
         found: list[Any] = [None] * len(where)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sslnlp.data.store import TokenStore, open_array
+from sslnlp.data.stream import ByIndex
 from sslnlp.errors import UserError
 from sslnlp.locks import in_turn
 from sslnlp.types import Row
@@ -30,7 +31,7 @@ _FILES = (("starts", np.int64), ("framed", np.int32), ("ends", np.uint8), ("rows
 Ints = npt.NDArray[np.int64]
 
 
-class _Rows(ABC):
+class _Rows(ByIndex):
     """Rows laid out by a plan: what packed and padded rows share."""
 
     _kind = ""
@@ -74,15 +75,6 @@ class _Rows(ABC):
 
     def __len__(self) -> int:
         return len(self._row_offsets) - 1
-
-    def __getitem__(self, index: int) -> Row:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
-        return self.rows([index % len(self)])[0]
-
-    @abstractmethod
-    def rows(self, indices: Sequence[int] | Ints) -> list[Row]:
-        """The rows at `indices`, assembled together (one gather for all their pieces)."""
 
     def _lay(self, index: Ints, width: int) -> tuple[Ints, npt.NDArray[np.int32], Ints]:
         """Ids and document ids [B, width] of the rows `index`, and how many tokens each has [B]."""
@@ -145,7 +137,7 @@ class PackedRows(_Rows):
     _kind = "packed"
 
     def rows(self, indices: Sequence[int] | Ints) -> list[Row]:
-        """The rows at `indices`, assembled together."""
+        """The rows at `indices`, assembled together: one gather for all their pieces."""
         ids, document_ids, _ = self._lay(np.asarray(indices, np.int64), self.seq_length)
         return [{"input_ids": a, "document_ids": b} for a, b in zip(ids, document_ids, strict=True)]
 
@@ -167,7 +159,6 @@ class PaddedRows(_Rows):
         return self._framed
 
     def rows(self, indices: Sequence[int] | Ints) -> list[Row]:
-        """The rows at `indices`, assembled together."""
         ids, document_ids, used = self._lay(np.asarray(indices, np.int64), self.seq_length)
         cut_off = zip(ids, document_ids, used.tolist(), strict=True)
         return [{"input_ids": a[:n], "document_ids": b[:n]} for a, b, n in cut_off]

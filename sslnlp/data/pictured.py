@@ -21,6 +21,7 @@ from sslnlp.data.picture_check import check
 from sslnlp.data.picture_columns import Pictures
 from sslnlp.data.picture_contents import Contents, in_short
 from sslnlp.data.picture_sources import open_pictures
+from sslnlp.data.stream import ByIndex
 from sslnlp.data.table_rows import Ints, held_out, set_of
 from sslnlp.errors import UserError
 from sslnlp.pictures import BrokenPicture
@@ -33,7 +34,7 @@ NAMED = 5
 NO_LABEL = -100
 
 
-class PictureRows:
+class PictureRows(ByIndex):
     """Chosen pictures as rows `{"image": bytes, "captions": list[str], "picture": int}`, read when asked for.
 
     `captions` holds at least one text, but where pictures without captions were asked for; `picture` is the 64-bit hash
@@ -55,11 +56,6 @@ class PictureRows:
 
     def __len__(self) -> int:
         return len(self.index)
-
-    def __getitem__(self, index: int) -> Row:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
-        return self.rows([index % len(self)])[0]
 
     def rows(self, indices: Sequence[int] | Ints) -> list[Row]:
         """The rows at `indices`, in their order. Raises `UserError` when a picture has gone since it was looked at."""

@@ -6,6 +6,7 @@ Resuming is starting at another position; workers and processes are any split of
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
@@ -35,6 +36,22 @@ class Rows(Protocol):
     def __len__(self) -> int: ...
 
     def rows(self, indices: Sequence[int], /) -> list[Row]: ...
+
+
+class ByIndex(ABC):
+    """A source whose single rows are read as many are."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def rows(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> list[Row]:
+        """The rows at `indices`, in their order, read together."""
+
+    def __getitem__(self, index: int) -> Row:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        return self.rows([index % len(self)])[0]
 
 
 def rows_at(source: RowSource, index: npt.NDArray[np.int64]) -> list[Row]:

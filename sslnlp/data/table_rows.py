@@ -13,13 +13,14 @@ import numpy.typing as npt
 from sslnlp.data.config import DataConfig
 from sslnlp.data.hashes import HashSet
 from sslnlp.data.sources import open_source
+from sslnlp.data.stream import ByIndex
 from sslnlp.errors import UserError, suggest, usual_name
 from sslnlp.types import Row
 
 Ints = npt.NDArray[np.int64]
 
 
-class TableRows:
+class TableRows(ByIndex):
     """Chosen rows of a memory-mapped `datasets.Dataset` as mappings.
 
     Args:
@@ -45,13 +46,7 @@ class TableRows:
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, index: int) -> Row:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
-        return self.rows([index % len(self)])[0]
-
     def rows(self, indices: Sequence[int] | Ints) -> list[Row]:
-        """The rows at `indices`, read together."""
         where = np.asarray(indices, np.int64)
         found = self.dataset[self.index[where].tolist()]
         values = {ours: found[theirs] for ours, theirs in self.columns.items()}
