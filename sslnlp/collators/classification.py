@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sslnlp.collators.base import Collator
+from sslnlp.collators.pairs import check_room
 from sslnlp.collators.tokens import carried
 from sslnlp.data.label_kinds import UNKNOWN, plain
 from sslnlp.errors import UserError
@@ -42,9 +43,7 @@ class ClassificationCollator(Collator):
     """Class c is called `label_names[c]`; needed when the rows carry strings."""
 
     def __post_init__(self) -> None:
-        around = self.tokenizer.num_special_tokens_to_add(pair=False)
-        if self.max_length <= around:
-            raise UserError(f"collator.max_length={self.max_length} leaves no room beside {around} special tokens")
+        check_room(self.tokenizer, max_length=self.max_length)
         names = self.label_names or []
         if len(set(names)) != len(names):
             raise UserError("collator.label_names has a name twice; each class needs its own")

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sslnlp.collators.base import Collator
 from sslnlp.collators.images import ImageViewsCollator, PictureCollator
-from sslnlp.collators.pairs import single_texts
+from sslnlp.collators.pairs import check_room, single_texts
 from sslnlp.data.hashes import hash_same
 from sslnlp.errors import UserError
 from sslnlp.pictures import normalised
@@ -63,9 +63,7 @@ class ImageTextCollator(PictureCollator):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        around = self.tokenizer.num_special_tokens_to_add(pair=False)
-        if self.max_length <= around:
-            raise UserError(f"collator.max_length={self.max_length} leaves no room beside {around} special tokens")
+        check_room(self.tokenizer, max_length=self.max_length)
         if self.captions < 1:
             raise UserError(f"collator.captions must be at least 1, got {self.captions}")
         self._views = None

@@ -22,6 +22,14 @@ def single_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], lengt
     return dict(encoded)
 
 
+def check_room(tokenizer: PreTrainedTokenizerBase, **lengths: int) -> None:
+    """Refuse options of a collator that leave a text no token beside the special ones."""
+    around = tokenizer.num_special_tokens_to_add(pair=False)
+    for option, length in lengths.items():
+        if length <= around:
+            raise UserError(f"collator.{option}={length} leaves no room beside {around} special tokens")
+
+
 @dataclass(frozen=True)
 class PairTokenizer:
     """Pairs as a cross-encoder sees them. What is too long loses its end (its beginning, where the tokenizer truncates

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sslnlp.collators.base import Collator
-from sslnlp.collators.pairs import single_texts
+from sslnlp.collators.pairs import check_room, single_texts
 from sslnlp.collators.ragged import pack_texts
 from sslnlp.collators.tokens import FreshPositions, carried
 from sslnlp.data.hashes import hash_same
@@ -60,12 +60,7 @@ class RankingCollator(Collator):
     """How many of a row's negatives to use, drawn anew each pass; None = all (then every row has as many). 0 = none."""
 
     def __post_init__(self) -> None:
-        around = self.tokenizer.num_special_tokens_to_add(pair=False)
-        for option in ("query_length", "document_length"):
-            if getattr(self, option) <= around:
-                raise UserError(
-                    f"collator.{option}={getattr(self, option)} leaves no room beside {around} special tokens"
-                )
+        check_room(self.tokenizer, query_length=self.query_length, document_length=self.document_length)
         if self.num_negatives is not None and self.num_negatives < 0:
             raise UserError(f"collator.num_negatives={self.num_negatives} must be 0 or more")
         self._fresh = FreshPositions()

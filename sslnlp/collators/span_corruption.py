@@ -9,11 +9,11 @@ from typing import ClassVar
 import numpy as np
 
 from sslnlp.collators.base import Collator
-from sslnlp.collators.ragged import Ints, blocks
+from sslnlp.collators.ragged import Ints
 from sslnlp.collators.seq2seq import SEQ2SEQ_KEYS, mark_text, seq2seq_batch
 from sslnlp.collators.spans import (
-    columns,
     document_ends,
+    laid_out,
     numbered,
     random_spans,
     reserve_for,
@@ -112,11 +112,5 @@ class SpanCorruptionCollator(Collator):
         source = source_tokens(block, spans, self._sentinels, spans.leads)
         target = target_tokens(block, spans, self._sentinels, spans.leads, ends, eos)
         longest = int(self._lengths(max(width - self.reserve - self._frame, 0))[1][-1])
-        made = []
-        for place_N, ids_N in (source, target):
-            documents_N = block.document_ids.ravel()[place_N]
-            row_N = place_N // max(width, 1)
-            ids, documents = blocks(row_N, len(rows), (ids_N, pad_id(self.tokenizer)), (documents_N, -1))
-            kept = columns(documents, longest)
-            made.append((ids[:, :kept], documents[:, :kept]))
-        return mark_text(seq2seq_batch(block, made[0], made[1]), self._text)
+        made = (laid_out(block, *side, pad_id(self.tokenizer), longest) for side in (source, target))
+        return mark_text(seq2seq_batch(block, *made), self._text)

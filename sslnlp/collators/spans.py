@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
-from sslnlp.collators.ragged import Ints, interleave
+from sslnlp.collators.ragged import Ints, blocks, interleave
 from sslnlp.collators.tokens import TokenBlock
 from sslnlp.errors import UserError
 from sslnlp.rng import U64
@@ -141,6 +141,15 @@ def target_tokens(
     order = interleave((lead, 0 * lead), (taken, 0 * taken + 1), (end, 0 * end + 2))
     ids = [sentinels[spans.number.ravel()[lead]], block.input_ids.ravel()[taken], np.full(len(end), eos)]
     return np.concatenate([lead, taken, end])[order], np.concatenate(ids)[order]
+
+
+def laid_out(block: TokenBlock, place_N: Ints, ids_N: Ints, padding: int, most: int) -> tuple[Ints, Ints]:
+    """Ids and document ids [B, T] of tokens that know their places in the block, T at most `most` (`columns`)."""
+    rows, width = block.input_ids.shape
+    documents_N = block.document_ids.ravel()[place_N]
+    ids, documents = blocks(place_N // max(width, 1), rows, (ids_N, padding), (documents_N, -1))
+    kept = columns(documents, most)
+    return ids[:, :kept], documents[:, :kept]
 
 
 def document_ends(block: TokenBlock) -> Flags:

@@ -9,14 +9,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from sslnlp.collators.base import Collator
-from sslnlp.collators.ragged import Ints, blocks
+from sslnlp.collators.ragged import Ints
 from sslnlp.collators.seq2seq import SEQ2SEQ_KEYS, mark_text, seq2seq_batch
 from sslnlp.collators.spans import (
     Reals,
     Spans,
-    columns,
     document_ends,
     document_numbers,
+    laid_out,
     numbered,
     random_spans,
     reserve_for,
@@ -163,8 +163,9 @@ class UL2Collator(Collator):
         eos = int(self.tokenizer.eos_token_id)
         source = self._with_modes(block, kinds, source_tokens(block, spans, self._sentinels, spans.leads))
         target = target_tokens(block, spans, self._sentinels, spans.leads, document_ends(block), eos)
-        batch = seq2seq_batch(block, self._blocks(block, *source), self._blocks(block, *target))
-        return mark_text(batch, self._text)
+        longest = self._longest(block.input_ids.shape[1])
+        made = (laid_out(block, *side, pad_id(self.tokenizer), longest) for side in (source, target))
+        return mark_text(seq2seq_batch(block, *made), self._text)
 
     def _corrupted(self, block: TokenBlock, positions: Ints) -> tuple[Spans, Ints]:
         """The spans of a block, and the kind of denoiser [B, S] that took them, drawn by (position, document)."""
@@ -197,14 +198,6 @@ class UL2Collator(Collator):
         place_D = text_N[np.diff(document_numbers(block)[text_N], prepend=-1) > 0]
         at = np.searchsorted(place_N, place_D)
         return np.insert(place_N, at, place_D), np.insert(ids_N, at, self._mode_ids[kinds.ravel()[place_D]])
-
-    def _blocks(self, block: TokenBlock, place_N: Ints, ids_N: Ints) -> tuple[Ints, Ints]:
-        """Ids and document ids [B, T] of tokens that know their places in the block."""
-        rows, width = block.input_ids.shape
-        documents_N = block.document_ids.ravel()[place_N]
-        ids, documents = blocks(place_N // max(width, 1), rows, (ids_N, pad_id(self.tokenizer)), (documents_N, -1))
-        kept = columns(documents, self._longest(width))
-        return ids[:, :kept], documents[:, :kept]
 
     def _longest(self, width: int) -> int:
         """What a piece that fills a row of the source comes to: no longer than the rows that were asked for."""
