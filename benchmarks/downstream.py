@@ -25,7 +25,7 @@ from rich.table import Table
 
 from benchmarks.common import command
 from sslnlp.data.config import DataConfig
-from sslnlp.data.table import labelled
+from sslnlp.data.labelled import labelled
 from sslnlp.errors import UserError
 from sslnlp.evaluation.baselines import bm25_ranking, tfidf_logreg
 from sslnlp.evaluation.beir import load_beir

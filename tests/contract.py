@@ -27,7 +27,7 @@ from sslnlp.collators import get_collator
 from sslnlp.collators.base import Collator
 from sslnlp.data.packing import PackedRows
 from sslnlp.data.stream import Stream
-from sslnlp.data.table import TableRows
+from sslnlp.data.table_rows import TableRows
 from sslnlp.data.tokens import build_store
 from sslnlp.evaluation import evaluate_held_out
 from sslnlp.models import ModelConfig, build_model

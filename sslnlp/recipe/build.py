@@ -22,7 +22,7 @@ from sslnlp.data.pictured import PictureRows, pictured
 from sslnlp.data.prepare import prepare_text
 from sslnlp.data.store import TokenStore
 from sslnlp.data.stream import RowSource, Stream, in_runs
-from sslnlp.data.table import TableRows
+from sslnlp.data.table_rows import TableRows
 from sslnlp.data.tagged import Tagged, tagged
 from sslnlp.errors import UserError
 from sslnlp.models import ModelConfig, build_config, build_model, max_positions

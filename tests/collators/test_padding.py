@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from sslnlp.collators import COLLATORS, get_collator
-from sslnlp.data.table import TableRows
+from sslnlp.data.table_rows import TableRows
 from sslnlp.tokenizer import set_framing, train_tokenizer
 
 TEXTS = ["the cat sat on the mat", "a dog ran", "cats and dogs ran on a long long mat"]

@@ -9,7 +9,7 @@ import pytest
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from sslnlp.collators.reranking import DRAWN, RerankingCollator
-from sslnlp.data.table import TableRows
+from sslnlp.data.table_rows import TableRows
 from sslnlp.errors import UserError
 from sslnlp.tokenizer import set_framing, train_tokenizer
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sslnlp.collators import get_collator
-from sslnlp.data.table import TableRows
+from sslnlp.data.table_rows import TableRows
 from sslnlp.types import Row
 from tests.contract import corpus, make_stream, small_tokenizer
 

@@ -11,8 +11,9 @@ import pytest
 
 from sslnlp.data import DataConfig
 from sslnlp.data.label_kinds import class_names
-from sslnlp.data.labelled import out_of_scope, unlabelled
-from sslnlp.data.table import TableRows, labelled, paired
+from sslnlp.data.labelled import labelled, out_of_scope, unlabelled
+from sslnlp.data.paired import paired
+from sslnlp.data.table_rows import TableRows
 from sslnlp.data.tagged import tagged
 from sslnlp.errors import UserError
 
