@@ -14,10 +14,10 @@ from typing import Annotated, Any
 import typer
 
 from sslnlp import __version__
-from sslnlp.build_cli import build_command
 from sslnlp.errors import UserError
 from sslnlp.predict_cli import predict_command
 from sslnlp.search.cli import search_app
+from sslnlp.text_to_search_cli import build_command
 
 app = typer.Typer(
     name="sslnlp",

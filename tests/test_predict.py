@@ -15,7 +15,7 @@ import torch
 from transformers import AutoConfig, pipeline
 
 from sslnlp.cli import run_command
-from sslnlp.data import text as plain
+from sslnlp.data import text_files
 from sslnlp.distributed import own_device
 from sslnlp.errors import UserError
 from sslnlp.predict import UNKNOWN, Predictor, predict_file
@@ -245,7 +245,7 @@ def test_a_row_without_text_gets_no_label(single: Path, tmp_path: Path, caplog: 
     assert predict_file(str(single / "export"), lines, out) == 4
     said = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["label"] is None for line in said] == [False, True, True, False]
-    assert [line["text"] for line in said] == list(plain.lines(lines))
+    assert [line["text"] for line in said] == list(text_files.lines(lines))
     data.write_text(json.dumps({"text": ""}) + "\n")
     with pytest.raises(UserError, match="holds no text to classify"):
         predict_file(str(single / "export"), data, out)

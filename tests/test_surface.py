@@ -161,7 +161,7 @@ LEVELS = [
     "averaging budget precision sharding heap",
     "train evaluation search export card hub predict predict_pictures",
     "recipe report",
-    "text_to_search build_cli predict_cli curve quickstart cli __main__",
+    "text_to_search text_to_search_cli predict_cli curve quickstart cli __main__",
 ]
 # `card` and `search` may be imported by anything of their level; these pairs may not see each other.
 STRANGERS = [("collators", "objectives"), ("objectives", "collators"), ("data", "collators"), ("train", "recipe")]

@@ -1,4 +1,4 @@
-"""The model card: what a run knows about itself, as a README that a hub and a person can both read.
+"""The page of a model card: metadata for a hub, then sections of text and tables for a person.
 
 Every value may come from a file name, a label or a column of somebody's data, so nothing is trusted: text goes into
 code spans or is escaped, metadata goes through a YAML writer, and paths of the machine are cut to their last part.

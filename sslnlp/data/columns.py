@@ -10,7 +10,7 @@ import datasets
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.compute as pc  # type: ignore[import-untyped]
 
-from sslnlp.data.text import open_bytes
+from sslnlp.data.text_files import open_bytes
 from sslnlp.errors import UserError
 
 _CHANGES_AS_NUMBER = r"^[-+]?(0\d|\d{19})"

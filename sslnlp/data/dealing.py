@@ -15,8 +15,7 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from sslnlp.data import joining
-from sslnlp.data import text as plain
+from sslnlp.data import joining, text_files
 from sslnlp.data.config import DataConfig
 from sslnlp.data.hashes import HashSet
 from sslnlp.data.joining import NOTE, noted
@@ -120,7 +119,7 @@ class _Dealt:
     def _settled(self) -> tuple[str | None, str]:
         """The text column and the way `.txt` files are cut, which are read off all files together."""
         files, config = self.source.files, self.config
-        how = plain.resolve(files[".txt"], config.split_text) if ".txt" in files else config.split_text
+        how = text_files.resolve(files[".txt"], config.split_text) if ".txt" in files else config.split_text
         if set(files) == {".txt"}:
             return None, how
         head = next((head for _, head, _ in self.source.headed()), None)

@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from sslnlp.data.text import COMPRESSED
+from sslnlp.data.text_files import COMPRESSED
 from sslnlp.errors import UserError
 
 LOADERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}

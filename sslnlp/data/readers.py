@@ -13,7 +13,7 @@ from typing import Any
 
 import datasets
 
-from sslnlp.data import text as plain
+from sslnlp.data import text_files
 from sslnlp.data.columns import SEPARATORS, csv_columns, parquet_columns, with_numbers
 from sslnlp.data.files import LOADERS
 from sslnlp.errors import UserError, reason_of
@@ -55,12 +55,12 @@ def _separator(extension: str, file: Path) -> str:
 
 def _csv_lines(file: Path) -> Iterator[str]:
     """The lines of a `.csv` or `.tsv` that are not blank; they may end as on old Macs."""
-    return (row for line in plain.lines(file) for row in line.split("\r") if row.strip())
+    return (row for line in text_files.lines(file) for row in line.split("\r") if row.strip())
 
 
 def json_lines(file: Path) -> Iterator[dict[str, Any]]:
     """Rows of one `.jsonl` file; `datasets` would refuse rows that gain a key or change a type late in the file."""
-    for number, line in enumerate(plain.lines(file), 1):
+    for number, line in enumerate(text_files.lines(file), 1):
         if not line.strip():
             continue
         try:
@@ -76,7 +76,7 @@ def json_rows(file: Path) -> Iterator[dict[str, Any]]:
     """Rows of one `.json` file: `datasets` refuses several in which some column, if only a date, is of another type in
     one than in another, and takes a fifth of a second to set up for each."""
     try:
-        with plain.open_bytes(file) as handle:
+        with text_files.open_bytes(file) as handle:
             content = handle.read(_SMALL + 1)
         found = json.loads(content.decode("utf-8-sig")) if len(content) <= _SMALL else None
     except Exception:  # lines of JSON, or damaged: reading it for real names the damage
@@ -103,7 +103,7 @@ def _parquet_batches(files: list[Path], column: str | None) -> Iterator[Any]:
     for file in files:
         try:
             # `datasets` reads far ahead, 256 MB of a file of 300; and all columns.
-            with plain.open_bytes(file) as handle, pyarrow.parquet.ParquetFile(handle, pre_buffer=False) as table:
+            with text_files.open_bytes(file) as handle, pyarrow.parquet.ParquetFile(handle, pre_buffer=False) as table:
                 if column is not None and column not in table.schema_arrow.names:
                     raise UserError(f"{file} has no column {column!r}; it has {', '.join(table.schema_arrow.names)}")
                 columns = None if column is None else [column]
@@ -154,7 +154,7 @@ def load_files(extension: str, files: list[Path], cache: str | None) -> list[tup
 def _check(extension: str, files: list[Path]) -> None:
     """Refuse what the parsers do not tell well."""
     for file in files if extension != ".parquet" else ():
-        for _ in plain.lines(file):  # names the line of bad bytes
+        for _ in text_files.lines(file):  # names the line of bad bytes
             pass
         if extension == ".json" and _head(file).startswith("null"):  # Arrow's reader would end the process
             raise UserError(f"{file} begins with null where a row belongs; take it out")
@@ -223,7 +223,7 @@ def _first_object(file: Path) -> dict[str, Any]:
 
 def _head(file: Path) -> str:
     """The beginning of a `.json` file, from its first row on."""
-    with plain.open_bytes(file) as handle:
+    with text_files.open_bytes(file) as handle:
         return handle.read(2**20).decode("utf-8-sig", errors="replace").lstrip().removeprefix("[").lstrip()
 
 
@@ -236,15 +236,15 @@ def diagnose(extension: str, files: list[Path], error: Exception) -> UserError:
             if extension == ".parquet":
                 import pyarrow.parquet
 
-                with plain.open_bytes(file) as handle:
+                with text_files.open_bytes(file) as handle:
                     pyarrow.parquet.ParquetFile(handle).schema_arrow  # noqa: B018
             elif extension == ".jsonl":
                 for _ in json_lines(file):
                     pass
             elif extension == ".json":
-                json.loads("\n".join(plain.lines(file)))
+                json.loads("\n".join(text_files.lines(file)))
             else:
-                for _ in plain.lines(file):
+                for _ in text_files.lines(file):
                     pass
         except UserError as bad:
             return bad

@@ -17,7 +17,7 @@ from typing import Any
 
 import datasets
 
-from sslnlp.data import text as plain
+from sslnlp.data import text_files
 from sslnlp.data.columns import joined
 from sslnlp.data.config import DataConfig
 from sslnlp.data.files import checked_kind, find_files
@@ -140,7 +140,7 @@ class Source:
             if text not in (None, "text"):
                 given, key = self.asked.name_of("text", repr(text)), self.asked.name_of("text")
                 raise UserError(f"{given}: a .txt file has no columns; leave {key} out")
-            yield from plain.documents(self.files[".txt"], split_text)
+            yield from text_files.documents(self.files[".txt"], split_text)
         if not self.hub and set(self.files) <= {".txt"}:
             return
         column: str | None = None
@@ -179,7 +179,7 @@ class Source:
         with quiet():
             for extension, files in self.files.items():
                 if extension == ".txt":
-                    made = {"text": list(plain.documents(files, "line" if len(files) == 1 else "auto"))}
+                    made = {"text": list(text_files.documents(files, "line" if len(files) == 1 else "auto"))}
                     parts.append((str(files[0]), datasets.Dataset.from_dict(made)))
                 else:
                     parts += load_files(extension, files, cache)

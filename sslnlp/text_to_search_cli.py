@@ -33,5 +33,5 @@ def build_command(
 
     text_to_search(
         pairs, out, documents=documents, text=text, encoder=encoder, budget=budget, beir=beir, overrides=keys or [],
-        evaluate=lambda index, folder: evaluate_command(index, folder),
+        evaluate=evaluate_command,
     )  # fmt: skip
