@@ -25,6 +25,7 @@ from typing import Any, BinaryIO, cast
 import torch
 
 from sslnlp.errors import UserError
+from sslnlp.writing import fsync, sha256_of
 
 logger = logging.getLogger(__name__)
 
@@ -100,9 +101,9 @@ def save_checkpoint(directory: Path, step: int, payload: Mapping[str, Any], meta
         files[_META] = _write_bytes(aside / _META, text)
         manifest = {"format": 1, "step": step, "files": files}
         _write_bytes(aside / _MANIFEST, json.dumps(manifest, indent=2).encode())
-        _sync_folder(aside)
+        fsync(aside)
         os.rename(aside, place)
-        _sync_folder(directory)
+        fsync(directory)
     except BaseException as error:
         shutil.rmtree(aside, ignore_errors=True)
         if isinstance(error, OSError):
@@ -241,30 +242,11 @@ def _problem(path: Path, *, hashes: bool = True) -> str | None:
         try:
             if (found := (path / name).stat().st_size) != size:
                 return f"{name} has {found} bytes instead of {size}"
-            if hashes and _sha256(path / name) != sha256:
+            if hashes and sha256_of(path / name) != sha256:
                 return f"{name} is damaged (its SHA-256 differs from the manifest)"
         except OSError as error:
             return f"{name} cannot be read ({error.strerror})"
     return None
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _sync_folder(path: Path) -> None:
-    """Make names inside a folder durable. Windows cannot open folders, and its rename needs no such step."""
-    if os.name == "nt":
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _clean(directory: Path) -> None:

@@ -21,10 +21,9 @@ from sslnlp.recipe.load import read_biography
 from sslnlp.search.changes import build_index
 from sslnlp.search.documents import read_documents
 from sslnlp.search.encoder import read_json
-from sslnlp.search.manifest import sha256_of
 from sslnlp.search.mining import mine
 from sslnlp.search.negatives import Mining
-from sslnlp.writing import write_json
+from sslnlp.writing import sha256_of, write_json
 
 SHARES = {"masked": 0.35, "retrieval": 0.15, "contrastive": 0.15, "pairs": 0.1, "mined": 0.1, "reranker": 0.15}
 """Parts of the budget. Without text, or with an encoder to start from, the first three are not run."""

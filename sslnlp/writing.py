@@ -1,9 +1,10 @@
-"""Files that appear whole or not at all, and never in place of what is read."""
+"""Files that appear whole or not at all, never in place of what is read; and what tells that they stayed whole."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -104,3 +105,24 @@ def write_lines(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     with replacing(path) as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def fsync(path: Path) -> None:
+    """Make a file, or the names inside a folder, durable. Windows cannot open folders, and its rename needs no such
+    step."""
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """The file's SHA-256, read in blocks."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -17,6 +17,7 @@ from sslnlp.search.loading import load_encoder, load_reranker, same_encoder
 from sslnlp.search.resume import Say, kept_unless_wrong, take_up
 from sslnlp.search.sources import Progress, Source, open_source, read
 from sslnlp.search.store import DocumentStore
+from sslnlp.writing import sha256_of
 
 
 class Added(NamedTuple):
@@ -145,7 +146,7 @@ def delete_documents(index: str | Path, ids: Iterable[str]) -> int:
         if len(wanted) == len(store):
             raise UserError(f"no document would be left; to be rid of the index, remove the folder {index}")
         deleted = [*store.deleted, *(rows[name] for name in wanted)]
-        key = manifest.digest_of(["delete", manifest.sha256_of(index / manifest.NAME), sorted(wanted)])
+        key = manifest.digest_of(["delete", sha256_of(index / manifest.NAME), sorted(wanted)])
         names = [segment["name"] for segment in facts["segments"]]
         segments.commit(index, facts, names, deleted, key, facts, lambda stage, done, total: None)
     return len(wanted)
@@ -153,7 +154,7 @@ def delete_documents(index: str | Path, ids: Iterable[str]) -> int:
 
 def _key(out: Path, kind: str, source: Source, columns: Columns, facts: Any) -> str:
     """What a resumed run must share with the one that was killed, as one SHA-256."""
-    former = manifest.sha256_of(out / manifest.NAME) if (out / manifest.NAME).is_file() else ""
+    former = sha256_of(out / manifest.NAME) if (out / manifest.NAME).is_file() else ""
     return manifest.digest_of([manifest.FORMAT, kind, former, source.fingerprint(), columns, facts])
 
 

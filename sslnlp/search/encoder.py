@@ -27,8 +27,8 @@ from sslnlp.errors import UserError, first_line
 from sslnlp.evaluation.beir import encode_sorted
 from sslnlp.nn import Pooling
 from sslnlp.quiet import quiet_loading
-from sslnlp.search.manifest import sha256_of
 from sslnlp.types import Encoding
+from sslnlp.writing import sha256_of
 
 Kind = Literal["query", "document"]
 Reads = Literal["texts", "pictures"]

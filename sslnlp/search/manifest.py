@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from sslnlp.errors import UserError
 from sslnlp.locks import exclusive
-from sslnlp.writing import why
+from sslnlp.writing import fsync, sha256_of, why
 
 T = TypeVar("T")
 
@@ -31,15 +31,6 @@ FORMAT = 2
 WORK = "work.json"
 """What an unfinished segment has reached; it stays beside the files and is no part of the index."""
 _FOLDERS = ("segment-", "table-", "generation-")  # the last is what format 1 wrote
-
-
-def sha256_of(path: Path) -> str:
-    """The file's SHA-256, read in blocks."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def digest_of(facts: Any) -> str:
@@ -160,14 +151,6 @@ def write_json(path: Path, content: Any) -> None:
     fsync(aside)
     os.replace(aside, path)
     fsync(path.parent)
-
-
-def fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _broken(out: Path, why: str) -> UserError:

@@ -16,7 +16,7 @@ from typing import Any
 from sslnlp.errors import UserError
 from sslnlp.search import manifest
 from sslnlp.search.manifest import WORK
-from sslnlp.writing import why
+from sslnlp.writing import fsync, why
 
 Say = Callable[[str], None]
 """Called with one line that a person should see."""
@@ -32,7 +32,7 @@ class Work:
         """Remember `facts` of a stage whose files are written; they are flushed first, unless they are already."""
         if flush:
             for path in (path for path in self.folder.rglob("*") if path.is_file()):
-                manifest.fsync(path)
+                fsync(path)
         self.done[stage] = facts
         manifest.write_json(self.folder / WORK, {"key": self.key, "done": self.done})
 
