@@ -61,9 +61,7 @@ def prepare_text(config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, cach
     Raises:
         UserError: the source is wrong (see `sources`), or no text is left.
     """
-    train = open_part(config, "train", cache_dir)
-    valid = open_part(config, "valid", cache_dir) if config.valid is not None else None
-    key = fingerprint(config, train, valid, tokenizer)
+    train, valid, key = opened(config, tokenizer, cache_dir)
     root = Path(config.cache or cache_dir)
     final = root / f"text-{key}"
     with in_turn(root, final.name):
@@ -125,12 +123,17 @@ def texts_of(source: Source, config: DataConfig) -> Iterator[str]:
     return islice(source.documents(config.text, config.split_text), config.limit)
 
 
-def fingerprint(config: DataConfig, train: Source, valid: Source | None, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The name of a preparation: made of the content, the tokenizer, and the options that decide what is stored."""
+def opened(
+    config: DataConfig, tokenizer: PreTrainedTokenizerBase, cache_dir: str | Path
+) -> tuple[Source, Source | None, str]:
+    """Training and held-out source, and the name of their preparation: made of the content, the tokenizer, and the
+    options that decide what is stored."""
+    train = open_part(config, "train", cache_dir)
+    valid = open_part(config, "valid", cache_dir) if config.valid is not None else None
     options = (config.text, config.split_text, config.limit, config.deduplicate)
     held_out = valid.fingerprint if valid else (config.valid_fraction, config.valid_tokens)
     what = (_VERSION, train.fingerprint, held_out, tokenizer_fingerprint(tokenizer), options)
-    return hashlib.blake2b(repr(what).encode(), digest_size=12).hexdigest()
+    return train, valid, hashlib.blake2b(repr(what).encode(), digest_size=12).hexdigest()
 
 
 def _build(

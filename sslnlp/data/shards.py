@@ -20,8 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from sslnlp.data.config import DataConfig
 from sslnlp.data.dealing import Shard, read_share
 from sslnlp.data.joining import Parts
-from sslnlp.data.prepare import Prepared, bars, fingerprint, join, prepared
-from sslnlp.data.sources import Source, open_part
+from sslnlp.data.prepare import Prepared, bars, join, opened, prepared
 from sslnlp.errors import UserError
 from sslnlp.locks import in_turn
 
@@ -37,7 +36,7 @@ def prepare_shard(
 
     Nothing is done when the shard is there already. Raises `UserError` for a wrong source.
     """
-    train, _, key = _opened(config, tokenizer, cache_dir)
+    train, _, key = opened(config, tokenizer, cache_dir)
     root = Path(config.cache or cache_dir)
     final = root / f"shards-{key}" / str(shard)
     with in_turn(root, f"shards-{key}-{shard}"):
@@ -61,7 +60,7 @@ def merge_shards(config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, cach
 
     Raises `UserError` when shards are missing, or were made from other text, another tokenizer or other options.
     """
-    train, valid, key = _opened(config, tokenizer, cache_dir)
+    train, valid, key = opened(config, tokenizer, cache_dir)
     root = Path(config.cache or cache_dir)
     final = root / f"text-{key}"
     with in_turn(root, final.name):
@@ -75,14 +74,6 @@ def merge_shards(config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, cach
             shutil.rmtree(final, ignore_errors=True)
             os.replace(aside, final)
     return prepared(final)
-
-
-def _opened(
-    config: DataConfig, tokenizer: PreTrainedTokenizerBase, cache_dir: str | Path
-) -> tuple[Source, Source | None, str]:
-    train = open_part(config, "train", cache_dir)
-    valid = open_part(config, "valid", cache_dir) if config.valid is not None else None
-    return train, valid, fingerprint(config, train, valid, tokenizer)
 
 
 def _complete(root: Path, key: str) -> list[Path]:
