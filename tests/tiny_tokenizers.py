@@ -1,7 +1,10 @@
 """Tokenizers of each kind, trained in a fraction of a second on a page of English and Chinese."""
 
+from collections.abc import Iterable
 from functools import cache
+from typing import Any
 
+import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from sslnlp.tokenizer import train_tokenizer
@@ -27,3 +30,13 @@ CHINESE = [
 def tiny(kind: str = "bpe") -> PreTrainedTokenizerFast:
     """A tokenizer of `kind`; shared between tests, so not to be changed."""
     return train_tokenizer((ENGLISH + CHINESE) * 4, vocab_size=640, algorithm=kind)
+
+
+def packed_row(
+    pieces: Iterable[list[int]], tokenizer: PreTrainedTokenizerFast, *, padding: int = 0, position: int = 0
+) -> dict[str, Any]:
+    """One row of documents (ids, framed), as packing lays them, and `padding` behind."""
+    framed = list(pieces)
+    ids = [token for piece in framed for token in piece] + [tokenizer.pad_token_id] * padding
+    documents = [n for n, piece in enumerate(framed) for _ in piece] + [-1] * padding
+    return {"input_ids": np.array(ids, np.int64), "document_ids": np.array(documents, np.int32), "position": position}

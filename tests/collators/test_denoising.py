@@ -13,7 +13,7 @@ from transformers import BartConfig, BartForConditionalGeneration
 from sslnlp.collators.denoising import DenoisingCollator
 from sslnlp.errors import UserError
 from sslnlp.tokenizer import framing, sentence_boundaries, special_mask, train_tokenizer
-from tests.tiny_tokenizers import CHINESE, ENGLISH, KINDS, tiny
+from tests.tiny_tokenizers import CHINESE, ENGLISH, KINDS, packed_row, tiny
 
 IGNORED = -100
 TEXTS = [*ENGLISH, *CHINESE, "One. Two! Three? 🙂🙂 four… 五。六！七", "", "ship", "No.\nYes.\n\n好。"]
@@ -26,11 +26,7 @@ def framed(tokenizer, text):
 
 def make_row(kind, texts, position, padding=0):
     pieces = [framed(tiny(kind), text) for text in texts]
-    ids = [token for piece in pieces for token in piece] + [tiny(kind).pad_token_id] * padding
-    documents = [n for n, piece in enumerate(pieces) for _ in piece] + [-1] * padding
-    return {
-        "input_ids": np.array(ids, np.int64), "document_ids": np.array(documents, np.int32), "position": position,
-    }  # fmt: skip
+    return packed_row(pieces, tiny(kind), padding=padding, position=position)
 
 
 def long_rows(kind="bpe", rows=8, length=2000):

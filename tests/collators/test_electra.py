@@ -1,6 +1,5 @@
 """The electra collator: masked_lm's masks, and which tokens are judged and may be drawn."""
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +8,7 @@ from hypothesis import strategies as st
 from sslnlp.collators.electra import ElectraCollator
 from sslnlp.collators.masked_lm import MaskedLMCollator
 from sslnlp.tokenizer import special_mask
-from tests.tiny_tokenizers import CHINESE, ENGLISH, KINDS, tiny
+from tests.tiny_tokenizers import CHINESE, ENGLISH, KINDS, packed_row, tiny
 
 TEXTS = [*ENGLISH, *CHINESE, "🙂🙂 four… 五。六！七", "ship", ""]
 
@@ -17,11 +16,7 @@ TEXTS = [*ENGLISH, *CHINESE, "🙂🙂 four… 五。六！七", "ship", ""]
 def make_row(kind, texts, position, padding=0):
     """Documents framed and packed into one row."""
     pieces = [tiny(kind)(text)["input_ids"] for text in texts]
-    ids = [token for piece in pieces for token in piece] + [tiny(kind).pad_token_id] * padding
-    documents = [n for n, piece in enumerate(pieces) for _ in piece] + [-1] * padding
-    return {
-        "input_ids": np.array(ids, np.int64), "document_ids": np.array(documents, np.int32), "position": position,
-    }  # fmt: skip
+    return packed_row(pieces, tiny(kind), padding=padding, position=position)
 
 
 @given(

@@ -13,7 +13,7 @@ from sslnlp.data.packing import PackedRows
 from sslnlp.data.tokens import build_store
 from sslnlp.errors import UserError
 from sslnlp.tokenizer import train_tokenizer
-from tests.tiny_tokenizers import CHINESE, ENGLISH, KINDS, tiny
+from tests.tiny_tokenizers import CHINESE, ENGLISH, KINDS, packed_row, tiny
 
 IGNORED = -100
 TEXTS = [*ENGLISH, *CHINESE, "ok 🙂🙂 👩‍👩‍👧 done", "a", ""]
@@ -26,15 +26,10 @@ def markers(tokenizer):
 def row_of(texts, tokenizer, *, ends=True, bos=True, padding=0, position=0):
     """One row of framed texts; `ends` says of each whether its end-of-text is there."""
     ends = [ends] * len(texts) if isinstance(ends, bool) else ends
-    ids, documents = [], []
-    for n, (text, end) in enumerate(zip(texts, ends, strict=True)):
-        plain = tokenizer(text, add_special_tokens=False)["input_ids"]
-        piece = [tokenizer.bos_token_id] * bos + plain + [tokenizer.eos_token_id] * end
-        ids += piece
-        documents += [n] * len(piece)
-    ids += [tokenizer.pad_token_id] * padding
-    documents += [-1] * padding
-    return {"input_ids": np.array(ids), "document_ids": np.array(documents, np.int32), "position": position}
+    plain = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    first, last = [tokenizer.bos_token_id] * bos, [tokenizer.eos_token_id]
+    pieces = [first + ids + last * end for ids, end in zip(plain, ends, strict=True)]
+    return packed_row(pieces, tokenizer, padding=padding, position=position)
 
 
 def pieces(ids, documents, *more):

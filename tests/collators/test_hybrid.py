@@ -12,21 +12,11 @@ from sslnlp.collators.hybrid import HybridCollator
 from sslnlp.collators.masked_lm import MaskedLMCollator
 from sslnlp.errors import UserError
 from sslnlp.tokenizer import special_mask, train_tokenizer
+from tests.collators.test_span_corruption import row_of
 from tests.tiny_tokenizers import CHINESE, ENGLISH, KINDS, tiny
 
 IGNORED = -100
 TEXTS = [*ENGLISH, *CHINESE, "ok 🙂🙂 done", "a", ""]
-
-
-def row_of(texts, tokenizer, *, bos=True, padding=0, position=0):
-    ids, documents = [], []
-    for n, text in enumerate(texts):
-        plain = tokenizer(text, add_special_tokens=False)["input_ids"]
-        piece = [tokenizer.bos_token_id] * bos + plain + [tokenizer.eos_token_id]
-        ids += piece
-        documents += [n] * len(piece)
-    ids, documents = ids + [tokenizer.pad_token_id] * padding, documents + [-1] * padding
-    return {"input_ids": np.array(ids), "document_ids": np.array(documents, np.int32), "position": position}
 
 
 @given(

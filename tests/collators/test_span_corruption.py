@@ -16,7 +16,7 @@ from sslnlp.data.packing import PackedRows
 from sslnlp.data.tokens import build_store
 from sslnlp.errors import UserError
 from sslnlp.tokenizer import SENTINELS, special_mask, train_tokenizer
-from tests.tiny_tokenizers import CHINESE, ENGLISH, KINDS, tiny
+from tests.tiny_tokenizers import CHINESE, ENGLISH, KINDS, packed_row, tiny
 
 IGNORED = -100
 TEXTS = [*ENGLISH, *CHINESE, "ok 🙂🙂 👩‍👩‍👧 done", "a", "", "ab"]
@@ -24,15 +24,9 @@ TEXTS = [*ENGLISH, *CHINESE, "ok 🙂🙂 👩‍👩‍👧 done", "a", "", "ab
 
 def row_of(texts, tokenizer, *, bos=True, padding=0, position=0):
     """One row of framed texts (strings, or ids), as rows are packed for an encoder-decoder."""
-    ids, documents = [], []
-    for n, text in enumerate(texts):
-        plain = tokenizer(text, add_special_tokens=False)["input_ids"] if isinstance(text, str) else list(text)
-        piece = [tokenizer.bos_token_id] * bos + plain + [tokenizer.eos_token_id]
-        ids += piece
-        documents += [n] * len(piece)
-    ids += [tokenizer.pad_token_id] * padding
-    documents += [-1] * padding
-    return {"input_ids": np.array(ids), "document_ids": np.array(documents, np.int32), "position": position}
+    plain = [tokenizer(t, add_special_tokens=False)["input_ids"] if isinstance(t, str) else list(t) for t in texts]
+    pieces = [[tokenizer.bos_token_id] * bos + ids + [tokenizer.eos_token_id] for ids in plain]
+    return packed_row(pieces, tokenizer, padding=padding, position=position)
 
 
 def text_ids(n):

@@ -12,7 +12,7 @@ from sslnlp.collators.tokens import token_block
 from sslnlp.collators.tsdae import TSDAECollator
 from sslnlp.errors import UserError
 from sslnlp.tokenizer import drawable_ids, special_mask, word_boundaries
-from tests.tiny_tokenizers import CHINESE, ENGLISH, KINDS, tiny
+from tests.tiny_tokenizers import CHINESE, ENGLISH, KINDS, packed_row, tiny
 
 IGNORED = -100
 TEXTS = [*ENGLISH, *CHINESE, "", "a", "灯", "🙂🙂 lamps 🚢, ships 👩‍👩‍👧 and 灯塔!", " ".join(ENGLISH)]
@@ -21,9 +21,7 @@ TEXTS = [*ENGLISH, *CHINESE, "", "a", "灯", "🙂🙂 lamps 🚢, ships 👩‍
 def row_of(texts, tokenizer, position=0, padding=0):
     """Whole framed documents in one row."""
     pieces = [tokenizer(text)["input_ids"] for text in texts]
-    ids = [i for piece in pieces for i in piece] + [tokenizer.pad_token_id] * padding
-    documents = [n for n, piece in enumerate(pieces) for _ in piece] + [-1] * padding
-    return {"input_ids": np.array(ids), "document_ids": np.array(documents, np.int32), "position": position}
+    return packed_row(pieces, tokenizer, padding=padding, position=position)
 
 
 def documents_of(ids, document_ids):
