@@ -24,12 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from benchmarks.common import command, positive
 from sslnlp.data.prepare import sample_texts
-from sslnlp.evaluation.held_out import evaluate_held_out, to_device
+from sslnlp.evaluation.held_out import evaluate_held_out
 from sslnlp.locks import in_turn
 from sslnlp.objectives.causal_lm import CausalLM
 from sslnlp.recipe import load_recipe, override, run
@@ -190,7 +191,7 @@ def accuracy_without_suffix(objective: CausalLM, parts: Parts) -> float:
     objective.eval()
     assert parts.valid is not None
     for start in range(0, len(parts.valid), 8):
-        batch = to_device(fim(parts.valid.rows(range(start, min(start + 8, len(parts.valid))))), DEVICE)
+        batch = send_to_device(fim(parts.valid.rows(range(start, min(start + 8, len(parts.valid))))), DEVICE)
         for ids, documents, marked in zip(batch["input_ids"], batch["document_ids"], batch["middle"], strict=True):
             for d in documents[documents >= 0].unique():
                 inside = documents == d

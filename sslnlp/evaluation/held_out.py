@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor
 
 from sslnlp.collators.base import Collator
@@ -32,7 +32,6 @@ from sslnlp.evaluation.tagging import tagging_measures
 from sslnlp.nn import evaluating
 from sslnlp.objectives.base import Objective
 from sslnlp.sums import add_sums, ratios
-from sslnlp.types import Batch
 
 MEASURES: dict[str, Callable[[Mapping[str, Tensor]], dict[str, float]]] = {
     "classification": classification_measures,
@@ -80,7 +79,7 @@ def evaluate_held_out(
             count = objective.num_targets(batch).reshape(-1)  # here, where nothing has to be waited for
             if not int(count.sum()):  # the mean over nothing: rows too short to have a target
                 continue
-            output, predicted = objective.scored(to_device(batch, device))
+            output, predicted = objective.scored(send_to_device(batch, device))
             add_sums(sums, output, count.to(device))
             targets, most = targets + float(count[0]), max(most, int(count[0]))
             for name, rows in predicted.items():
@@ -109,7 +108,7 @@ def predict_rows(
     kept: dict[str, list[Tensor]] = defaultdict(list)
     with evaluating(objective), alone(), torch.no_grad():
         for start in range(0, len(order), batch_size):
-            batch = to_device(collator(stream.rows(order[start : start + batch_size].tolist())), device)
+            batch = send_to_device(collator(stream.rows(order[start : start + batch_size].tolist())), device)
             for name, rows in objective.predict(batch).items():
                 kept[name].append(rows.cpu())
     return _in_order({name: torch.cat(parts) for name, parts in kept.items()}, order)
@@ -129,14 +128,3 @@ def by_length(stream: Rows) -> npt.NDArray[np.int64]:
         for row in rows
     ]
     return np.argsort(np.array(lengths), kind="stable").astype(np.int64)
-
-
-def to_device(batch: Batch, device: torch.device | str) -> Batch:
-    """The batch with its tensors (also those inside named encodings) on `device`."""
-
-    def move(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: move(inner) for name, inner in value.items()}
-        return value.to(device) if isinstance(value, Tensor) else value
-
-    return {name: move(value) for name, value in batch.items()}

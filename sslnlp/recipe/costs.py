@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from sslnlp.distributed import alone
-from sslnlp.evaluation.held_out import to_device
 from sslnlp.keyed import row_keyed_dropout
 from sslnlp.muon import hidden_matrices
 from sslnlp.objectives.base import Objective
@@ -60,7 +60,7 @@ def count(objective: Objective, batch: Batch, train: TrainConfig) -> Counted:
     of other documents and those ahead; without a mask a causal kernel skips the blocks ahead. The backward pass of a
     fused kernel computes the scores once more, which makes attention 7/2 of its forward pass where all else is 3.
     """
-    batch = to_device(batch, objective.device)
+    batch = send_to_device(batch, objective.device)
     held = [*objective.parameters(), *objective.buffers(), *(t for t in tree_leaves(batch) if isinstance(t, Tensor))]
     passes = min(train.accumulate, 2)  # from the second micro-batch on, gradients lie there during the forward pass
     ledger = _Ledger(held)

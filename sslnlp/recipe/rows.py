@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from accelerate.utils import send_to_device
 
 from sslnlp.data.stream import Stream
-from sslnlp.evaluation.held_out import by_length, to_device
+from sslnlp.evaluation.held_out import by_length
 from sslnlp.recipe.build import Parts
 from sslnlp.types import Batch
 
@@ -20,7 +21,7 @@ def first_rows(parts: Parts, device: torch.device) -> Iterator[Batch]:
     collator, size = parts.collator.for_evaluation(0), parts.recipe.train.batch_size
     rows = min(BEGIN_ROWS, len(parts.stream))
     for start in range(0, rows, size):
-        yield to_device(collator(parts.stream.rows(range(start, min(start + size, rows)))), device)
+        yield send_to_device(collator(parts.stream.rows(range(start, min(start + size, rows)))), device)
 
 
 def training_rows(parts: Parts, device: torch.device) -> Iterator[Batch]:
@@ -31,4 +32,4 @@ def training_rows(parts: Parts, device: torch.device) -> Iterator[Batch]:
         order = by_length(rows).tolist() if rows is not None else []
         for start in range(0, len(order), size):
             assert rows is not None
-            yield to_device(collator(rows.rows(order[start : start + size])), device)
+            yield send_to_device(collator(rows.rows(order[start : start + size])), device)
