@@ -91,13 +91,17 @@ def broadcast_number(value: float) -> float:
     return box[0]
 
 
+def _together(x: Tensor) -> Tensor:
+    parts = [torch.empty_like(x) for _ in range(world_size())]
+    dist.all_gather(parts, x.contiguous())
+    return torch.cat(parts)
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.rows = x.shape[0]
-        parts = [torch.empty_like(x) for _ in range(world_size())]
-        dist.all_gather(parts, x.contiguous())
-        return torch.cat(parts)
+        return _together(x)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
@@ -117,9 +121,7 @@ def gather(x: Tensor) -> Tensor:
     if world_size() == 1:
         return x
     if not x.is_floating_point():
-        parts = [torch.empty_like(x) for _ in range(world_size())]
-        dist.all_gather(parts, x.contiguous())
-        return torch.cat(parts)
+        return _together(x)
     gathered: Tensor = _Gather.apply(x)  # type: ignore[no-untyped-call]
     return gathered
 
