@@ -23,7 +23,7 @@ class DataConfig:
     text: str | None = None
     """The text column. None: the one obvious column."""
     label: str | None = None
-    """The label column (classification). None: `label`, `labels`, `class`, `category` or `intent`."""
+    """The label column (classification, tagging). None: the one of a usual name, such as `label`, `class` or `tags`."""
     split_text: str = "auto"
     """How a `.txt` file becomes documents: the whole `document`, blank-line `block`s, `line`s, or decided by `auto`."""
     valid_fraction: float = 0.01

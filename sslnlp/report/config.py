@@ -13,7 +13,7 @@ class ReportConfig:
     """What the report card is made of besides the run's own held-out text. All of it is optional."""
 
     texts: str | None = None
-    """Held-out text (file, glob, folder or hub name). None: `data.valid` of the run."""
+    """Held-out text (file, glob, folder or hub name). None: what the run held out."""
     pictures: str | None = None
     """Held-out pictures with captions, for a model of pictures. None: those that the run held out."""
     pairs: str | None = None
