@@ -15,6 +15,7 @@ from sslnlp.search.mine_cli import mine_command
 from sslnlp.search.options import (
     AnnOption,
     DepthOption,
+    IndexArgument,
     ModelOption,
     RerankerOption,
     VerifyOption,
@@ -44,7 +45,7 @@ search_app.command("serve")(serve_command)
 
 @search_app.command("query")
 def query_command(
-    index: Annotated[Path, typer.Argument(metavar="INDEX", help="A folder made by `sslnlp search index`.")],
+    index: IndexArgument,
     text: Annotated[str | None, typer.Argument(metavar="WORDS", help="What to look for.")] = None,
     picture: Annotated[
         Path | None, typer.Option(help="Look for what is like the picture in this file instead (an index of pictures).")

@@ -11,6 +11,7 @@ import typer
 
 from sslnlp.errors import UserError
 from sslnlp.quiet import passing_bars
+from sslnlp.search.options import IndexArgument, ModelOption
 
 DataArgument = Annotated[
     Path,
@@ -19,7 +20,6 @@ DataArgument = Annotated[
         help="A folder of text files, a BEIR folder, or .jsonl/.csv/.tsv/.parquet; pictures, if the model reads them.",
     ),
 ]
-IndexArgument = Annotated[Path, typer.Argument(metavar="INDEX", help="A folder made by `sslnlp search index`.")]
 BatchOption = Annotated[int, typer.Option(min=1, help="Texts encoded at once.")]
 IdColumnOption = Annotated[str | None, typer.Option(help="Column with the document's id.")]
 TitleColumnOption = Annotated[str | None, typer.Option(help="Column with its title.")]
@@ -92,9 +92,7 @@ def add_command(
     replace: Annotated[
         bool, typer.Option("--replace", help="Documents whose id is there already take the old ones' place.")
     ] = False,
-    model: Annotated[
-        str | None, typer.Option(help="Where the index's encoder is, if it is no longer where the index says.")
-    ] = None,
+    model: ModelOption = None,
     batch_size: BatchOption = 32,
     id_column: IdColumnOption = None,
     title_column: TitleColumnOption = None,

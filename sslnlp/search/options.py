@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+IndexArgument = Annotated[Path, typer.Argument(metavar="INDEX", help="A folder made by `sslnlp search index`.")]
 ModelOption = Annotated[
     str | None, typer.Option(help="The encoder's folder or hub name, where it is no longer where the index says.")
 ]

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from sslnlp.search.defaults import RERANK_WEIGHT
-from sslnlp.search.options import AnnOption, ModelOption, RerankerOption, VerifyOption, WeightOption
+from sslnlp.search.options import AnnOption, IndexArgument, ModelOption, RerankerOption, VerifyOption, WeightOption
 
 
 def serve_command(
-    index: Annotated[Path, typer.Argument(metavar="INDEX", help="A folder made by `sslnlp search index`.")],
+    index: IndexArgument,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Where to listen; 0 takes any free port.")] = 8765,
     host: Annotated[str, typer.Option(help="Address to listen at; the default is reached from this machine only.")] = (
         "127.0.0.1"
