@@ -25,7 +25,7 @@ from sslnlp.errors import UserError
 from sslnlp.keyed import keyed_uniform
 from sslnlp.last_layer import ask_last_layer, states_at
 from sslnlp.objectives.base import Objective
-from sslnlp.objectives.functional import IGNORED, accuracy, cross_entropy
+from sslnlp.objectives.functional import IGNORED, accuracy, cross_entropy, sum_and_count
 from sslnlp.packed import hidden_states, trust_rows
 from sslnlp.types import Batch, StepOutput
 
@@ -139,10 +139,10 @@ class Electra(Objective):
         metrics = {
             "generator_loss": generated.detach(),
             "generator_accuracy": accuracy(run.generated, run.target),
-            "discriminator_loss": _over(each_BS.detach(), judged_BS),
-            "discriminator_accuracy": _over(suspected_BS == replaced_BS, judged_BS),
-            "replaced": _over(replaced_BS, judged_BS),
-            "replaced_recall": _over(suspected_BS, replaced_BS),
+            "discriminator_loss": sum_and_count(each_BS.detach(), judged_BS),
+            "discriminator_accuracy": sum_and_count(suspected_BS == replaced_BS, judged_BS),
+            "replaced": sum_and_count(replaced_BS, judged_BS),
+            "replaced_recall": sum_and_count(suspected_BS, replaced_BS),
         }
         if self.corrector is not None:
             index_N = batch["target_index"]
@@ -150,7 +150,7 @@ class Electra(Objective):
             score_N, replaced_N = score_BS.flatten()[index_N].detach(), replaced_BS.flatten()[index_N]
             losses_N = corrective_losses(logits_NV, run.target, replaced_N, score_N)
             terms.append(self.corrective_weight * losses_N.sum() / max(len(losses_N), 1))
-            metrics["corrective_accuracy"] = _over(logits_NV.detach().argmax(-1) == run.target, replaced_N)
+            metrics["corrective_accuracy"] = sum_and_count(logits_NV.detach().argmax(-1) == run.target, replaced_N)
         stacked = torch.stack(terms)
         return StepOutput(stacked.sum(), metrics, stacked)
 
@@ -248,8 +248,3 @@ def corrective_losses(logits_NV: Tensor, target_N: Tensor, replaced_N: Tensor, s
     written_N = F.logsigmoid(score_N) - F.cross_entropy(logits_NV.float(), target_N, reduction="none")
     copied_N = F.logsigmoid(-score_N).masked_fill(replaced_N, -math.inf)
     return -torch.logaddexp(copied_N, written_N)
-
-
-def _over(values: Tensor, chosen: Tensor) -> Tensor:
-    """[2]: the sum of the chosen values and how many they are."""
-    return torch.stack([(values * chosen).sum().float(), chosen.sum().float()])

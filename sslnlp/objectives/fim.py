@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from sslnlp.objectives.causal_lm import CausalLM
-from sslnlp.objectives.functional import IGNORED, accuracy
+from sslnlp.objectives.functional import IGNORED, accuracy, sum_and_count
 from sslnlp.types import Batch, StepOutput
 
 
@@ -38,13 +36,8 @@ class Fim(CausalLM):
         hits_N = logits_NV.detach().argmax(-1) == target_N
         metrics = {
             "accuracy": accuracy(logits_NV, target_N),
-            "infill_accuracy": _over(hits_N, middle_N),
-            "infill_loss": _over(losses_N.detach(), middle_N),
-            "plain_loss": _over(losses_N.detach(), plain_N),
+            "infill_accuracy": sum_and_count(hits_N, middle_N),
+            "infill_loss": sum_and_count(losses_N.detach(), middle_N),
+            "plain_loss": sum_and_count(losses_N.detach(), plain_N),
         }
         return StepOutput(losses_N.sum() / (target_N != IGNORED).sum().clamp(min=1), metrics)
-
-
-def _over(values_N: Tensor, chosen_N: Tensor) -> Tensor:
-    """[2]: the sum of the chosen values and how many they are."""
-    return torch.stack([(values_N * chosen_N).sum(), chosen_N.sum()])

@@ -245,6 +245,11 @@ def accuracy(logits_NV: Tensor, target_N: Tensor) -> Tensor:
     return hits / (target_N != IGNORED).sum().clamp(min=1)
 
 
+def sum_and_count(values: Tensor, chosen: Tensor) -> Tensor:
+    """A figure with a denominator of its own, [2]: the sum of the chosen values, and how many they are."""
+    return torch.stack([(values * chosen).sum(), chosen.sum()])
+
+
 def ranked_probability_score(logits_NC: Tensor, target_N: Tensor) -> Tensor:
     """The ranked probability score of each row [N] over ordered classes (Epstein, 1969).
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from sslnlp.errors import UserError
 from sslnlp.modes import reads_ahead
 from sslnlp.objectives.causal_lm import CausalLM
-from sslnlp.objectives.functional import IGNORED
+from sslnlp.objectives.functional import IGNORED, sum_and_count
 from sslnlp.types import Batch, StepOutput
 
 
@@ -67,7 +67,7 @@ class Hybrid(CausalLM):
             total = (losses_N * asked_N).sum()
             terms.append(weight * total / count.clamp(min=1))
             metrics[f"{name}_loss"] = torch.stack([total.detach(), count])
-            metrics[f"{name}_accuracy"] = torch.stack([(hits_N & asked_N).sum(), count])
+            metrics[f"{name}_accuracy"] = sum_and_count(hits_N, asked_N)
         return StepOutput(terms[0] + terms[1], metrics, torch.stack(terms))
 
     def num_targets(self, batch: Batch) -> Tensor:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from transformers import AutoModelForSeq2SeqLM, PreTrainedConfig
 
 from sslnlp.objectives.base import Objective
-from sslnlp.objectives.functional import IGNORED, cross_entropy
+from sslnlp.objectives.functional import IGNORED, cross_entropy, sum_and_count
 from sslnlp.packed import seq2seq_logits
 from sslnlp.tokenizer import Style
 from sslnlp.types import Batch, StepOutput
@@ -44,7 +43,7 @@ class Seq2SeqLM(Objective):
         hits_N = logits_NV.detach().float().argmax(-1) == target_N  # no logit has index -100
         metrics = {
             "accuracy": hits_N.sum() / (target_N != IGNORED).sum().clamp(min=1),
-            "rebuilt_accuracy": torch.stack([(hits_N & hidden_N).sum(), hidden_N.sum()]),
+            "rebuilt_accuracy": sum_and_count(hits_N, hidden_N),
         }
         return StepOutput(cross_entropy(logits_NV, target_N), metrics)
 
