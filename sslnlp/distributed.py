@@ -126,6 +126,11 @@ def gather(x: Tensor) -> Tensor:
     return gathered
 
 
+def own_rows(x: Tensor) -> Tensor:
+    """int64 [B]: where this rank's rows `x` [B, ...] stand in what `gather` makes of those of all ranks."""
+    return rank() * len(x) + torch.arange(len(x), device=x.device)
+
+
 def gather_ragged(x: Tensor) -> tuple[Tensor, int]:
     """`gather` for ranks with unlike numbers of rows [N, ...]: [sum of all N, ...], and where this rank's begin."""
     if world_size() == 1:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sslnlp.distributed import gather, rank
+from sslnlp.distributed import gather, own_rows
 from sslnlp.errors import UserError
 from sslnlp.label_spreading import check_pseudo_labels, spread_labels, vectors_of
 from sslnlp.objectives import functional
@@ -86,10 +86,8 @@ class FewShot(Pooled):
         both = tuple(self.embed_sides(sides, batch.get("places")).values())
         everyone = torch.cat([gather(side_BH) for side_BH in both])
         classes = gather(labels_B).repeat(2)
-        world_rows, rows = len(everyone) // 2, len(labels_B)
-        # Gathered rows stand in the order of ranks.
-        own_B = rank() * rows + torch.arange(rows, device=labels_B.device)
-        own_N = torch.cat([own_B, world_rows + own_B])
+        own_B = own_rows(labels_B)
+        own_N = torch.cat([own_B, len(everyone) // 2 + own_B])
         loss, nearest = functional.supervised_contrastive(
             torch.cat(both), everyone, labels_B.repeat(2), classes, own_N, temperature=self.temperature
         )

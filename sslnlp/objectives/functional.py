@@ -39,6 +39,13 @@ def info_nce(
         The loss (scalar) and the similarities s [Q, D] with -inf where excluded (detached, before the temperature).
     """
     similarity_QD = dot_products(query_QH, document_DH)
+    return contrasted(similarity_QD, target_Q, temperature=temperature, excluded_QD=excluded_QD)
+
+
+def contrasted(
+    similarity_QD: Tensor, target_Q: Tensor, *, temperature: float | Tensor, excluded_QD: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`info_nce` of any similarities [Q, D]."""
     # The mask comes after the temperature: the slope of -inf in a temperature that learns would be NaN.
     logits_QD = similarity_QD / temperature
     similarity_QD = similarity_QD.detach()
@@ -48,6 +55,18 @@ def info_nce(
         logits_QD, similarity_QD = (x.masked_fill(out_QD, float("-inf")) for x in (logits_QD, similarity_QD))
     total = F.cross_entropy(logits_QD, target_Q, reduction="sum")
     return total / max(1, len(target_Q)), similarity_QD
+
+
+def nearest_own(similarity_QD: Tensor, target_Q: Tensor) -> Tensor:
+    """bool [Q]: a query's own document is the nearest of all. A tie is not: collapsed vectors score 0."""
+    return (similarity_QD >= similarity_QD.gather(1, target_Q[:, None])).sum(1) == 1
+
+
+def first_among(similarity_QD: Tensor, target_Q: Tensor) -> dict[str, Tensor]:
+    """Of what `info_nce` returns: `accuracy`, the share of the queries whose own document is the nearest of all, and
+    `positive_similarity`, their mean similarity with it."""
+    accuracy = nearest_own(similarity_QD, target_Q).float().mean()
+    return {"accuracy": accuracy, "positive_similarity": similarity_QD.gather(1, target_Q[:, None]).mean()}
 
 
 def dot_products(query_QH: Tensor, document_DH: Tensor) -> Tensor:

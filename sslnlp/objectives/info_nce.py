@@ -159,8 +159,7 @@ def contrast(
         loss, similarity_QD = functional.info_nce(
             query_QH[part], document_DH, target_Q[part], temperature=temperature, excluded_QD=texts.left_out(part)
         )
-        nearest_QD = similarity_QD >= similarity_QD.gather(1, target_Q[part, None])
-        hits = (nearest_QD.sum(1) == 1).float().sum()  # a tie is not found: collapsed vectors score 0
+        hits = functional.nearest_own(similarity_QD, target_Q[part]).float().sum()
         return loss * len(similarity_QD), torch.stack([hits, (~similarity_QD.isneginf()).sum(1).log().sum()])
 
     losses, figures = zip(*in_parts(some, len(query_QH), size), strict=True)

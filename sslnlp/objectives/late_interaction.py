@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 
-from sslnlp.distributed import all_reduce_max, gather, rank, world_size
+from sslnlp.distributed import all_reduce_max, gather, own_rows, world_size
 from sslnlp.errors import UserError
 from sslnlp.objectives import functional
 from sslnlp.objectives.base import Objective
@@ -80,18 +80,12 @@ class LateInteraction(Objective):
             hashes.append(gather(batch["negative_hash"]))
         # Positives and negatives are padded to different lengths, and need not be compared in one go.
         sums_QD = torch.cat([max_sim(query_QTH, query_QT, *documents) for documents in parts], 1)
-        similarity_QD = sums_QD / query_QT.sum(1, keepdim=True)
-
-        rows = len(query_QTH)
-        target_Q = rank() * rows + torch.arange(rows, device=query_QTH.device)
+        target_Q = own_rows(query_QTH)
         relevant_QD = functional.relevant_pairs(batch["query_hash"], torch.cat(hashes), asked, texts)
-        own_QD = F.one_hot(target_Q, similarity_QD.shape[1]).bool()
-        similarity_QD = similarity_QD.masked_fill(relevant_QD & ~own_QD, float("-inf"))
-        loss = F.cross_entropy(similarity_QD / self.temperature, target_Q)
-        similarity_QD = similarity_QD.detach()
-        own_Q = similarity_QD.gather(1, target_Q[:, None])
-        found = (similarity_QD >= own_Q).sum(1) == 1  # a tie is not found: collapsed vectors score 0
-        return StepOutput(loss, {"accuracy": found.float().mean(), "positive_similarity": own_Q.mean()})
+        loss, similarity_QD = functional.contrasted(
+            sums_QD / query_QT.sum(1, keepdim=True), target_Q, temperature=self.temperature, excluded_QD=relevant_QD
+        )
+        return StepOutput(loss, functional.first_among(similarity_QD, target_Q))
 
     def num_targets(self, batch: Batch) -> Tensor:
         """The queries of the batch."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sslnlp.distributed import gather, rank
+from sslnlp.distributed import gather, own_rows
 from sslnlp.errors import UserError, suggest
 from sslnlp.objectives import functional
 from sslnlp.objectives.grad_cache import check_mini_batch_size, encode_in_parts
@@ -98,10 +98,7 @@ class Ranking(Pooled):
         if "negative" in batch:
             documents.append(gather(vectors["negative"]))
             document_hash.append(gather(batch["negative_hash"]))
-        rows = query_BH.size(0)
-        # Gathered rows stand in the order of ranks, so this process's own start at rank x rows.
-        target_B = rank() * rows + torch.arange(rows, device=query_BH.device)
-
+        target_B = own_rows(query_BH)
         relevant_BD = functional.relevant_pairs(batch["query_hash"], torch.cat(document_hash), asked, texts)
         loss, similarity_BD = functional.info_nce(
             query_BH, torch.cat(documents), target_B, temperature=self.temperature, excluded_QD=relevant_BD
@@ -112,9 +109,7 @@ class Ranking(Pooled):
                 positive_BH, gather(query_BH), target_B, temperature=self.temperature, excluded_QD=relevant_BQ
             )
             loss = (loss + back) / 2
-        own_B = similarity_BD.gather(1, target_B[:, None])
-        found = (similarity_BD >= own_B).sum(1) == 1  # a tie is not found: collapsed vectors score 0
-        metrics = {"accuracy": found.float().mean(), "positive_similarity": own_B.mean()}
+        metrics = functional.first_among(similarity_BD, target_B)
         if (taught := self._distilled(batch, vectors)) is not None:
             metrics["distillation"] = taught.detach()
             loss = (1 - self.distill_weight) * loss + self.distill_weight * taught

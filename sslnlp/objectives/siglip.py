@@ -42,8 +42,7 @@ class Siglip(Clip):
         logits_QN = similarity_QN * self.log_scale.exp() - negatives_Q[:, None].log() + self.bias
         losses_QN = F.softplus(torch.where(own_QN, -logits_QN, logits_QN)).masked_fill(~counted_QN, 0)
         seen_QN = similarity_QN.detach().masked_fill(~counted_QN, float("-inf"))
-        nearest_QN = seen_QN >= seen_QN.gather(1, target_Q[:, None])
-        hits = (nearest_QN.sum(1) == 1).float().mean()
+        hits = functional.nearest_own(seen_QN, target_Q).float().mean()
         # Of candidates that are all given the share of the positive among them.
         chance_Q = (1 + others_Q).log() + others_Q * (1 / negatives_Q).log1p()
         return losses_QN.sum() / max(1, len(query_QD)), hits, chance_Q.mean()
