@@ -75,10 +75,7 @@ class RankingCollator(Collator):
         }
         used = [self._negatives(row, at) for row, at in zip(rows, self._fresh.of(rows), strict=True)]
         by_row = [texts for texts, _ in used]
-        if len({len(texts) for texts in by_row}) > 1:
-            raise UserError(
-                "rows have different numbers of negatives; set collator.num_negatives so that all use as many"
-            )
+        check_as_many(by_row)
         if negatives := [text for texts in by_row for text in texts]:
             batch["negative"] = self.encode_documents(negatives)
             batch["negative_hash"] = _hashes(negatives)
@@ -106,12 +103,7 @@ class RankingCollator(Collator):
     def _negatives(self, row: Row, position: int) -> tuple[list[str], list[float] | None]:
         """The negatives of a row that are used, and the teacher's scores of its positive and of them."""
         given = negatives_of(row)
-        used = list(range(len(given)))
-        if self.num_negatives is not None:
-            if len(given) < self.num_negatives:
-                raise UserError(f"a row has {len(given)} negatives, but collator.num_negatives={self.num_negatives}")
-            drawn = uniform(self.seed, "negatives", [position], len(given))[0]
-            used = np.argsort(drawn, kind="stable")[: self.num_negatives].tolist()
+        used = drawn_of(len(given), self.num_negatives, self.seed, position)
         scores = _scores(row, len(given))
         return [given[i] for i in used], scores and [scores[0], *(scores[1 + i] for i in used)]
 
@@ -136,6 +128,25 @@ def negatives_of(row: Row) -> list[str]:
     if not isinstance(given, list) or not all(isinstance(text, str) and text.strip() for text in given):
         raise UserError(f"column 'negative' must hold a text or a list of texts in every row; found {shorten(given)}")
     return given
+
+
+def drawn_of(given: int, number: int | None, seed: int, position: int) -> list[int]:
+    """Which of the negatives of a row are used: `number` of them, drawn by (seed, position), or all."""
+    if number is None:
+        return list(range(given))
+    if given < number:
+        raise UserError(f"a row has {given} negatives, but collator.num_negatives={number}")
+    order: list[int] = np.argsort(uniform(seed, "negatives", [position], given)[0], kind="stable").tolist()
+    return order[:number]
+
+
+def check_as_many(negatives: Sequence[Sequence[str]]) -> None:
+    """Refuse rows that have different numbers of negatives."""
+    if len(counts := {len(texts) for texts in negatives}) > 1:
+        raise UserError(
+            f"rows have different numbers of negatives ({min(counts)} to {max(counts)}); set "
+            "collator.num_negatives so that all use as many"
+        )
 
 
 def texts_of(rows: Sequence[Row], column: str) -> list[str]:

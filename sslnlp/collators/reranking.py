@@ -12,7 +12,7 @@ import torch
 
 from sslnlp.collators.base import Collator
 from sslnlp.collators.pairs import PairTokenizer
-from sslnlp.collators.ranking import negatives_of, texts_of
+from sslnlp.collators.ranking import check_as_many, drawn_of, negatives_of, texts_of
 from sslnlp.collators.tokens import FreshPositions, carried
 from sslnlp.data.hashes import HashSet, hash_texts
 from sslnlp.data.stream import in_runs
@@ -79,12 +79,8 @@ class RerankingCollator(Collator):
         queries, positives = texts_of(rows, "query"), texts_of(rows, "positive")
         positions = self._fresh.of(rows)
         negatives = [self._negatives(row, at) for row, at in zip(rows, positions, strict=True)]
-        if len(counts := {len(texts) for texts in negatives}) > 1:
-            raise UserError(
-                f"rows have different numbers of negatives ({min(counts)} to {max(counts)}); set "
-                "collator.num_negatives so that all use as many"
-            )
-        (number,) = counts
+        check_as_many(negatives)
+        number = len(negatives[0])
         asked = [query for query in queries for _ in range(1 + number)]
         texts = [text for own, others in zip(positives, negatives, strict=True) for text in (own, *others)]
         relevance = self._known(asked, texts, positives).reshape(len(rows), 1 + number)
@@ -115,12 +111,7 @@ class RerankingCollator(Collator):
         given = negatives_of(row)
         if not given:
             return self._drawn(position)
-        if self.num_negatives is None:
-            return given
-        if len(given) < self.num_negatives:
-            raise UserError(f"a row has {len(given)} negatives, but collator.num_negatives={self.num_negatives}")
-        drawn = uniform(self.seed, "negatives", [position], len(given))[0]
-        return [given[n] for n in np.argsort(drawn, kind="stable")[: self.num_negatives]]
+        return [given[n] for n in drawn_of(len(given), self.num_negatives, self.seed, position)]
 
     def _drawn(self, position: int) -> list[str]:
         """Texts of other rows."""
