@@ -57,12 +57,14 @@ def coerce(key: str, value: Any, annotation: Any) -> Any:
 
 def keywords(function: Callable[..., Any], arguments: Sequence[str]) -> dict[str, Any]:
     """`key=value` arguments as keyword arguments of `function`, as strict as the keys of a recipe."""
-    accepted = keywords_of(function)
-    pairs = parse(arguments)
-    for name in pairs:
+    return _as_declared(parse(arguments), keywords_of(function))
+
+
+def _as_declared(given: Mapping[str, Any], accepted: Mapping[str, Any]) -> dict[str, Any]:
+    for name in given:
         if name not in accepted:
             raise UserError(f"unknown key {name!r}.{suggest(name, accepted)}")
-    return {name: coerce(name, value, accepted[name]) for name, value in pairs.items()}
+    return {name: coerce(name, value, accepted[name]) for name, value in given.items()}
 
 
 def _coerce(value: Any, annotation: Any) -> Any:
@@ -181,11 +183,7 @@ def _coerce_dataclass(value: Any, cls: Any) -> Any:
         value = json.loads(value)
     if not isinstance(value, Mapping):
         raise ValueError(value)
-    accepted = fields_of(cls)
-    for name in value:
-        if name not in accepted:
-            raise UserError(f"unknown key {name!r}.{suggest(name, accepted)}")
-    return cls(**{name: coerce(name, item, accepted[name]) for name, item in value.items()})
+    return cls(**_as_declared(value, fields_of(cls)))
 
 
 def _json_or_text(value: Any) -> Any:

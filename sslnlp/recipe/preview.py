@@ -66,7 +66,7 @@ def _columns(batch: Mapping[str, Any], rows: int, parts: Parts, title: str = "")
         yield f"{title}picture", [_picture(batch, pixels, b) for b in range(rows)]
     if labels is not None and "decoder_document_ids" in batch:
         documents = batch["decoder_document_ids"]
-        yield f"{title}what it must write", [_target(labels[b], documents[b], tokenizer) for b in range(rows)]
+        yield f"{title}what it must write", [_pieces(labels[b], documents[b], tokenizer, _KEPT) for b in range(rows)]
     for name, value in batch.items():
         # The batch of one of several objectives; what holds no tokens itself holds views.
         if isinstance(value, Mapping) and ("labels" in value or "input_ids" not in value):
@@ -140,22 +140,8 @@ def _row(
     return text
 
 
-def _target(labels: Tensor, documents: Tensor, tokenizer: PreTrainedTokenizerBase) -> Text:
-    """What a decoder writes, document by document."""
-    text = Text()
-    before = 0
-    for token, document in zip(labels.tolist(), documents.tolist(), strict=True):
-        if document < 0:
-            continue
-        if document != before:
-            text.append(" ¦ ", _FRAME)
-        before = document
-        special = token in tokenizer.all_special_ids
-        text.append(_spelled(token, tokenizer), _FRAME if special else _KEPT)
-    return text
-
-
-def _pieces(ids: Any, documents: Any, tokenizer: PreTrainedTokenizerBase) -> Text:
+def _pieces(ids: Any, documents: Any, tokenizer: PreTrainedTokenizerBase, style: str = "") -> Text:
+    """Tokens, document by document."""
     text = Text()
     places = documents.tolist() if documents is not None else [0] * len(ids)
     for s, token in enumerate(ids.tolist()):
@@ -163,7 +149,7 @@ def _pieces(ids: Any, documents: Any, tokenizer: PreTrainedTokenizerBase) -> Tex
             continue
         if s and places[s] != places[s - 1]:
             text.append(" ¦ ", _FRAME)
-        text.append_text(_token(token, -100, tokenizer))
+        text.append(_spelled(token, tokenizer), _FRAME if token in tokenizer.all_special_ids else style)
     return text
 
 
