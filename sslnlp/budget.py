@@ -210,6 +210,7 @@ def _checkpoint(trainer: Trainer) -> float:
     if trainer.accelerator.is_main_process:
         with tempfile.TemporaryDirectory(dir=nearest_folder(trainer.out), prefix=_ASIDE) as aside:
             save_checkpoint(Path(aside), 0, parts, {"facts": trainer.facts})
+    distributed.wait()
     return clock() - began
 
 

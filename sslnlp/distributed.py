@@ -8,13 +8,23 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sslnlp.errors import UserError
+
+MEETING = timedelta(minutes=5)
+"""How long processes that were launched together may take to find each other's addresses."""
+PATIENCE = timedelta(days=30)
+"""How long they wait for one that works alone, as on a large corpus. What they train through gives up after 10 minutes
+(NCCL) or 30 (gloo), which is right for an update and too short for a measure."""
+
 _alone = False
+_patient: dist.ProcessGroup | None = None
 
 
 def world_size() -> int:
@@ -53,6 +63,8 @@ def own_cores() -> int:
 def leave() -> None:
     """Take leave of the other processes, at the end of this one. Left to the interpreter, gloo's threads may be alive
     when it ends, and it aborts: the launcher then reports a finished run as failed."""
+    global _patient
+    _patient = None
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
@@ -66,6 +78,45 @@ def alone() -> Iterator[None]:
         yield
     finally:
         _alone = before
+
+
+def wait() -> None:
+    """Until all processes are here, however long one of them works alone; nothing inside `alone`.
+
+    Raises `RuntimeError` where one of them has ended, and `UserError` where they cannot reach each other.
+    """
+    if world_size() > 1:
+        dist.barrier(_patient_group())
+
+
+@contextmanager
+def main_first() -> Iterator[None]:
+    """Rank 0 goes through the body before the others do, and all leave it together, however long it takes each."""
+    if world_size() > 1:
+        _patient_group()  # made while all are here
+    if rank() > 0:
+        wait()
+    yield
+    if rank() == 0:
+        wait()
+    wait()
+
+
+def _patient_group() -> dist.ProcessGroup:
+    """All processes, through gloo also where they train through NCCL: it has no watchdog, keeps no GPU busy, and hears
+    at once of a process that has ended. All call it together, as it is made in the first call."""
+    global _patient
+    if _patient is None:
+        try:
+            group = dist.new_group(backend="gloo", timeout=MEETING)
+        except RuntimeError as error:
+            raise UserError(
+                f"the processes cannot reach each other through gloo ({error}): name the network interface between the "
+                "machines in the environment as GLOO_SOCKET_IFNAME"
+            ) from error
+        dist.distributed_c10d._set_pg_timeout(PATIENCE, group)
+        _patient = group
+    return _patient
 
 
 def all_reduce_sum(x: Tensor) -> Tensor:

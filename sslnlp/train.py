@@ -84,6 +84,7 @@ class Trainer:
             config.precision, log_with=loggers or None, project_dir=str(out / "trackers")
         )
         self.device = self.accelerator.device
+        distributed.wait()
         self._whole = objective
         if sharding is not None and distributed.world_size() > 1:
             if config.ema:
@@ -340,7 +341,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             save_checkpoint(state, progress.step, parts, {"progress": asdict(progress), "facts": self.facts})
             self._keep_last(progress)
-        self.accelerator.wait_for_everyone()
+        distributed.wait()
 
     def _keep_last(self, progress: Progress, newest: Path | None = None) -> None:
         best = None if progress.best_step is None else self._checkpoint(progress.best_step)

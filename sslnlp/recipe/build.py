@@ -130,7 +130,7 @@ def build_parts(recipe: Recipe, *, tokenizer_path: Path | None = None) -> Parts:
     build = {"tokens": _token_parts, "rows": _table_parts, "pictures": _picture_parts}[recipe.collator_class.reads]
     cache = cache_folder(recipe)
     # One process reads and writes the caches, the others find them.
-    with processes().main_process_first(), room_in(cache):
+    with distributed.main_first(), room_in(cache):
         return build(recipe, cache, tokenizer_path)
 
 
@@ -145,7 +145,7 @@ def build_objective(parts: Parts) -> Objective:
     )  # fmt: skip
     _check_rows(recipe, model)
     if recipe.model.embedding_init == "cooccurrence" and parts.text is not None:
-        with processes().main_process_first():  # who counts, the others find it counted
+        with distributed.main_first():  # who counts, the others find it counted
             start_embeddings(model, parts.text, shifted=cls.shifted, seed=recipe.train.seed)
     # What an objective adds (a decoder, a generator) starts from draws of its own, not from those of the model again.
     with torch.random.fork_rng(devices=[]):

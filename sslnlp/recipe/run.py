@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
-from sslnlp.distributed import alone, world_size
+from sslnlp.distributed import alone, wait, world_size
 from sslnlp.errors import UserError
 from sslnlp.evaluation.beir import beir_measures
 from sslnlp.export import export_model
@@ -102,10 +102,10 @@ def _run(recipe: Recipe, inherited: Mapping[str, Any], out: Path, *, resume: boo
             objective.begin(first_rows(learnt, objective.device))
     story = biography(learnt, objective, read_biography(out / "recipe.json") if resume else None)
     if not resume:
-        processes().wait_for_everyone()  # nobody is still checking `out` when it appears
+        wait()  # nobody is still checking `out` when it appears
         if main:
             _begin(out, parts, story)
-        processes().wait_for_everyone()
+        wait()
     # Figures of rows that are compared depend on how many there are: as many as the loss compares, and after a stop as
     # many as before it, since the best is chosen among all of the run. Without gradients they fit where a part does.
     size = int(story["recipe"]["train"]["batch_size"])
@@ -221,8 +221,7 @@ def _finish(
     report: RunReport | None,
 ) -> None:
     """Final figures, on the weights that are left behind, and the export. The main process alone."""
-    state = processes()
-    if state.is_main_process:
+    if processes().is_main_process:
         measures = _measure(parts, objective, held_out, trainer)
         with alone():
             decided = decide(parts, objective, held_out, out)
@@ -252,7 +251,7 @@ def _finish(
             _tell(console, "report card", {name: figure.value for name, figure in card.figures.items()})
             console.print(f"report: {make_report(out, cards={out.name: card})}", highlight=False, markup=False)
         console.print(f"done: {out / 'export'}", highlight=False, markup=False)
-    state.wait_for_everyone()
+    wait()
 
 
 def _measure(parts: Parts, objective: Objective, held_out: HeldOut | None, trainer: Trainer) -> dict[str, float]:
