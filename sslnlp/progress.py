@@ -20,6 +20,8 @@ class Progress:
     best_step: int | None = None
     skipped: list[int] = field(default_factory=list)
     valid: dict[str, float] = field(default_factory=dict)
+    owed: bool = False
+    """The held-out pass of this step is still to be made: the run was stopped before its end."""
     unlogged: dict[str, Any] = field(default_factory=dict)
     """Sums since the last log, which the next one is of too; and the seconds that they took."""
     unlogged_seconds: float = 0.0

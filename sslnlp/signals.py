@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 import torch
@@ -31,6 +32,20 @@ class Interrupted(Exception):
         self.step, self.signum = step, signum
 
 
+class Cut(Exception):
+    """What was being measured is left as it is, for a signal came."""
+
+
+_heeding: Signals | None = None
+
+
+def heed() -> None:
+    """Raises `Cut` where a signal has come to a loop that can leave what it measures (`Signals.heeded`). For the places
+    between two parts of a measure: nothing is half done there."""
+    if _heeding is not None and _heeding.here():
+        raise Cut
+
+
 class Signals:
     """Inside, the first SIGTERM or SIGINT is noted in `received` and the step in progress ends; a second one ends the
     process at once. The handlers before are put back. Outside the main thread nothing is changed."""
@@ -53,14 +68,30 @@ class Signals:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
 
+    def here(self) -> int:
+        """The signal that arrived at this process, or 0. A launcher that is gone counts as SIGHUP, which says that a
+        controlling process died."""
+        return self.received or (signal.SIGHUP if launcher_gone() else 0)
+
+    @contextmanager
+    def heeded(self) -> Iterator[None]:
+        """Inside, `heed` raises `Cut` once there is a signal, which ends the body and goes no further."""
+        global _heeding
+        before, _heeding = _heeding, self
+        try:
+            yield
+        except Cut:
+            pass
+        finally:
+            _heeding = before
+
     def on_any_rank(self, device: torch.device, *, at_once: bool) -> int:
-        """The signal that arrived on any rank, or 0: all ranks stop after the same step. A launcher that is gone counts
-        as SIGHUP, which says that a controlling process died.
+        """The signal that arrived on any rank, or 0: all ranks stop after the same step.
 
         Of several ranks on GPUs it is what was known a call before, unless it is to be known `at_once`: that waits
         until the GPU has done all that it was given.
         """
-        received = self.received or (signal.SIGHUP if launcher_gone() else 0)
+        received = self.here()
         if distributed.world_size() == 1:
             return received
         # Filled on the device: a number copied there would be a wait too.

@@ -111,11 +111,17 @@ class Trainer:
         """
         progress = self._start(resume)
         with self._signals:
-            while progress.step < progress.steps:
+            stop = 0
+            if progress.owed:
+                _, stop = self._evaluate(progress)
+                self._save(progress)
+            while progress.step < progress.steps and not stop:
                 try:
                     self._run(progress)
                 except NonFiniteError as error:
                     progress = self._roll_back(progress, error.step)
+            if stop := self._signals.on_any_rank(self.device, at_once=True):  # it came during the last save
+                raise Interrupted(progress.step, stop)
         self._finish(progress)
         return self.objective
 
@@ -136,12 +142,12 @@ class Trainer:
             if running.sums and (progress.step % self.config.log_every == 0 or last):
                 seconds, clock = time.perf_counter() - clock, time.perf_counter()
                 self._log(progress, running, seconds)
-            evaluates = self.evaluate is not None and (progress.step % eval_every == 0 or last)
+            progress.owed = self.evaluate is not None and (progress.step % eval_every == 0 or last)
             saves = progress.step % save_every == 0 or last
-            stop = self._signals.on_any_rank(self.device, at_once=evaluates or saves)
+            stop = self._signals.on_any_rank(self.device, at_once=progress.owed or saves)
             improved, paused = False, time.perf_counter()
-            if evaluates:
-                improved = self._evaluate(progress)
+            if progress.owed and not stop:
+                improved, stop = self._evaluate(progress)
             if saves or improved or stop:
                 progress.unlogged, progress.unlogged_seconds = running.so_far(), paused - clock
                 self._save(progress)
@@ -312,16 +318,20 @@ class Trainer:
         if self.config.trackers:
             self.accelerator.log({k: v for k, v in values.items() if isinstance(v, int | float)}, step=step)
 
-    def _evaluate(self, progress: Progress) -> bool:
-        """Held-out figures; True when they are the best so far. Every rank scores all of it: none waits or differs."""
+    def _evaluate(self, progress: Progress) -> tuple[bool, int]:
+        """Held-out figures: whether they are the best so far, and the signal that came meanwhile, or 0. After one there
+        are none, and they stay owed. Every rank scores all of it: none waits or differs."""
         assert self.evaluate is not None
         self._finite.settle()
         self.objective.eval()
         shown = contextlib.nullcontext() if self.average is None else self.average.shown()
-        with distributed.alone(), torch.no_grad(), shown:
+        figures: dict[str, float] = {}
+        with distributed.alone(), torch.no_grad(), shown, self._signals.heeded():
             figures = {name: float(value) for name, value in self.evaluate(self.objective).items()}
         self.module.train()
-        progress.valid = figures
+        if stop := self._signals.on_any_rank(self.device, at_once=True):  # ranks may have come unlike far
+            return False, stop
+        progress.valid, progress.owed = figures, False
         self._write(progress.step, {f"valid/{k}": v for k, v in figures.items()})
         name, direction = self.objective.best
         score = figures.get(name, figures.get("loss", math.nan))
@@ -330,9 +340,9 @@ class Trainer:
         # A figure that is not a number is none to keep weights by: nothing would ever be below it. Of equals the last
         # counts: where one held-out text has no other to be told from, all are, and the first would undo the training.
         if math.isnan(score) or (progress.best is not None and score > progress.best):
-            return False
+            return False, 0
         progress.best, progress.best_step = score, progress.step
-        return True
+        return True, 0
 
     def _save(self, progress: Progress) -> None:
         self._finite.settle()

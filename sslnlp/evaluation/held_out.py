@@ -31,6 +31,7 @@ from sslnlp.evaluation.reranking import reranking_measures
 from sslnlp.evaluation.tagging import tagging_measures
 from sslnlp.nn import evaluating
 from sslnlp.objectives.base import Objective
+from sslnlp.signals import heed
 from sslnlp.sums import add_sums, ratios
 
 MEASURES: dict[str, Callable[[Mapping[str, Tensor]], dict[str, float]]] = {
@@ -75,6 +76,7 @@ def evaluate_held_out(
     with evaluating(objective), alone(), torch.no_grad():
         order = by_length(stream) if collator.label_kind is not None else np.arange(len(stream))
         for start in range(0, len(stream), batch_size):
+            heed()
             batch = collator(stream.rows(order[start : start + batch_size].tolist()))
             count = objective.num_targets(batch).reshape(-1)  # here, where nothing has to be waited for
             if not int(count.sum()):  # the mean over nothing: rows too short to have a target

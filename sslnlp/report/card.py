@@ -26,6 +26,7 @@ from sslnlp.evaluation.similarity import similarity_measures
 from sslnlp.nn import evaluating
 from sslnlp.report.material import Material
 from sslnlp.report.subject import Subject
+from sslnlp.signals import heed
 
 Vectors = npt.NDArray[np.float32]
 Told = Callable[[str], None]
@@ -89,6 +90,7 @@ def measure(subject: Subject, material: Material, *, tell: Told = lambda name: N
 def fill(card: Card, asked: Mapping[str, Callable[[], None]], tell: Told) -> None:
     """Call each of `asked`, by its name; `card` notes the reason of one that raises `NotFitting` or `UserError`."""
     for name, make in asked.items():
+        heed()
         tell(name)
         with _noting(card, name):
             make()
