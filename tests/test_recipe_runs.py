@@ -86,6 +86,20 @@ def test_resuming_a_finished_run_exports_it_again(bert: Path) -> None:
     assert (bert / "export" / "model.safetensors").read_bytes() == weights
 
 
+def test_a_run_resumed_after_its_last_held_out_pass_still_says_what_its_figures_are_worth(
+    text_file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "few.txt").write_text("\n".join(text_file.read_text().splitlines()[:3]))
+    keys = [*TINY, "data.valid_fraction=0", f"data.valid={tmp_path / 'few.txt'}", f"data.train={text_file}"]
+    out = run(load_recipe("embed_moco", [*keys, "train.eval_every=3", f"out={tmp_path / 'run'}"]))
+    left = [(out / name).read_text() for name in ("recipe.json", "export/README.md")]
+    assert json.loads(left[0])["result"]["notes"][0].startswith("held out the right one is among 2")
+    (out / "recipe.json").write_text(json.dumps({k: v for k, v in json.loads(left[0]).items() if k != "result"}))
+    shutil.rmtree(out / "export")  # killed before there was one
+    run(load_recipe(str(out / "recipe.json"), []), resume=True)
+    assert [(out / name).read_text() for name in ("recipe.json", "export/README.md")] == left
+
+
 def test_held_out_figures_of_a_resumed_run_compare_as_many_rows_as_before(text_file: Path, tmp_path: Path) -> None:
     """Else fewer candidates would make a lower loss, and the best checkpoint the last one."""
     keys = [*TINY, "train.keep=9", "data.valid_fraction=0.2", f"data.train={text_file}", f"out={tmp_path / 'run'}"]

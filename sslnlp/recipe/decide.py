@@ -44,10 +44,11 @@ class HeldOut:
         self.predicted: dict[str, Tensor] = {}
         self.notes: list[str] = []
         """Why the figures of the last call say little, where they do."""
+        self.called = False
 
     def __call__(self, objective: Objective) -> dict[str, float]:
         parts = self.parts
-        self.predicted, self.notes = {}, []
+        self.predicted, self.notes, self.called = {}, [], True
         return evaluate_held_out(
             objective, parts.collator, self.valid, batch_size=self.batch_size,
             num_bytes=parts.valid_bytes, device=objective.device,

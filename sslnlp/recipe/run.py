@@ -30,7 +30,7 @@ from sslnlp.recipe.biography import biography, card_facts
 from sslnlp.recipe.build import Parts, build_objective, build_parts, processes, resolve
 from sslnlp.recipe.check import check_compared
 from sslnlp.recipe.choose import apply, choose, chosen_before
-from sslnlp.recipe.decide import SETTLED, HeldOut, decide, settle
+from sslnlp.recipe.decide import HeldOut, decide, settle
 from sslnlp.recipe.load import read_biography
 from sslnlp.recipe.out import check_data, check_out, sole
 from sslnlp.recipe.pseudo import with_pseudo_labels
@@ -258,9 +258,9 @@ def _measure(parts: Parts, objective: Objective, held_out: HeldOut | None, train
     progress = trainer.progress
     with alone():
         # The last evaluation of the run is final unless an earlier one was better, whose weights are back by now, or
-        # what it predicted is needed and was lost: the run was resumed after it.
+        # what it predicted and noted was lost: the run was resumed after it.
         final = progress.best_step in (None, progress.step)
-        lost = held_out is None or (parts.collator.label_kind in SETTLED and not held_out.predicted)
+        lost = held_out is None or not held_out.called
         figures = dict(progress.valid) if final and not lost else {}
         if held_out is not None and not figures:
             figures = held_out(objective)
