@@ -17,6 +17,7 @@ from torch import nn
 from sslnlp import budget
 from sslnlp.budget import Pace, occasions
 from sslnlp.last_layer import QUERIES
+from sslnlp.locks import locked
 from sslnlp.muon import Muon, hidden_matrices
 from sslnlp.objectives.base import Objective
 from sslnlp.recipe import load_recipe
@@ -229,7 +230,13 @@ def test_the_fit_of_a_head_before_the_updates_is_expected_too(tmp_path: Path) ->
 
 def test_plan_counts_what_can_be_counted(text_file: Path, tmp_path: Path) -> None:
     keys = [*TINY, "train.accumulate=2", f"out={tmp_path / 'o'}"]
-    figures, shown = planned("pretrain_bert", keys, text_file)
+    for name in ("killed", "going_on"):
+        (tmp_path / f".plan-{name}").mkdir()
+        (tmp_path / f".plan-{name}" / "lock").touch()
+    (tmp_path / ".plan-killed" / "model.pt").touch()
+    with locked(tmp_path / ".plan-going_on" / "lock", "planning"):
+        figures, shown = planned("pretrain_bert", keys, text_file)
+    assert [path.name for path in tmp_path.glob("*plan*")] == [".plan-going_on"]
     assert figures["updates"] == figures["evaluations"] == figures["checkpoints"] == 3
     assert figures["tokens_seen"] == 3 * figures["tokens_an_update"]
     assert figures["tokens_an_update"] <= 2 * 2 * 32
@@ -238,7 +245,6 @@ def test_plan_counts_what_can_be_counted(text_file: Path, tmp_path: Path) -> Non
     assert all(figures[name] > 0 for name in parts)
     assert figures["training"] * (1 + 1e-9) >= 3 * sum(figures[name] for name in parts) > 0  # sums round
     assert figures["expected_time"] == figures["finding_the_data"] + figures["training"]
-    assert not list(tmp_path.glob("*plan*"))
     assert not (tmp_path / "o").exists()
     for row in ("flops a token", "memory", "peak memory", "checkpoints", "expected time"):
         assert f"│ {row} " in shown

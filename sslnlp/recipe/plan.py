@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -21,6 +22,7 @@ from sslnlp import budget, distributed
 from sslnlp.budget import Pace, nearest_folder, occasions, parse_duration
 from sslnlp.data.stream import Stream
 from sslnlp.evaluation import evaluate_held_out
+from sslnlp.locks import Held, locked
 from sslnlp.models import count_parameters
 from sslnlp.objectives.base import Objective
 from sslnlp.precision import float32_by_default
@@ -42,6 +44,7 @@ HELD_OUT_BATCHES = 12
 long as they are more."""
 BEGIN_BATCHES = 20
 """Batches that what comes before the first update (the fit of a head) is timed on, likewise."""
+_ASIDE, _LOCK = ".plan-", "lock"
 
 
 @float32_by_default()
@@ -181,12 +184,11 @@ def _measure(parts: Parts, objective: Objective) -> tuple[Pace, float]:
         assert some is not None
         return evaluate_held_out(objective, parts.collator, some, batch_size=train.batch_size, device=objective.device)
 
-    out = nearest_folder(Path(parts.recipe.out).expanduser())
-    with tempfile.TemporaryDirectory(dir=out, prefix=".plan-") as aside:
+    with _aside(nearest_folder(Path(parts.recipe.out).expanduser())) as aside:
         config = replace(train, trackers=[])
         trainer = Trainer(
             objective, parts.collator, parts.stream, config,
-            out=Path(aside), evaluate=None if some is None else evaluate, facts=parts.facts,
+            out=aside, evaluate=None if some is None else evaluate, facts=parts.facts,
         )  # fmt: skip
         _forget_peak()
         limits = {} if train.budget is None else budget.limits(parse_duration(train.budget))
@@ -197,6 +199,19 @@ def _measure(parts: Parts, objective: Objective) -> tuple[Pace, float]:
         return pace, spent
     whole = pace.evaluation * len(valid) / len(some)
     return replace(pace, evaluation=whole), spent + whole - pace.evaluation
+
+
+@contextlib.contextmanager
+def _aside(folder: Path) -> Iterator[Path]:
+    """A folder to measure in. What plans that were killed (memory may not have sufficed) have left of theirs goes: a
+    checkpoint may be in it."""
+    for former in folder.glob(f"{_ASIDE}*/{_LOCK}"):
+        with contextlib.suppress(OSError, Held), locked(former, "planning"):
+            shutil.rmtree(former.parent, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=_ASIDE) as aside, contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # a file system without locks
+            stack.enter_context(locked(Path(aside) / _LOCK, "planning"))
+        yield Path(aside)
 
 
 def _forget_peak() -> None:
