@@ -84,7 +84,8 @@ class _Places(NamedTuple):
 
 
 def _places(counts: csr_matrix) -> _Places:
-    seen = sum(np.asarray(counts.sum(axis)).ravel() for axis in (0, 1)) > 0
+    before, after = (np.asarray(counts.sum(axis)).ravel() for axis in (0, 1))
+    seen = before + after > 0
     of = np.where(seen, np.cumsum(seen) - 1, seen.sum())
     return _Places(of, np.bincount(of).astype(np.float32))
 

@@ -84,6 +84,17 @@ def test_the_card_asks_a_pipeline_for_what_the_model_can_do(architecture: str, a
     assert asked in model_card({"title": "t", "architecture": architecture, "max_length": 48})
 
 
+def test_the_card_of_a_tagger_joins_words_as_its_text_does() -> None:
+    facts = {"title": "t", "architecture": "BertForTokenClassification", "collator_options": {"joiner": ""}}
+    assert 'aggregation_strategy="simple")' in model_card(facts)
+
+
+def test_the_card_of_a_tagger_says_which_tags_a_stock_pipeline_does_not_join() -> None:
+    facts = {"title": "t", "architecture": "BertForTokenClassification"}
+    assert "begin with `E-` and `S-`" in model_card(facts | {"label_names": ["B-A", "I-A", "E-A", "S-A", "O"]})
+    assert "IOB2" not in model_card(facts | {"label_names": ["B-A", "I-A", "O"]})
+
+
 def test_the_card_of_a_text_of_several_classes_asks_for_all_of_them() -> None:
     facts = {"title": "t", "architecture": "BertForSequenceClassification", "several": True}
     assert 'model="PATH_OR_NAME", truncation=True, top_k=None)' in model_card(facts)

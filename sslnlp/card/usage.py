@@ -52,7 +52,11 @@ def snippet(facts: CardFacts) -> str:
         return f"{embedder}\n\nWithout sentence-transformers, the same vectors:\n\n{_python(_vectors(facts))}"
     if task in ("fill-mask", "text-generation", "text-classification", "token-classification"):
         pair = "text_pair" in (facts.data.get("columns") or {})
-        return _python(_pipeline(task, pair=pair, several=facts.several, length=facts.max_length))
+        # Without anything between words a pipeline would take a whole text for one.
+        words = "simple" if facts.collator_options.get("joiner") == "" else "first"
+        lines = _python(_pipeline(task, pair=pair, several=facts.several, length=facts.max_length, words=words))
+        ends = sorted({name[:2] for name in facts.label_names if name[:2] in ("E-", "S-", "L-", "U-")})
+        return f"{lines}\n\n{_ENDS.format(' and '.join(map(code, ends)))}" if ends else lines
     return _python(
         [
             f"from transformers import {auto}, AutoTokenizer",
@@ -118,15 +122,15 @@ def _picture(pooling: str) -> list[str]:
     ]
 
 
-def _pipeline(task: str, *, pair: bool, several: bool, length: int | None) -> list[str]:
+def _pipeline(task: str, *, pair: bool, several: bool, length: int | None, words: str) -> list[str]:
     text = 'f"One {pipe.tokenizer.mask_token} word."' if task == "fill-mask" else '"One text"'
     if task == "text-classification" and pair:
         text = '{"text": "One text", "text_pair": "Another one"}'
     if task == "text-generation":
         # Unasked the pipeline writes 256 tokens, or as many as the model has positions, which takes its time on a CPU.
         text += f", max_new_tokens={max(1, min(32, (length or 64) // 2))}"
-    # Only the first token of a word was trained to name its tag.
-    settings = {"token-classification": ', aggregation_strategy="first"'}
+    # Of a word that something stands before, only the first token was trained to name its tag.
+    settings = {"token-classification": f', aggregation_strategy="{words}"'}
     # Unasked the pipeline cuts nothing off: a long text gets another answer than in training, or none.
     settings["text-classification"] = ", truncation=True"
     if several:  # of any number of classes that a text has, it would say one
@@ -139,6 +143,10 @@ def _pipeline(task: str, *, pair: bool, several: bool, length: int | None) -> li
     ]
 
 
+_ENDS = (
+    "A stock pipeline knows `B-` and `I-` alone: where tags begin with {}, an entity comes in several pieces and "
+    "neighbours in one. Join them by their tags, or train on IOB2."
+)
 _POOLED = {
     "mean": "(hidden * mask).sum(1) / mask.sum(1)",
     "cls": "hidden[:, 0]",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from sslnlp.collators.classification import ClassificationCollator
@@ -14,20 +15,27 @@ from sslnlp.collators.tokens import carried
 from sslnlp.errors import UserError
 from sslnlp.types import Batch, Row
 
+Ints = npt.NDArray[np.int64]
+
 
 @dataclass(kw_only=True)
 class TaggingCollator(ClassificationCollator):
-    """Joins `words` to a text, tokenizes it, and puts each word's tag at the first token that ends inside it.
+    """Joins `words` to a text, tokenizes it, and puts each word's tag at the first token that begins with it.
 
     The model reads what a pipeline will read: a text, not a list of words, so a word has the same tokens in training
-    and in use. All other tokens have label -100.
+    and in use. All other tokens have label -100; but where `joiner` is empty no reader sees where a word begins, and
+    the other tokens of a word go on with its tag (`I-PER` after `B-PER`).
 
-    Batch: the tokenizer's inputs int64 [B, S]; `labels` int64 [B, S]; `cut` int64 [B, W], the tags of the words that
-    did not fit into `max_length` (-100 where there are none): held out they count as missed. Needs a fast tokenizer.
+    Batch: the tokenizer's inputs int64 [B, S]; `labels` int64 [B, S]. Of each word, for measuring, int64 [B, W]:
+    `tags`, -100 where there is none; `places`, the token that it is read from, -1 where it has none, as when it did not
+    fit into `max_length`: held out it counts as missed; `shared`, 1 for a word that lies in a token which began with
+    one before it, as two characters of Chinese may. Needs a fast tokenizer.
     """
 
     name: ClassVar[str] = "tagging"
-    makes: ClassVar[frozenset[str]] = frozenset({"input_ids", "attention_mask", "labels", "cut", "position"})
+    makes: ClassVar[frozenset[str]] = frozenset(
+        {"input_ids", "attention_mask", "labels", "tags", "places", "shared", "position"}
+    )
     columns: ClassVar[tuple[str, ...]] = ("words", "label")
     label_kind: ClassVar[str | None] = "tags"
 
@@ -38,17 +46,17 @@ class TaggingCollator(ClassificationCollator):
         super().__post_init__()
         if not self.tokenizer.is_fast:
             raise UserError("tagging needs a fast tokenizer: a slow one does not say where its tokens stand")
+        inside = {name: "I" + name.removeprefix("B") for name in self._index if name.startswith("B-")}
+        self._going_on = {c: self._index.get(inside.get(name, name), c) for name, c in self._index.items()}
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
-        texts, starts, ends, tags = [], [], [], []
+        texts, all_words, tags = [], [], []
         for row in rows:
-            words = [str(word) for word in row["words"]]
-            tags.append([self.class_of(tag) for tag in row["label"]])
-            if len(tags[-1]) != len(words):
-                raise UserError(f"a row has {len(words)} words and {len(tags[-1])} tags; it needs as many")
-            texts.append(self.joiner.join(words))
-            ends.append(np.cumsum([len(word) + len(self.joiner) for word in words]) - len(self.joiner))
-            starts.append(ends[-1] - [len(word) for word in words])
+            all_words.append([str(word) for word in row["words"]])
+            tags.append(np.array([self.class_of(tag) for tag in row["label"]], np.int64))
+            if len(tags[-1]) != len(all_words[-1]):
+                raise UserError(f"a row has {len(all_words[-1])} words and {len(tags[-1])} tags; it needs as many")
+            texts.append(self.joiner.join(all_words[-1]))
         encoded: Any = self.tokenizer(
             texts,
             truncation=True,
@@ -61,18 +69,42 @@ class TaggingCollator(ClassificationCollator):
         )
         offsets = encoded.pop("offset_mapping").numpy()
         labels = np.full(offsets.shape[:2], -100, np.int64)
-        cut = []
-        for b, (start, end, tag) in enumerate(zip(starts, ends, tags, strict=True)):
-            # By its last character: some tokenizers count the space before a word to its first token. Others make a
-            # token of the space alone, which is of no word.
-            last = offsets[b, :, 1] - 1
-            word = np.minimum(np.searchsorted(end, last, side="right"), len(end) - 1)
-            place = np.flatnonzero((last >= offsets[b, :, 0]) & (last >= start[word]) & (last < end[word]))
+        of_words = {name: np.full((len(rows), max(map(len, tags))), empty) for name, empty in EMPTY.items()}
+        for b, (words, tag) in enumerate(zip(all_words, tags, strict=True)):
+            word, covered = _where(words, len(self.joiner), offsets[b])
+            place, shared = np.flatnonzero(word >= 0), np.zeros(len(words), np.int64)
             there, first = np.unique(word[place], return_index=True)
-            labels[b, place[first]] = np.array(tag, np.int64)[there]
-            cut.append([t for w, t in enumerate(tag) if w > (there.max() if len(there) else -1)])
-        batch: Batch = dict(encoded)
+            if not self.joiner:
+                labels[b, place] = [self._going_on.get(c, c) for c in tag[word[place]].tolist()]
+            labels[b, place[first]] = tag[there]
+            shared[covered >= 0] = 1
+            covered[there], shared[there] = place[first], 0
+            for name, values in (("tags", tag), ("places", covered), ("shared", shared)):
+                of_words[name][b, : len(words)] = values
+        batch: Batch = dict(encoded) | {name: torch.from_numpy(values) for name, values in of_words.items()}
         batch["labels"] = torch.from_numpy(labels)
-        width = max(1, *map(len, cut))
-        batch["cut"] = torch.tensor([row + [-100] * (width - len(row)) for row in cut], dtype=torch.int64)
         return batch | carried(rows)
+
+
+EMPTY = {"tags": -100, "places": -1, "shared": 0}
+
+
+def _where(words: Sequence[str], between: int, offsets_S2: Ints) -> tuple[Ints, Ints]:
+    """Of each token the first word that it touches [S], and of each word the last token that touches it [W]; -1: none.
+
+    A token may begin with what stands before its word (the space, where a tokenizer counts it to the token behind it),
+    or be nothing but that.
+    """
+    lengths = np.array([len(word) for word in words], np.int64)
+    ends = np.cumsum(lengths + between) - between
+    written = np.flatnonzero(lengths)  # a word of no letter has no token
+    end, start = ends[written], (ends - lengths)[written]
+    first, last = offsets_S2[:, 0], offsets_S2[:, 1]
+    found = np.searchsorted(end, first, side="right")
+    touches = (found < len(end)) & (last > first)
+    touches &= start[np.minimum(found, len(end) - 1)] < last
+    word_S = np.where(touches, written[np.minimum(found, len(end) - 1)], -1)
+    covered_W = np.full(len(words), -1, np.int64)
+    for token in np.flatnonzero(touches):
+        covered_W[written[found[token] : np.searchsorted(start, last[token], side="left")]] = token
+    return word_S, covered_W

@@ -52,7 +52,7 @@ def tagged(config: DataConfig, *, names: list[str] | None = None, cache_dir: str
     )
     assert words is not None
     assert tags is not None
-    rows, labels, hashes = _read(table, words, tags, str(config.train))
+    rows, labels, hashes, row_hashes = _read(table, words, tags, str(config.train))
     facts: dict[str, Any] = {"read": len(table), "empty": len(table) - len(rows), "duplicates": 0, "overlap": 0}
     facts |= {"fingerprint": fingerprint, "columns": {"words": words, "label": tags}}
     facts["sources"] = {"train": str(config.train)}
@@ -61,7 +61,7 @@ def tagged(config: DataConfig, *, names: list[str] | None = None, cache_dir: str
         for name in (words, tags):
             if name not in held_table.column_names:
                 raise UserError(f"{config.valid} (data.valid) has no column {name!r}, which data.train has")
-        held_rows, held_labels, held_hashes = _read(held_table, words, tags, str(config.valid))
+        held_rows, held_labels, held_hashes, _ = _read(held_table, words, tags, str(config.valid))
         facts["sources"]["valid"] = str(config.valid)
         kept = ~set_of(held_hashes).contains(hashes)
         facts["overlap"] = int((~kept).sum())
@@ -72,9 +72,9 @@ def tagged(config: DataConfig, *, names: list[str] | None = None, cache_dir: str
         seen = {tag for row in labels[~mask] for tag in row}
         mask &= np.array([seen.issuperset(row) for row in labels], bool)
         held_table, held_rows, held_labels, kept = table, rows[mask], labels[mask], ~mask
-    rows, labels, hashes = rows[kept], labels[kept], hashes[kept]
+    rows, labels, row_hashes = rows[kept], labels[kept], row_hashes[kept]
     if config.deduplicate:
-        fresh = HashSet().add(hashes)
+        fresh = HashSet().add(row_hashes)
         facts["duplicates"] = int((~fresh).sum())
         rows, labels = rows[fresh], labels[fresh]
     if not len(rows):
@@ -102,13 +102,13 @@ def _inner(table: datasets.Dataset, column: str) -> Any:
     return getattr(feature, "feature", feature)
 
 
-def _read(table: datasets.Dataset, words: str, tags: str, spec: str) -> tuple[Any, Any, Any]:
-    """Indices of the usable rows, their tags by name (an array of tuples, None for no tag), and the hashes of their
-    words and tags."""
+def _read(table: datasets.Dataset, words: str, tags: str, spec: str) -> tuple[Any, Any, Any, Any]:
+    """Indices of the usable rows, their tags by name (an array of tuples, None for no tag), the hashes of their words,
+    which decide what is held out, and those of words and tags, which tell duplicates."""
     inner, read = _inner(table, tags), KINDS["one"].read
     index: list[int] = []
     found = []
-    texts, at = [], 0
+    texts, rows, at = [], [], 0
     for batch in table.select_columns([words, tags]).iter(batch_size=1024):
         for said, marks in zip(batch[words], batch[tags], strict=True):
             at += 1
@@ -127,10 +127,11 @@ def _read(table: datasets.Dataset, words: str, tags: str, spec: str) -> tuple[An
                         raise UserError(f"{spec} row {at} has no tag for {word!r}; name one for words outside, e.g. O")
                 index.append(at - 1)
                 found.append(names)
-                texts.append("\x1f".join(map(str, (*said, "", *marks))))
+                texts.append("\x1f".join(said))
+                rows.append("\x1f".join(map(str, (*said, "", *marks))))
     labels = np.empty(len(found), object)
     labels[:] = found
-    return np.array(index, np.int64), labels, hash_texts(texts)
+    return np.array(index, np.int64), labels, hash_texts(texts), hash_texts(rows)
 
 
 def _table(table: datasets.Dataset, rows: Any, labels: Any, words: str, number: dict[str, int]) -> TableRows:

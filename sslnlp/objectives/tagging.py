@@ -24,6 +24,7 @@ class Tagging(TextHead):
     """
 
     name: ClassVar[str] = "tagging"
+    needs: ClassVar[frozenset[str]] = frozenset({"input_ids", "attention_mask", "labels", "tags", "places", "shared"})
     collator: ClassVar[str] = "tagging"
     wraps: ClassVar[Any] = AutoModelForTokenClassification
     measures: ClassVar[tuple[str, ...]] = ("tagging",)
@@ -43,19 +44,19 @@ class Tagging(TextHead):
 
     def predicted(self, logits_BSC: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Of every word, int64 [N], row by row: `row`, and prefix and type of the predicted and of the right tag
-        (`schemes`). Words that were cut off are predicted to be outside."""
-        labels_BS, guess_BS = batch["labels"], logits_BSC.argmax(-1)
-        rows_B = batch.get("position", torch.arange(len(labels_BS), device=labels_BS.device))
-        cut_BW = batch.get("cut", labels_BS.new_full((len(labels_BS), 1), -100))
-        label_BN = torch.cat([labels_BS, cut_BW], 1)
-        outside = torch.full_like(cut_BW, len(self._schemes))
-        guess_BN = torch.cat([guess_BS, outside], 1)
-        scored_BN = label_BN != functional.IGNORED
-        table = torch.tensor([*self._schemes, (0, 0)], device=labels_BS.device)
-        guess, label = table[guess_BN[scored_BN]], table[label_BN[scored_BN]]
+        (`schemes`). A word without a token (it was cut off) is predicted to be outside; one that shares its token with
+        the word before it goes on with the entity that this begins."""
+        tags_BW, places_BW = batch["tags"], batch["places"]
+        rows_B = batch.get("position", torch.arange(len(tags_BW), device=tags_BW.device))
+        guess_BW = logits_BSC.argmax(-1).gather(1, places_BW.clamp(min=0))
+        guess_BW = guess_BW.masked_fill(places_BW < 0, len(self._schemes))
+        scored_BW = tags_BW != functional.IGNORED
+        table = torch.tensor([*self._schemes, (0, 0)], device=tags_BW.device)
+        guess, label = table[guess_BW[scored_BW]], table[tags_BW[scored_BW]]
+        goes_on = (batch["shared"][scored_BW] == 1) & (guess[:, 0] == PREFIXES["B"])
         return {
-            "row": rows_B[:, None].expand_as(label_BN)[scored_BN],
-            "predicted_prefix": guess[:, 0],
+            "row": rows_B[:, None].expand_as(tags_BW)[scored_BW],
+            "predicted_prefix": guess[:, 0].masked_fill(goes_on, PREFIXES["I"]),
             "predicted_type": guess[:, 1],
             "label_prefix": label[:, 0],
             "label_type": label[:, 1],

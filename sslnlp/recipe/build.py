@@ -243,8 +243,8 @@ def _table_parts(recipe: Recipe, cache: Path, tokenizer_path: Path | None) -> Pa
     tables, more, others = _tables(recipe, cache)
     names = None if isinstance(tables, Paired) else tables.label_names or None
     facts: dict[str, Any] = {"label_names": names, "table": tables.train}
-    rows = tables.train
-    tokenizer, kept = recipe_tokenizer(recipe, lambda: _table_texts(rows), cache, tokenizer_path)
+    rows, joiner = tables.train, recipe.collator.options.get("joiner", " ")
+    tokenizer, kept = recipe_tokenizer(recipe, lambda: _table_texts(rows, joiner), cache, tokenizer_path)
     collator = _collator(recipe, tokenizer, facts)
     return Parts(
         recipe=recipe,
@@ -315,14 +315,14 @@ def _tables(recipe: Recipe, cache: Path) -> tuple[Labelled | Tagged | Paired, Ta
     return tables, more, out_of_scope(recipe.data, tables, cache_dir=cache)
 
 
-def _table_texts(rows: TableRows) -> Iterator[str]:
-    """Every text of the rows, within the bounds of a tokenizer's training."""
+def _table_texts(rows: TableRows, joiner: str) -> Iterator[str]:
+    """Every text of the rows, within the bounds of a tokenizer's training; `joiner` stands between tagged words."""
     left = TOKENIZER_BYTES
     for some in in_runs(rows):
         for row in some:
             for name, value in row.items():
-                words = name == "words"  # of one text, which a tokenizer is to see with its spaces
-                for text in [" ".join(value)] if words else value if isinstance(value, list) else [value]:
+                words = name == "words"  # of one text, which a tokenizer is to see as the collator writes it
+                for text in [joiner.join(value)] if words else value if isinstance(value, list) else [value]:
                     if isinstance(text, str):
                         left -= len(text)
                         yield text

@@ -295,6 +295,18 @@ def test_words_without_a_tag_to_learn_are_not_of_the_last_class(tmp_path):
     assert (got.label_names, got.counts, got.facts["empty"]) == (["O", "B"], {"O": 1, "B": 1}, 1)
 
 
+def test_held_out_words_do_not_train_under_other_tags(load):
+    """A sentence that two people tagged differently is one text."""
+    one = [{"tokens": [f"w{i}", "x"], "tags": ["A", "B"]} for i in range(60)]
+    other = [row | {"tags": ["B", "B"]} for row in one]
+    got = load(tagged, one + other, valid_fraction=0.3)
+    train, valid = ({row["words"][0] for row in part.rows(range(len(part)))} for part in (got.train, got.valid))
+    assert train.isdisjoint(valid)
+    assert (got.facts["rows"], got.facts["duplicates"]) == (2 * len(train), 0)  # both of them train
+    got = load(tagged, one, valid=[other[0]])
+    assert (got.facts["overlap"], got.facts["rows"]) == (1, 59)
+
+
 def test_tags_are_called_as_labels_are(load):
     rows = [{"tokens": ["a", "b"], "tags": [True, False]}, {"tokens": ["c"], "tags": [True]}]
     assert load(tagged, rows, valid_fraction=0.0).label_names == ["false", "true"]

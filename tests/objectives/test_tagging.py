@@ -6,18 +6,29 @@ import importlib.util
 import json
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import PreTrainedTokenizerBase, pipeline
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from transformers import (
+    BertConfig,
+    BertForTokenClassification,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    pipeline,
+)
 
 from sslnlp.collators.tagging import TaggingCollator
+from sslnlp.data.table_rows import TableRows
 from sslnlp.errors import UserError
 from sslnlp.evaluation.tagging import entities, tagging_measures
-from sslnlp.objectives.tagging import schemes
+from sslnlp.objectives.tagging import Tagging, schemes
 from sslnlp.recipe import load_recipe, run
+from sslnlp.recipe.build import _table_texts
 from sslnlp.tokenizer import set_framing, train_tokenizer
 
 WORDS = ["Ada", "Lovelace", "wrote", "to", "Babbage", "in", "London", "."]
@@ -44,7 +55,10 @@ def test_a_tag_stands_at_the_first_token_of_its_word(tokenizer: PreTrainedTokeni
         end = int((ids != tokenizer.pad_token_id).sum()) - 1
         for start, stop, word in zip(places, [*places[1:], end], words, strict=True):
             assert tokenizer.decode(ids[start:stop]).replace(" ", "") == word
-    assert (batch["cut"] == -100).all()
+    assert [[NAMES[int(t)] for t in row if t >= 0] for row in batch["tags"]] == [TAGS, ["O", "B-LOC"]]
+    assert (
+        batch["labels"].gather(1, batch["places"].clamp(min=0))[batch["tags"] >= 0] == batch["tags"][batch["tags"] >= 0]
+    ).all()
 
 
 def test_a_token_of_a_space_alone_is_of_no_word() -> None:
@@ -59,9 +73,67 @@ def test_words_that_do_not_fit_are_kept_as_missed(tokenizer: PreTrainedTokenizer
     collator = TaggingCollator(tokenizer=tokenizer, label_names=NAMES, max_length=6)
     batch = collator([{"words": WORDS, "label": TAGS}])
     seen = [NAMES[int(t)] for t in batch["labels"][0] if t != -100]
-    cut = [NAMES[int(t)] for t in batch["cut"][0] if t != -100]
-    assert seen + cut == TAGS
-    assert cut
+    assert [NAMES[int(t)] for t in batch["tags"][0]] == TAGS
+    assert 0 < len(seen) < len(TAGS)
+    assert (batch["places"][0] >= 0).tolist() == [w < len(seen) for w in range(len(TAGS))]
+
+
+CHARACTERS, OF_CHARACTERS = list("在中国住"), ["O", "B-LOC", "I-LOC", "O"]
+PLACES = ["B-LOC", "I-LOC", "O"]
+
+
+def characters(tokens: list[str]) -> TaggingCollator:
+    """A collator of words without spaces, whose tokenizer knows these."""
+    vocabulary = {token: i for i, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *tokens])}
+    model = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]", continuing_subword_prefix=""))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=model, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    )
+    return TaggingCollator(tokenizer=tokenizer, label_names=PLACES, joiner="")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "labels"),
+    [
+        (["在", "中", "国", "住"], ["O", "B-LOC", "I-LOC", "O"]),
+        (["在", "中国", "住"], ["O", "B-LOC", "O"]),
+        (["在中", "国住"], ["O", "I-LOC"]),
+    ],
+)
+def test_no_word_is_lost_that_shares_its_token(tokens: list[str], labels: list[str]) -> None:
+    batch = characters(tokens)([{"words": CHARACTERS, "label": OF_CHARACTERS}])
+    assert [PLACES[int(c)] for c in batch["labels"][0] if c >= 0] == labels
+    assert [PLACES[int(c)] for c in batch["tags"][0]] == OF_CHARACTERS
+    where = [i for i, token in enumerate(tokens) for _ in token]
+    assert batch["places"][0].tolist() == where
+    assert batch["shared"][0].tolist() == [int(w > 0 and where[w] == where[w - 1]) for w in range(4)]
+
+
+def test_a_word_goes_on_with_the_entity_that_its_token_begins() -> None:
+    batch = characters(["在", "中国", "住"])([{"words": CHARACTERS, "label": OF_CHARACTERS}])
+    config = BertConfig(
+        vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+        num_labels=3, id2label=dict(enumerate(PLACES)),
+    )  # fmt: skip
+    objective = Tagging(BertForTokenClassification(config))
+    right = torch.nn.functional.one_hot(batch["labels"].clamp(min=0), 3).float()
+    objective.logits = lambda batch: right  # type: ignore[method-assign]
+    predicted = objective.predict(batch)
+    assert tagging_measures(predicted) == {
+        "accuracy": 1.0, "entity_precision": 1.0, "entity_recall": 1.0, "entity_f1": 1.0, "entity_macro_f1": 1.0,
+    }  # fmt: skip
+
+
+def test_a_tokenizer_is_trained_on_words_as_they_are_joined() -> None:
+    rows = TableRows(datasets.Dataset.from_list([{"words": CHARACTERS}]), extra={"label": np.array([0])})
+    assert list(_table_texts(rows, "")) == ["在中国住"]
+
+
+def test_without_spaces_all_tokens_of_a_word_say_its_tag() -> None:
+    """A pipeline cannot see there which token begins a word."""
+    batch = characters(["在", "中", "国", "住"])([{"words": ["在", "中国", "住"], "label": ["O", "B-LOC", "O"]}])
+    assert [PLACES[int(c)] for c in batch["labels"][0]] == ["O", "B-LOC", "I-LOC", "O"]
+    assert batch["places"][0].tolist() == [0, 1, 3]
 
 
 def test_unlike_numbers_are_one_clear_line(tokenizer: PreTrainedTokenizerBase) -> None:
