@@ -14,8 +14,8 @@ import pytest
 import torch
 from transformers import AutoConfig, pipeline
 
+from sslnlp import text_files
 from sslnlp.cli import run_command
-from sslnlp.data import text_files
 from sslnlp.distributed import own_device
 from sslnlp.errors import UserError
 from sslnlp.predict import UNKNOWN, Predictor, predict_file

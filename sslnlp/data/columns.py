@@ -10,8 +10,8 @@ import datasets
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.compute as pc  # type: ignore[import-untyped]
 
-from sslnlp.data.text_files import open_bytes
 from sslnlp.errors import UserError
+from sslnlp.text_files import open_bytes
 
 _CHANGES_AS_NUMBER = r"^[-+]?(0\d|\d{19})"
 """Text that a number does not give back: 007, and more digits than 64 bits are sure to hold."""

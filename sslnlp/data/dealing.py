@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from sslnlp.data import joining, text_files
+from sslnlp import text_files
+from sslnlp.data import joining
 from sslnlp.data.config import DataConfig
 from sslnlp.data.hashes import HashSet
 from sslnlp.data.joining import NOTE, noted

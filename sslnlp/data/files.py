@@ -7,8 +7,8 @@ import os
 import re
 from pathlib import Path
 
-from sslnlp.data.text_files import COMPRESSED
 from sslnlp.errors import UserError
+from sslnlp.text_files import COMPRESSED
 
 LOADERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(:[\w.-]+)?")

@@ -13,7 +13,7 @@ from typing import Any
 
 import datasets
 
-from sslnlp.data import text_files
+from sslnlp import text_files
 from sslnlp.data.columns import SEPARATORS, csv_columns, parquet_columns, with_numbers
 from sslnlp.data.files import LOADERS
 from sslnlp.errors import UserError, reason_of

@@ -17,7 +17,7 @@ from typing import Any
 
 import datasets
 
-from sslnlp.data import text_files
+from sslnlp import text_files
 from sslnlp.data.columns import joined
 from sslnlp.data.config import DataConfig
 from sslnlp.data.files import checked_kind, find_files

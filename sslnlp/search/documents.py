@@ -1,4 +1,4 @@
-"""What people search: documents out of a folder of text files, a JSONL, CSV, TSV or Parquet file, or a BEIR folder.
+"""What people search: documents out of text files, JSONL, CSV, TSV or Parquet files, folders of either, a BEIR folder.
 
 Read here line by line and not through `datasets`, because an id must stay the string it is in the file: type inference
 turns "007" into 7, and then no relevance judgement finds its document.
@@ -7,15 +7,17 @@ turns "007" into 7, and then no relevance judgement finds its document.
 from __future__ import annotations
 
 import csv
-import gzip
 import hashlib
+import io
 import json
+import lzma
 import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO, cast
+from typing import Any, NamedTuple, TextIO
 
+from sslnlp import text_files
 from sslnlp.errors import UserError, usual_name
 
 TEXT_SUFFIXES = frozenset({".txt", ".text", ".md", ".rst", ".tex", ".org", ".adoc"})
@@ -48,21 +50,35 @@ class Columns(NamedTuple):
 
 
 def read_documents(path: str | Path, columns: Columns = Columns()) -> Iterator[Document]:  # noqa: B008 (immutable)
-    """The documents at `path`, one at a time, in the file's order (a folder: sorted by relative path, which is the id).
+    """The documents at `path`, one at a time, in the file's order (of a folder: of its files sorted by path).
 
-    `path` is a text file's folder, a BEIR folder (it holds `corpus.jsonl`), or a `.jsonl`, `.csv`, `.tsv` (these also
-    with `.gz`) or `.parquet` file with a text column and, if it has them, an id and a title. Rows without an id are
-    numbered from 0. Raises UserError for a path, row or column that cannot be read.
+    `path` is a folder of text files, each a document whose id is its path inside; a BEIR folder (it holds
+    `corpus.jsonl`); a `.jsonl`, `.csv`, `.tsv` or `.parquet` file, or a folder of such files of one kind, with a text
+    column and, if it has them, an id and a title; or one `.txt` file, in which blank lines part documents, or, where
+    there are none, lines do. All but Parquet may be compressed. Rows and documents without an id are numbered from 0,
+    through all files. Raises UserError for a path, row or column that cannot be read.
     """
-    path = _source(path)
-    return _documents_of_folder(path) if path.is_dir() else _documents_of_rows(path, columns)
+    path, files = _files(path)
+    if not (_is_text(files[0]) if path.is_dir() else _suffix(path) == ".txt"):
+        return _documents_of_rows(files, columns)
+    if any(columns):
+        raise UserError(f"{path} holds text without columns: leave out --id-column, --title-column and --text-column")
+    return _documents_of_folder(path, files) if path.is_dir() else _documents_of_text(path)
+
+
+def unread_tables(path: str | Path) -> list[Path]:
+    """The tables in a folder of texts: beside those they are not read."""
+    path, files = _files(path)
+    if not path.is_dir():
+        return []
+    return [file for file in _inside(path) if _suffix(file) in TABLE_SUFFIXES] if _is_text(files[0]) else []
 
 
 def data_fingerprint(path: str | Path) -> str:
     """SHA-256 over the names and contents of the files that `read_documents` reads at `path`, a gigabyte a second."""
-    path = _source(path)
+    path, files = _files(path)
     digest = hashlib.sha256()
-    for file in _text_files(path) if path.is_dir() else [path]:
+    for file in files:
         digest.update(file.relative_to(path).as_posix().encode(errors="surrogateescape") + b"\0")
         try:
             with open(file, "rb") as stream:
@@ -75,13 +91,42 @@ def data_fingerprint(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def _source(path: str | Path) -> Path:
-    """The file of rows or the folder of texts that `path` means."""
+def _files(path: str | Path) -> tuple[Path, list[Path]]:
+    """What `path` means, a folder or a file of its own, and the files that are read: texts, or tables of one kind."""
     path = Path(path)
     if not path.exists():
         raise UserError(f"nothing to index at {path}: no such file or folder")
-    corpora = [path / name for name in ("corpus.jsonl", "corpus.jsonl.gz")]
-    return next((corpus for corpus in corpora if corpus.is_file()), path)
+    corpora = (path / f"corpus.jsonl{compressed}" for compressed in ("", *text_files.COMPRESSED))
+    path = next((corpus for corpus in corpora if corpus.is_file()), path)
+    if not path.is_dir():
+        return path, [path]
+    inside = _inside(path)
+    if texts := [file for file in inside if _is_text(file)]:
+        return path, texts
+    tables = [file for file in inside if _suffix(file) in TABLE_SUFFIXES]
+    if len(tables) < len(inside):
+        _refuse_pictures(path, inside)  # a table beside them holds their captions
+    if not tables:
+        raise UserError(
+            f"{path} holds no corpus.jsonl, no text file ({', '.join(sorted(TEXT_SUFFIXES))}) and no table "
+            f"({', '.join(sorted(TABLE_SUFFIXES))})"
+        )
+    if len(kinds := sorted({_suffix(file) for file in tables})) > 1:
+        raise UserError(f"{path} mixes {', '.join(kinds)} files: name one of them, or put those of a kind in a folder")
+    return path, tables
+
+
+def _inside(folder: Path) -> list[Path]:
+    """The files in a folder and its sub-folders, but hidden ones, sorted."""
+    return sorted(
+        file
+        for file in folder.rglob("*")
+        if not any(part.startswith(".") for part in file.relative_to(folder).parts) and file.is_file()
+    )
+
+
+def _is_text(file: Path) -> bool:
+    return _suffix(file) in TEXT_SUFFIXES
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -89,7 +134,8 @@ def read_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     suffix = _suffix(path)
     if suffix not in TABLE_SUFFIXES:
         _refuse_pictures(path, [path])
-        raise UserError(f"cannot read {path}: give a folder of texts or one of {', '.join(sorted(TABLE_SUFFIXES))}")
+        kinds = ", ".join(sorted(TABLE_SUFFIXES))
+        raise UserError(f"cannot read {path}: give a folder of texts, a .txt file, or {kinds}, one file or a folder")
     try:
         if suffix == ".parquet":
             yield from _parquet_rows(path)
@@ -98,7 +144,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
             yield from _json_rows(path, lines) if suffix in (".jsonl", ".ndjson") else _csv_rows(path, lines, suffix)
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start}): convert it first") from error
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
 
 
@@ -112,9 +158,10 @@ def find_column(path: Path, present: Iterable[str], wanted: str | None, usual: I
     return usual_name(names, usual)
 
 
-def _documents_of_rows(path: Path, columns: Columns) -> Iterator[Document]:
+def _documents_of_rows(files: Iterable[Path], columns: Columns) -> Iterator[Document]:
     first: str | None = None
-    for row_index, (number, row) in enumerate(read_rows(path)):
+    rows = ((path, *numbered) for path in files for numbered in read_rows(path))
+    for row_index, (path, number, row) in enumerate(rows):
         id_column = find_column(path, row, columns.id, ID_COLUMNS)
         first = id_column if row_index == 0 else first
         if id_column != first:  # a row's number among the ids of others would pass for one of them
@@ -137,23 +184,22 @@ def _documents_of_rows(path: Path, columns: Columns) -> Iterator[Document]:
         yield Document(name, title, string_of(path, number, row, text_column))
 
 
-def _documents_of_folder(folder: Path) -> Iterator[Document]:
-    for file in _text_files(folder):
+def _documents_of_folder(folder: Path, files: Iterable[Path]) -> Iterator[Document]:
+    for file in files:
         try:
-            text = file.read_text(encoding="utf-8-sig")
+            with _open_text(file, newline=None) as lines:
+                text = lines.read()
         except UnicodeDecodeError as error:
             raise UserError(f"{file} is not UTF-8 text (byte {error.start}): convert it or take it out") from error
-        except OSError as error:
-            raise UserError(f"cannot read {file}: {error.strerror}") from error
+        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+            raise UserError(f"cannot read {file}: {error}") from error
         yield Document(file.relative_to(folder).as_posix(), "", text)
 
 
-def _text_files(folder: Path) -> list[Path]:
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in TEXT_SUFFIXES and file.is_file())
-    if not files:
-        _refuse_pictures(folder, folder.rglob("*"))
-        raise UserError(f"{folder} holds no corpus.jsonl and no text file ({', '.join(sorted(TEXT_SUFFIXES))})")
-    return files
+def _documents_of_text(path: Path) -> Iterator[Document]:
+    """The parts of one file, as training takes them for documents."""
+    for number, text in enumerate(text_files.documents([path], "auto")):
+        yield Document(str(number), "", text)
 
 
 def _refuse_pictures(path: Path, files: Iterable[Path]) -> None:
@@ -188,14 +234,14 @@ def well_formed(text: str) -> str:
 
 
 def _suffix(path: Path) -> str:
-    return Path(path.stem if path.suffix == ".gz" else path.name).suffix.lower()
+    """The extension that says how to read a file: `.jsonl` for `a.jsonl.gz`."""
+    compressed = path.suffix.lower() in text_files.COMPRESSED
+    return Path(path.stem if compressed else path.name).suffix.lower()
 
 
-def _open_text(path: Path) -> TextIO:
+def _open_text(path: Path, newline: str | None = "") -> TextIO:
     # newline="" is what the csv module needs; JSON does not mind a trailing carriage return.
-    if path.suffix == ".gz":
-        return cast(TextIO, gzip.open(path, "rt", encoding="utf-8-sig", newline=""))
-    return open(path, encoding="utf-8-sig", newline="")
+    return io.TextIOWrapper(text_files.open_bytes(path), encoding="utf-8-sig", newline=newline)
 
 
 def _json_rows(path: Path, lines: TextIO) -> Iterator[tuple[int, Mapping[str, Any]]]:

@@ -17,7 +17,8 @@ DataArgument = Annotated[
     Path,
     typer.Argument(
         metavar="DATA",
-        help="A folder of text files, a BEIR folder, or .jsonl/.csv/.tsv/.parquet; pictures, if the model reads them.",
+        help="A folder of text files, a BEIR folder, .jsonl/.csv/.tsv/.parquet (one file or a folder of them) or .txt; "
+        "pictures, if the model reads them.",
     ),
 ]
 BatchOption = Annotated[int, typer.Option(min=1, help="Texts encoded at once.")]

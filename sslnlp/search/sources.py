@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-from sslnlp.search.documents import Columns, data_fingerprint, read_documents
+from sslnlp.search.documents import Columns, data_fingerprint, read_documents, unread_tables
 from sslnlp.search.resume import Say, Work
 from sslnlp.search.store import DocumentStore, write_documents
 
@@ -56,6 +56,9 @@ class Texts:
 
     def write(self, folder: Path, progress: Progress, say: Say) -> dict[str, Any]:
         written = write_documents(folder, read_documents(self._data, self._columns))
+        if tables := unread_tables(self._data):
+            more = f" and {len(tables) - 1:,} more" if len(tables) > 1 else ""
+            say(f"{self._data} was read as a folder of texts; tables in it were not: {tables[0]}{more}")
         return {"count": written.documents, "empty": written.empty}
 
     def contents(self, folder: Path, facts: Mapping[str, Any], start: int) -> Iterator[str]:

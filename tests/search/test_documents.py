@@ -1,6 +1,8 @@
+import bz2
 import csv
 import gzip
 import json
+import lzma
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from sslnlp.errors import UserError
-from sslnlp.search.documents import Columns, Document, read_documents
+from sslnlp.search.documents import Columns, Document, data_fingerprint, read_documents
+from sslnlp.search.sources import Texts
 from sslnlp.search.store import DocumentStore, write_documents
 
 ROWS = [
@@ -39,12 +42,84 @@ def test_every_format_gives_the_same_documents_with_ids_as_written(tmp_path: Pat
     assert list(read_documents(_write(tmp_path, suffix))) == EXPECTED
 
 
+def _zstd(content: bytes) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(content)
+    return bytes(sink.getvalue())
+
+
+COMPRESS = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": _zstd}
+
+
+@pytest.mark.parametrize("compressed", COMPRESS)
+def test_a_folder_of_compressed_parts_is_one_table(tmp_path: Path, compressed: str) -> None:
+    for part, row in enumerate(ROWS):
+        content = COMPRESS[compressed](json.dumps(row).encode())
+        (tmp_path / f"part-{part}.jsonl{compressed}").write_bytes(content)
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache" / "old.jsonl").write_text("hidden: not read")
+    assert list(read_documents(tmp_path)) == EXPECTED
+    before = data_fingerprint(tmp_path)
+    (tmp_path / f"part-1.jsonl{compressed}").write_bytes(COMPRESS[compressed](b'{"id": "8", "text": "other"}'))
+    assert data_fingerprint(tmp_path) != before
+
+
+@pytest.mark.parametrize("compressed", COMPRESS)
+def test_a_compressed_file_that_was_cut_short_is_refused(tmp_path: Path, compressed: str) -> None:
+    content = COMPRESS[compressed]("".join(f'{{"text": "{n * 7919}"}}\n' for n in range(9999)).encode())
+    (path := tmp_path / f"d.jsonl{compressed}").write_bytes(content[:-40])
+    with pytest.raises(UserError, match=r"cannot read .*d\.jsonl"):
+        list(read_documents(path))
+
+
+def test_rows_without_ids_are_numbered_through_all_files_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text\none\ntwo\n")
+    (tmp_path / "b.csv").write_text("text\nthree\n")
+    assert [(d.id, d.text) for d in read_documents(tmp_path)] == [("0", "one"), ("1", "two"), ("2", "three")]
+    (tmp_path / "b.csv").write_text("id,text\nx,three\n")
+    with pytest.raises(UserError, match=r"b\.csv row 2 names its document by id and the first row by its number"):
+        list(read_documents(tmp_path))
+    (tmp_path / "c.tsv").write_text("text\nfour\n")
+    with pytest.raises(UserError, match=r"mixes \.csv, \.tsv files: name one of them"):
+        list(read_documents(tmp_path))
+
+
+def test_a_text_file_has_documents_between_blank_lines_or_else_in_lines(tmp_path: Path) -> None:
+    (path := tmp_path / "d.txt").write_text("one\nmore\n\n\ntwo\n\n")
+    assert list(read_documents(path)) == [Document("0", "", "one\nmore"), Document("1", "", "two")]
+    (path := tmp_path / "d.txt.gz").write_bytes(gzip.compress(b"one\ntwo"))
+    assert list(read_documents(path)) == [Document("0", "", "one"), Document("1", "", "two")]
+
+
+def test_tables_beside_texts_are_said_not_to_be_read(tmp_path: Path) -> None:
+    (folder := tmp_path / "snapshot").mkdir()
+    (folder / "README.md").write_text("A data set.")
+    for part in "ab":
+        (folder / f"{part}.jsonl").write_text('{"text": "one"}\n')
+    (out := tmp_path / "out").mkdir()
+    said: list[str] = []
+    assert Texts(folder, Columns()).write(out, lambda *_: None, said.append)["count"] == 1
+    assert said == [f"{folder} was read as a folder of texts; tables in it were not: {folder / 'a.jsonl'} and 1 more"]
+
+
+def test_columns_are_refused_where_text_has_none(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one")
+    for path in (tmp_path, tmp_path / "a.txt"):
+        with pytest.raises(UserError, match="text without columns: leave out"):
+            list(read_documents(path, Columns(text="body")))
+
+
 def test_a_folder_of_texts_is_read_in_order_with_paths_as_ids(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "b.md").write_text("two")
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone")
+    (tmp_path / "c.md.gz").write_bytes(gzip.compress(b"three\r\nfour"))
     (tmp_path / "picture.png").write_bytes(b"\x89PNG")
-    assert list(read_documents(tmp_path)) == [Document("a.txt", "", "one"), Document("sub/b.md", "", "two")]
+    (tmp_path / ".trash").mkdir()
+    (tmp_path / ".trash" / "old.md").write_text("hidden")
+    expected = [("a.txt", "one"), ("c.md.gz", "three\nfour"), ("sub/b.md", "two")]
+    assert list(read_documents(tmp_path)) == [Document(name, "", text) for name, text in expected]
 
 
 def test_a_beir_folder_is_read_through_its_corpus_file(corpus: Path) -> None:
@@ -110,6 +185,13 @@ def test_unreadable_input_is_one_clear_line(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match=message) as raised:
         list(read_documents(tmp_path / name))
     assert "\n" not in str(raised.value)
+
+
+def test_captions_beside_pictures_are_no_documents(tmp_path: Path) -> None:
+    (tmp_path / "metadata.csv").write_text("file_name,text\na.png,a dog\n")
+    (tmp_path / "a.png").write_bytes(b"\x89PNG")
+    with pytest.raises(UserError, match="holds pictures and no texts"):
+        list(read_documents(tmp_path))
 
 
 def test_a_folder_without_text_is_refused(tmp_path: Path) -> None:

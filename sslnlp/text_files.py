@@ -13,8 +13,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, cast
 
-import pyarrow as pa  # type: ignore[import-untyped]
-
 from sslnlp.errors import UserError
 
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
@@ -35,6 +33,8 @@ def open_bytes(path: Path) -> IO[bytes]:
             if importlib.util.find_spec("zstandard") is None:  # `datasets` needs it, for tables
                 raise UserError(f"{path} needs the zstandard package: pip install zstandard")
             # That package takes a file that was cut short for a whole one; Arrow does not.
+            import pyarrow as pa  # type: ignore[import-untyped]
+
             return cast(IO[bytes], io.BufferedReader(pa.input_stream(str(path), compression="zstd")))
         case _:
             return path.open("rb")
