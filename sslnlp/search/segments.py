@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sslnlp.errors import UserError
 from sslnlp.search import manifest
 from sslnlp.search.analysis import Analyzer
 from sslnlp.search.bm25 import write_table
@@ -76,23 +77,34 @@ def commit(
 ) -> dict[str, Any]:
     """Make the collection of `segments` without the `deleted` rows the index at `out`; returns its facts.
 
-    What depends on the whole collection (BM25's table) is made new, in a folder named by `key`.
+    What depends on the whole collection (BM25's table) is made new, in a folder named by `key`. Raises UserError, and
+    leaves nothing of its own behind, where no text holds a searchable word.
     """
-    folders = [out / name for name in segments]
+    folders, made = [out / name for name in segments], [out / f"table-{key[:12]}"]
     store = DocumentStore(folders, deleted)
     live = _live(store)
     if (first := first_to_join(store.counts, [int(alive_N.sum()) for alive_N in live])) is not None:
         joined = out / f"segment-{key[12:24]}"
         _join_segments(joined, folders[first:], live[first:], facts, progress)
+        made.append(joined)
         folders, live = [*folders[:first], joined], [*live[:first], np.ones(sum(map(np.sum, live[first:])), bool)]
         store = DocumentStore(folders, np.flatnonzero(~np.concatenate(live)).tolist())
-    table = out / f"table-{key[:12]}"
+    table = made[0]
     shutil.rmtree(table, ignore_errors=True)  # of the same change, stopped while it wrote it
     table.mkdir()
     np.save(table / DELETED, np.array(sorted(store.deleted), np.int64))
     postings = join([Postings.load(folder / POSTINGS) for folder in folders], live)
     if postings.terms or not holds_pictures(facts):  # pictures may do without captions; texts without words are refused
-        write_table(table / TABLE, postings)
+        try:
+            write_table(table / TABLE, postings)
+        except UserError as error:
+            for folder in made:
+                shutil.rmtree(folder)
+            if former is None:
+                raise
+            raise UserError(
+                f"what would be left holds no searchable word: the index is as it was; to be rid of it, remove {out}"
+            ) from error
     named = [
         {"name": folder.name, "documents": int(alive_N.sum()), "deleted": int((~alive_N).sum())}
         for folder, alive_N in zip(folders, live, strict=True)

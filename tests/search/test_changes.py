@@ -139,6 +139,23 @@ def test_a_refused_change_is_one_line_and_no_change(
     assert _files(tmp_path) == before
 
 
+def test_what_would_leave_no_word_is_refused_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    build_index(_write(tmp_path / "a.jsonl", {"1": "bead", "2": "the", "3": "of", "4": "!"}), tmp_path / "i")
+    wordless = _write(tmp_path / "more.jsonl", {"1": "and"})
+    before = _files(tmp_path)
+    for change in (
+        lambda: delete_documents(tmp_path / "i", ["1"]),
+        lambda: delete_documents(tmp_path / "i", ["1", "3", "4"]),  # its segment is made anew
+        lambda: add_documents(tmp_path / "i", wordless, replace=True),
+    ):
+        with pytest.raises(UserError, match="what would be left holds no searchable word: the index is as it was"):
+            change()
+        assert _files(tmp_path) == before
+    with pytest.raises(UserError, match="no document holds a searchable word"):
+        build_index(wordless, tmp_path / "j")
+    assert not (tmp_path / "j").exists()
+
+
 def test_vectors_of_two_dimensions_are_refused(tmp_path: Path, small: Path) -> None:
     add_documents(small, _write(tmp_path / "b.jsonl", {"9": "feed"}))
     assert len(Index(small).facts["segments"]) == 2
