@@ -6,16 +6,18 @@ Only this file and `sharding` say `torch.distributed`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from sslnlp.errors import UserError
+
+T = TypeVar("T")
 
 MEETING = timedelta(minutes=5)
 """How long processes that were launched together may take to find each other's addresses."""
@@ -135,6 +137,21 @@ def all_reduce_max(x: Tensor) -> Tensor:
 
 def broadcast_number(value: float) -> float:
     """Rank 0's value, on every rank."""
+    return _of_main(value)
+
+
+def by_main(find: Callable[[], T]) -> T:
+    """What rank 0 finds, alone, on every rank, however long it takes. Found by each, it could differ in its last digit
+    from machine to machine, and on a GPU from one time to the next."""
+    found: Any = None
+    if rank() == 0:
+        with alone():
+            found = find()
+    wait()
+    return cast(T, _of_main(found))
+
+
+def _of_main(value: T) -> T:
     if world_size() == 1:
         return value
     box = [value]

@@ -1,11 +1,20 @@
 """Labels spread over neighbours: known answers by hand, and what stays as it is."""
 
+from types import SimpleNamespace
+from typing import Any
+
+import datasets
 import numpy as np
 import pytest
 
 from sslnlp.data.joined_rows import JoinedRows
+from sslnlp.data.stream import Stream
+from sslnlp.data.table_rows import TableRows
 from sslnlp.label_spreading import neighbour_graph, spread_labels
-from sslnlp.recipe.pseudo import surest
+from sslnlp.recipe import Options, Recipe
+from sslnlp.recipe.build import Parts
+from sslnlp.recipe.pseudo import surest, with_pseudo_labels
+from tests.contract import make_collator
 
 
 def ring(count: int, centre: float, width: float, seed: int) -> np.ndarray:
@@ -70,3 +79,21 @@ def test_joined_rows_carry_the_labels_they_were_given() -> None:
     assert [row["label"] for row in rows.rows([3, 0, 2, 1])] == [8, 3, 7, 4]
     assert rows[2] == {"text": "c", "label": 7}
     assert second[0]["label"] == -100
+
+
+def test_all_processes_train_on_the_labels_that_the_main_one_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their own guesses could differ in a digit, and so could the rows of what is to be one run."""
+    monkeypatch.setattr("sslnlp.recipe.pseudo.by_main", lambda _: (np.array([2, 3]), np.array([1, 0])))
+    known, more = (
+        TableRows(datasets.Dataset.from_dict({"text": [f"{kind} {n}" for n in range(4)], "label": [label] * 4}))
+        for kind, label in (("known", 1), ("more", -100))
+    )
+    parts = Parts(
+        recipe=Recipe(objective=Options("classification")), tokenizer=None, contract=None,
+        collator=make_collator("classification"), max_length=8, stream=Stream(known, 3),
+        valid=None, valid_bytes=None, unlabelled=more,
+    )  # fmt: skip
+    objective: Any = SimpleNamespace(pseudo_labels=0.5)
+    rows = with_pseudo_labels(parts, objective).stream.source.rows(range(6))
+    assert [(row["text"], row["label"]) for row in rows[3:]] == [("known 3", 1), ("more 2", 1), ("more 3", 0)]
+    assert parts.facts == {"pseudo_labelled_rows": 2}

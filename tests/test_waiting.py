@@ -46,12 +46,13 @@ distributed.wait()
 with distributed.alone():
     if rank == 0:
         distributed.wait()  # for nobody
-print(rank, order, flush=True)
+found = distributed.by_main(lambda: [time.sleep(1), rank, distributed.world_size()])
+print(f"{rank} {order} {found}\\n", end="", flush=True)  # at once: they share a pipe
 distributed.leave()
 if rank == 0:
     os.wait()
 """
-    assert of_two(body, tmp_path) == ["0 [True, False]", "1 [True, True]"]
+    assert of_two(body, tmp_path) == ["0 [True, False] [None, 0, 1]", "1 [True, True] [None, 0, 1]"]
 
 
 @pytest.mark.parametrize("ends", [0, 1])
@@ -60,11 +61,11 @@ def test_who_waits_for_a_process_that_has_ended_ends_too(ends: int, tmp_path: Pa
 try:
     with distributed.main_first():
         if rank == {ends}:
-            print("ended", flush=True)
+            print("ended\\n", end="", flush=True)
             os._exit(0) if rank else os.kill(os.getpid(), 9)
-    print("went on", flush=True)
+    print("went on\\n", end="", flush=True)
 except RuntimeError as error:
-    print(_explain(error, "train")[0].split(",")[0], flush=True)
+    print(_explain(error, "train")[0].split(",")[0] + "\\n", end="", flush=True)
 os._exit(0)
 """
     command = [sys.executable, "-c", TWO.replace("BODY", body), str(tmp_path / "store")]

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from sslnlp.data.joined_rows import JoinedRows
 from sslnlp.data.stream import Stream
 from sslnlp.data.table_rows import TableRows
+from sslnlp.distributed import by_main
 from sslnlp.evaluation.held_out import by_length
 from sslnlp.objectives.base import Objective
 from sslnlp.recipe.build import Parts
@@ -27,13 +28,20 @@ def with_pseudo_labels(parts: Parts, objective: Objective) -> Parts:
     """
     if parts.unlabelled is None or objective.pseudo_labels == 0 or parts.recipe.train.steps == 0:
         return parts
-    guessed, sure = objective.guess(training_rows(parts, objective.device))
-    order, known = by_length(Stream.fixed(parts.unlabelled)), len(parts.stream.source)
-    label_M, sure_M = np.full(len(order), -100, np.int64), np.zeros(len(order))
-    label_M[order], sure_M[order] = guessed[known:], sure[known:]
-    kept = surest(label_M, sure_M, objective.pseudo_labels)
-    assert isinstance(parts.unlabelled, TableRows)
-    rows = JoinedRows((parts.stream.source, None), (parts.unlabelled.take(kept), label_M[kept]))
+    unlabelled = parts.unlabelled
+
+    def find() -> tuple[Ints, Ints]:
+        """Which texts, and their labels."""
+        guessed, sure = objective.guess(training_rows(parts, objective.device))
+        order, known = by_length(Stream.fixed(unlabelled)), len(parts.stream.source)
+        label_M, sure_M = np.full(len(order), -100, np.int64), np.zeros(len(order))
+        label_M[order], sure_M[order] = guessed[known:], sure[known:]
+        kept = surest(label_M, sure_M, objective.pseudo_labels)
+        return kept, label_M[kept]
+
+    kept, labels = by_main(find)  # other rows, or more of them, on one process, and updates would not be of one run
+    assert isinstance(unlabelled, TableRows)
+    rows = JoinedRows((parts.stream.source, None), (unlabelled.take(kept), labels))
     collator: Any = parts.collator
     if "table" in {field.name for field in fields(collator)}:  # what draws further texts draws them from all rows
         collator = replace(collator, table=rows)

@@ -96,9 +96,9 @@ def _run(recipe: Recipe, inherited: Mapping[str, Any], out: Path, *, resume: boo
         console.print("this machine has units for bf16: train.precision=bf16 trains faster", style="dim")
     if (objective.begins or objective.pseudo_labels) and sharding_asked() is None:
         objective.to(processes().device)  # the trainer's own place for it: what is read before training is read there
-    with alone():
-        learnt = with_pseudo_labels(parts, objective)
-        if objective.begins:  # on a resume too: there may be no checkpoint yet; one that there is overwrites it
+    learnt = with_pseudo_labels(parts, objective)
+    if objective.begins:  # on a resume too: there may be no checkpoint yet; one that there is overwrites it
+        with alone():
             objective.begin(first_rows(learnt, objective.device))
     story = biography(learnt, objective, read_biography(out / "recipe.json") if resume else None)
     if not resume:
