@@ -26,7 +26,7 @@ from sslnlp.data.stream import in_runs
 from sslnlp.data.table_rows import TableRows
 from sslnlp.errors import UserError
 from sslnlp.locks import exclusive
-from sslnlp.search.documents import Columns, read_documents
+from sslnlp.search.documents import Columns, data_fingerprint, read_documents
 from sslnlp.search.index import Index, build_index, load_reranker
 from sslnlp.search.loading import reads_pictures
 from sslnlp.search.negatives import Known, Miner, Mining, Retriever
@@ -78,7 +78,8 @@ def mine(
     there is one: its scores are logits, so there a share is one of the odds, exp(score - positive's). A pair that has
     too few negatives within `options.depth` is filled up with documents drawn at random, which no margin judges.
 
-    The same input gives the same file, whatever the `block` of queries in memory at once. Raises UserError, and leaves
+    The same input gives the same file, whatever the `block` of queries in memory at once. Killed or interrupted, the
+    same call does not index anew what it had indexed. Raises UserError, and leaves
     `out` as it was, for what cannot be read or loaded and for fewer documents than negatives.
     """
     out = Path(out)
@@ -102,11 +103,7 @@ def mine(
                 "beside a positive; ask for fewer, or name a larger --corpus"
             )
         known = Known(query, positive, hashes)
-        build_index(
-            folder / "corpus.jsonl", folder / "index", model=model, language=language, batch_size=batch_size,
-            progress=progress,
-        )  # fmt: skip
-        index = Index(folder / "index", verify=False)
+        index = _indexed(folder, model, language, batch_size, progress)
         retriever = Retriever(index, dense=model is not None, bm25=bm25, depth=options.depth, batch_size=batch_size)
         miner = Miner(retriever, known, number, options, judge, batch_size=batch_size)
         written = _write(folder / out.name, _mined(miner, rows, block, progress))
@@ -116,7 +113,8 @@ def mine(
 
 @contextlib.contextmanager
 def _workshop(out: Path) -> Iterator[Path]:
-    """A folder beside `out`, empty at the beginning (whatever a killed run left in it) and gone at the end.
+    """A folder beside `out`, gone at the end. One that is killed or interrupted leaves what it has indexed, which is
+    there at the beginning of the next; so does a failing disk.
 
     Raises `Held` when another process mines into `out`: the two would work in one folder.
     """
@@ -124,12 +122,29 @@ def _workshop(out: Path) -> Iterator[Path]:
     with naming(out), room_in(out.parent):
         out.parent.mkdir(parents=True, exist_ok=True)
         with exclusive(out.with_name(f".{out.name}.lock"), f"mining into {out}"):
+            folder.mkdir(exist_ok=True)
             try:
-                shutil.rmtree(folder, ignore_errors=True)
-                folder.mkdir()
                 yield folder
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
+            except Exception as error:
+                if not isinstance(error.__cause__ or error, OSError):
+                    shutil.rmtree(folder, ignore_errors=True)
+                raise
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _indexed(folder: Path, model: str | None, language: str, batch_size: int, progress: Progress) -> Index:
+    """The index of the corpus in `folder`: as a killed run has left it, or gone on with, or made."""
+    corpus = folder / "corpus.jsonl"
+    place = folder / f"index-{data_fingerprint(corpus)[:24]}"
+    for other in folder.glob("index-*"):
+        if other != place:
+            shutil.rmtree(other)
+    with contextlib.suppress(UserError):  # it is not finished, or its vectors are of another model
+        found = Index(place, model=model, verify=False)
+        if found.facts["bm25"]["language"] == language and (model is None or found.encoder):
+            return found
+    build_index(corpus, place, model=model, language=language, batch_size=batch_size, progress=progress)
+    return Index(place, verify=False)
 
 
 def _read_hashes(rows: TableRows, block: int) -> tuple[Hashes, Hashes]:

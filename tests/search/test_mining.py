@@ -16,6 +16,7 @@ from sslnlp.data import DataConfig
 from sslnlp.data.paired import paired
 from sslnlp.errors import UserError
 from sslnlp.search import mining
+from sslnlp.search.changes import build_index
 from sslnlp.search.cli import search_app
 from sslnlp.search.encoder import Encoder
 from sslnlp.search.mining import Mined, mine
@@ -293,3 +294,38 @@ def test_two_at_once_do_not_work_in_one_folder(tmp_path: Path) -> None:
         assert (folder / "corpus.jsonl").read_text() == "of the first"
     mine(pairs, out, options=Mining(negatives=2))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mined.jsonl", "pairs.jsonl"]
+
+
+def test_an_interrupted_mining_leaves_its_index_to_the_next_of_the_same_model(
+    tmp_path: Path, make_encoder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs, out = write(tmp_path / "pairs.jsonl", pairs_of([row["text"] for row in DOCUMENTS])), tmp_path / "out.jsonl"
+    models = [make_encoder(tmp_path / "m"), make_encoder(tmp_path / "n", seed=1)]
+    made: list[Path] = []
+
+    def build(corpus: Path, place: Path, **given: Any) -> Any:
+        made.append(place)
+        return build_index(corpus, place, **given)
+
+    def mined(model: Path) -> str:
+        mine(pairs, out, model=str(model), bm25=False, options=Mining(negatives=2, margin=0.0))
+        return out.read_text()
+
+    straight = [mined(model) for model in models]
+    out.unlink()
+    monkeypatch.setattr(mining, "build_index", build)
+    for model, indexed in ((0, 1), (1, 2)):  # the next of another model would take the vectors of the first for its own
+        made.clear()
+        with monkeypatch.context() as patched:
+            patched.setattr(mining.Miner, "mined", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                mined(models[0])
+        assert not out.exists()
+        assert mined(models[model]) == straight[model]
+        assert len(made) == indexed
+        assert not list(tmp_path.glob(".*"))
+        out.unlink()
+
+
+def interrupted(*_: object) -> Any:
+    raise KeyboardInterrupt
