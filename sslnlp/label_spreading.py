@@ -6,16 +6,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from sslnlp.arrays import Ints, Vectors
 from sslnlp.errors import UserError
 from sslnlp.nn import evaluating
 from sslnlp.types import Batch
-
-Ints = npt.NDArray[np.int64]
-Vectors = npt.NDArray[np.float32]
 
 TEMPERATURE = 0.05
 """Divides cosine - 1 in the weight of an edge: at 0.9 it weighs an eighth of one between equal texts."""

@@ -7,16 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase, VisionTextDualEncoderModel
 
+from sslnlp.arrays import Vectors
 from sslnlp.distributed import own_device
 from sslnlp.errors import UserError, reason_of
 from sslnlp.nn import Pooling
 from sslnlp.pictures import decode, normalised, whole
-
-Vectors = NDArray[np.float32]
 
 DUAL = "vision-text-dual-encoder"
 """The `model_type` that the configuration of a dual encoder states."""

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 UNKNOWN = "unknown"
 """What a text is called that looks like none of the classes (`unknown_below` in the configuration)."""
 BLOCK = 1024
-Floats = npt.NDArray[np.float32]
+Logits = npt.NDArray[np.float32]
 
 
 class Prediction(NamedTuple):
@@ -98,7 +98,7 @@ class Predictor:
             logits_NC[part] = self._score([texts[i] for i in part], second)
         return [self._told(logits_C) for logits_C in logits_NC]
 
-    def _told(self, logits_C: Floats) -> Prediction:
+    def _told(self, logits_C: Logits) -> Prediction:
         if self.problem == "regression":
             return Prediction(float(logits_C[0]), {})
         logits = torch.from_numpy(logits_C).double()
@@ -134,7 +134,7 @@ def _stock(folder: Path) -> Any:
     reads = pair_tokenizer(model, tokenizer, folder, facts) if facts.get("model_type") == "CrossEncoder" else None
     accepted = model_inputs(model)
 
-    def score(texts: list[str], pairs: list[str] | None) -> Floats:
+    def score(texts: list[str], pairs: list[str] | None) -> Logits:
         if reads is not None and pairs is not None:
             batch = {name: ids for name, ids in reads.pad(reads(texts, pairs)).items() if name in accepted}
         else:
@@ -149,7 +149,7 @@ def _stock(folder: Path) -> Any:
                 return_token_type_ids=None if pairs is not None and segments else False,
             )
         with torch.no_grad():
-            found: Floats = model(**{name: ids.to(device) for name, ids in batch.items()}).logits.float().cpu().numpy()
+            found: Logits = model(**{name: ids.to(device) for name, ids in batch.items()}).logits.float().cpu().numpy()
         return found
 
     return score
@@ -160,11 +160,11 @@ def _few_shot(folder: Path) -> Any:
     weight: Tensor = head["linear.weight"].float()
     bias: Tensor = head["linear.bias"].float()
 
-    def score(texts: list[str], pairs: list[str] | None) -> Floats:
+    def score(texts: list[str], pairs: list[str] | None) -> Logits:
         if pairs is not None:
             raise UserError("a few-shot classifier reads single texts; these are pairs")
         vectors_BH = torch.from_numpy(encoder.encode(texts, "document", batch_size=len(texts)))
-        found: Floats = torch.nn.functional.linear(vectors_BH, weight, bias).numpy()
+        found: Logits = torch.nn.functional.linear(vectors_BH, weight, bias).numpy()
         return found
 
     return score

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from scipy.special import softmax
 
+from sslnlp.arrays import Vectors
 from sslnlp.data.config import OptionData
 from sslnlp.data.pictured import PictureRows, every_picture
 from sslnlp.errors import UserError
 from sslnlp.evaluation.zero_shot import TEMPLATES, check_templates, class_vectors
-from sslnlp.picture_encoder import PictureEncoder, Vectors
+from sslnlp.picture_encoder import PictureEncoder
 from sslnlp.quiet import quiet_loading
 from sslnlp.search.encoder import resolve
 from sslnlp.writing import check_output, replacing

@@ -150,7 +150,7 @@ OBJECTIVE_OPTIONS = {
 
 # Who may import whom: a module imports from its own level and the levels above it in this list.
 LEVELS = [
-    "errors types rng __init__",
+    "errors types arrays rng __init__",
     "registry locks writing quiet text_files",
     "keyed nn attention adapt distributed label_spreading lora pictures augment picture_encoder",
     "tokenizer",

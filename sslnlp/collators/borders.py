@@ -5,16 +5,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
+from sslnlp.arrays import Bools, Ints
 from sslnlp.collators.spans import document_numbers, text_mask
 from sslnlp.collators.tokens import TokenBlock
 from sslnlp.tokenizer import sentence_boundaries, special_mask
 from sslnlp.tokenizer.words import token_spelling
-
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 
 LOOK_BACK = 16
 """Tokens at the end of a text that may tell whether its last sentence is whole: a mark and closing quotes, in bytes."""

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from sslnlp.arrays import Bools, Floats, Ints
 from sslnlp.collators.base import Collator
-from sslnlp.collators.ragged import Ints, blocks, interleave
+from sslnlp.collators.ragged import blocks, interleave
 from sslnlp.collators.seq2seq import SEQ2SEQ_KEYS, seq2seq_batch
 from sslnlp.collators.spans import text_mask
 from sslnlp.collators.tokens import FreshPositions, TokenBlock, lowest, pad_id, rates, token_block
@@ -20,17 +20,15 @@ from sslnlp.rng import bits, uniform
 from sslnlp.tokenizer import sentence_boundaries, special_mask
 from sslnlp.types import Batch, Row
 
-Flags = npt.NDArray[np.bool_]
-
 LONGEST_MEAN = 100
 
 
 class Damage(NamedTuple):
     """What becomes of each token of a block [B, S]."""
 
-    masked: Flags
+    masked: Bools
     """A mask stands in its place."""
-    dropped: Flags
+    dropped: Bools
     """It is gone."""
     place: Ints
     """int64 [Z]: flattened places at which a mask is put in,"""
@@ -166,7 +164,7 @@ class DenoisingCollator(Collator):
         zeros_B = np.minimum(zeros_B, dropped.sum(axis=1))
         return Damage(masked | leads, dropped, *self._insertions(left, zeros_B, positions))
 
-    def _spans(self, takeable: Flags, tokens_B: Ints, count_B: Ints, positions: Ints) -> tuple[Ints, Ints]:
+    def _spans(self, takeable: Bools, tokens_B: Ints, count_B: Ints, positions: Ints) -> tuple[Ints, Ints]:
         """The span of each token, int64 [B, S] (-1 = none), and how many spans of length 0 came up [B].
 
         Poisson lengths are drawn until the count is met, the last cut to it: lengths above 0 from the distribution
@@ -195,7 +193,7 @@ class DenoisingCollator(Collator):
         covered[np.flatnonzero(takeable)[place_N]] = np.repeat(np.arange(len(length_K)), length_K)
         return covered.reshape(rows, width), zeros_B
 
-    def _insertions(self, able: Flags, zeros_B: Ints, positions: Ints) -> tuple[Ints, Ints]:
+    def _insertions(self, able: Bools, zeros_B: Ints, positions: Ints) -> tuple[Ints, Ints]:
         """Where `zeros_B` masks [B] are put in: each before one of the able tokens of its row, or behind the last."""
         width = able.shape[1]
         able_B = able.sum(axis=1)
@@ -220,7 +218,7 @@ class DenoisingCollator(Collator):
         return ids[:, :width], documents[:, :width]  # whole tiles, but never more positions than the rows had
 
 
-def _poisson_cdf_from_one(mean: float) -> npt.NDArray[np.float64]:
+def _poisson_cdf_from_one(mean: float) -> Floats:
     """P(length <= k | length > 0) for k = 1, 2, ..., of a Poisson distribution; what is left out weighs < 1e-15."""
     lengths = np.arange(1, int(mean + 12 * mean**0.5 + 30))
     share = np.exp(lengths * np.log(mean) - np.cumsum(np.log(lengths)))

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from sslnlp.arrays import Bools, Ints
 from sslnlp.collators.base import Collator
 from sslnlp.collators.spans import text_mask
 from sslnlp.collators.tokens import IGNORED, FreshPositions, TokenBlock, pad_id, token_block
@@ -17,9 +17,6 @@ from sslnlp.errors import UserError
 from sslnlp.rng import uniform
 from sslnlp.tokenizer.specials import FIM
 from sslnlp.types import Batch, Row
-
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 
 EVALUATION_RATE = 0.5
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sslnlp.arrays import Ints
 from sslnlp.data.packing import best_fit
-
-Ints = npt.NDArray[np.int64]
 
 MULTIPLE = 8
 """Widths are rounded up to it: few distinct shapes, and the tiles of matrix units are filled."""

@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
-import numpy as np
-import numpy.typing as npt
-
+from sslnlp.arrays import Ints
 from sslnlp.collators.classification import ClassificationCollator, text_of
 from sslnlp.collators.pairs import single_texts
 from sslnlp.collators.ragged import pack_texts
@@ -18,8 +16,6 @@ from sslnlp.data.stream import in_runs
 from sslnlp.errors import UserError
 from sslnlp.rng import uniform
 from sslnlp.types import Batch, Row
-
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(kw_only=True)

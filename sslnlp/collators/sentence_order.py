@@ -8,9 +8,9 @@ from itertools import permutations
 from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from sslnlp.arrays import Ints
 from sslnlp.collators.base import Collator
 from sslnlp.collators.borders import Borders, SentenceBorders
 from sslnlp.collators.masked_lm import MaskedLMCollator
@@ -20,8 +20,6 @@ from sslnlp.errors import UserError
 from sslnlp.rng import bits, uniform
 from sslnlp.tokenizer import framing
 from sslnlp.types import Batch, Row
-
-Ints = npt.NDArray[np.int64]
 
 MOST_SEGMENTS = 5
 """120 orders; of six segments there are 720, more than a batch has documents."""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from sslnlp.collators.ragged import Ints
+from sslnlp.arrays import Bools, Ints
 from sslnlp.collators.tokens import IGNORED, TokenBlock
 from sslnlp.types import Batch
 
@@ -43,7 +42,7 @@ def seq2seq_batch(block: TokenBlock, source: tuple[Ints, Ints], target: tuple[In
     return batch
 
 
-def mark_text(batch: Batch, text_V: npt.NDArray[np.bool_]) -> Batch:
+def mark_text(batch: Batch, text_V: Bools) -> Batch:
     """Adds `corrupted` bool [B, T], natively: the labels that are text which the source hides, where every label is
     that or a special token (a sentinel, the end); `text_V` bool [V] tells which."""
     if "position" in batch:

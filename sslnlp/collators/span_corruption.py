@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
+from sslnlp.arrays import Ints
 from sslnlp.collators.base import Collator
-from sslnlp.collators.ragged import Ints
 from sslnlp.collators.seq2seq import SEQ2SEQ_KEYS, mark_text, seq2seq_batch
 from sslnlp.collators.spans import (
     document_ends,

@@ -5,17 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
-from sslnlp.collators.ragged import Ints, blocks, interleave
+from sslnlp.arrays import Bools, Floats, Ints
+from sslnlp.collators.ragged import blocks, interleave
 from sslnlp.collators.tokens import TokenBlock
 from sslnlp.errors import UserError
 from sslnlp.rng import U64
 from sslnlp.tokenizer import SENTINELS, special_id, special_mask
-
-Flags = npt.NDArray[np.bool_]
-Reals = npt.NDArray[np.float64]
 
 _SMALL = 256
 
@@ -34,15 +31,15 @@ class Runs:
 class Spans:
     """What is taken out of a block: [B, S] each."""
 
-    noise: Flags
+    noise: Bools
     """The tokens that are taken out."""
-    leads: Flags
+    leads: Bools
     """The first of them in each span."""
     number: Ints
     """Which span of its document a token that is taken out belongs to, from 0."""
 
 
-def text_mask(tokenizer: PreTrainedTokenizerBase) -> Flags:
+def text_mask(tokenizer: PreTrainedTokenizerBase) -> Bools:
     """bool [V]: the ids that are text. The unknown token is: a word that cannot be spelt is part of its text."""
     text = ~special_mask(tokenizer)
     if (unknown := special_id(tokenizer, "unk")) is not None:
@@ -59,7 +56,7 @@ def sentinel_ids(tokenizer: PreTrainedTokenizerBase) -> Ints:
     return np.array(found, dtype=np.int64)
 
 
-def text_runs(text: Flags, opens: Flags) -> Runs:
+def text_runs(text: Bools, opens: Bools) -> Runs:
     """The runs of `text` [B, S], which end at other tokens and where documents (`opens`) meet."""
     starts = text & opens
     starts[:, 1:] |= text[:, 1:] & ~text[:, :-1]
@@ -68,7 +65,7 @@ def text_runs(text: Flags, opens: Flags) -> Runs:
     return Runs(first, np.bincount(run_N[text.ravel()], minlength=len(first)).astype(np.int64))
 
 
-def span_counts(tokens: Ints, rate: Reals | float, mean_span: Reals | float, most: int) -> tuple[Ints, Ints]:
+def span_counts(tokens: Ints, rate: Floats | float, mean_span: Floats | float, most: int) -> tuple[Ints, Ints]:
     """Tokens to take out of each of some texts, and in how many spans: int64, shaped like `tokens`.
 
     T5 (Raffel et al., 2020): round(rate × tokens), but at least one, and one stays; in round(that / mean_span) spans,
@@ -80,7 +77,7 @@ def span_counts(tokens: Ints, rate: Reals | float, mean_span: Reals | float, mos
     return noise.astype(np.int64), spans.astype(np.int64)
 
 
-def random_spans(runs: Runs, noise_R: Ints, spans_R: Ints, draws_BS: U64) -> Flags:
+def random_spans(runs: Runs, noise_R: Ints, spans_R: Ints, draws_BS: U64) -> Bools:
     """bool [B, S]: `noise_R` tokens of each run, in `spans_R` spans, each behind tokens that stay.
 
     T5's law: both the tokens that stay and those taken out are cut into `spans_R` stretches of at least one token, and
@@ -114,7 +111,7 @@ def random_spans(runs: Runs, noise_R: Ints, spans_R: Ints, draws_BS: U64) -> Fla
     return out.reshape(draws_BS.shape)
 
 
-def numbered(noise: Flags, opens: Flags, most: int) -> Spans:
+def numbered(noise: Bools, opens: Bools, most: int) -> Spans:
     """The spans of `noise` [B, S]; those of a document beyond the first `most` stay, there being no sentinel left."""
     leads = noise.copy()
     leads[:, 1:] &= ~noise[:, :-1]  # every run begins with tokens that stay, so spans of two never meet
@@ -125,7 +122,7 @@ def numbered(noise: Flags, opens: Flags, most: int) -> Spans:
     return Spans(noise & left, leads & left, number)
 
 
-def source_tokens(block: TokenBlock, spans: Spans, sentinels: Ints, shown: Flags) -> tuple[Ints, Ints]:
+def source_tokens(block: TokenBlock, spans: Spans, sentinels: Ints, shown: Bools) -> tuple[Ints, Ints]:
     """What stays, with a sentinel for each span that is `shown` ([B, S]): places in the flattened block, and ids."""
     shown = spans.leads & shown
     place_N = np.flatnonzero(block.attention & (~spans.noise | shown))
@@ -134,7 +131,7 @@ def source_tokens(block: TokenBlock, spans: Spans, sentinels: Ints, shown: Flags
 
 
 def target_tokens(
-    block: TokenBlock, spans: Spans, sentinels: Ints, shown: Flags, ends: Flags, eos: int
+    block: TokenBlock, spans: Spans, sentinels: Ints, shown: Bools, ends: Bools, eos: int
 ) -> tuple[Ints, Ints]:
     """The spans, each behind its sentinel where `shown`, and `eos` behind the tokens `ends`: places, and ids."""
     lead, taken, end = (np.flatnonzero(flags) for flags in (spans.leads & shown, spans.noise, ends))
@@ -152,9 +149,9 @@ def laid_out(block: TokenBlock, place_N: Ints, ids_N: Ints, padding: int, most: 
     return ids[:, :kept], documents[:, :kept]
 
 
-def document_ends(block: TokenBlock) -> Flags:
+def document_ends(block: TokenBlock) -> Bools:
     """bool [B, S]: the last token of each document piece."""
-    ends: Flags = block.attention.copy()
+    ends: Bools = block.attention.copy()
     ends[:, :-1] &= block.opens[:, 1:]
     return ends
 

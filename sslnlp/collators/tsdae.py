@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
+from sslnlp.arrays import Bools, Ints
 from sslnlp.collators.base import Collator
-from sslnlp.collators.ragged import Ints, blocks
+from sslnlp.collators.ragged import blocks
 from sslnlp.collators.seq2seq import SEQ2SEQ_KEYS, seq2seq_batch
 from sslnlp.collators.spans import document_numbers
 from sslnlp.collators.tokens import FreshPositions, TokenBlock, pad_id, token_block
@@ -20,7 +20,6 @@ from sslnlp.tokenizer import special_mask, word_boundaries
 from sslnlp.types import Batch, Row
 
 UNITS = ("token", "word")
-Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(kw_only=True)

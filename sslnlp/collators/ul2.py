@@ -8,11 +8,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from sslnlp.arrays import Floats, Ints
 from sslnlp.collators.base import Collator
-from sslnlp.collators.ragged import Ints
 from sslnlp.collators.seq2seq import SEQ2SEQ_KEYS, mark_text, seq2seq_batch
 from sslnlp.collators.spans import (
-    Reals,
     Spans,
     document_ends,
     document_numbers,
@@ -123,13 +122,13 @@ class UL2Collator(Collator):
         return row_length(*self._lengths(2 * seq_length), self.reserve, seq_length)
 
     @property
-    def _rates(self) -> Reals:
-        rates: Reals = _RATE[self._active]
+    def _rates(self) -> Floats:
+        rates: Floats = _RATE[self._active]
         return rates
 
     @property
-    def _means(self) -> Reals:
-        means: Reals = _MEAN[self._active]
+    def _means(self) -> Floats:
+        means: Floats = _MEAN[self._active]
         return means
 
     def _slope(self) -> float:

@@ -9,7 +9,8 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from sslnlp.collators.ragged import Ints, blocks
+from sslnlp.arrays import Ints
+from sslnlp.collators.ragged import blocks
 from sslnlp.collators.spans import columns, document_ends, document_numbers, source_tokens, target_tokens
 from sslnlp.collators.tokens import IGNORED, TokenBlock, pad_id, token_block
 from sslnlp.collators.ul2 import SEQUENTIAL, UL2Collator

@@ -12,15 +12,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 
+from sslnlp.arrays import Bools, Floats, Ints
 from sslnlp.collators.tokens import TokenBlock
 from sslnlp.rng import uniform
 from sslnlp.tokenizer import SentenceBoundaries, WordBoundaries
-
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
-Floats = npt.NDArray[np.float64]
 
 
 def ranks(document: Ints) -> Ints:

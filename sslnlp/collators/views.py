@@ -8,11 +8,11 @@ from functools import partial
 from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from sslnlp.arrays import Bools, Ints
 from sslnlp.collators.base import Collator
-from sslnlp.collators.ragged import Ints, blocks
+from sslnlp.collators.ragged import blocks
 from sslnlp.collators.ranking import RankingCollator
 from sslnlp.collators.seq2seq import within_document
 from sslnlp.collators.tokens import FreshPositions, TokenBlock, pad_id, token_block
@@ -21,8 +21,6 @@ from sslnlp.errors import UserError, suggest
 from sslnlp.rng import mix
 from sslnlp.tokenizer import sentence_boundaries, special_mask, word_boundaries
 from sslnlp.types import Batch, Encoding, Row
-
-Bools = npt.NDArray[np.bool_]
 
 WHOLE = "text"
 """The view that is the document as it is."""

@@ -13,11 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa  # type: ignore[import-untyped]
 
+from sslnlp.arrays import Bytes, Ints
 from sslnlp.rng import GOLDEN
 from sslnlp.tokenizer.cuts import SEPARATOR
 
-Bytes = npt.NDArray[np.uint8]
-Ints = npt.NDArray[np.int64]
 Symbols = npt.NDArray[np.int32]
 Keys = npt.NDArray[np.uint64]
 

@@ -18,11 +18,11 @@ from itertools import islice
 from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from sslnlp.data.chunks import ChunkTable, Ints, Symbols
+from sslnlp.arrays import Bools, Bytes, Ints
+from sslnlp.data.chunks import ChunkTable, Symbols
 from sslnlp.data.texts import Texts
 from sslnlp.errors import UserError
 from sslnlp.tokenizer.cuts import SEPARATOR, Cutter
@@ -209,9 +209,7 @@ class Encoder:
                 parts.append(ids)
         return Encoded(np.concatenate(parts), np.diff(offsets), num_bytes)
 
-    def _blocks(
-        self, buffer: npt.NDArray[np.uint8], stop: int, whole: list[tuple[int, int]]
-    ) -> Iterator[tuple[Ints, Ints]]:
+    def _blocks(self, buffer: Bytes, stop: int, whole: list[tuple[int, int]]) -> Iterator[tuple[Ints, Ints]]:
         """Where the chunks of each block begin, and their lengths. `stop`: of the last mark but one."""
         assert self._cutter is not None
         start, size = 0, BLOCK_BYTES
@@ -242,7 +240,7 @@ class Encoder:
         held = (n for n, text in enumerate(raw) if any(token in text.tobytes() for token in self._added))
         return [(int(marks[n]) + 1, int(marks[n]) + 1 + len(raw[n])) for n in held]
 
-    def _encode_chunks(self, block: npt.NDArray[np.uint8], lengths: Ints) -> tuple[Symbols, Ints]:
+    def _encode_chunks(self, block: Bytes, lengths: Ints) -> tuple[Symbols, Ints]:
         """The ids of chunks never seen before, by the quickest of three ways. `block`: as `ChunkTable` gives it."""
         assert self._cutter is not None
         counts = np.zeros(len(lengths), np.int64)
@@ -250,7 +248,7 @@ class Encoder:
         joined, ends = block.tobytes(), starts + lengths
         first = block[starts] == SEPARATOR if self._cutter.glued else np.zeros(len(lengths), np.bool_)
         merged = np.zeros(len(lengths), np.bool_)
-        parts: list[tuple[npt.NDArray[np.bool_], Symbols]] = []
+        parts: list[tuple[Bools, Symbols]] = []
         if self._merger is not None and len(lengths) >= self._few:
             # One pre-token for certain, and no added token in it: nothing but merging is left to do.
             merged = self._cutter.single(block, starts) & (lengths <= PIECE_CHARS)

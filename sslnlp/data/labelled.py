@@ -12,12 +12,13 @@ import datasets
 import numpy as np
 import numpy.typing as npt
 
+from sslnlp.arrays import Bools, Ints
 from sslnlp.data.config import DataConfig, all_held_out
 from sslnlp.data.hashes import HashSet, hash_texts
 from sslnlp.data.label_kinds import KINDS, Label, class_names, few
 from sslnlp.data.sources import text_column
 from sslnlp.data.stream import in_runs
-from sslnlp.data.table_rows import Ints, TableRows, find_column, held_out, open_table, set_of
+from sslnlp.data.table_rows import TableRows, find_column, held_out, open_table, set_of
 from sslnlp.errors import UserError, suggest, usual_name
 from sslnlp.rng import Permutation
 
@@ -203,7 +204,7 @@ class _Read:
     def classes(self) -> list[tuple[str, ...]]:
         return [KINDS[self.kind].classes(label) for label in self.labels]
 
-    def only(self, which: npt.NDArray[np.bool_]) -> _Read:
+    def only(self, which: Bools) -> _Read:
         labels = [label for label, yes in zip(self.labels, which.tolist(), strict=True) if yes]
         return _Read(self.kind, self.index[which], labels, self.hashes[which], self.row_hashes[which], self.facts)
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sslnlp.arrays import Ints
 from sslnlp.data.store import TokenStore, open_array
 from sslnlp.data.stream import ByIndex
 from sslnlp.errors import UserError
@@ -27,8 +28,6 @@ from sslnlp.types import Row
 WINDOW_DOCUMENTS = 1 << 16
 WINDOW_PIECES = 1 << 18
 _FILES = (("starts", np.int64), ("framed", np.int32), ("ends", np.uint8), ("rows", np.int64))
-
-Ints = npt.NDArray[np.int64]
 
 
 class _Rows(ByIndex):

@@ -11,9 +11,10 @@ import datasets
 import numpy as np
 import numpy.typing as npt
 
+from sslnlp.arrays import Ints
 from sslnlp.data.config import DataConfig, all_held_out
 from sslnlp.data.hashes import HashSet, hash_texts
-from sslnlp.data.table_rows import Ints, TableRows, find_column, held_out, open_table, set_of
+from sslnlp.data.table_rows import TableRows, find_column, held_out, open_table, set_of
 from sslnlp.errors import UserError
 
 PAIR_NAMES = {

@@ -11,13 +11,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import PIL
 
+from sslnlp.arrays import Bools, Bytes, Ints
 from sslnlp.data.hashes import Hashes
 from sslnlp.data.picture_contents import MISSING, Contents
 from sslnlp.data.prepare import bars
-from sslnlp.data.table_rows import Ints
 from sslnlp.locks import in_turn
 from sslnlp.pictures import BrokenPicture, decode
 
@@ -35,13 +34,13 @@ class Verdict:
 
     hashes: Hashes
     """uint64 [N], of the bytes of the file: equal for equal pictures. 0 where there is no file."""
-    numbers: npt.NDArray[np.uint8]
+    numbers: Bytes
     """[N], indices into `reasons`; 0 for a picture that can be used."""
     reasons: list[str]
     """`reasons[0]` is empty."""
 
     @property
-    def good(self) -> npt.NDArray[np.bool_]:
+    def good(self) -> Bools:
         """Which can be used: bool [N]."""
         return np.asarray(self.numbers == 0)
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import datasets
 import numpy as np
 
-from sslnlp.data.table_rows import Ints
+from sslnlp.arrays import Ints
 from sslnlp.pictures import BrokenPicture
 
 MISSING = "missing"

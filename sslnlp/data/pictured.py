@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc  # type: ignore[import-untyped]
 
+from sslnlp.arrays import Bools, Ints
 from sslnlp.data.config import DataConfig
 from sslnlp.data.hashes import Hashes, HashSet, hash_texts
 from sslnlp.data.label_kinds import class_names
@@ -22,7 +23,7 @@ from sslnlp.data.picture_columns import Pictures
 from sslnlp.data.picture_contents import Contents, in_short
 from sslnlp.data.picture_sources import open_pictures
 from sslnlp.data.stream import ByIndex
-from sslnlp.data.table_rows import Ints, held_out, set_of
+from sslnlp.data.table_rows import held_out, set_of
 from sslnlp.errors import UserError
 from sslnlp.pictures import BrokenPicture
 from sslnlp.types import Row
@@ -175,7 +176,7 @@ class _Read:
     hashes: Hashes
     facts: dict[str, Any]
 
-    def only(self, which: npt.NDArray[np.bool_]) -> _Read:
+    def only(self, which: Bools) -> _Read:
         return _Read(self.pictures, self.index[which], self.hashes[which], self.facts)
 
     def labels(self) -> list[str | None]:

@@ -10,14 +10,13 @@ import datasets
 import numpy as np
 import numpy.typing as npt
 
+from sslnlp.arrays import Bools, Ints
 from sslnlp.data.config import DataConfig
 from sslnlp.data.hashes import HashSet
 from sslnlp.data.sources import open_source
 from sslnlp.data.stream import ByIndex
 from sslnlp.errors import UserError, suggest, usual_name
 from sslnlp.types import Row
-
-Ints = npt.NDArray[np.int64]
 
 
 class TableRows(ByIndex):
@@ -99,7 +98,7 @@ def set_of(hashes: npt.NDArray[np.uint64]) -> HashSet:
     return found
 
 
-def held_out(hashes: npt.NDArray[np.uint64], fraction: float) -> npt.NDArray[np.bool_]:
+def held_out(hashes: npt.NDArray[np.uint64], fraction: float) -> Bools:
     """Rows whose hash is among the smallest; at least one text where there are two and a share is asked for."""
     if fraction == 0 or len(np.unique(hashes)) < 2:
         return np.zeros(len(hashes), bool)

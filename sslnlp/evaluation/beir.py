@@ -13,18 +13,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sslnlp.arrays import Vectors
 from sslnlp.errors import UserError
 from sslnlp.evaluation.ranking import mean_measures, nearest, query_measures
 from sslnlp.nn import evaluating
 from sslnlp.types import Encoding
 
-Vectors = npt.NDArray[np.float32]
 Encoder = Callable[[list[str]], Vectors]
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 from sklearn.metrics import roc_auc_score
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
+from sslnlp.arrays import Bools, Floats, Ints
 
 BINS = 15
 KEPT = 0.95
@@ -17,16 +15,14 @@ KEPT = 0.95
 _LOG_TEMPERATURES = (np.log(0.05), np.log(20.0))
 
 
-def calibration_error(probability_N: Floats, right_N: npt.NDArray[np.bool_], bins: int = BINS) -> float:
+def calibration_error(probability_N: Floats, right_N: Bools, bins: int = BINS) -> float:
     """Expected calibration error (Guo et al., 2017, arXiv:1706.04599): |accuracy - mean probability| of the predictions
     in each of `bins` equal ranges of probability, weighted by how many fall into it. 0 at best."""
     rows = reliability(probability_N, right_N, bins)
     return float(sum(abs(share - mean) * count for mean, share, count in rows) / max(1, len(probability_N)))
 
 
-def reliability(
-    probability_N: Floats, right_N: npt.NDArray[np.bool_], bins: int = BINS
-) -> list[tuple[float, float, int]]:
+def reliability(probability_N: Floats, right_N: Bools, bins: int = BINS) -> list[tuple[float, float, int]]:
     """(mean probability, share that is right, number) of each range of probability that holds predictions."""
     place_N = np.minimum((probability_N * bins).astype(int), bins - 1)
     found = []
@@ -78,7 +74,7 @@ def _error(logits_NC: Floats, label_N: Ints) -> float:
     return calibration_error(softmax(logits_NC, axis=-1).max(-1), logits_NC.argmax(-1) == label_N)
 
 
-def f1_thresholds(probability_NC: Floats, label_NC: npt.NDArray[np.bool_]) -> list[float]:
+def f1_thresholds(probability_NC: Floats, label_NC: Bools) -> list[float]:
     """For each class the probability from which on saying yes gives the best F1; 0.5 for a class without examples."""
     found = []
     for probability_N, label_N in zip(probability_NC.T, label_NC.T, strict=True):

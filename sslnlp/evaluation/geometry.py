@@ -8,15 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from sslnlp.arrays import Ints, Vectors
 from sslnlp.errors import UserError
-from sslnlp.evaluation.bootstrap import Figure, Ints, halved_figure, ratio_figure
+from sslnlp.evaluation.bootstrap import Figure, halved_figure, ratio_figure
 from sslnlp.evaluation.local import VECTOR_PAIRS, LocalMetric
 from sslnlp.objectives import functional
-
-Vectors = npt.NDArray[np.float32]
 
 
 def geometry_measures(vectors_NH: Vectors, other_NH: Vectors | None = None) -> dict[str, Figure]:

@@ -9,13 +9,11 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sslnlp.evaluation.bootstrap import Figure, Ints, drawn_figure, ratio_figure
-
-Floats = npt.NDArray[np.float64]
+from sslnlp.arrays import Floats, Ints
+from sslnlp.evaluation.bootstrap import Figure, drawn_figure, ratio_figure
 
 CUTS = (1, 5, 10)
 TEXT_TO_IMAGE, IMAGE_TO_TEXT = "text_to_image", "image_to_text"

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
+from sslnlp.arrays import Vectors
 from sslnlp.errors import UserError
 from sslnlp.evaluation.bootstrap import Figure, ratio_figure
 from sslnlp.evaluation.local import VECTOR_PAIRS, LocalMetric
-
-Vectors = npt.NDArray[np.float32]
 
 SHORTEST = 40
 """Characters of a text that is cut in two; what is shorter is left out."""

@@ -11,12 +11,12 @@ from itertools import islice
 
 import datasets
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sslnlp.arrays import Bools, Floats, Ints
 from sslnlp.collators.tokens import pad_id
 from sslnlp.errors import UserError
 from sslnlp.evaluation.local import LocalMetric
@@ -27,8 +27,6 @@ from sslnlp.models import max_positions
 from sslnlp.nn import evaluating
 from sslnlp.tokenizer import framing, word_boundaries
 from sslnlp.types import Encoding
-
-Ints = npt.NDArray[np.int64]
 
 CHUNK = 1024
 """Positions whose logits are in memory together."""
@@ -55,7 +53,7 @@ class _Row:
 
     ids: Ints
     place: Ints
-    starts: npt.NDArray[np.bool_]
+    starts: Bools
     bytes: int
     truncated: bool
 
@@ -207,12 +205,12 @@ def _padded(batch: Sequence[_Copy], pad: int) -> tuple[Encoding, Tensor, Tensor]
     return encoding, torch.from_numpy(index_N), torch.from_numpy(target_N)
 
 
-def _scorer(model: PreTrainedModel) -> Callable[[Encoding, Tensor, Tensor], npt.NDArray[np.float64]]:
+def _scorer(model: PreTrainedModel) -> Callable[[Encoding, Tensor, Tensor], Floats]:
     """From an encoding, flat positions int64 [N] of [B × S] and ids int64 [N] to log-probabilities float64 [N]."""
     head = prediction_head(model)
     ask_last_layer(model)
 
-    def score(encoding: Encoding, index_N: Tensor, target_N: Tensor) -> npt.NDArray[np.float64]:
+    def score(encoding: Encoding, index_N: Tensor, target_N: Tensor) -> Floats:
         inputs = {name: value.to(model.device) for name, value in encoding.items()}
         index_N = index_N.to(model.device)
         scored: Iterator[Tensor]

@@ -10,17 +10,15 @@ from dataclasses import dataclass
 
 import datasets
 import numpy as np
-import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sslnlp.arrays import Floats
 from sslnlp.data.sources import open_source
 from sslnlp.errors import UserError, suggest
 from sslnlp.evaluation.bootstrap import Figure, ratio_figure
 from sslnlp.evaluation.likelihood import log_likelihoods
 from sslnlp.evaluation.local import LocalMetric
-
-Floats = npt.NDArray[np.float64]
 
 GROUPS = ("UID", "linguistics_term", "field")
 """Columns that say what a pair is about, the finest first."""

@@ -12,17 +12,16 @@ from collections.abc import Hashable, Sequence
 
 import datasets
 import numpy as np
-import numpy.typing as npt
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
+from sslnlp.arrays import Vectors
 from sslnlp.errors import UserError
 from sslnlp.evaluation.bootstrap import Figure, ratio_figure
 from sslnlp.evaluation.local import LocalMetric
 
 log = logging.getLogger(__name__)
 
-Vectors = npt.NDArray[np.float32]
 
 NEIGHBOURS = 10
 STRENGTH = 10.0

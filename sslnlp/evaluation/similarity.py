@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import rankdata
 
+from sslnlp.arrays import Floats
 from sslnlp.errors import UserError
-from sslnlp.evaluation.bootstrap import Figure, Floats, drawn_figure
+from sslnlp.evaluation.bootstrap import Figure, drawn_figure
 from sslnlp.evaluation.local import LocalMetric
 
 COLUMNS = ("sentence1", "sentence2", "score")

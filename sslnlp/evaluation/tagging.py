@@ -10,10 +10,10 @@ from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
-import numpy.typing as npt
 from torch import Tensor
 
-Ints = npt.NDArray[np.int64]
+from sslnlp.arrays import Ints
+
 OUTSIDE, BEGIN, INSIDE, END, SINGLE = range(5)
 
 

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 
 import datasets
 import numpy as np
-import numpy.typing as npt
 
+from sslnlp.arrays import Ints, Vectors
 from sslnlp.errors import UserError
-from sslnlp.evaluation.bootstrap import Figure, Ints, drawn_figure, ratio_figure
+from sslnlp.evaluation.bootstrap import Figure, drawn_figure, ratio_figure
 from sslnlp.evaluation.local import LocalMetric
 
-Vectors = npt.NDArray[np.float32]
 Encode = Callable[[Sequence[str]], Vectors]
 """Texts to vectors of length 1 [N, D]."""
 

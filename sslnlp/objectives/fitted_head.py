@@ -5,14 +5,13 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
-from numpy.typing import NDArray
 
-Vectors = NDArray[np.float32]
+from sslnlp.arrays import Ints, Vectors
 
 
 def fitted_head(
     vector_NH: Vectors,
-    label_N: NDArray[np.int64],
+    label_N: Ints,
     classes: int,
     *,
     strength: float,

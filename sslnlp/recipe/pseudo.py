@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sslnlp.arrays import Ints
 from sslnlp.data.joined_rows import JoinedRows
 from sslnlp.data.stream import Stream
 from sslnlp.data.table_rows import TableRows
@@ -16,8 +17,6 @@ from sslnlp.evaluation.held_out import by_length
 from sslnlp.objectives.base import Objective
 from sslnlp.recipe.build import Parts
 from sslnlp.recipe.rows import training_rows
-
-Ints = npt.NDArray[np.int64]
 
 
 def with_pseudo_labels(parts: Parts, objective: Objective) -> Parts:

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from sslnlp.errors import UserError
 from sslnlp.evaluation.beir import evaluate_queries
@@ -28,7 +27,6 @@ from sslnlp.report.material import Material
 from sslnlp.report.subject import Subject
 from sslnlp.signals import heed
 
-Vectors = npt.NDArray[np.float32]
 Told = Callable[[str], None]
 
 REBUILT = 32

@@ -8,14 +8,12 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from sslnlp.arrays import Ints, Vectors
 from sslnlp.data.pictured import PictureRows
 from sslnlp.pictures import decode, whole
 from sslnlp.rng import uniform
-
-Vectors = npt.NDArray[np.float32]
 
 CAPTIONS, BEST = 10, 5
 """Rows and columns."""
@@ -50,7 +48,7 @@ def contact_sheet(
 
 
 def found(
-    hash_N: npt.NDArray[np.int64],
+    hash_N: Ints,
     captions: Sequence[Sequence[str]],
     picture_ND: Vectors,
     texts: Callable[[Sequence[str]], Vectors],

@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from sslnlp.arrays import Vectors
 from sslnlp.data.hashes import hash_same
 from sslnlp.data.pictured import PictureRows
 from sslnlp.data.stream import in_runs
@@ -24,8 +24,6 @@ from sslnlp.picture_encoder import PictureEncoder
 from sslnlp.report.card import Card, NotFitting, Told, fill
 from sslnlp.report.contact_sheet import contact_sheet
 from sslnlp.report.picture_material import PictureMaterial
-
-Vectors = npt.NDArray[np.float32]
 
 _RUN = 256
 

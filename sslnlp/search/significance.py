@@ -9,12 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from sslnlp import rng
+from sslnlp.arrays import Bytes, Floats, Ints
 from sslnlp.evaluation.bootstrap import ratio_figure
-
-Floats = npt.NDArray[np.float64]
 
 PERMUTATIONS = 10_000
 """Sign patterns drawn; where there are not more of them in all, each is tried once and the p-value is exact."""
@@ -88,12 +86,12 @@ def randomisation_p(difference_N: Floats, *, permutations: int = PERMUTATIONS, s
     return extreme / rows if exact else (extreme + 1) / (rows + 1)
 
 
-def _patterns(row_R: npt.NDArray[np.int64], number: int) -> npt.NDArray[np.int64]:
+def _patterns(row_R: Ints, number: int) -> Ints:
     """The binary digits of each row's number: 0 or 1, [R, N]."""
     return row_R[:, None] >> np.arange(number) & 1
 
 
-def _drawn(row_R: npt.NDArray[np.int64], number: int, seed: int) -> npt.NDArray[np.uint8]:
+def _drawn(row_R: Ints, number: int, seed: int) -> Bytes:
     """Fair coins that depend on (seed, row) alone: 0 or 1, [R, N]."""
     word_RW = rng.bits(seed, "randomisation test", row_R, -(-number // 64))
     return np.unpackbits(word_RW.astype("<u8").view(np.uint8), axis=1, count=number)

@@ -16,13 +16,10 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 from tokenizers import Tokenizer
 
+from sslnlp.arrays import Bools, Bytes, Ints
 from sslnlp.tokenizer.junctions import Junctions
-
-Bytes = npt.NDArray[np.uint8]
-Flags = npt.NDArray[np.bool_]
 
 SEPARATOR: Final = 0xFF
 """Stands before each text of a block and after the last: a byte that UTF-8 never uses."""
@@ -203,7 +200,7 @@ class Cutter:
         junctions = Junctions.of(facts) if rule in _PIECES and foreign else None
         return cls(backend, rule, classify, foreign=foreign, glued=glued, junctions=junctions)
 
-    def cuts(self, block: Bytes) -> tuple[Flags, Bytes]:
+    def cuts(self, block: Bytes) -> tuple[Bools, Bytes]:
         """bool [n]: cut before this byte; and the class of each byte, uint8 [n].
 
         `block` is UTF-8 with a `SEPARATOR` before each text and after the last; at the first and the last byte, which
@@ -225,7 +222,7 @@ class Cutter:
         classes &= 7
         return cuts, classes
 
-    def single(self, block: Bytes, starts: npt.NDArray[np.int64]) -> Flags:
+    def single(self, block: Bytes, starts: Ints) -> Bools:
         """bool [n]: which of the chunks in `block`, none empty, are one pre-token for certain.
 
         `block` has a `SEPARATOR` before each and after the last; `starts` [n] are the places behind those.
@@ -234,10 +231,10 @@ class Cutter:
         fits = self._rest[classes]
         fits[starts - 1] = True
         fits[starts] = self._first[classes[starts]]
-        found: Flags = np.logical_and.reduceat(fits, starts - 1)
+        found: Bools = np.logical_and.reduceat(fits, starts - 1)
         return found
 
-    def _read_foreign(self, block: Bytes, classes: Bytes, lead: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | None:
+    def _read_foreign(self, block: Bytes, classes: Bytes, lead: Ints) -> Ints | None:
         """Fills in the classes of characters outside ASCII; the places of harmless cuts inside their runs."""
         if not self._foreign:
             return None
@@ -257,11 +254,11 @@ class Cutter:
         run &= self._stable[points[1:]] & self._stable[points[:-1]]
         second = np.flatnonzero(run) + 1
         harmless = self._junctions.harmless(points[second - 1], points[second])
-        inner: npt.NDArray[np.int64] = lead[second[harmless]]
+        inner: Ints = lead[second[harmless]]
         return inner
 
 
-def _code_points(block: Bytes, lead: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
+def _code_points(block: Bytes, lead: Ints) -> tuple[Ints, Bytes]:
     """The characters that begin at `lead` (valid UTF-8, not ASCII), and their lengths in bytes."""
     first = block[lead].astype(np.int64)
     lengths = (2 + (first >= 0xE0) + (first >= 0xF0)).astype(np.uint8)

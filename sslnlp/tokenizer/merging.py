@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sslnlp.arrays import Bools, Bytes, Ints
 from sslnlp.rng import GOLDEN
 from sslnlp.tokenizer.words import byte_characters
 
-Ints = npt.NDArray[np.int64]
 Symbols = npt.NDArray[np.int32]
 
 _NONE = 2**31 - 1  # the rank of a pair that does not merge
@@ -81,7 +81,7 @@ class Merger:
             open_ = open_[~hit & (self._ranks[probe] != _NONE)]
         return found
 
-    def __call__(self, text: npt.NDArray[np.uint8], lengths: Ints) -> tuple[Symbols, Ints]:
+    def __call__(self, text: Bytes, lengths: Ints) -> tuple[Symbols, Ints]:
         """Ids of words that lie end to end in `text`, `lengths` bytes each (at least one): int32 [T], and how many
         each word has: int64 [W]."""
         symbols, sizes, word = self.byte_ids[text], lengths, np.arange(len(lengths))
@@ -103,9 +103,7 @@ class Merger:
             ids[np.arange(len(found)) + np.repeat(ends[words] - np.cumsum(own), own)] = found
         return ids, counts
 
-    def _rounds(
-        self, symbols: Symbols, sizes: Ints, ranks: npt.NDArray[np.integer[Any]]
-    ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    def _rounds(self, symbols: Symbols, sizes: Ints, ranks: npt.NDArray[np.integer[Any]]) -> tuple[Bools, Bools]:
         """Merges in place until half of the words are done. Which symbols are left, and which words are not done.
 
         `ranks` [n - 1] are those of neighbours in the flat array; across words they do not count.

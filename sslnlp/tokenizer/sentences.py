@@ -23,11 +23,10 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
+from sslnlp.arrays import Bools, Ints
 from sslnlp.tokenizer.specials import special_mask, vocabulary_size
 from sslnlp.tokenizer.words import character_class, complete_characters, described, token_spelling
 
-Ints = npt.NDArray[np.int64]
-Flags = npt.NDArray[np.bool_]
 Array = TypeVar("Array", bound=npt.NDArray[Any])
 
 SOFT: Final = ".!?…‼⁇⁈⁉؟۔।॥።"
@@ -76,7 +75,7 @@ class SentenceBoundaries:
     tails: Ints
     """int64 [V, 2]: the bytes of the character a token breaks off in, as a number, and how many."""
 
-    def starts(self, input_ids: Ints, opens: Flags) -> Flags:
+    def starts(self, input_ids: Ints, opens: Bools) -> Bools:
         """bool [..., S]: this token is the first of a sentence.
 
         `input_ids` int64 [..., S]; `opens` bool [..., S]: the first tokens of documents (`TokenBlock.opens`). Each of
@@ -117,7 +116,7 @@ class SentenceBoundaries:
             flags = np.where(mark & (tails[..., 1] > 0), flags & ~(STATE | LEADS) | ATTACHES | state, flags)
         return flags
 
-    def _state(self, flags: Ints, opens: Flags) -> Ints:
+    def _state(self, flags: Ints, opens: Bools) -> Ints:
         """int64 [..., S]: whether and how a sentence has ended with this token."""
         left = np.where(opens, 0, _before(flags))
         left_open = np.where(opens, 0, _before(left)) & OPEN != 0
@@ -162,7 +161,7 @@ def sentence_boundaries(tokenizer: PreTrainedTokenizerBase) -> SentenceBoundarie
 
 
 def _flags(text: str) -> int:
-    """Flags of a token that says by itself whether a space stands before it."""
+    """Bools of a token that says by itself whether a space stands before it."""
     bare = text.strip()
     if not bare:
         return BLANK | PASSES | (ENDS_LINE if "\n" in text else LEADS)
@@ -176,7 +175,7 @@ def _flags(text: str) -> int:
 
 
 def _spaceless_flags(text: str, *, continues: bool, cased: bool) -> int:
-    """Flags of a token of a vocabulary without spaces, such as WordPiece: a space may stand before any whole word."""
+    """Bools of a token of a vocabulary without spaces, such as WordPiece: a space may stand before any whole word."""
     if text[:1] and text[0] in SOFT + HARD + CLOSING:
         return _ending(text) | ATTACHES | (PASSES if all(c in CLOSING for c in text) else 0)
     flags = _ending(text if continues else " " + text)
@@ -215,7 +214,7 @@ def _before(values: Array) -> Array:
     return moved
 
 
-def _carried(state: Ints, passes: Flags) -> Ints:
+def _carried(state: Ints, passes: Bools) -> Ints:
     """The state of each token; where it passes on what it found, that of the last token that does not."""
     origin = np.maximum.accumulate(np.where(passes, 0, np.arange(state.shape[-1])), axis=-1)
     carried: Ints = np.take_along_axis(state, origin, axis=-1)
@@ -230,7 +229,7 @@ def _after(values: Ints, distance: int, axis: int = -1) -> Ints:
     return moved
 
 
-def _without_blanks(starts: Flags, forced: Flags, blank: Flags) -> Flags:
+def _without_blanks(starts: Bools, forced: Bools, blank: Bools) -> Bools:
     """`starts` without sentences of white space alone: they go with the one before, at a document's start the next."""
     if not blank.any():
         return starts
@@ -239,6 +238,6 @@ def _without_blanks(starts: Flags, forced: Flags, blank: Flags) -> Flags:
     follows = np.zeros_like(empty)
     first = np.flatnonzero(starts.ravel())
     follows[1:] = empty[:-1] & forced.ravel()[first[:-1]]
-    kept: Flags = starts.copy()
+    kept: Bools = starts.copy()
     kept.ravel()[first[empty | follows]] = False
     return np.logical_or(kept, forced, out=kept)
