@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel
 
+from sslnlp.arrays import Bools, Ints
 from sslnlp.nn import evaluating
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Associations(NamedTuple):
     left: Singles  # [V, R], of x
     right: Singles  # [V, R], of y
     log_frequency: Singles  # [V], log p(y)
-    counted: npt.NDArray[np.bool_]  # [V], whether x was seen at all
+    counted: Bools  # [V], whether x was seen at all
 
 
 class _Weighted(NamedTuple):
@@ -72,7 +73,7 @@ class _Places(NamedTuple):
     """Each token that was seen has a row of its own, all others share the last: of such a one nothing is known, so its
     row is zero and its column that of the next one. In a vocabulary made for other text these are nearly all."""
 
-    of: npt.NDArray[np.int64]  # [V], the place of a token
+    of: Ints  # [V], the place of a token
     tokens: Singles  # [N], how many tokens have the place
 
     def gather(self, counts: csr_matrix) -> csr_matrix:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sslnlp.arrays import Floats
 from sslnlp.errors import UserError, suggest
 from sslnlp.models import max_positions
 from sslnlp.nn import evaluating
@@ -113,7 +114,7 @@ def _draw(logits_RSV: torch.Tensor, temperature: float, draw_RS: torch.Tensor) -
     return drawn_RS1[..., 0].numpy()
 
 
-def _certainty(logits_RSV: torch.Tensor, drawn_RS: Ids) -> npt.NDArray[np.float64]:
+def _certainty(logits_RSV: torch.Tensor, drawn_RS: Ids) -> Floats:
     """float64 [R, S]: the model's own probability of each id. At a low temperature all would come out near 1, and be
     told apart by rounding or by their place."""
     share_RSV = logits_RSV.softmax(-1)

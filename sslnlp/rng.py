@@ -13,8 +13,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from sslnlp.arrays import Floats, Ints
+
 U64 = npt.NDArray[np.uint64]
-Positions = Sequence[int] | npt.NDArray[np.int64]
+Positions = Sequence[int] | Ints
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 """2^64 / golden ratio: its multiples fall evenly into the circle of integers, and a product with it spreads bits."""
@@ -45,9 +47,9 @@ def bits(seed: int, purpose: str, positions: Positions, n: int) -> U64:
         return mix(base[:, None] + np.arange(1, n + 1, dtype=np.uint64)[None, :] * GOLDEN)
 
 
-def uniform(seed: int, purpose: str, positions: Positions, n: int) -> npt.NDArray[np.float64]:
+def uniform(seed: int, purpose: str, positions: Positions, n: int) -> Floats:
     """`n` uniform draws in [0, 1) for each position: float64 [len(positions), n], 53 bits each."""
-    drawn: npt.NDArray[np.float64] = (bits(seed, purpose, positions, n) >> np.uint64(11)) * 2.0**-53
+    drawn: Floats = (bits(seed, purpose, positions, n) >> np.uint64(11)) * 2.0**-53
     return drawn
 
 
@@ -73,7 +75,7 @@ class Permutation:
         joined: U64 = (left << self._half) | right
         return joined
 
-    def __call__(self, index: Positions) -> npt.NDArray[np.int64]:
+    def __call__(self, index: Positions) -> Ints:
         """The images of `index` (each in range(n)): int64, same length."""
         with np.errstate(over="ignore"):
             x = self._once(np.asarray(index, dtype=np.uint64))

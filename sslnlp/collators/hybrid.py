@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from sslnlp.arrays import Bools
 from sslnlp.collators.base import Collator
 from sslnlp.collators.masked_lm import MaskedLMCollator
 from sslnlp.collators.tokens import IGNORED, FreshPositions, token_block
@@ -93,10 +93,10 @@ class HybridCollator(Collator):
         return batch
 
 
-def _visible(masked_B: npt.NDArray[np.bool_], attention_BS: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+def _visible(masked_B: Bools, attention_BS: Bools) -> Bools:
     """bool [B, 1, S, S]: what a token may attend to. Itself always: a row without a single True would be NaN."""
     index = np.arange(attention_BS.shape[1])
     earlier = index[:, None] >= index[None, :]
     seen = (earlier | masked_B[:, None, None]) & attention_BS[:, None, :]
-    visible: npt.NDArray[np.bool_] = (seen | (index[:, None] == index[None, :]))[:, None]
+    visible: Bools = (seen | (index[:, None] == index[None, :]))[:, None]
     return visible

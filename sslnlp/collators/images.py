@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sslnlp.arrays import Bytes, Ints
 from sslnlp.augment import IMAGE_TEXT, VIEWS, Augment, quarter_turn
 from sslnlp.collators.base import Collator
 from sslnlp.collators.tokens import FreshPositions
@@ -72,7 +72,7 @@ class PictureCollator(Collator):
         augment = AUGMENTS[self.augment] if self.training else None
         return self.seen(self.opened(row, augment), position, augment)
 
-    def encoding(self, pixels_BHWC: npt.NDArray[np.uint8]) -> Encoding:
+    def encoding(self, pixels_BHWC: Bytes) -> Encoding:
         """`pixel_values` float32 [B, 3, P, P], from -1 to 1, with `attention_mask` and `document_ids` [B, 1 + N]: each
         picture is one document."""
         shape = len(pixels_BHWC), 1 + self.patches
@@ -124,9 +124,7 @@ class ImageViewsCollator(PictureCollator):
         batch["position"] = torch.tensor(positions, dtype=torch.int64)
         return batch
 
-    def _view(
-        self, pictures: Sequence[Pixels], picture: npt.NDArray[np.int64], positions: Sequence[int], view: int
-    ) -> Encoding:
+    def _view(self, pictures: Sequence[Pixels], picture: Ints, positions: Sequence[int], view: int) -> Encoding:
         pixels = [self.seen(one, at, self._augment, view) for one, at in zip(pictures, positions, strict=True)]
         with np.errstate(over="ignore"):  # 64-bit hashes wrap around
             own = mix(picture.view(np.uint64) + np.uint64(view + 1)).view(np.int64)

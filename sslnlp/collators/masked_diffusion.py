@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from sslnlp.arrays import Ints
 from sslnlp.collators.base import Collator
 from sslnlp.collators.spans import text_mask
 from sslnlp.collators.tokens import IGNORED, FreshPositions, lowest, token_block
@@ -64,11 +64,11 @@ class MaskedDiffusionCollator(Collator):
             batch["text_tokens"] = torch.from_numpy(tokens_B)
         return batch
 
-    def _counts(self, tokens_B: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def _counts(self, tokens_B: Ints, positions: Ints) -> Ints:
         """int64 [B]: how many of its tokens each row hides, uniform over 1 to all of them (0 of none)."""
         start = np.uint64(key(self.seed, "masked_diffusion/rate"))
         with np.errstate(over="ignore"):
             turn_B = (positions.astype(np.uint64) * GOLDEN + start) >> np.uint64(11)
         share_B = turn_B * 2.0**-53  # [0, 1)
-        counts: npt.NDArray[np.int64] = np.minimum(1 + (share_B * tokens_B).astype(np.int64), tokens_B)
+        counts: Ints = np.minimum(1 + (share_B * tokens_B).astype(np.int64), tokens_B)
         return counts

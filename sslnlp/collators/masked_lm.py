@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from sslnlp.arrays import Bools, Ints
 from sslnlp.collators.base import Collator
 from sslnlp.collators.tokens import IGNORED, FreshPositions, TokenBlock, lowest, rates, token_block
 from sslnlp.errors import UserError, suggest
@@ -92,14 +92,12 @@ class MaskedLMCollator(Collator):
             batch["target_index"] = torch.from_numpy(np.flatnonzero(targets))
         return batch
 
-    def corrupt(
-        self, block: TokenBlock, positions: npt.NDArray[np.int64]
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    def corrupt(self, block: TokenBlock, positions: Ints) -> tuple[Ints, Bools]:
         """The masked ids [B, S] of rows at `positions` [B], and which of them are targets."""
         targets = self._targets(block, positions)
         return self._corrupted(block.input_ids, targets, positions), targets
 
-    def _targets(self, block: TokenBlock, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    def _targets(self, block: TokenBlock, positions: Ints) -> Bools:
         """bool [B, S]: the tokens to be hidden."""
         maskable = self._maskable[block.input_ids] & block.attention
         tokens = maskable.sum(axis=1)
@@ -110,13 +108,7 @@ class MaskedLMCollator(Collator):
         starts = self._boundaries.starts(block.input_ids) | block.opens
         return self._choose_words(maskable, starts, count, positions)
 
-    def _choose_words(
-        self,
-        maskable: npt.NDArray[np.bool_],
-        starts: npt.NDArray[np.bool_],
-        count: npt.NDArray[np.int64],
-        positions: npt.NDArray[np.int64],
-    ) -> npt.NDArray[np.bool_]:
+    def _choose_words(self, maskable: Bools, starts: Bools, count: Ints, positions: Ints) -> Bools:
         """Whole words in random order until the count of each row is met; a span's words stand together in that order.
 
         Everything is flat: W words in the block, each with its row, its length in tokens and its draw.
@@ -142,16 +134,10 @@ class MaskedLMCollator(Collator):
         leads = np.diff(row[order], prepend=-1) > 0
         chosen = np.empty(len(first), dtype=np.bool_)
         chosen[order] = leads | (middle <= count[row[order]])
-        hidden: npt.NDArray[np.bool_] = maskable & chosen[np.maximum(word_of_token, 0)].reshape(maskable.shape)
+        hidden: Bools = maskable & chosen[np.maximum(word_of_token, 0)].reshape(maskable.shape)
         return hidden
 
-    def _spans(
-        self,
-        row: npt.NDArray[np.int64],
-        first: npt.NDArray[np.int64],
-        maskable: npt.NDArray[np.bool_],
-        positions: npt.NDArray[np.int64],
-    ) -> npt.NDArray[np.int64]:
+    def _spans(self, row: Ints, first: Ints, maskable: Bools, positions: Ints) -> Ints:
         """int64 [W]: for each word the first word of its span. A row's words are cut into spans of drawn lengths.
 
         Choosing among these spans instead of dropping spans anywhere until enough is covered keeps them from
@@ -167,12 +153,10 @@ class MaskedLMCollator(Collator):
         after_gap = np.zeros(maskable.size, dtype=np.bool_)
         after_gap[1:] = ~maskable.ravel()[:-1]
         opens = (place == 0) | cuts[row, place] | after_gap[first]
-        leader: npt.NDArray[np.int64] = np.maximum.accumulate(np.where(opens, np.arange(len(row)), 0))
+        leader: Ints = np.maximum.accumulate(np.where(opens, np.arange(len(row)), 0))
         return leader
 
-    def _corrupted(
-        self, input_ids: npt.NDArray[np.int64], targets: npt.NDArray[np.bool_], positions: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.int64]:
+    def _corrupted(self, input_ids: Ints, targets: Bools, positions: Ints) -> Ints:
         """A copy of `input_ids` with the targets hidden."""
         hidden = np.where(targets, self.tokenizer.mask_token_id, input_ids)
         if self.replace == "bert":

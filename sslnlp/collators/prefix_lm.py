@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from sslnlp.arrays import Bools, Ints
 from sslnlp.collators.base import Collator
 from sslnlp.collators.spans import document_numbers, text_mask
 from sslnlp.collators.tokens import IGNORED, FreshPositions, TokenBlock, token_block
@@ -62,7 +62,7 @@ class PrefixLMCollator(Collator):
             batch["bidirectional"] = torch.from_numpy(prefix)
         return batch
 
-    def _prefix(self, block: TokenBlock, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    def _prefix(self, block: TokenBlock, positions: Ints) -> Bools:
         """bool [B, S]: the tokens before the split of their document, of which D stand in the block (padding too)."""
         width = block.input_ids.shape[1]
         text_N = (self._text[block.input_ids] & block.attention).ravel()
@@ -74,8 +74,8 @@ class PrefixLMCollator(Collator):
         share_D = self.prefix_min + (self.prefix_max - self.prefix_min) * draws[first_D // max(width, 1), number_D]
         split_D = np.maximum(np.minimum((share_D * tokens_D).astype(np.int64), tokens_D - 1), 0)
         upto_N = np.cumsum(text_N)
-        before_D: npt.NDArray[np.int64] = (upto_N - text_N)[first_D]
-        inside: npt.NDArray[np.bool_] = block.attention & (
-            upto_N - before_D[document_N] <= split_D[document_N]
-        ).reshape(block.input_ids.shape)
+        before_D: Ints = (upto_N - text_N)[first_D]
+        inside: Bools = block.attention & (upto_N - before_D[document_N] <= split_D[document_N]).reshape(
+            block.input_ids.shape
+        )
         return inside

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from sslnlp.arrays import Bools, Floats, Ints
 from sslnlp.errors import UserError
 from sslnlp.rng import key
 from sslnlp.types import Batch, Row
@@ -30,27 +31,27 @@ _COLUMN_BITS = np.uint64((1 << 20) - 1)  # of a 64-bit draw, given to the column
 class TokenBlock:
     """B rows of S tokens. Padding has document id -1; documents of a row are numbered from 0."""
 
-    input_ids: npt.NDArray[np.int64]
+    input_ids: Ints
     """int64 [B, S]."""
-    document_ids: npt.NDArray[np.int64]
+    document_ids: Ints
     """int64 [B, S]."""
-    positions: npt.NDArray[np.int64] | None
+    positions: Ints | None
     """int64 [B]: each row's place in the run; None in drop-in mode."""
 
     @property
-    def attention(self) -> npt.NDArray[np.bool_]:
+    def attention(self) -> Bools:
         """bool [B, S]: true where there is text."""
-        present: npt.NDArray[np.bool_] = self.document_ids >= 0
+        present: Bools = self.document_ids >= 0
         return present
 
     @property
-    def opens(self) -> npt.NDArray[np.bool_]:
+    def opens(self) -> Bools:
         """bool [B, S]: the first token of a document piece (or of the padding)."""
         opens = np.ones(self.document_ids.shape, dtype=np.bool_)
         np.not_equal(self.document_ids[:, 1:], self.document_ids[:, :-1], out=opens[:, 1:])
         return opens
 
-    def batch(self, input_ids: npt.NDArray[np.int64], labels: npt.NDArray[np.int64]) -> Batch:
+    def batch(self, input_ids: Ints, labels: Ints) -> Batch:
         """The batch of these inputs and labels: all that is known natively, only what models take in drop-in mode."""
         batch: Batch = {"input_ids": torch.from_numpy(input_ids), "labels": torch.from_numpy(labels)}
         if self.positions is None:
@@ -85,9 +86,7 @@ def token_block(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> Toke
     )
 
 
-def lowest(
-    draws: npt.NDArray[np.uint64], able: npt.NDArray[np.bool_], count: npt.NDArray[np.int64]
-) -> npt.NDArray[np.bool_]:
+def lowest(draws: npt.NDArray[np.uint64], able: Bools, count: Ints) -> Bools:
     """bool [B, S]: of the `able` places of each row the `count` [B] with the lowest of the 64-bit draws, exactly."""
     # The column in the low bits makes draws distinct, so the count is exact; the top bit sorts the rest behind.
     # How many bits does not depend on the width: a row gets the same places however far its batch is padded.
@@ -96,18 +95,16 @@ def lowest(
     draws |= np.arange(draws.shape[1], dtype=np.uint64)
     draws |= (~able).astype(np.uint64) << np.uint64(63)
     last = np.sort(draws, axis=1)[np.arange(len(count)), np.maximum(count - 1, 0)]
-    chosen: npt.NDArray[np.bool_] = (draws <= last[:, None]) & able & (count > 0)[:, None]
+    chosen: Bools = (draws <= last[:, None]) & able & (count > 0)[:, None]
     return chosen
 
 
-def rates(
-    positions: npt.NDArray[np.int64], first: float, last: float | None, horizon: int | None
-) -> npt.NDArray[np.float64]:
+def rates(positions: Ints, first: float, last: float | None, horizon: int | None) -> Floats:
     """float64 [B]: the share of its tokens that is taken from each row: `first`, moving linearly to `last`, if given,
     over the `horizon` of the run, in rows."""
     if last is None or not horizon:
         return np.full(len(positions), first)
-    moved: npt.NDArray[np.float64] = first + (last - first) * np.minimum(positions / horizon, 1.0)
+    moved: Floats = first + (last - first) * np.minimum(positions / horizon, 1.0)
     return moved
 
 
@@ -119,12 +116,12 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return 0
 
 
-def _stack(rows: Sequence[npt.NDArray[Any]], fill: int) -> npt.NDArray[np.int64]:
+def _stack(rows: Sequence[npt.NDArray[Any]], fill: int) -> Ints:
     """[B, S] with S the longest row; a column of `fill` where no row has a token (blank lines at the end of a file)."""
     lengths = list(map(len, rows))
     width = max(1, *lengths)
     if min(lengths) == width:
-        joined: npt.NDArray[np.int64] = np.concatenate(rows, dtype=np.int64, casting="unsafe")
+        joined: Ints = np.concatenate(rows, dtype=np.int64, casting="unsafe")
         return joined.reshape(len(rows), width)
     block = np.full((len(rows), width), fill, dtype=np.int64)
     for i, row in enumerate(rows):
@@ -149,17 +146,17 @@ class FreshPositions:
 
     calls: int = field(default=0)
 
-    def of(self, rows: Sequence[Row]) -> npt.NDArray[np.int64]:
+    def of(self, rows: Sequence[Row]) -> Ints:
         """int64 [n]: the positions that the rows carry; new ones for all where some carry none."""
         if all("position" in row for row in rows):
             return np.array([row["position"] for row in rows], dtype=np.int64)
         return self.draw(len(rows))
 
-    def of_block(self, block: TokenBlock) -> npt.NDArray[np.int64]:
+    def of_block(self, block: TokenBlock) -> Ints:
         """int64 [B]: the same of the rows of a block."""
         return block.positions if block.positions is not None else self.draw(len(block.input_ids))
 
-    def draw(self, n: int) -> npt.NDArray[np.int64]:
+    def draw(self, n: int) -> Ints:
         """int64 [n], distinct from those of any other call."""
         self.calls += 1
         rank = os.environ.get("RANK", "0")  # processes launched together often share their seed

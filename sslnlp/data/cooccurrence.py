@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
+from sslnlp.arrays import Bools, Ints
 from sslnlp.data.store import TokenStore
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def cooccurrences(
     return first, second
 
 
-def _pairs(ids: npt.NDArray[np.int64], where: npt.NDArray[np.bool_], distance: int, vocab_size: int) -> csr_matrix:
+def _pairs(ids: Ints, where: Bools, distance: int, vocab_size: int) -> csr_matrix:
     from scipy import sparse
 
     pairs = ids[:-distance][where], ids[distance:][where]
@@ -57,13 +57,13 @@ def _pairs(ids: npt.NDArray[np.int64], where: npt.NDArray[np.bool_], distance: i
     return sparse.csr_matrix((weights, pairs), shape=(vocab_size, vocab_size))
 
 
-def _drawn(documents: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.bool_]:
+def _drawn(documents: Ints, seed: int) -> Bools:
     """Of each token whether it is in the first half: drawn, since documents may be sorted, or in turns of two kinds."""
     begins = np.flatnonzero(np.diff(documents, prepend=-1))
     inside = np.arange(len(documents)) - np.repeat(begins, np.diff(begins, append=len(documents)))
     piece = np.cumsum(inside % _PIECE == 0) - 1
     halves = np.random.default_rng(seed).permutation(np.arange(piece[-1] + 1) % 2 == 0)
-    drawn: npt.NDArray[np.bool_] = halves[piece]
+    drawn: Bools = halves[piece]
     return drawn
 
 
@@ -77,7 +77,7 @@ def _runs(length: int, limit: int) -> Iterator[tuple[int, int]]:
 
 def _framed(
     store: TokenStore, start: int, stop: int, prefix: Sequence[int], suffix: Sequence[int]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+) -> tuple[Ints, Ints]:
     """The tokens of [start, stop) with what stands where a document begins or ends, and the document of each."""
     first, last = np.searchsorted(store.offsets, [start, stop - 1], side="right") - 1
     edges = store.offsets[first : last + 2]

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from sslnlp.arrays import Bools
+
 Hashes = npt.NDArray[np.uint64]
 
 
@@ -37,7 +39,7 @@ class HashSet:
     def __len__(self) -> int:
         return sum(map(len, self._runs))
 
-    def contains(self, hashes: Hashes) -> npt.NDArray[np.bool_]:
+    def contains(self, hashes: Hashes) -> Bools:
         """Which of `hashes` are in the set: bool [n]."""
         found = np.zeros(len(hashes), bool)
         for run in self._runs:
@@ -45,7 +47,7 @@ class HashSet:
             found |= run[at] == hashes
         return found
 
-    def add(self, hashes: Hashes) -> npt.NDArray[np.bool_]:
+    def add(self, hashes: Hashes) -> Bools:
         """Put `hashes` in; which of them were new, a repeat inside `hashes` not counting twice: bool [n]."""
         _, first = np.unique(hashes, return_index=True)
         new = np.zeros(len(hashes), bool)

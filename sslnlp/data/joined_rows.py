@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from sslnlp.arrays import Ints
 from sslnlp.data.stream import ByIndex, RowSource, rows_at
 from sslnlp.types import Row
 
@@ -15,14 +15,14 @@ from sslnlp.types import Row
 class JoinedRows(ByIndex):
     """The rows of `parts`, one source behind the other; those of a part with `labels` carry these instead of theirs."""
 
-    def __init__(self, *parts: tuple[RowSource, npt.NDArray[np.int64] | None]) -> None:
+    def __init__(self, *parts: tuple[RowSource, Ints | None]) -> None:
         self._parts = parts
         self._starts = np.cumsum([0, *(len(source) for source, _ in parts)])
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def rows(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> list[Row]:
+    def rows(self, indices: Sequence[int] | Ints) -> list[Row]:
         where = np.asarray(indices, np.int64)
         part_N = np.searchsorted(self._starts, where, side="right") - 1
         found: list[Any] = [None] * len(where)

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
+from sslnlp.arrays import Bools, Bytes, Ints
 from sslnlp.data import split
 from sslnlp.data.hashes import HashSet
 from sslnlp.data.store import TokenStore, open_array
@@ -95,7 +96,7 @@ class Parts:
 
     def copy(
         self,
-        decisions: npt.NDArray[np.uint8],
+        decisions: Bytes,
         wanted: int,
         directory: Path,
         tokenizer: PreTrainedTokenizerBase,
@@ -120,7 +121,7 @@ class Parts:
         finally:
             writer.close()
 
-    def _linked(self, decisions: npt.NDArray[np.uint8], wanted: int, directory: Path, name: str) -> bool:
+    def _linked(self, decisions: Bytes, wanted: int, directory: Path, name: str) -> bool:
         """Where all that one folder stores is wanted, its files become those of `directory`, and nothing is copied."""
         if len(self._notes) > 1 or len(self._pieces) > 1:
             return False
@@ -139,9 +140,7 @@ class Parts:
         return True
 
 
-def _chosen(
-    store: TokenStore, first: int, mine: npt.NDArray[np.bool_]
-) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+def _chosen(store: TokenStore, first: int, mine: Bools) -> Iterator[tuple[npt.NDArray[Any], Ints, Ints]]:
     """Of the documents of `store` from `first` on, those that are `mine`, in batches: ids, and of each its number of
     ids and of bytes."""
     start, end = first, first + len(mine)

@@ -11,6 +11,7 @@ import datasets
 import numpy as np
 import numpy.typing as npt
 
+from sslnlp.arrays import Bools
 from sslnlp.errors import UserError
 
 SEPARATOR = "|"
@@ -124,7 +125,7 @@ KINDS: dict[str, LabelKind] = {
 }
 
 
-def few(classes: Sequence[tuple[str, ...]], order: Sequence[int], per_class: int) -> npt.NDArray[np.bool_]:
+def few(classes: Sequence[tuple[str, ...]], order: Sequence[int], per_class: int) -> Bools:
     """The first rows in `order` until each class has `per_class`; a row of several classes counts for all of them."""
     taken: Counter[str] = Counter()
     mask = np.zeros(len(classes), bool)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from sslnlp.arrays import Bools, Ints
 from sslnlp.data.hashes import Hashes, HashSet
 from sslnlp.data.store import open_array
 
@@ -25,7 +25,7 @@ class Documents(NamedTuple):
     """What is decided on: a batch of n documents in the order of the corpus."""
 
     hashes: Hashes
-    chars: npt.NDArray[np.int64]
+    chars: Ints
     """Characters of each, -1 where there is nothing but white space."""
     count: Callable[[int], int]
     """Tokens of document i of the batch; asked of few."""
@@ -47,7 +47,7 @@ class HeldOut:
         self._tokens = self._chars = 0
         self._smallest = (1 << 64, 0)  # hash, characters
 
-    def offer(self, documents: Documents, eligible: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    def offer(self, documents: Documents, eligible: Bools) -> Bools:
         """Consider documents; `eligible` are those not dropped. Returns which of them may be held out: bool [n]."""
         chars = documents.chars
         self._chars += int(chars[eligible].sum())

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sslnlp.arrays import Ints
 from sslnlp.errors import UserError
 
 RELEASE_BYTES = 256 << 20
@@ -42,8 +43,8 @@ class TokenStore:
             self.num_documents, self.num_tokens = int(facts["documents"]), int(facts["tokens"])
             self.num_bytes, self.fingerprint = int(facts["bytes"]), str(facts["fingerprint"])
             self._flat = open_array(self.path / "tokens.bin", np.dtype(facts["dtype"]))
-            self.offsets: npt.NDArray[np.int64] = open_array(self.path / "offsets.bin", np.int64)
-            self.byte_counts: npt.NDArray[np.int64] = open_array(self.path / "bytes.bin", np.int64)
+            self.offsets: Ints = open_array(self.path / "offsets.bin", np.int64)
+            self.byte_counts: Ints = open_array(self.path / "bytes.bin", np.int64)
         except (OSError, KeyError, ValueError) as error:
             raise UserError(f"{self.path} is not a complete token store ({error}); remove it and run again") from None
         if len(self._flat) != self.num_tokens or len(self.offsets) != self.num_documents + 1:
@@ -54,11 +55,11 @@ class TokenStore:
         return self.num_documents
 
     @property
-    def lengths(self) -> npt.NDArray[np.int64]:
+    def lengths(self) -> Ints:
         """Tokens of each document: int64 [D] (computed: 8 bytes a document)."""
         return np.diff(self.offsets)
 
-    def tokens(self, index: int) -> npt.NDArray[np.int64]:
+    def tokens(self, index: int) -> Ints:
         """The ids of document `index`: int64 [L]."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"document {index} of {len(self)}")
@@ -66,9 +67,9 @@ class TokenStore:
         start, stop = int(self.offsets[index]), int(self.offsets[index + 1])
         return self.gather(np.arange(start, stop, dtype=np.int64), pieces=1)
 
-    def counts(self, vocab_size: int, limit: int = 1 << 24) -> npt.NDArray[np.int64]:
+    def counts(self, vocab_size: int, limit: int = 1 << 24) -> Ints:
         """How often each id occurs among the first `limit` tokens: int64 [vocab_size]."""
-        counted: npt.NDArray[np.int64] = np.bincount(self._flat[:limit], minlength=vocab_size)
+        counted: Ints = np.bincount(self._flat[:limit], minlength=vocab_size)
         return counted
 
     def run(self, start: int, stop: int) -> npt.NDArray[Any]:
@@ -79,7 +80,7 @@ class TokenStore:
             raise UserError(f"the token store {self.path} ends at token {start + len(read)}; remove it and run again")
         return read
 
-    def gather(self, where: npt.NDArray[np.int64], pieces: int) -> npt.NDArray[np.int64]:
+    def gather(self, where: Ints, pieces: int) -> Ints:
         """The ids at the places `where` of the run, which form about `pieces` contiguous pieces: int64, same shape."""
         ids = self._flat[where].astype(np.int64)
         self._touched += pieces * _FAULT_BYTES + 2 * len(where)

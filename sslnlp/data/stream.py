@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from sslnlp.arrays import Ints
 from sslnlp.errors import UserError
 from sslnlp.rng import Permutation
 from sslnlp.types import Row
@@ -45,7 +46,7 @@ class ByIndex(ABC):
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def rows(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> list[Row]:
+    def rows(self, indices: Sequence[int] | Ints) -> list[Row]:
         """The rows at `indices`, in their order, read together."""
 
     def __getitem__(self, index: int) -> Row:
@@ -54,7 +55,7 @@ class ByIndex(ABC):
         return self.rows([index % len(self)])[0]
 
 
-def rows_at(source: RowSource, index: npt.NDArray[np.int64]) -> list[Row]:
+def rows_at(source: RowSource, index: Ints) -> list[Row]:
     """The rows at `index`, read together where the source can."""
     many: Any = getattr(source, "rows", None)
     found: list[Row] = many(index) if many is not None else [source[i] for i in index.tolist()]
@@ -103,7 +104,7 @@ class Stream:
     def __len__(self) -> int:
         return len(self.source)
 
-    def index(self, positions: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def index(self, positions: Sequence[int] | Ints) -> Ints:
         """The index into `source` of each position: int64, same length."""
         p = np.asarray(positions, np.int64)
         if p.size and int(p.min()) < 0:
@@ -130,7 +131,7 @@ class Stream:
     def __getitems__(self, positions: Sequence[int]) -> list[Row]:
         return self.rows(positions)
 
-    def _permuted(self, p: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def _permuted(self, p: Ints) -> Ints:
         lap, within = p // len(self), p % len(self)
         out = np.empty_like(p)
         for number in np.unique(lap).tolist():
@@ -138,7 +139,7 @@ class Stream:
             out[here] = self._lap(number)(within[here])
         return out
 
-    def _bucketed(self, block: int) -> npt.NDArray[np.int64]:
+    def _bucketed(self, block: int) -> Ints:
         """Row indices of the 64 batches of one block, lap by lap so that every lap stays a permutation."""
         assert self.bucket is not None
         size, n, batch = self.bucket * MEGA_BATCHES, len(self), self.bucket

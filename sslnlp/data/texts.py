@@ -8,10 +8,10 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.compute as pc  # type: ignore[import-untyped]
 
+from sslnlp.arrays import Bools, Ints
 from sslnlp.data.hashes import Hashes
 from sslnlp.errors import UserError
 
@@ -47,7 +47,7 @@ class Texts:
         """Documents [start, stop)."""
         return self if start <= 0 and stop >= len(self) else Texts(self.array.slice(start, max(0, stop - start)))
 
-    def select(self, wanted: npt.NDArray[np.bool_]) -> Texts:
+    def select(self, wanted: Bools) -> Texts:
         """Those of the documents that are `wanted` [n]."""
         return self if wanted.all() else Texts(self.array.filter(pa.array(wanted)))
 
@@ -56,7 +56,7 @@ class Texts:
         return found
 
     @property
-    def num_bytes(self) -> npt.NDArray[np.int64]:
+    def num_bytes(self) -> Ints:
         """UTF-8 bytes of each document: int64 [n]."""
         return np.diff(self._offsets())
 
@@ -70,9 +70,9 @@ class Texts:
         raw = b"".join([hashlib.blake2b(one, digest_size=8).digest() for one in self.raw()])
         return np.frombuffer(raw, np.uint64)
 
-    def characters(self) -> npt.NDArray[np.int64]:
+    def characters(self) -> Ints:
         """Characters of each document, -1 where there is nothing but white space: int64 [n]."""
-        found: npt.NDArray[np.int64] = np.array(pc.utf8_length(self.array))
+        found: Ints = np.array(pc.utf8_length(self.array))
         raw = self.raw()
         blank = [
             n for n, one in enumerate(raw) if not (begin := one[:_BEGINNING].tobytes().decode("utf-8", "ignore"))
@@ -81,7 +81,7 @@ class Texts:
         found[blank] = -1
         return found
 
-    def _offsets(self) -> npt.NDArray[np.int64]:
+    def _offsets(self) -> Ints:
         if not len(self):
             return np.zeros(1, np.int64)
         first = self.array.offset

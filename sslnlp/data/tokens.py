@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
+from sslnlp.arrays import Ints
 from sslnlp.data.encoding import Encoder, by_size
 from sslnlp.data.store import TokenStore
 from sslnlp.data.texts import Texts, regrouped
@@ -53,9 +54,7 @@ class TokenWriter:
         if not progress.exists():
             self._files["offsets.bin"].write(np.zeros(1, np.int64).tobytes())
 
-    def add(
-        self, ids: npt.NDArray[np.integer[Any]], lengths: npt.NDArray[np.int64], num_bytes: npt.NDArray[np.int64]
-    ) -> None:
+    def add(self, ids: npt.NDArray[np.integer[Any]], lengths: Ints, num_bytes: Ints) -> None:
         """Append documents: their ids end to end, and for each its number of ids and of UTF-8 bytes."""
         self._files["tokens.bin"].write(ids.astype(self.dtype).data)
         self._files["offsets.bin"].write((self.tokens + np.cumsum(lengths)).astype(np.int64).data)

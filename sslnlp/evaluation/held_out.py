@@ -7,11 +7,11 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from accelerate.utils import send_to_device
 from torch import Tensor
 
+from sslnlp.arrays import Ints
 from sslnlp.collators.base import Collator
 from sslnlp.data.stream import Rows, in_runs
 from sslnlp.distributed import alone
@@ -116,13 +116,13 @@ def predict_rows(
     return _in_order({name: torch.cat(parts) for name, parts in kept.items()}, order)
 
 
-def _in_order(read: Mapping[str, Tensor], order: npt.NDArray[np.int64]) -> dict[str, Tensor]:
+def _in_order(read: Mapping[str, Tensor], order: Ints) -> dict[str, Tensor]:
     """Rows that were read in `order`, where they stood."""
     back = torch.from_numpy(np.argsort(order))
     return {name: rows[back] for name, rows in read.items()}
 
 
-def by_length(stream: Rows) -> npt.NDArray[np.int64]:
+def by_length(stream: Rows) -> Ints:
     """The positions of labelled texts from short to long: batches of like length have little padding."""
     lengths = [
         sum(len(value) for value in row.values() if isinstance(value, (str, list)))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from sslnlp.arrays import Ints
 from sslnlp.errors import UserError
 from sslnlp.masks import is_causal
 from sslnlp.tokenizer import Style
@@ -146,7 +147,7 @@ class Objective(nn.Module, ABC):
     pseudo_labels: float = 0.0
     """Share of the unlabelled texts of each class that are to train as if labelled, the surest of what `guess` says."""
 
-    def guess(self, batches: Iterable[Batch]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def guess(self, batches: Iterable[Batch]) -> tuple[Ints, NDArray[np.float32]]:
         """A class for each row of the batches (-100: none), and how sure it is; those that are known stay. Called
         before the first update, with all training rows and the unlabelled ones (label -100)."""
         raise TypeError(f"objective {self.name!r} asks for pseudo-labels but does not define guess()")

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sslnlp.arrays import Ints
 from sslnlp.errors import UserError, suggest
 from sslnlp.label_spreading import check_pseudo_labels, spread_labels, vectors_of
 from sslnlp.models import is_new
@@ -134,7 +135,7 @@ class Classification(TextHead):
             if last.bias is not None:
                 last.bias.copy_(torch.from_numpy(bias))
 
-    def guess(self, batches: Iterable[Batch]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def guess(self, batches: Iterable[Batch]) -> tuple[Ints, NDArray[np.float32]]:
         pool = Pooling("mean")
 
         def embed(batch: Batch) -> Tensor:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sslnlp.arrays import Ints
 from sslnlp.distributed import gather, own_rows
 from sslnlp.errors import UserError
 from sslnlp.label_spreading import check_pseudo_labels, spread_labels, vectors_of
@@ -97,7 +98,7 @@ class FewShot(Pooled):
         """The rows of the batch."""
         return functional.row_count(batch["labels"])
 
-    def guess(self, batches: Iterable[Batch]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def guess(self, batches: Iterable[Batch]) -> tuple[Ints, NDArray[np.float32]]:
         _, labels_N, sure_N = self._vectors_of(batches)
         return labels_N, sure_N
 
@@ -123,9 +124,7 @@ class FewShot(Pooled):
         accuracy = functional.accuracy(logits_BC, labels_B)
         return StepOutput(functional.cross_entropy(logits_BC, labels_B), {"accuracy": accuracy}), predicted
 
-    def _vectors_of(
-        self, batches: Iterable[Batch]
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
+    def _vectors_of(self, batches: Iterable[Batch]) -> tuple[NDArray[np.float32], Ints, NDArray[np.float32]]:
         """Vectors [N, H] of all rows, their labels [N], spread to those that have none, and how sure these are [N]."""
         vector_NH, label_N = vectors_of(self, batches, lambda batch: self.embed(batch["first"]))
         if not (label_N == functional.IGNORED).any():

@@ -48,10 +48,7 @@ def contact_sheet(
 
 
 def found(
-    hash_N: Ints,
-    captions: Sequence[Sequence[str]],
-    picture_ND: Vectors,
-    texts: Callable[[Sequence[str]], Vectors],
+    hash_N: Ints, captions: Sequence[Sequence[str]], picture_ND: Vectors, texts: Callable[[Sequence[str]], Vectors]
 ) -> list[Line]:
     """At most ten different captions, of different pictures, with the five pictures nearest to each. Equal pictures are
     one."""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sslnlp.arrays import Bools
 from sslnlp.errors import UserError
 from sslnlp.search.dense import DenseIndex
 from sslnlp.search.ranking import Ranking, best
@@ -95,7 +96,7 @@ class AnnIndex(DenseIndex):
             first += len(part_ND)
         return best(np.concatenate(scores), k, np.concatenate(rows))
 
-    def _candidates(self, graph: Any, query_D: NDArray[np.float32], k: int, alive: NDArray[np.bool_]) -> NDArray[Any]:
+    def _candidates(self, graph: Any, query_D: NDArray[np.float32], k: int, alive: Bools) -> NDArray[Any]:
         """At least `k` live rows near the query, where there are so many.
 
         The graph knows of no deletion: it is asked for more until enough are left. It may also not reach a vector at

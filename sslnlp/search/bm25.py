@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sslnlp.arrays import Ints
 from sslnlp.errors import UserError
 from sslnlp.search.analysis import Analyzer
 from sslnlp.search.postings import Postings
@@ -50,7 +51,7 @@ def write_table(folder: Path, postings: Postings) -> None:
     model.save(str(folder), show_progress=False)
 
 
-def _idf(holding_V: NDArray[np.int64], documents: int) -> NDArray[np.float32]:
+def _idf(holding_V: Ints, documents: int) -> NDArray[np.float32]:
     """Lucene's inverse document frequency; one logarithm for each different number of documents."""
     different, places_V = np.unique(holding_V, return_inverse=True)
     values = [math.log(1 + (documents - count + 0.5) / (count + 0.5)) for count in different.tolist()]
@@ -60,7 +61,7 @@ def _idf(holding_V: NDArray[np.int64], documents: int) -> NDArray[np.float32]:
 class BM25:
     """A written score table, memory-mapped. `live` are the rows of the index that its documents stand for."""
 
-    def __init__(self, folder: Path, analyzer: Analyzer, live: NDArray[np.int64] | None = None) -> None:
+    def __init__(self, folder: Path, analyzer: Analyzer, live: Ints | None = None) -> None:
         import bm25s
 
         self.analyzer = analyzer

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sslnlp.arrays import Bools
 from sslnlp.errors import UserError
 from sslnlp.search.ranking import EMPTY, Ranking, best
 
@@ -55,7 +56,7 @@ def write_vectors(
         flushed(start)
 
 
-def copy_vectors(path: Path, parts: Sequence[NDArray[np.floating[Any]]], live: Sequence[NDArray[np.bool_]]) -> None:
+def copy_vectors(path: Path, parts: Sequence[NDArray[np.floating[Any]]], live: Sequence[Bools]) -> None:
     """Write the `live` rows of several vector arrays as one array at `path`, a block at a time."""
     count = sum(int(alive_N.sum()) for alive_N in live)
     out_ND = np.lib.format.open_memmap(path, mode="w+", dtype=parts[0].dtype, shape=(count, parts[0].shape[1]))

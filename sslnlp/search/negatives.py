@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sslnlp.arrays import Ints
 from sslnlp.data.hashes import Hashes, hash_same
 from sslnlp.errors import UserError
 from sslnlp.rng import Permutation
@@ -76,7 +77,7 @@ class Known:
 class Found(NamedTuple):
     """The ranking of one query: documents `rows` [k], best first, and a score of each [k] to judge them by."""
 
-    rows: NDArray[np.int64]
+    rows: Ints
     scores: NDArray[np.floating[Any]]
     positive: float
     """The positive's score; -inf where the ranking ends before it."""
@@ -101,7 +102,7 @@ class Retriever:
         asked = zip(found, positives, vectors_QD, strict=True)
         return [self._by_vector(one.rows, row, vector_D) for one, row, vector_D in asked]
 
-    def _by_vector(self, rows: NDArray[np.int64], positive: int, vector_D: NDArray[np.float32]) -> Found:
+    def _by_vector(self, rows: Ints, positive: int, vector_D: NDArray[np.float32]) -> Found:
         # A sum of reciprocal ranks does not say how near two documents are: the cosine does, also of what BM25 found.
         documents_KD = np.asarray(self.index.dense.vectors_ND[np.append(rows, positive)], dtype=np.float32)
         scores = documents_KD @ vector_D

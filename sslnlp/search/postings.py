@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sslnlp.arrays import Bools, Ints
 from sslnlp.search.analysis import Analyzer
 
 _BLOCK = 16384  # documents counted at once: some 20 MB at 100 words each
@@ -84,7 +85,7 @@ def write_postings(
     target.postings(list(vocabulary), np.frombuffer(lengths, np.int32)).save(folder)
 
 
-def join(parts: Sequence[Postings], live: Sequence[NDArray[np.bool_]]) -> Postings:
+def join(parts: Sequence[Postings], live: Sequence[Bools]) -> Postings:
     """The postings of several segments as one, over their `live` rows only, renumbered without gaps from 0."""
     if len(parts) == 1 and live[0].all():
         return parts[0]
@@ -111,7 +112,7 @@ def join(parts: Sequence[Postings], live: Sequence[NDArray[np.bool_]]) -> Postin
 class _Placed:
     """Rows and counts being sorted by term: each piece goes to where the former ones of its term ended."""
 
-    def __init__(self, holding_V: NDArray[np.int64], counts: np.dtype[Any]) -> None:
+    def __init__(self, holding_V: Ints, counts: np.dtype[Any]) -> None:
         self._holding_V = holding_V
         self._next_V = np.cumsum(holding_V) - holding_V
         self._rows_P = np.empty(int(holding_V.sum()), np.int32)
@@ -155,7 +156,7 @@ def _spilled(file: BinaryIO, end: int) -> Iterator[tuple[Integers, Integers, Int
         yield np.load(file), np.load(file), np.load(file)
 
 
-def _chunks(part: Postings, alive_N: NDArray[np.bool_]) -> Iterator[tuple[Integers, Integers, Integers]]:
+def _chunks(part: Postings, alive_N: Bools) -> Iterator[tuple[Integers, Integers, Integers]]:
     """(terms, rows, counts) of the live rows, in order, some four million pairs (but always whole terms) at a time."""
     for first, last in part.spans():
         start, end = part.starts[first], part.starts[last]

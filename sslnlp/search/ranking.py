@@ -7,18 +7,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sslnlp.arrays import Ints
+
 
 class Ranking(NamedTuple):
     """The best documents of one query: `rows` int64 [k] (places in the index) by falling `scores` [k]."""
 
-    rows: NDArray[np.int64]
+    rows: Ints
     scores: NDArray[np.floating[Any]]
 
 
 EMPTY = Ranking(np.zeros(0, np.int64), np.zeros(0, np.float32))
 
 
-def best(scores: NDArray[np.floating[Any]], k: int, rows: NDArray[np.int64] | None = None) -> Ranking:
+def best(scores: NDArray[np.floating[Any]], k: int, rows: Ints | None = None) -> Ranking:
     """The `k` highest of `scores` [N], highest first; equal scores keep the order they came in.
 
     `rows` [N] are the documents the scores belong to (default 0..N-1). A partition finds the k-th score in linear

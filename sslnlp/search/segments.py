@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from sslnlp.arrays import Bools
 from sslnlp.errors import UserError
 from sslnlp.search import manifest
 from sslnlp.search.analysis import Analyzer
@@ -135,7 +135,7 @@ def first_to_join(rows: Sequence[int], live: Sequence[int]) -> int | None:
     return None
 
 
-def _live(store: DocumentStore) -> list[NDArray[np.bool_]]:
+def _live(store: DocumentStore) -> list[Bools]:
     """Which rows of each segment are left."""
     alive_N = np.ones(store.rows, bool)
     alive_N[list(store.deleted)] = False
@@ -143,11 +143,7 @@ def _live(store: DocumentStore) -> list[NDArray[np.bool_]]:
 
 
 def _join_segments(
-    folder: Path,
-    parts: Sequence[Path],
-    live: Sequence[NDArray[np.bool_]],
-    facts: Mapping[str, Any],
-    progress: Progress,
+    folder: Path, parts: Sequence[Path], live: Sequence[Bools], facts: Mapping[str, Any], progress: Progress
 ) -> None:
     """Write the live documents of `parts` as one segment: copied, not encoded again; only the graph is built anew."""
     shutil.rmtree(folder, ignore_errors=True)

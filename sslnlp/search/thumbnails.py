@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
+
+from sslnlp.arrays import Bools
 
 FILES, PLACES = "thumbnails.bin", "thumbnails.npy"
 SIDE = 96
@@ -71,7 +72,7 @@ class Thumbnails:
             file.seek(start)
             return file.read(end - start)
 
-    def copy(self, folder: Path, live: Sequence[NDArray[np.bool_]]) -> None:
+    def copy(self, folder: Path, live: Sequence[Bools]) -> None:
         """Write those of the `live` rows of each segment into `folder`."""
         with ThumbnailWriter(folder) as writer:
             for row in np.flatnonzero(np.concatenate(live)).tolist():

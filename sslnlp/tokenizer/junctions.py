@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sslnlp.arrays import Bools, Ints
 from sslnlp.rng import GOLDEN
 from sslnlp.tokenizer.words import byte_characters
 
@@ -52,7 +53,7 @@ class Junctions:
         spelt = filter({chr(point) for point in inverse}.issuperset, foreign)
         return cls([token.translate(inverse).encode("latin-1") for token in spelt])
 
-    def harmless(self, left: Points, right: Points) -> npt.NDArray[np.bool_]:
+    def harmless(self, left: Points, right: Points) -> Bools:
         """bool [n]: no token reaches across from `left` to `right`, code points [n] of neighbouring characters."""
         pairs = (left << 21 | right).astype(np.uint64)
         places = _hash(pairs, _MEMORY_BITS)
@@ -67,7 +68,7 @@ class Junctions:
             answers[new] = found[back]
         return answers
 
-    def _joined(self, pairs: Numbers) -> npt.NDArray[np.bool_]:
+    def _joined(self, pairs: Numbers) -> Bools:
         left, left_length = _utf8(pairs >> np.uint64(21))
         right, right_length = _utf8(pairs & np.uint64((1 << 21) - 1))
         joined = np.zeros(len(pairs), np.bool_)
@@ -101,7 +102,7 @@ def _joins(token: bytes) -> list[tuple[bytes, bytes]]:
     ]
 
 
-def _utf8(points: Numbers) -> tuple[Numbers, npt.NDArray[np.int64]]:
+def _utf8(points: Numbers) -> tuple[Numbers, Ints]:
     """The UTF-8 bytes of characters as big-endian numbers, and how many: uint64 [n], int64 [n]."""
     u = [np.uint64(n) for n in range(64)]
     low = [np.uint64(0x80) | (points >> u[6 * n] & u[63]) for n in range(3)]
@@ -113,8 +114,8 @@ def _utf8(points: Numbers) -> tuple[Numbers, npt.NDArray[np.int64]]:
     return number, length
 
 
-def _hash(keys: Numbers, bits: int) -> npt.NDArray[np.int64]:
+def _hash(keys: Numbers, bits: int) -> Ints:
     with np.errstate(over="ignore"):
         mixed = (keys ^ (keys >> np.uint64(29))) * GOLDEN
-    place: npt.NDArray[np.int64] = (mixed >> np.uint64(64 - bits)).astype(np.int64)
+    place: Ints = (mixed >> np.uint64(64 - bits)).astype(np.int64)
     return place

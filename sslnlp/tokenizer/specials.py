@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from sslnlp.arrays import Bools, Ints
 from sslnlp.errors import UserError, first_line
 
 ROLES: Final[dict[str, str]] = {
@@ -85,7 +85,7 @@ def is_ours(tokenizer: PreTrainedTokenizerBase) -> bool:
     return all(token in vocabulary for token in SPECIALS)
 
 
-def special_mask(tokenizer: PreTrainedTokenizerBase) -> npt.NDArray[np.bool_]:
+def special_mask(tokenizer: PreTrainedTokenizerBase) -> Bools:
     """bool [V]: which ids are special: never a target, never a replacement. V = `len(tokenizer)`.
 
     Covers named special tokens, extra ones, and added tokens flagged special.
@@ -93,20 +93,20 @@ def special_mask(tokenizer: PreTrainedTokenizerBase) -> npt.NDArray[np.bool_]:
     return _special(tokenizer, vocabulary_size(tokenizer))
 
 
-def _special(tokenizer: PreTrainedTokenizerBase, size: int) -> npt.NDArray[np.bool_]:
+def _special(tokenizer: PreTrainedTokenizerBase, size: int) -> Bools:
     mask = np.zeros(size, dtype=np.bool_)
     mask[[i for i in tokenizer.all_special_ids if i is not None]] = True
     mask[[i for i, token in tokenizer.added_tokens_decoder.items() if token.special]] = True
     return mask
 
 
-def drawable_ids(tokenizer: PreTrainedTokenizerBase) -> npt.NDArray[np.int64]:
+def drawable_ids(tokenizer: PreTrainedTokenizerBase) -> Ints:
     """int64 [K]: ids that may stand in as random replacements: of the vocabulary, neither special nor added."""
     ids = _ids(tokenizer)
     present = np.zeros(max(len(tokenizer), int(ids.max(initial=-1)) + 1), dtype=np.bool_)
     present[ids] = True  # a vocabulary may have holes
     present[list(tokenizer.added_tokens_decoder)] = False
-    drawable: npt.NDArray[np.int64] = np.flatnonzero(present & ~_special(tokenizer, len(present))).astype(np.int64)
+    drawable: Ints = np.flatnonzero(present & ~_special(tokenizer, len(present))).astype(np.int64)
     return drawable
 
 
@@ -123,7 +123,7 @@ def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
     return max(len(tokenizer), int(_ids(tokenizer).max(initial=-1)) + 1)
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase) -> npt.NDArray[np.int64]:
+def _ids(tokenizer: PreTrainedTokenizerBase) -> Ints:
     vocabulary = tokenizer.get_vocab()
     return np.fromiter(vocabulary.values(), np.int64, len(vocabulary))
 

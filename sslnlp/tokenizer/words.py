@@ -23,9 +23,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
+from sslnlp.arrays import Bools, Bytes, Ints
 from sslnlp.errors import UserError
 from sslnlp.tokenizer.counting import SPACELESS
 from sslnlp.tokenizer.specials import special_mask, vocabulary_size
@@ -57,9 +57,9 @@ def character_class(character: str) -> str:
 class WordBoundaries:
     """Word starts from a table of flags per id (`ALWAYS`, `NEVER`, `OPEN`, `INHERIT`): uint8 [V]."""
 
-    flags: npt.NDArray[np.uint8]
+    flags: Bytes
 
-    def starts(self, input_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    def starts(self, input_ids: Ints) -> Bools:
         """bool [..., S] for int64 `input_ids` [..., S]: this token is the first of a word.
 
         The first token of a row always is, and so is each special token and the token after it. Where documents meet
@@ -67,12 +67,12 @@ class WordBoundaries:
         """
         flags = self.flags[input_ids]
         left = self._left(flags)
-        starts: npt.NDArray[np.bool_] = (flags & ALWAYS).astype(np.bool_)
+        starts: Bools = (flags & ALWAYS).astype(np.bool_)
         starts |= (flags & NEVER == 0) & (left & OPEN == 0)
         starts[..., :1] = True
         return starts
 
-    def _left(self, flags: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    def _left(self, flags: Bytes) -> Bytes:
         """The flags of the left neighbour, or, where that is the rest of a character, of the token that began it."""
         left = np.zeros_like(flags)
         left[..., 1:] = flags[..., :-1]
