@@ -95,13 +95,15 @@ _CLASSES = (
     'logits = model.encode(["first text", "second text"])',
     "print([names[c] for c in logits.argmax(1)])",
 )
+# No stock processor turns a photograph upright, and those of older versions show black where one is transparent.
+_OPENED = 'ImageOps.exif_transpose(Image.open("picture.png"))'
 _TEXTS_OF_PICTURE = (
-    "from PIL import Image",
+    "from PIL import Image, ImageOps",
     "from transformers import VisionTextDualEncoderModel, VisionTextDualEncoderProcessor",
     "",
     'model = VisionTextDualEncoderModel.from_pretrained("PATH_OR_NAME")',
     'processor = VisionTextDualEncoderProcessor.from_pretrained("PATH_OR_NAME")',
-    'texts, pictures = ["first text", "second text"], [Image.open("picture.png")]  # without transparency',
+    f'texts, pictures = ["first text", "second text"], [{_OPENED}]  # without transparency',
     'inputs = processor(text=texts, images=pictures, padding=True, truncation=True, return_tensors="pt")',
     "print(model(**inputs).logits_per_image.softmax(-1))",
 )
@@ -111,12 +113,12 @@ def _picture(pooling: str) -> list[str]:
     whole = _WHOLE[pooling]
     return [
         *(["import torch"] if "torch." in whole else []),
-        "from PIL import Image",
+        "from PIL import Image, ImageOps",
         "from transformers import AutoImageProcessor, AutoModel",
         "",
         'processor = AutoImageProcessor.from_pretrained("PATH_OR_NAME")',
         'model = AutoModel.from_pretrained("PATH_OR_NAME", add_pooling_layer=False)',
-        'inputs = processor(Image.open("picture.png"), return_tensors="pt")  # without transparency',
+        f'inputs = processor({_OPENED}, return_tensors="pt")  # without transparency',
         "hidden = model(**inputs).last_hidden_state",
         f"whole = {whole}",
     ]
