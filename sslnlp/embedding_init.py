@@ -178,9 +178,9 @@ def init_next_token(model: PreTrainedModel, found: Associations, seed: int) -> N
 
 @torch.no_grad()
 def init_neighbours(model: PreTrainedModel, found: Associations, seed: int) -> None:
-    """The table of embeddings, in place: every token that was counted gets the direction of its neighbourhood, all of
-    one length; the last norm before the vocabulary, of the head (BERT's, RoBERTa's, ModernBERT's) or else of the
-    backbone (T5, BART, GPT-2), starts small.
+    """Set the table of embeddings, in place: every token that was counted gets a vector of one length in the direction
+    of its neighbourhood. The last norm before the vocabulary starts small: the head's where it has one (BERT, RoBERTa,
+    ModernBERT), else the backbone's (T5, BART, GPT-2).
 
     `found`: of pairs in both orders, at most as many columns as the embeddings have.
     """

@@ -31,8 +31,8 @@ class FewShot(Pooled):
     logistic regression. Rows: a text and its class.
 
     With unlabelled texts (`data.unlabelled`) the labels spread over all vectors, from neighbour to neighbour
-    (`label_spreading`): once before the first update, so that the surest of them train too, and once more at the end,
-    where the head is fitted to what all of them are called then, by how sure that is.
+    (`label_spreading`): once before the first update, so that the surest of these texts train too, and once more at the
+    end: the head is then fitted to all texts under the labels that they have by now, weighted by how sure these are.
 
     The export is a sentence-transformers model whose last module is the head, so that it encodes texts to logits.
 

@@ -150,9 +150,9 @@ def rule(
 
 
 def _learning_rate(recipe: Recipe, tokens: float, updates: float) -> float:
-    """The peak for so many updates of `tokens` tokens: the recipe's where these are as many as the rule wants, more or
-    less by how many they are; by the width against the models it was measured on; never above what was measured, or
-    what the recipe says where that is more."""
+    """The peak for so many updates of `tokens` tokens each: the recipe's, times their share of the tokens that the rule
+    wants, and times what the width of the model asks for against `WIDTH`, which was measured. At most the fastest that
+    was measured, or the recipe's where that is more; of a model that is wider, the recipe's."""
     width = int(recipe.model.config.get("hidden_size", SIZES[recipe.model.size].width))
     wider = WIDTH / width if width < WIDTH else (WIDTH / width) ** 0.5
     share_of_wished = tokens / (OF_ROOT * math.sqrt(updates * tokens))
