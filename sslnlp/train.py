@@ -250,8 +250,8 @@ class Trainer:
             self.average.settle()
         self.objective.eval()
         self.progress = progress
-        if self.config.trackers:
-            self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:  # its `end_training` would part the processes, too
+            tracker.finish()
 
     def windows(self, progress: Progress | None = None) -> Windows:
         """The windows of this rank: as configured, or those of the run being resumed on the processes there are now."""

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
-from sslnlp import signals
+from sslnlp import distributed, signals
 from sslnlp.budget import parse_duration
 from sslnlp.checkpoint import newest_valid
 from sslnlp.errors import UserError
@@ -328,8 +329,14 @@ def test_a_full_disk_is_one_line_that_names_the_log(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_trackers_receive_the_figures(tmp_path: Path) -> None:
-    make_trainer("masked_lm", tmp_path, steps=2, trackers=["tensorboard"]).fit()
+def test_trackers_receive_the_figures_and_the_processes_stay_together(tmp_path: Path) -> None:
+    """Others of a launch wait for the last measures still."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        make_trainer("masked_lm", tmp_path, steps=2, trackers=["tensorboard"]).fit()
+        assert dist.is_initialized()
+    finally:
+        distributed.leave()
     deadline = time.monotonic() + 5
     while not (found := list((tmp_path / "trackers").rglob("events.*"))) and time.monotonic() < deadline:
         time.sleep(0.1)
