@@ -19,6 +19,8 @@ from sslnlp.errors import UserError
 from sslnlp.recipe import biography, from_dict, load_recipe, run, to_dict
 from sslnlp.recipe.build import resolve
 from sslnlp.recipe.load import read_biography
+from sslnlp.signals import Signals
+from sslnlp.train import Interrupted
 from tests.contract import corpus
 
 TINY = ["model.size=nano", "train.steps=3", "train.batch_size=2", "tokenizer.vocab_size=520", "data.seq_length=32"]
@@ -301,6 +303,30 @@ def test_a_classifier_keeps_its_label_names(bert: Path, tmp_path: Path) -> None:
     assert story["label_names"] == ["even", "odd"]
     assert json.loads((out / "export" / "config.json").read_text())["id2label"] == {"0": "even", "1": "odd"}
     assert set(story["result"]["measures"]) >= {"accuracy", "macro_f1"}
+
+
+def test_a_run_stopped_in_the_stage_before_it_goes_on_to_its_end(
+    bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": f"text {n}", "label": n % 2}) + "\n" for n in range(40)))
+    keys = [f"model.pretrained={bert / 'export'}", f"data.train={rows}", f"data.unlabelled={rows}", "train.steps=2"]
+    keys += ["adapt.steps=2", "adapt.batch_size=2", f"data.cache={tmp_path}", f"out={tmp_path / 'run'}"]
+    recipe = load_recipe("finetune_classification", keys)
+    with pytest.raises(UserError, match="nothing to resume"):
+        run(recipe, resume=True)
+    assert not (tmp_path / "run-adapted").exists(), "that is said before the stage, not after it"
+    with monkeypatch.context() as patched:
+        patched.setattr(Signals, "here", lambda self: 15)
+        with pytest.raises(Interrupted, match="saved at step 1"):
+            run(recipe)
+    assert not (tmp_path / "run").exists()
+    out = run(recipe, resume=True)
+    assert (out / "export" / "config.json").is_file()
+    run(recipe, resume=True)  # which finds the stage finished
+    assert read_biography(tmp_path / "run-adapted" / "recipe.json")["recipe"]["data"]["seq_length"] == 32
+    with pytest.raises(UserError, match=r"holds a stage with another train.lr"):
+        run(load_recipe("finetune_classification", [*keys, "adapt.lr=0.5"]), resume=True)
 
 
 def test_a_run_that_cannot_start_leaves_nothing(tmp_path: Path) -> None:

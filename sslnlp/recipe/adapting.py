@@ -14,6 +14,7 @@ from typing import Any
 from sslnlp.data.config import DataConfig
 from sslnlp.errors import UserError
 from sslnlp.models import ModelConfig
+from sslnlp.recipe.build import resolve
 from sslnlp.recipe.load import read_biography
 from sslnlp.recipe.schema import Options, Recipe, override, to_dict
 from sslnlp.report.config import ReportConfig
@@ -67,6 +68,12 @@ def stage_before(recipe: Recipe) -> Recipe | None:
     return before
 
 
+def begun(recipe: Recipe) -> bool:
+    """Whether the stage before has a run."""
+    before = stage_before(recipe)
+    return before is not None and (Path(before.out).expanduser() / "recipe.json").is_file()
+
+
 def adapted(recipe: Recipe, run: Callable[[Recipe, bool], Path]) -> Recipe:
     """The recipe on the adapted model: the stage before is run, resumed, or found finished in its folder.
 
@@ -76,11 +83,12 @@ def adapted(recipe: Recipe, run: Callable[[Recipe, bool], Path]) -> Recipe:
     if before is None:
         return recipe
     out = Path(before.out).expanduser()
-    export, begun = out / "export", (out / "recipe.json").is_file()
-    if begun:
-        _check_same(before, read_biography(out / "recipe.json")["recipe"])
+    export, there = out / "export", begun(recipe)
+    if there:
+        # What was written down has what the stage inherits.
+        _check_same(resolve(before)[0], read_biography(out / "recipe.json")["recipe"])
     if not (export / "config.json").is_file():
-        run(before, begun)
+        run(before, there)
     after = copy.deepcopy(recipe)
     after.model = replace(recipe.model, pretrained=str(export))
     return after

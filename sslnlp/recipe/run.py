@@ -25,7 +25,7 @@ from sslnlp.models import count_parameters
 from sslnlp.objectives.base import Objective
 from sslnlp.precision import fitting_precision, float32_by_default
 from sslnlp.quiet import quiet_loading, shows_bars
-from sslnlp.recipe.adapting import adapted
+from sslnlp.recipe.adapting import adapted, begun
 from sslnlp.recipe.biography import biography, card_facts
 from sslnlp.recipe.build import Parts, build_objective, build_parts, processes, resolve
 from sslnlp.recipe.check import check_compared
@@ -63,7 +63,11 @@ def run(recipe: Recipe, *, resume: bool = False, console: Console | None = None)
     console = console or Console(stderr=True, quiet=not main)
     if recipe.adapt.steps:
         resolve(recipe)  # what is wrong with the labelled part is said before the long one
-        recipe = adapted(recipe, lambda before, begun: run(before, resume=begun, console=console))
+        if resume and not (Path(recipe.out).expanduser() / "recipe.json").is_file():
+            if not begun(recipe):
+                check_out(recipe, resume=True)
+            resume = False  # stopped in the stage before: that one goes on, and after it the run begins
+        recipe = adapted(recipe, lambda before, there: run(before, resume=there, console=console))
     recipe, inherited = resolve(recipe)
     out = Path(recipe.out).expanduser()
     with sole(out, recipe.out, main=main):
