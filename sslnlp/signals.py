@@ -1,4 +1,4 @@
-"""SIGTERM, Ctrl-C and the end of the launcher as notes that the loop reads between steps."""
+"""SIGTERM, Ctrl-C and the end of terminal or launcher as notes that the loop reads between steps."""
 
 from __future__ import annotations
 
@@ -23,11 +23,13 @@ def launcher_gone() -> bool:
 
 
 class Interrupted(Exception):
-    """SIGTERM or Ctrl-C arrived, or the launcher died: the run was saved at `step`, and resumed goes on from it."""
+    """SIGTERM or Ctrl-C arrived, or terminal or launcher are gone: the run was saved at `step`, and resumed goes on
+    from it."""
 
     def __init__(self, step: int, signum: int) -> None:
         name = signal.Signals(signum).name
-        reason = f"{name} (its launcher is gone)" if name == "SIGHUP" else name
+        gone = "its launcher is gone" if launcher_gone() else "its terminal is closed"
+        reason = f"{name} ({gone})" if name == "SIGHUP" else name
         super().__init__(f"stopped by {reason} and saved at step {step}")
         self.step, self.signum = step, signum
 
@@ -46,9 +48,15 @@ def heed() -> None:
         raise Cut
 
 
+HEARD = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
+"""What ends a run, and would end it unsaved. Windows has no SIGHUP."""
+_BY_HAND = (signal.SIGTERM, signal.SIGINT)
+
+
 class Signals:
-    """Inside, the first SIGTERM or SIGINT is noted in `received` and the step in progress ends; a second one ends the
-    process at once. The handlers before are put back. Outside the main thread nothing is changed."""
+    """Inside, the first signal of `HEARD` is noted in `received` and the step in progress ends; a second SIGTERM or
+    SIGINT ends the process at once. A SIGHUP that is ignored (`nohup`) stays so. The handlers before are put back.
+    Outside the main thread nothing is changed."""
 
     def __init__(self) -> None:
         self.received = 0
@@ -56,8 +64,9 @@ class Signals:
         self._unread: Callable[[], float] | None = None
 
     def __enter__(self) -> Signals:
+        heard = [s for s in HEARD if s in _BY_HAND or signal.getsignal(s) is not signal.SIG_IGN]
         try:
-            self._before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+            self._before = {s: signal.signal(s, self._note) for s in heard}
         except ValueError:  # not the main thread: whoever runs the thread handles signals
             self._before = {}
         return self
@@ -102,6 +111,6 @@ class Signals:
         return 0 if before is None else int(before())
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        if self.received:
+        if self.received and signum in _BY_HAND:  # a terminal that closes may be told of twice
             raise KeyboardInterrupt
-        self.received = signum
+        self.received = self.received or signum

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from sslnlp.errors import UserError
+from sslnlp.signals import HEARD
 from sslnlp.types import Batch, Row
 
 
@@ -77,8 +78,8 @@ class _MicroBatches(Sampler[list[int]]):
 
 def _leave_signals_to_the_loop(worker: int) -> None:
     """Ctrl-C and a scheduler's SIGTERM reach the whole process group; the loop still needs its last batches."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for signum in HEARD:
+        signal.signal(signum, signal.SIG_IGN)
 
 
 def iterate(

@@ -92,6 +92,27 @@ def test_a_stop_that_comes_during_the_last_save_is_heard(tmp_path: Path, monkeyp
     assert not read
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has none")
+def test_a_terminal_that_closes_stops_and_saves_unless_that_is_ignored(tmp_path: Path) -> None:
+    def closes(step: int, steps: int, metrics: Any) -> None:
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGHUP)  # by the kernel and by the shell
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        trainer = make_trainer("masked_lm", tmp_path / "nohup", steps=2)
+        trainer.on_progress = closes
+        trainer.fit()
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        trainer = make_trainer("masked_lm", tmp_path / "run", steps=2)
+        trainer.on_progress = closes
+        with pytest.raises(Interrupted, match=r"stopped by SIGHUP \(its terminal is closed\) and saved at step 1"):
+            trainer.fit()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_report_card_is_left_between_two_measures_of_a_training_run_alone() -> None:
     made: list[str] = []
     received = signals.Signals()
