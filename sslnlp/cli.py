@@ -46,6 +46,8 @@ _SAME = "the same command goes on"
 _GO_ON = {"train": "go on with --resume", "curve": _SAME, "search": _SAME, "quickstart": _SAME}
 """Command -> how a run that was stopped in it is taken up again."""
 _PEER_ENDED = ("connection closed by peer", "connection reset by peer")  # as gloo and NCCL say it
+_TOGETHER = ("train", "plan")
+"""The commands that several processes do together."""
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # as torch says it of a GPU and of a CPU
 
 
@@ -57,12 +59,18 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error (stands anywhere).")] = False,
 ) -> None:
-    pass
+    command = context.invoked_subcommand
+    if command not in _TOGETHER and "LOCAL_RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UserError(
+            f"sslnlp {command} is done by one process, and several would write over each other's files: start it "
+            f"without a launcher, which is for sslnlp {' and '.join(_TOGETHER)}"
+        )
 
 
 @app.command()

@@ -151,6 +151,20 @@ def test_one_process_of_a_launch_says_what_all_have_to_say_and_each_what_went_wr
     assert end(UserError("row 17 is bad")) == ["error: row 17 is bad"]
 
 
+def test_what_is_not_done_together_is_refused_under_a_launcher(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run_command(["curve", "data.train=a.csv"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: sslnlp curve is done by one process")
+    assert said.count("\n") == 1
+    for command in ("train", "plan"):
+        assert run_command([command, "nope.py"]) == 2
+        assert "launcher" not in capsys.readouterr().err
+
+
 def test_a_recipe_file_runs_by_itself(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = ROOT / "recipes" / "pretrain_bert.py"
     out = tmp_path / "run"
