@@ -12,9 +12,11 @@ from sslnlp.evaluation.ranking import MEASURES, mean_measures, parse_measure, qu
 from sslnlp.search.index import Index
 from sslnlp.search.significance import Comparison, compare, holm
 from sslnlp.search.trec import Qrels, Run, read_qrels, read_queries, read_run
+from sslnlp.text_files import COMPRESSED
 
 RUN_DEPTH = 1000
-"""Results kept per query, trec_eval's custom: MAP and recall@100 see the same list in every tool."""
+"""Results kept per query, trec_eval's custom: MAP and recall@100 see the same list in every tool. A measure with a
+larger cut-off asks for more."""
 KNOWN_ITEM = ("recall@1", "recall@10", "mrr")
 """Measures where each query looks for one document: whether it comes first; MAP would be the reciprocal rank again."""
 
@@ -65,7 +67,7 @@ class Evaluation:
 
 
 def beir_files(folder: str | Path) -> tuple[Path, Path]:
-    """The queries and the judgements of a BEIR folder (the test split, or the only one)."""
+    """The queries (`beir_queries`) and the judgements of a BEIR folder (the test split, or the only one)."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"no BEIR folder at {folder}")
@@ -73,7 +75,19 @@ def beir_files(folder: str | Path) -> tuple[Path, Path]:
     qrels = next((split for split in splits if split.name == "test.tsv"), splits[0] if len(splits) == 1 else None)
     if qrels is None:
         raise UserError(f"{folder} has no qrels/test.tsv: name the judgements with --qrels")
-    return folder / "queries.jsonl", qrels
+    return beir_queries(folder), qrels
+
+
+def beir_queries(folder: Path) -> Path:
+    """The file of queries of a BEIR folder, compressed where only that is there."""
+    plain = folder / "queries.jsonl"
+    compressed = [folder / f"{plain.name}{suffix}" for suffix in COMPRESSED]
+    return next((path for path in (plain, *compressed) if path.is_file()), plain)
+
+
+def run_depth(measures: Sequence[str] | None) -> int:
+    """How many results of a query `measures` are of."""
+    return max([RUN_DEPTH, *(cut for name in measures or () if (cut := parse_measure(name)[1]) is not None)])
 
 
 def load_judged(index: Index | None, queries: str | Path | None, qrels: str | Path) -> Judged:

@@ -80,8 +80,8 @@ def evaluate_command(
 
     asked = None if measures is None else evaluate.parse_measures(measures)
     if beir is not None:
-        found_queries, found_qrels = evaluate.beir_files(beir) if qrels is None else (beir / "queries.jsonl", qrels)
-        queries, qrels = queries or found_queries, found_qrels
+        found = evaluate.beir_files(beir) if qrels is None else (evaluate.beir_queries(beir), qrels)
+        queries, qrels = queries or found[0], found[1]
     if index is None and not compare:
         raise UserError("name an index to search, or run files to measure (--qrels FILE --compare RUN)")
     if qrels is None or (index is not None and queries is None):
@@ -106,9 +106,10 @@ def evaluate_command(
     judged = evaluate.load_judged(opened, queries, qrels)
     others = evaluate.read_runs(compare or [], judged.qrels, modes)
     evaluate.resolve_baseline(baseline, [*modes, *others])  # a wrong name is told before the long work
-    runs: dict[str, Run] = (
-        {} if opened is None else {name: evaluate.run_queries(opened, judged.queries, name) for name in modes}
-    )
+    runs: dict[str, Run] = {}
+    if opened is not None:
+        deep = evaluate.run_depth(asked)
+        runs = {name: evaluate.run_queries(opened, judged.queries, name, deep) for name in modes}
     evaluation = evaluate.evaluate_runs({**runs, **others}, judged.qrels, measures=asked, baseline=baseline)
     if json is not None:
         write_json(json, evaluation.as_json())

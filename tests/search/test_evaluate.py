@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +55,25 @@ def test_evaluate_measures_writes_a_run_and_measures_it_again(tmp_path: Path, co
     assert f"{100 * (1 / ranks['007'] + 1) / 2:.1f}" == row[2]
     compared = [found for found in _rows(again.output) if len(found) == 8]
     assert {tuple(found[2:]) for found in compared} == {("+0.0", "+0.0 to +0.0", "1.000", "1.000", "0", "0")}
+
+
+def test_a_cut_off_beyond_the_usual_depth_sees_as_many_results(tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_text("id,text\n" + "".join(f"{n:04},wing\n" for n in range(1200)))
+    (tmp_path / "q.tsv").write_text("q\twing\n")
+    (tmp_path / "qrels").write_text("".join(f"q 0 {n:04} 1\n" for n in range(1200)))
+    _run("index", tmp_path / "d.csv", "--out", tmp_path / "i")
+    files = ("--queries", tmp_path / "q.tsv", "--qrels", tmp_path / "qrels")
+    result = _run("evaluate", tmp_path / "i", *files, "--measures", "recall@1100,recall@600")
+    assert _rows(result.output) == [["bm25", "91.7", "50.0"]]
+
+
+def test_a_compressed_beir_folder_is_measured(tmp_path: Path, corpus: Path, index: Path) -> None:
+    expected = _run("evaluate", index, corpus).output
+    plain = corpus / "queries.jsonl"
+    (corpus / "queries.jsonl.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    plain.unlink()
+    qrels = ("--qrels", corpus / "qrels" / "test.tsv")
+    assert _run("evaluate", index, corpus).output == _run("evaluate", index, corpus, *qrels).output == expected
 
 
 def test_what_is_written_is_neither_in_the_index_nor_one_file_twice(tmp_path: Path, corpus: Path, index: Path) -> None:
