@@ -5,6 +5,7 @@ Shapes: K captions with their pictures; Q different queries of one direction.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -36,7 +37,7 @@ def image_text_measures(predicted: Mapping[str, Tensor]) -> dict[str, float]:
     `image` and `text` float [K, D], a row for each caption, with `image_hash` and `text_hash` int64 [K]. Equal pictures
     are one, and so are equal captions; a query is answered by any that it is paired with. The rank is that of the best
     of these, from 1, ties counted against it. `mean_recall` is the mean of the six (as in Karpathy and Fei-Fei, 2015).
-    `chance_median_rank`: of a random order, for queries with one answer.
+    `chance_median_rank`: of captions by a random order of the pictures, of which a caption may have several.
     """
     ranks = retrieval_ranks(predicted)
     figures: dict[str, float] = {}
@@ -44,7 +45,7 @@ def image_text_measures(predicted: Mapping[str, Tensor]) -> dict[str, float]:
         figures |= {f"{name}_recall@{cut}": float((found.rank <= cut).mean()) for cut in CUTS}
         figures[f"{name}_median_rank"] = float(np.median(found.rank))
     recalls = [value for name, value in figures.items() if "recall@" in name]
-    chance = (ranks[TEXT_TO_IMAGE].candidates + 1) / 2
+    chance = _chance_median(ranks[TEXT_TO_IMAGE].candidates, ranks[TEXT_TO_IMAGE].answers)
     return figures | {"mean_recall": float(np.mean(recalls)), "chance_median_rank": chance}
 
 
@@ -112,6 +113,10 @@ def _chance_median(candidates: int, answers_Q: Ints) -> float:
     query has one."""
     different, counts = np.unique(answers_Q, return_counts=True)
     weights = counts / counts.sum()
-    found = np.array([1 - _all_behind(candidates, different, cut) @ weights for cut in range(1, candidates + 1)])
-    lower, upper = np.searchsorted(found, 0.5 - 1e-9), np.searchsorted(found, 0.5 + 1e-9)
-    return float(lower + upper) / 2 + 1
+
+    def found(cut: int) -> float:
+        return float(1 - _all_behind(candidates, different, cut) @ weights)
+
+    cuts = range(1, candidates + 1)
+    lower, upper = (bisect_left(cuts, share, key=found) for share in (0.5 - 1e-9, 0.5 + 1e-9))
+    return (lower + upper) / 2 + 1

@@ -21,7 +21,7 @@ PICTURES: Mapping[str, tuple[str, str, str]] = {
     },
     **{f"{side}_median_rank": ("rank", meaning, "lower") for side, meaning in _RANKED.items()},
     "mean_recall": ("share", "mean of the recalls at 1, 5 and 10 of both directions", "higher"),
-    "chance_median_rank": ("rank", "median rank of a random order", "fixed by the data"),
+    "chance_median_rank": ("rank", "median rank of captions by a random order of the pictures", "fixed by the data"),
     "zero_shot_accuracy": (
         "accuracy", "pictures whose class is the one whose name lies nearest, nothing trained on labels", "higher"
     ),

@@ -14,7 +14,7 @@ import torch
 
 from sslnlp.data.stream import Stream
 from sslnlp.evaluation.chance import GAIN, LEAST, ChanceWatch, at_chance
-from sslnlp.evaluation.image_text import image_text_figures, image_text_measures
+from sslnlp.evaluation.image_text import image_text_figures, image_text_measures, retrieval_ranks
 from sslnlp.train import TrainConfig, Trainer
 from tests.contract import make_collator, make_objective, make_stream
 
@@ -109,3 +109,15 @@ def test_the_median_rank_of_single_answers_is_the_middle() -> None:
         given = {"image": vectors, "text": vectors, "image_hash": hashes, "text_hash": hashes}
         assert image_text_figures(given)["text_to_image_median_rank"].chance == (number + 1) / 2
         assert image_text_measures(given)["chance_median_rank"] == (number + 1) / 2
+
+
+def test_the_median_rank_of_chance_counts_every_picture_of_a_caption() -> None:
+    """24 pictures of 6 captions: the first of four answers comes far sooner than the middle of all."""
+    generator, picture = np.random.default_rng(0), torch.arange(24)
+    ranks = []
+    for _ in range(100):
+        image, text = (torch.from_numpy(generator.normal(size=(24, 64))) for _ in range(2))
+        given = {"image": image, "text": text[picture % 6], "image_hash": picture, "text_hash": picture % 6}
+        ranks.extend(retrieval_ranks(given)["text_to_image"].rank.tolist())
+    chance = image_text_measures(given)["chance_median_rank"]
+    assert chance == image_text_figures(given)["text_to_image_median_rank"].chance == np.median(ranks) == 4
