@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from sslnlp.arrays import Ints
 from sslnlp.collators.classification import ClassificationCollator
 from sslnlp.collators.tokens import carried
 from sslnlp.errors import UserError
 from sslnlp.types import Batch, Row
-
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(kw_only=True)
