@@ -6,6 +6,7 @@ Under a budget the number is then fixed and recorded, so a run resumes exactly.
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import re
 import shutil
@@ -26,6 +27,8 @@ from sslnlp.windows import Windows, iterate
 if TYPE_CHECKING:
     from sslnlp.train import Trainer
     from sslnlp.train_config import TrainConfig
+
+log = logging.getLogger(__name__)
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -116,7 +119,15 @@ def calibrate(trainer: Trainer, seconds: float) -> int:
     trainer.objective.load_state_dict(before)
     trainer.optimizer, trainer.average = trainer._new_optimizer(), trainer._new_average()
     steps = replace(pace, first=0.0).steps(seconds, trainer.config, spent=clock() - began)
-    return int(distributed.broadcast_number(float(steps)))
+    steps = int(distributed.broadcast_number(float(steps)))
+    passes = 1 + occasions(steps, trainer.config)[0]  # one was timed
+    if passes * pace.evaluation > seconds / 2:
+        log.warning(
+            "of the %.0f s of train.budget held-out passes take %.0f (%d of %.0f s): fewer held-out documents leave "
+            "more for updates",
+            *(seconds, passes * pace.evaluation, passes, pace.evaluation),
+        )
+    return steps
 
 
 def limits(budget: float) -> dict[str, float]:

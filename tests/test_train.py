@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from sslnlp import distributed, signals
+from sslnlp import budget, distributed, signals
 from sslnlp.budget import parse_duration
 from sslnlp.checkpoint import newest_valid
 from sslnlp.errors import UserError
@@ -165,6 +165,28 @@ def test_a_budget_becomes_a_number_of_steps_that_resuming_keeps(tmp_path: Path) 
     # The same number of steps given by hand is the same run.
     by_hand = make_trainer("masked_lm", tmp_path / "hand", steps=progress.steps)
     assert digest(by_hand.fit().state_dict()) == digest(again.fit(resume=True).state_dict())
+
+
+@pytest.mark.parametrize(("takes", "said"), [(40.0, "held-out passes take 80 (2 of 40 s)"), (10.0, "")])
+def test_a_budget_that_goes_into_held_out_passes_says_so(
+    takes: float, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = [0.0]
+
+    def clock() -> float:
+        now[0] += 1e-3
+        return now[0]
+
+    def evaluate(objective: Any) -> dict[str, float]:
+        now[0] += takes
+        return {"loss": 1.0}
+
+    monkeypatch.setattr(budget, "clock", clock)
+    trainer = make_trainer("masked_lm", tmp_path, steps=None, budget="60s", eval_every=10**6)
+    trainer.evaluate = evaluate
+    trainer._start(resume=False)
+    assert said in caplog.text
+    assert bool(caplog.records) == bool(said)
 
 
 def test_what_a_run_killed_while_it_was_timed_left_behind_goes(tmp_path: Path) -> None:
