@@ -21,7 +21,8 @@ from sslnlp import text_files
 from sslnlp.errors import UserError, usual_name
 
 TEXT_SUFFIXES = frozenset({".txt", ".text", ".md", ".rst", ".tex", ".org", ".adoc"})
-TABLE_SUFFIXES = frozenset({".jsonl", ".ndjson", ".csv", ".tsv", ".parquet"})
+JSON_SUFFIXES = frozenset({".jsonl", ".ndjson"})
+TABLE_SUFFIXES = frozenset({*JSON_SUFFIXES, ".csv", ".tsv", ".parquet"})
 ID_COLUMNS = ("_id", "id", "docid", "doc_id", "document_id")
 TITLE_COLUMNS = ("title", "headline", "subject")
 TEXT_COLUMNS = ("text", "body", "content", "contents", "passage", "document", "abstract")
@@ -141,36 +142,42 @@ def read_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
             yield from _parquet_rows(path)
             return
         with _open_text(path) as lines:
-            yield from _json_rows(path, lines) if suffix in (".jsonl", ".ndjson") else _csv_rows(path, lines, suffix)
+            yield from _json_rows(path, lines) if suffix in JSON_SUFFIXES else _csv_rows(path, lines, suffix)
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start}): convert it first") from error
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
 
 
-def find_column(path: Path, present: Iterable[str], wanted: str | None, usual: Iterable[str]) -> str | None:
-    """The column to use: the one asked for by name (UserError when absent), else the one of a usual name."""
+def find_column(where: Path | str, present: Iterable[str], wanted: str | None, usual: Iterable[str]) -> str | None:
+    """The column to use: the one asked for by name (UserError, which names `where`, when absent), else the one of a
+    usual name."""
     names = list(present)
     if wanted is not None:
         if wanted not in names:
-            raise UserError(f"{path} has no column {wanted!r}; it has: {', '.join(names)}")
+            raise UserError(f"{where} has no column {wanted!r}; it has: {', '.join(names)}")
         return wanted
     return usual_name(names, usual)
 
 
 def _documents_of_rows(files: Iterable[Path], columns: Columns) -> Iterator[Document]:
     first: str | None = None
+    titled = columns.title is None
     rows = ((path, *numbered) for path in files for numbered in read_rows(path))
     for row_index, (path, number, row) in enumerate(rows):
-        id_column = find_column(path, row, columns.id, ID_COLUMNS)
+        where = f"{path} row {number}"
+        id_column = find_column(where, row, columns.id, ID_COLUMNS)
         first = id_column if row_index == 0 else first
         if id_column != first:  # a row's number among the ids of others would pass for one of them
             raise UserError(
                 f"{path} row {number} names its document by {id_column or 'its number'} and the first row by "
                 f"{first or 'its number'}: give every row its id in the same column (--id-column names one)"
             )
-        title_column = find_column(path, row, columns.title, TITLE_COLUMNS)
-        text_column = find_column(path, row, columns.text, TEXT_COLUMNS)
+        # Lines of JSON leave out what has no value: the column of titles may be missing, but not from all.
+        untitled = columns.title is not None and columns.title not in row and _suffix(path) in JSON_SUFFIXES
+        titled = titled or not untitled
+        title_column = None if untitled else find_column(where, row, columns.title, TITLE_COLUMNS)
+        text_column = find_column(where, row, columns.text, TEXT_COLUMNS)
         if text_column is None:
             alone = "" if title_column is None else ", or give a row of a title alone an empty text"
             raise UserError(
@@ -182,6 +189,8 @@ def _documents_of_rows(files: Iterable[Path], columns: Columns) -> Iterator[Docu
             raise UserError(f"{path} row {number} has an empty {id_column!r}: every document needs an id")
         title = "" if title_column is None else string_of(path, number, row, title_column)
         yield Document(name, title, string_of(path, number, row, text_column))
+    if not titled:
+        raise UserError(f"no row has a column {columns.title!r}: name that of the titles, or leave --title-column out")
 
 
 def _documents_of_folder(folder: Path, files: Iterable[Path]) -> Iterator[Document]:

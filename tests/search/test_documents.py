@@ -132,6 +132,19 @@ def test_columns_by_name_and_rows_without_ids(tmp_path: Path) -> None:
     assert [(d.id, d.text) for d in read_documents(path, Columns(text="q"))] == [("0", "one"), ("1", "two")]
 
 
+def test_a_row_may_lack_the_named_column_of_titles_and_not_all_rows(tmp_path: Path) -> None:
+    (path := tmp_path / "d.jsonl").write_text('{"text": "one"}\n{"text": "two", "name": "T"}\n')
+    expected = [Document("0", "", "one"), Document("1", "T", "two")]
+    assert list(read_documents(path, Columns(title="name"))) == expected
+    with pytest.raises(UserError, match="no row has a column 'nam'"):
+        list(read_documents(path, Columns(title="nam")))
+    with pytest.raises(UserError, match=r"d\.jsonl row 1 has no column 'name'; it has: text"):
+        list(read_documents(path, Columns(text="name")))
+    (path := tmp_path / "d.csv").write_text("text\none\n")
+    with pytest.raises(UserError, match=r"d\.csv row 2 has no column 'name'"):
+        next(read_documents(path, Columns(title="name")))
+
+
 def test_columns_of_usual_names_may_be_in_capitals(tmp_path: Path) -> None:
     (path := tmp_path / "d.csv").write_text("ID, Title ,TEXT\n007,t,x\n")
     assert list(read_documents(path)) == [Document("007", "t", "x")]
