@@ -66,8 +66,7 @@ class Predictor:
             return cls(config, _few_shot(folder), getattr(config, LABEL_NAMES, names), columns)
         if architecture.endswith("ForTokenClassification"):
             raise UserError(
-                f"{name} tags words: read it with transformers' pipeline('token-classification'), as its README.md "
-                "shows"
+                f"{name} tags words: read it with the pipeline('token-classification') that its README.md shows"
             )
         if architecture.endswith("ForSequenceClassification"):
             return cls(config, _stock(folder), names, columns)

@@ -44,6 +44,9 @@ class TaggingCollator(ClassificationCollator):
         super().__post_init__()
         if not self.tokenizer.is_fast:
             raise UserError("tagging needs a fast tokenizer: a slow one does not say where its tokens stand")
+        prefix: str = getattr(self.tokenizer.backend_tokenizer.model, "continuing_subword_prefix", None) or ""
+        tokens = self.tokenizer.convert_ids_to_tokens(list(range(len(self.tokenizer)))) if prefix else []
+        self._goes_on = np.array([(token or "").startswith(prefix) for token in tokens], np.bool_)
         inside = {name: "I" + name.removeprefix("B") for name in self._index if name.startswith("B-")}
         self._going_on = {c: self._index.get(inside.get(name, name), c) for name, c in self._index.items()}
 
@@ -72,8 +75,9 @@ class TaggingCollator(ClassificationCollator):
             word, covered = _where(words, len(self.joiner), offsets[b])
             place, shared = np.flatnonzero(word >= 0), np.zeros(len(words), np.int64)
             there, first = np.unique(word[place], return_index=True)
-            if not self.joiner:
-                labels[b, place] = [self._going_on.get(c, c) for c in tag[word[place]].tolist()]
+            if not self.joiner or len(self._goes_on):
+                alone = place[~self._goes_on[encoded["input_ids"][b, place]]] if self.joiner else place
+                labels[b, alone] = [self._going_on.get(c, c) for c in tag[word[alone]].tolist()]
             labels[b, place[first]] = tag[there]
             shared[covered >= 0] = 1
             covered[there], shared[there] = place[first], 0

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
+from tokenizers.pre_tokenizers import BertPreTokenizer
 from transformers import (
     BertConfig,
     BertForTokenClassification,
@@ -82,14 +83,16 @@ CHARACTERS, OF_CHARACTERS = list("在中国住"), ["O", "B-LOC", "I-LOC", "O"]
 PLACES = ["B-LOC", "I-LOC", "O"]
 
 
-def characters(tokens: list[str]) -> TaggingCollator:
-    """A collator of words without spaces, whose tokenizer knows these."""
+def characters(tokens: list[str], prefix: str = "", joiner: str = "") -> TaggingCollator:
+    """A collator of words, without spaces, whose tokenizer knows these."""
     vocabulary = {token: i for i, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *tokens])}
-    model = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]", continuing_subword_prefix=""))
+    model = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]", continuing_subword_prefix=prefix))
+    if prefix:
+        model.pre_tokenizer = BertPreTokenizer()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=model, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
     )
-    return TaggingCollator(tokenizer=tokenizer, label_names=PLACES, joiner="")
+    return TaggingCollator(tokenizer=tokenizer, label_names=PLACES, joiner=joiner)
 
 
 @pytest.mark.parametrize(
@@ -122,6 +125,18 @@ def test_a_word_goes_on_with_the_entity_that_its_token_begins() -> None:
     assert tagging_measures(predicted) == {
         "accuracy": 1.0, "entity_precision": 1.0, "entity_recall": 1.0, "entity_f1": 1.0, "entity_macro_f1": 1.0,
     }  # fmt: skip
+
+
+def test_parts_of_a_word_that_a_pipeline_takes_for_words_go_on_with_it() -> None:
+    """It joins what begins with ## alone, and WordPiece of BERT's kind cuts at every hyphen."""
+    collator = characters(["in", "Aix", "-", "en", "##s"], "##", " ")
+    batch = collator([{"words": ["in", "Aix-ens"], "label": ["O", "B-LOC"]}])
+    assert batch["labels"][0].tolist() == [
+        PLACES.index("O"),
+        *(PLACES.index(t) for t in ("B-LOC", "I-LOC", "I-LOC")),
+        -100,
+    ]
+    assert (batch["places"][0].tolist(), batch["shared"][0].tolist()) == ([0, 1], [0, 0])
 
 
 def test_a_tokenizer_is_trained_on_words_as_they_are_joined() -> None:
