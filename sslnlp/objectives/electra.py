@@ -25,7 +25,7 @@ from sslnlp.errors import UserError
 from sslnlp.keyed import keyed_uniform
 from sslnlp.last_layer import ask_last_layer, states_at
 from sslnlp.objectives.base import Objective
-from sslnlp.objectives.functional import IGNORED, accuracy, cross_entropy, sum_and_count
+from sslnlp.objectives.functional import IGNORED, accuracy, cross_entropy, hits, sum_and_count
 from sslnlp.packed import hidden_states, trust_rows
 from sslnlp.types import Batch, StepOutput
 
@@ -150,7 +150,7 @@ class Electra(Objective):
             score_N, replaced_N = score_BS.flatten()[index_N].detach(), replaced_BS.flatten()[index_N]
             losses_N = corrective_losses(logits_NV, run.target, replaced_N, score_N)
             terms.append(self.corrective_weight * losses_N.sum() / max(len(losses_N), 1))
-            metrics["corrective_accuracy"] = sum_and_count(logits_NV.detach().argmax(-1) == run.target, replaced_N)
+            metrics["corrective_accuracy"] = sum_and_count(hits(logits_NV, run.target), replaced_N)
         stacked = torch.stack(terms)
         return StepOutput(stacked.sum(), metrics, stacked)
 

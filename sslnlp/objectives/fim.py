@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 
 from sslnlp.objectives.causal_lm import CausalLM
-from sslnlp.objectives.functional import IGNORED, accuracy, sum_and_count
+from sslnlp.objectives.functional import IGNORED, hits, sum_and_count
 from sslnlp.types import Batch, StepOutput
 
 
@@ -33,9 +33,9 @@ class Fim(CausalLM):
         plain_N = ~infilling_N & (target_N != IGNORED)
         # One pass gives the loss and its parts; targets that are not asked count 0.
         losses_N = F.cross_entropy(logits_NV.float(), target_N, reduction="none", ignore_index=IGNORED)
-        hits_N = logits_NV.detach().argmax(-1) == target_N
+        hits_N = hits(logits_NV, target_N)
         metrics = {
-            "accuracy": accuracy(logits_NV, target_N),
+            "accuracy": hits_N.sum() / (target_N != IGNORED).sum().clamp(min=1),
             "infill_accuracy": sum_and_count(hits_N, middle_N),
             "infill_loss": sum_and_count(losses_N.detach(), middle_N),
             "plain_loss": sum_and_count(losses_N.detach(), plain_N),

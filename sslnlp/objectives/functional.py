@@ -257,11 +257,15 @@ def row_count(x: Tensor) -> Tensor:
     return torch.full((), len(x), device=x.device)
 
 
+def hits(logits_NV: Tensor, target_N: Tensor) -> Tensor:
+    """bool [N]: whether the target has the highest logit, detached; false where the target is -100."""
+    # In bf16 argmax takes six times as long on a CPU as in float32.
+    return logits_NV.detach().float().argmax(-1) == target_N
+
+
 def accuracy(logits_NV: Tensor, target_N: Tensor) -> Tensor:
     """Share of the scored targets that have the highest logit, detached; 0 when there are none."""
-    # In bf16 argmax takes six times as long on a CPU as in float32.
-    hits = (logits_NV.detach().float().argmax(-1) == target_N).float().sum()  # no logit has index -100
-    return hits / (target_N != IGNORED).sum().clamp(min=1)
+    return hits(logits_NV, target_N).float().sum() / (target_N != IGNORED).sum().clamp(min=1)
 
 
 def sum_and_count(values: Tensor, chosen: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from sslnlp.errors import UserError
 from sslnlp.modes import reads_ahead
 from sslnlp.objectives.causal_lm import CausalLM
-from sslnlp.objectives.functional import IGNORED, sum_and_count
+from sslnlp.objectives.functional import IGNORED, hits, sum_and_count
 from sslnlp.types import Batch, StepOutput
 
 
@@ -60,7 +60,7 @@ class Hybrid(CausalLM):
         target_N = batch["labels"][:, 1:].flatten()
         logits_NV = self._logits(batch)[:, :-1].flatten(0, 1)
         losses_N = F.cross_entropy(logits_NV.float(), target_N, reduction="none", ignore_index=IGNORED)
-        hits_N = logits_NV.detach().argmax(-1) == target_N
+        hits_N = hits(logits_NV, target_N)
         terms, metrics = [], {}
         for name, weight, asked_N in self._kinds(batch):
             count = asked_N.sum()

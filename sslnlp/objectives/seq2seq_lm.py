@@ -7,7 +7,7 @@ from typing import ClassVar
 from transformers import AutoModelForSeq2SeqLM, PreTrainedConfig
 
 from sslnlp.objectives.base import Objective
-from sslnlp.objectives.functional import IGNORED, cross_entropy, sum_and_count
+from sslnlp.objectives.functional import IGNORED, cross_entropy, hits, sum_and_count
 from sslnlp.packed import seq2seq_logits
 from sslnlp.tokenizer import Style
 from sslnlp.types import Batch, StepOutput
@@ -40,7 +40,7 @@ class Seq2SeqLM(Objective):
     def forward(self, batch: Batch) -> StepOutput:
         logits_NV = seq2seq_logits(self.model, batch).flatten(0, 1)
         target_N, hidden_N = batch["labels"].flatten(), batch["corrupted"].flatten()
-        hits_N = logits_NV.detach().float().argmax(-1) == target_N  # no logit has index -100
+        hits_N = hits(logits_NV, target_N)
         metrics = {
             "accuracy": hits_N.sum() / (target_N != IGNORED).sum().clamp(min=1),
             "rebuilt_accuracy": sum_and_count(hits_N, hidden_N),
