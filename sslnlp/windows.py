@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -106,6 +107,12 @@ def iterate(
         worker_init_fn=_leave_signals_to_the_loop,
         generator=torch.Generator(),  # else it draws seeds of workers, which nothing reads, from the caller's
     )
-    batches = iter(loader)
-    for step in range(start, stop):
-        yield step, [next(batches) for _ in range(windows.accumulate)]
+    batches: Any = iter(loader)
+    if workers:  # an error that nobody catches keeps `batches`, and Python would wait for workers deaf to its SIGTERM
+        atexit.register(batches._shutdown_workers)
+    try:
+        for step in range(start, stop):
+            yield step, [next(batches) for _ in range(windows.accumulate)]
+    finally:
+        if workers:
+            atexit.unregister(batches._shutdown_workers)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,6 +113,19 @@ def test_a_terminal_that_closes_stops_and_saves_unless_that_is_ignored(tmp_path:
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_program_that_an_error_ends_does_not_wait_for_its_workers() -> None:
+    """They leave SIGTERM to the loop, and with that multiprocessing ends those that are there when Python exits."""
+    program = """
+from sslnlp.windows import Windows, iterate
+batches = iterate(range(99), list, Windows(batch_size=1, accumulate=1), start=0, stop=99, workers=1)
+next(batches)
+raise KeyError("an error of the program")
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 1
+    assert "an error of the program" in ended.stderr
 
 
 def test_a_report_card_is_left_between_two_measures_of_a_training_run_alone() -> None:
