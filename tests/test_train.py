@@ -174,7 +174,7 @@ def test_a_budget_that_goes_into_held_out_passes_says_so(
     now = [0.0]
 
     def clock() -> float:
-        now[0] += 1e-3
+        now[0] += 0.1
         return now[0]
 
     def evaluate(objective: Any) -> dict[str, float]:
