@@ -10,17 +10,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel
 
-from sslnlp.arrays import Bools, Ints
+from sslnlp.arrays import Bools, Ints, Vectors
 from sslnlp.nn import evaluating
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
-
-Singles = npt.NDArray[np.float32]
 
 WINDOW = 4
 """Tokens on each side that are neighbours, where both sides count."""
@@ -45,9 +42,9 @@ _ITERATIONS, _OVERSAMPLED = 4, 16
 class Associations(NamedTuple):
     """left @ right.T is about log p(y | x) / p(y), the two sides at the same scale."""
 
-    left: Singles  # [V, R], of x
-    right: Singles  # [V, R], of y
-    log_frequency: Singles  # [V], log p(y)
+    left: Vectors  # [V, R], of x
+    right: Vectors  # [V, R], of y
+    log_frequency: Vectors  # [V], log p(y)
     counted: Bools  # [V], whether x was seen at all
 
 
@@ -55,17 +52,17 @@ class _Weighted(NamedTuple):
     """log p(y | x) / p(y) [N, N], errors weighted by the root of how frequent both tokens are: a sparse matrix plus one
     of rank one, never written out."""
 
-    left: Singles  # [N], how often x has a neighbour
-    rows: Singles  # [N], root of p(x)
-    columns: Singles  # [N], root of p(y)
+    left: Vectors  # [N], how often x has a neighbour
+    rows: Vectors  # [N], root of p(x)
+    columns: Vectors  # [N], root of p(y)
     sparse: csr_matrix
     transposed: csr_matrix
-    missing: Singles  # [N], of x, where y was never seen beside it, for every y
+    missing: Vectors  # [N], of x, where y was never seen beside it, for every y
 
-    def times(self, block: Singles) -> Singles:
+    def times(self, block: Vectors) -> Vectors:
         return np.asarray(self.sparse @ block + np.outer(self.rows * self.missing, self.columns @ block))
 
-    def transposed_times(self, block: Singles) -> Singles:
+    def transposed_times(self, block: Vectors) -> Vectors:
         return np.asarray(self.transposed @ block + np.outer(self.columns, (self.rows * self.missing) @ block))
 
 
@@ -74,7 +71,7 @@ class _Places(NamedTuple):
     row is zero and its column that of the next one. In a vocabulary made for other text these are nearly all."""
 
     of: Ints  # [V], the place of a token
-    tokens: Singles  # [N], how many tokens have the place
+    tokens: Vectors  # [N], how many tokens have the place
 
     def gather(self, counts: csr_matrix) -> csr_matrix:
         """Counts [V, V] -> [N, N]."""
@@ -91,7 +88,7 @@ def _places(counts: csr_matrix) -> _Places:
     return _Places(of, np.bincount(of).astype(np.float32))
 
 
-def _weighted(counts: csr_matrix, tokens: Singles) -> _Weighted:
+def _weighted(counts: csr_matrix, tokens: Vectors) -> _Weighted:
     """p(y | x) has the prior p(y) with `PRIOR` observations, so a pair never seen costs no infinite amount."""
     from scipy import sparse
 
@@ -105,7 +102,7 @@ def _weighted(counts: csr_matrix, tokens: Singles) -> _Weighted:
     return _Weighted(left, rows, columns, weighted, transposed, np.log(PRIOR / (left + PRIOR)).astype(np.float32))
 
 
-def _factors(matrix: _Weighted, rank: int) -> tuple[Singles, Singles, Singles]:
+def _factors(matrix: _Weighted, rank: int) -> tuple[Vectors, Vectors, Vectors]:
     """u [N, R], singular values [R] and v [N, R]. Randomised SVD with power iterations (Halko et al., 2011,
     arXiv:0909.4061); the same counts give the same factors."""
     size = len(matrix.rows)

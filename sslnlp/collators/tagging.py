@@ -15,14 +15,18 @@ from sslnlp.collators.tokens import carried
 from sslnlp.errors import UserError
 from sslnlp.types import Batch, Row
 
+_EMPTY = {"tags": -100, "places": -1, "shared": 0}
+"""What stands where a row has no more words."""
+
 
 @dataclass(kw_only=True)
 class TaggingCollator(ClassificationCollator):
     """Joins `words` to a text, tokenizes it, and puts each word's tag at the first token that begins with it.
 
     The model reads what a pipeline will read: a text, not a list of words, so a word has the same tokens in training
-    and in use. All other tokens have label -100; but where `joiner` is empty no reader sees where a word begins, and
-    the other tokens of a word go on with its tag (`I-PER` after `B-PER`).
+    and in use. All other tokens have label -100, but those that a reader of tokens takes for words of their own go on
+    with its tag (`I-PER` after `B-PER`): all of them where `joiner` is empty, and with WordPiece those without its mark
+    (of `Jean-Claude` the hyphen and `Claude`).
 
     Batch: the tokenizer's inputs int64 [B, S]; `labels` int64 [B, S]. Of each word, for measuring, int64 [B, W]:
     `tags`, -100 where there is none; `places`, the token that it is read from, -1 where it has none, as when it did not
@@ -70,7 +74,7 @@ class TaggingCollator(ClassificationCollator):
         )
         offsets = encoded.pop("offset_mapping").numpy()
         labels = np.full(offsets.shape[:2], -100, np.int64)
-        of_words = {name: np.full((len(rows), max(map(len, tags))), empty) for name, empty in EMPTY.items()}
+        of_words = {name: np.full((len(rows), max(map(len, tags))), empty) for name, empty in _EMPTY.items()}
         for b, (words, tag) in enumerate(zip(all_words, tags, strict=True)):
             word, covered = _where(words, len(self.joiner), offsets[b])
             place, shared = np.flatnonzero(word >= 0), np.zeros(len(words), np.int64)
@@ -86,9 +90,6 @@ class TaggingCollator(ClassificationCollator):
         batch: Batch = dict(encoded) | {name: torch.from_numpy(values) for name, values in of_words.items()}
         batch["labels"] = torch.from_numpy(labels)
         return batch | carried(rows)
-
-
-EMPTY = {"tags": -100, "places": -1, "shared": 0}
 
 
 def _where(words: Sequence[str], between: int, offsets_S2: Ints) -> tuple[Ints, Ints]:
