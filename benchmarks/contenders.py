@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import importlib.util
+import operator
 import os
 import sys
 import tempfile
@@ -234,10 +235,10 @@ def sslnlp_(
             batch["document_ids"] = (torch.arange(ids.shape[1]) >= half).int().expand(ids.shape).contiguous()
             batch["position_ids"] = (torch.arange(ids.shape[1]) % half).expand(ids.shape).contiguous()
     with tempfile.TemporaryDirectory() as folder:
-        nothing: Any = None
-        trainer = OurTrainer(objective, nothing, nothing, config, out=Path(folder))
+        made_before: Any = operator.itemgetter(0)
+        trainer = OurTrainer(objective, made_before, made_before, config, out=Path(folder))
         trainer.module.train()
-        batches = device.host(batches)
+        batches = device.host([trainer.collate([batch]) for batch in batches])
 
         def step(n: int) -> Tensor:
             sums = trainer.train_step([batches[n % len(batches)]], n, 10**6)

@@ -18,6 +18,7 @@ from transformers.masking_utils import sdpa_mask
 
 from sslnlp.keyed import dropout as row_dropout
 from sslnlp.keyed import keys_dropout_by_row
+from sslnlp.varlen import as_mask, attention_by_starts, is_starts, kernel_takes
 
 NAME = "row_keyed"
 
@@ -46,14 +47,21 @@ def attention(
     """[B, A, T, D] and twice [B, G, S, D] -> [B, T, A, D]. Dropped weights are keyed by row inside training.
 
     Args:
-        attention_mask: bool (True = attend) or float (added to the scores), broadcast to [B, A, T, S]; without it a
-            module whose `is_causal` is set sees no position ahead.
+        attention_mask: bool (True = attend) or float (added to the scores), broadcast to [B, A, T, S], or where
+            documents start (`varlen`); without a bool or float one a module whose `is_causal` is set sees no position
+            ahead.
         kwargs: `position_bias` is added to the scores (T5); what else stock models pass is left to SDPA.
     """
     if torch.is_autocast_enabled(query.device.type):
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    groups = getattr(module, "num_key_value_groups", 1)
+    if attention_mask is not None and is_starts(attention_mask):
+        if kernel_takes(query) and dropout == 0 and kwargs.get("position_bias") is None:
+            grouped = repeat_kv(key, groups), repeat_kv(value, groups)
+            return attention_by_starts(query, *grouped, attention_mask, causal=causal, scaling=scaling), None
+        attention_mask = as_mask(attention_mask, query.shape[0], query.shape[2], causal=causal)
     # A cache, or queries that start later than the keys: SDPA knows what is meant.
     plain = kwargs.get("cache") is None and kwargs.get("softcap") is None
     plain &= attention_mask is not None or not causal or query.shape[2] == key.shape[2]
@@ -63,7 +71,6 @@ def attention(
             module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs
         )
         return output
-    groups = getattr(module, "num_key_value_groups", 1)
     mixed = attention_by_matmuls(
         query,
         repeat_kv(key, groups),

@@ -117,7 +117,7 @@ def calibrate(trainer: Trainer, seconds: float) -> int:
     before = copy.deepcopy(trainer.objective.state_dict())
     pace = measure(trainer, **limits(seconds))
     trainer.objective.load_state_dict(before)
-    trainer.optimizer, trainer.average = trainer._new_optimizer(), trainer._new_average()
+    trainer.reset()
     steps = replace(pace, first=0.0).steps(seconds, trainer.config, spent=clock() - began)
     steps = int(distributed.broadcast_number(float(steps)))
     passes = 1 + occasions(steps, trainer.config)[0]  # one was timed
@@ -184,9 +184,7 @@ def time_updates(
         step = int(k * _GOLDEN % 1 * steps)  # even all over the run, wherever the count stops
         trainer.stream.index(windows.positions(step, 0))  # a block of rows is put in order once, not for each update
         mark = clock()
-        ((_, window),) = iterate(
-            trainer.stream, trainer.collator, windows, start=step, stop=step + 1, workers=0
-        )  # fmt: skip
+        ((_, window),) = iterate(trainer.stream, trainer.collate, windows, start=step, stop=step + 1, workers=0)
         loaded = clock()
         tokens += float(trainer.train_step(window, step, steps)["tokens"])  # also waits for the device
         loads.append(loaded - mark)

@@ -12,7 +12,9 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from sslnlp.architectures import position_offset
+from sslnlp.attention import NAME
 from sslnlp.types import Encoding
+from sslnlp.varlen import STARTS
 
 
 def attention_inputs(
@@ -24,11 +26,15 @@ def attention_inputs(
     boolean [B, 1, S, S] (True = attend), or what eager attention adds, in `dtype`: same document, not ahead when the
     model is causal, and within its sliding window; models that mix full and sliding-window layers get one mask per
     kind. Positions restart at 0 in each document. Tokens marked in `bidirectional` (bool [B, S], optional) are seen
-    from the whole of their document, also by a causal model.
+    from the whole of their document, also by a causal model. Where the batch says where documents start (`varlen`) and
+    no more is to be known, these starts stand for the mask.
     """
     document_BS = encoding.get("document_ids")
     if document_BS is None:
         return {"attention_mask": encoding["attention_mask"]}
+    position_ids = encoding["position_ids"] + position_offset(config)
+    if STARTS in encoding and "bidirectional" not in encoding and starts_suffice(config):
+        return {"attention_mask": encoding[STARTS][None, None, None], "position_ids": position_ids}
     same = same_document(document_BS, document_BS)
     distance = distances(document_BS)
     causal = is_causal(config)
@@ -38,24 +44,37 @@ def attention_inputs(
             visible = visible | open_BS[:, None, None, :]
         same = same & visible
     mask = of_layers(config, same, distance, dtype, causal=causal)
-    return {"attention_mask": mask, "position_ids": encoding["position_ids"] + position_offset(config)}
+    return {"attention_mask": mask, "position_ids": position_ids}
+
+
+def starts_suffice(config: PreTrainedConfig) -> bool:
+    """Whether the attention of such a model is ours in all layers, over the whole of a document."""
+    return getattr(config, "_attn_implementation", None) == NAME and _windows(config) == (False, False)
 
 
 def of_layers(config: PreTrainedConfig, visible: Tensor, distance: Tensor, dtype: torch.dtype, *, causal: bool) -> Any:
     """The mask of a stack whose tokens may see what is `visible`, bool [B, 1, S, S]; of one with layers that slide and
     layers that do not, a mask for each kind. `distance` int64 [S, S]: how far the one seen lies behind.
     """
-    kinds = set(getattr(config, "layer_types", None) or [])
-    # All layers slide where the kind of model knows a window and no kinds of layers (Mistral, Phi-3); other models
-    # ignore a window that their configuration came with.
-    all_slide = not kinds and hasattr(type(config), "sliding_window") and config.sliding_window is not None
+    all_slide, some_slide = _windows(config)
     mask = for_attention(config, visible, dtype)
-    if not all_slide and "sliding_attention" not in kinds:
+    if not all_slide and not some_slide:
         return mask
     # The window of a causal model counts the token itself; a bidirectional one reaches `window` to each side.
     near = distance < config.sliding_window if causal else distance.abs() <= config.sliding_window
     sliding = for_attention(config, visible & near, dtype)
     return sliding if all_slide else {"full_attention": mask, "sliding_attention": sliding}
+
+
+def _windows(config: PreTrainedConfig) -> tuple[bool, bool]:
+    """Whether all layers slide, and whether some do beside others that do not.
+
+    All slide where the kind of model knows a window and no kinds of layers (Mistral, Phi-3); other models ignore a
+    window that their configuration came with.
+    """
+    kinds = set(getattr(config, "layer_types", None) or [])
+    all_slide = not kinds and hasattr(type(config), "sliding_window") and config.sliding_window is not None
+    return all_slide, "sliding_attention" in kinds
 
 
 def for_attention(config: PreTrainedConfig, visible: Tensor, dtype: torch.dtype) -> Tensor:

@@ -15,13 +15,14 @@ from sslnlp.muon import Muon
 SCHEDULES = ("wsd", "cosine", "linear", "constant")
 
 
-def learning_rate_factor(step: int, steps: int, *, schedule: str, warmup: int, decay: float) -> float:
+def learning_rate_factor(step: int, steps: int, *, schedule: str, warmup: float, decay: float) -> float:
     """The share of the peak learning rate at update `step` (0-based) of `steps`, in (0, 1].
 
     `wsd`: linear warm-up, stable, then linear decay to zero over the last `decay` share (Hu et al., 2024);
     `cosine` and `linear` fall from the end of the warm-up to zero; `constant` stays, and so does `wsd` at a `decay` of
-    0. The last update is never at zero.
+    0. The last update is never at zero. `warmup`: a number of updates, or, below 1, the share of them.
     """
+    warmup = round(warmup * steps) if warmup < 1 else int(warmup)
     if step < warmup:
         return (step + 1) / warmup
     left = steps - step

@@ -13,9 +13,18 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from sslnlp.errors import UserError
-from sslnlp.masks import attention_inputs, distances, for_attention, is_causal, of_layers, same_document
+from sslnlp.masks import (
+    attention_inputs,
+    distances,
+    for_attention,
+    is_causal,
+    of_layers,
+    same_document,
+    starts_suffice,
+)
 from sslnlp.nn import evaluating, uncompiled
 from sslnlp.types import Encoding
+from sslnlp.varlen import STARTS, document_starts, kernel_agrees
 
 
 def seq2seq_logits(model: PreTrainedModel, batch: Encoding) -> Tensor:
@@ -122,6 +131,34 @@ def isolates(model: PreTrainedModel, *, rounding: float = 0.0) -> bool:
     return agree(model, compared, rounding)
 
 
+def takes_starts(module: torch.nn.Module, device: torch.device, precision: str) -> bool:
+    """Whether every stock model in it keeps documents apart, by a kernel of this device, where the batch says where
+    they start (`varlen`). Of the models a probe tells, of the kernel a trial on random numbers."""
+    if device.type != "cuda" or precision != "bf16":
+        return False
+    models = {id(backbone): backbone for part in _models(module) for backbone in [backbone_of(part)]}
+    return bool(models) and all(_takes_starts(model, device) for model in models.values())
+
+
+def _takes_starts(model: PreTrainedModel, device: torch.device) -> bool:
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_attention_heads", None)
+    if not starts_suffice(model.config) or not heads:
+        return False
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+
+    def compared() -> Iterator[tuple[Tensor, Tensor]]:
+        ids, real = _probe(model)
+        document = torch.where(real, torch.arange(2, device=ids.device)[:, None], -1)
+        row = {"input_ids": ids[real][None], "document_ids": document[real][None]}
+        row["position_ids"] = torch.arange(5, device=ids.device).expand_as(ids)[real][None]
+        row[STARTS] = document_starts(row["document_ids"].cpu()).to(ids.device)
+        alone = hidden_states(model, {"input_ids": ids, "attention_mask": real.long()})
+        yield hidden_states(model, row)[0], alone[real]
+
+    return kernel_agrees(device, width, causal=is_causal(model.config)) and agree(model, compared, _rounding(model))
+
+
 def isolates_pairs(model: PreTrainedModel, *, alone: bool = False, rounding: float = 0.0) -> bool:
     """Whether `seq2seq_logits` of a packed row are those that the encoder-decoder has for each of its pairs by itself;
     with `alone`, of rows of one pair each, padded.
@@ -212,9 +249,12 @@ def model_inputs(model: PreTrainedModel, encoding: Encoding) -> dict[str, Any]:
 
 def trust_rows(module: torch.nn.Module) -> None:
     """The models in it are given rows as they come: whoever makes these has tried the models on such."""
-    for part in module.modules():
-        if isinstance(part, PreTrainedModel):
-            setattr(part.base_model, _TRUSTED, True)
+    for model in _models(module):
+        setattr(model.base_model, _TRUSTED, True)
+
+
+def _models(module: torch.nn.Module) -> Iterator[PreTrainedModel]:
+    return (part for part in module.modules() if isinstance(part, PreTrainedModel))
 
 
 def _check_rows(model: PreTrainedModel, encoding: Encoding, *, pairs: bool = False) -> None:

@@ -35,13 +35,15 @@ from sslnlp.keyed import row_keyed_dropout
 from sslnlp.metrics import MetricsLog
 from sslnlp.objectives.base import Objective
 from sslnlp.optim import OPTIMIZERS, learning_rate_factor
+from sslnlp.packed import takes_starts
 from sslnlp.precision import new_accelerator, warn_if_slower
 from sslnlp.progress import Progress
 from sslnlp.sharding import gathered, load_whole, refill, shard, sharding_asked
 from sslnlp.signals import Interrupted, Signals
 from sslnlp.sums import Running, add_sums, count_tokens
 from sslnlp.train_config import TrainConfig
-from sslnlp.types import Batch
+from sslnlp.types import Batch, Row
+from sslnlp.varlen import with_starts
 from sslnlp.windows import Windows, iterate
 
 __all__ = ["Interrupted", "NonFiniteError", "TrainConfig", "Trainer"]
@@ -85,13 +87,13 @@ class Trainer:
         )
         self.device = self.accelerator.device
         distributed.wait()
+        self.tells_starts = takes_starts(objective, self.device, config.precision)
         self._whole = objective
         if sharding is not None and distributed.world_size() > 1:
             if config.ema:
                 raise UserError("train.ema keeps whole weights, which FSDP2 cuts up: use DDP, or leave train.ema out")
             self.objective = shard(objective, sharding, self.device)
-        self.optimizer = self._new_optimizer()
-        self.average = self._new_average()
+        self.reset()
         module: Any = torch.compile(self.objective) if config.compile else self.objective
         self.module = module if self._sharded else self.accelerator.prepare(module)
         warn_if_slower(config.precision, self.device)
@@ -131,7 +133,7 @@ class Trainer:
         running, clock = Running(progress.unlogged, self.device), time.perf_counter() - progress.unlogged_seconds
         self.module.train()
         batches = iterate(
-            self.stream, self.collator, windows, start=progress.step, stop=progress.steps, workers=self.config.workers,
+            self.stream, self.collate, windows, start=progress.step, stop=progress.steps, workers=self.config.workers,
             pin_memory=self.device.type == "cuda",
         )  # fmt: skip
         for step, window in batches:
@@ -155,6 +157,11 @@ class Trainer:
             if stop:
                 raise Interrupted(progress.step, stop)
         self._finite.settle()
+
+    @property
+    def collate(self) -> Callable[[Sequence[Row]], Batch]:
+        """Makes the batches of `train_step`."""
+        return with_starts(self.collator) if self.tells_starts else self.collator
 
     def train_step(self, window: Sequence[Batch], step: int, steps: int) -> dict[str, Tensor]:
         """One update from this rank's micro-batches: the loss is a mean over the targets of the window, all ranks.
@@ -274,23 +281,21 @@ class Trainer:
     def _set_horizon(self, progress: Progress | None) -> None:
         self.collator.horizon = progress.steps * progress.rows if progress else None
 
-    def _new_optimizer(self) -> torch.optim.Optimizer:
+    def reset(self) -> None:
+        """The optimiser and the average of weights as they are before the first update."""
         config = self.config
         self.objective.to(self.accelerator.device)
         by_layer = {"layer_decay": config.layer_decay} if config.layer_decay < 1 else {}
-        return OPTIMIZERS[config.optimizer](
+        self.optimizer = OPTIMIZERS[config.optimizer](
             self.objective, lr=config.lr, betas=tuple(config.betas), eps=config.eps, weight_decay=config.weight_decay,
             embedding_lr_scale=config.embedding_lr_scale,
             dtype=torch.bfloat16 if config.precision == "bf16" else torch.float32, **by_layer,
         )  # fmt: skip
-
-    def _new_average(self) -> Average | None:
-        return Average(self.objective, self.config.ema) if self.config.ema else None
+        self.average = Average(self.objective, config.ema) if config.ema else None
 
     def _set_lr(self, step: int, steps: int) -> None:
         config = self.config
-        warmup = round(config.warmup * steps) if config.warmup < 1 else int(config.warmup)
-        factor = learning_rate_factor(step, steps, schedule=config.schedule, warmup=warmup, decay=config.decay)
+        factor = learning_rate_factor(step, steps, schedule=config.schedule, warmup=config.warmup, decay=config.decay)
         for group in self.optimizer.param_groups:
             group["lr"] = config.lr * factor * group.get("lr_scale", 1.0)
 

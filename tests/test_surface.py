@@ -152,7 +152,7 @@ OBJECTIVE_OPTIONS = {
 LEVELS = [
     "errors types arrays rng __init__",
     "registry locks writing quiet text_files",
-    "keyed nn attention adapt distributed label_spreading lora pictures augment picture_encoder",
+    "varlen keyed nn attention adapt distributed label_spreading lora pictures augment picture_encoder",
     "tokenizer",
     "architectures vision models modes masks packed last_layer heads generation embedding_init",
     "data",
