@@ -271,7 +271,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=330, help="after so many, rows that are left are not begun")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU cores of a contender")
-    parser.add_argument("--documents", action="store_true", help="also ours with masks that keep documents apart")
+    parser.add_argument("--documents", action="store_true", help="also ours with two documents a row, kept apart")
     parser.add_argument("--no-kernels", dest="kernels", action="store_false", help="without the attention kernels")
     parser.add_argument("--out", type=Path, help="folder of the .json and .svg of each row")
     return parser.parse_args(arguments)
