@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from sslnlp.recipe.build import Parts, build_parts, resolve
+from sslnlp.recipe.rows import cut_short
 from sslnlp.recipe.schema import Recipe
 from sslnlp.types import Batch, Row
 
@@ -37,7 +38,7 @@ def preview(recipe: Recipe, *, rows: int = 4, console: Console | None = None) ->
     for b in range(rows):
         table.add_row(str(b), *(cells[b] for _, cells in columns))
     console.print(table)
-    for line in _rates(batch, drawn, classes=parts.label_names is not None):
+    for line in (*_rates(batch, drawn, classes=parts.label_names is not None), *cut_short(parts)):
         console.print(line, highlight=False)
     legend = Text("read→target", _CHANGED), "hidden or replaced;", Text("target", _KEPT), "read as it is, scored;"
     console.print(*legend, Text("seen", _SEEN), "seen from the whole text, also from before.")

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import send_to_device
 
 from sslnlp.data.stream import Stream
 from sslnlp.evaluation.held_out import by_length
+from sslnlp.models import max_positions
 from sslnlp.recipe.build import Parts
+from sslnlp.recipe.check import stock_config
 from sslnlp.types import Batch
 
 BEGIN_ROWS = 5000
 """Rows from which an objective may set weights before its first update."""
+_LOOKED_AT, _TOLD = 512, 0.05
 
 
 def first_rows(parts: Parts, device: torch.device) -> Iterator[Batch]:
@@ -33,3 +38,36 @@ def training_rows(parts: Parts, device: torch.device) -> Iterator[Batch]:
         for start in range(0, len(order), size):
             assert rows is not None
             yield send_to_device(collator(rows.rows(order[start : start + size])), device)
+
+
+def cut_short(parts: Parts) -> Iterator[str]:
+    """A line for each length of the collator that a twentieth of the texts or more fill: longer ones lost their end.
+
+    Of `_LOOKED_AT` training rows spread over all; not for rows of tokens, of which nothing is cut, nor for pictures.
+    """
+    collator = parts.collator.for_evaluation(0)
+    limits = {option: getattr(collator, option) for option in collator.lengths}
+    if not limits or collator.reads != "rows":
+        return
+    rows = Stream.fixed(parts.stream.source)
+    spread = np.linspace(0, len(rows) - 1, min(len(rows), _LOOKED_AT)).astype(int).tolist()
+    filled = {option: np.zeros(2, int) for option in limits}
+    for option, tokens in _token_counts(collator(rows.rows(spread)), limits):
+        filled[option] += int((tokens >= limits[option]).sum()), len(tokens)
+    model = parts.recipe.model
+    longest = max_positions(stock_config(model)) if model.pretrained else None
+    for option, (full, texts) in filled.items():
+        if full > _TOLD * texts:
+            most = longest is not None and limits[option] >= longest
+            yield (
+                f"collator.{option}={limits[option]}: {full} of {texts} texts looked at fill it, and longer ones lose "
+                f"their end; {'the model reads no more' if most else 'a larger one keeps more of them'}"
+            )
+
+
+def _token_counts(batch: Mapping[str, Any], limits: Mapping[str, int]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Of each encoding in a batch: the option that bounds its texts, and the tokens [N] of each."""
+    for name, part in [("", batch), *batch.items()]:
+        if isinstance(part, Mapping) and "attention_mask" in part and "document_ids" not in part:
+            kind = next((option for option in (f"{name}_length", "document_length") if option in limits), "max_length")
+            yield kind, part["attention_mask"].sum(1)

@@ -35,7 +35,7 @@ from sslnlp.recipe.load import read_biography
 from sslnlp.recipe.out import check_data, check_out, sole
 from sslnlp.recipe.pseudo import with_pseudo_labels
 from sslnlp.recipe.reporting import PREFIX, RunReport, run_report
-from sslnlp.recipe.rows import first_rows, training_rows
+from sslnlp.recipe.rows import cut_short, first_rows, training_rows
 from sslnlp.recipe.schema import Recipe
 from sslnlp.report import make_report
 from sslnlp.report.sections import short_form
@@ -89,6 +89,8 @@ def _run(recipe: Recipe, inherited: Mapping[str, Any], out: Path, *, resume: boo
         console.print(parts.contract.table(), style="dim", highlight=False, markup=False)
     _tell(console, "data", {name: count for name, count in parts.facts.items() if isinstance(count, int | float)})
     _tell(console, "rows of each class", parts.facts.get("classes", {}))
+    for line in () if resume else cut_short(parts):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     parts = replace(parts, chosen=before) if resume else choose(parts)
     if not resume:  # which compares as many rows as before, whatever the size of a batch
         check_compared(parts, world_size())
