@@ -114,19 +114,26 @@ def test_a_sharded_run_leaves_the_export_of_one_process(tmp_path: Path) -> None:
     start, one, two = (tmp_path / name for name in ("start", "one", "two"))
     keys = [
         *("train", "pretrain_gpt", f"data.train={tmp_path / 'corpus.txt'}", f"data.cache={tmp_path / 'cache'}"),
-        *("data.valid_fraction=0.1", "data.seq_length=32", "train.steps=4", "train.eval_every=1"),
+        *("data.valid_fraction=0.1", "data.seq_length=32", "train.steps=4", "train.eval_every=1", "train.log_every=1"),
         # Worse after the first update; rates that are higher yet are worst there, and only round further afterwards.
         *("train.lr=0.1", "train.embedding_lr_scale=2", "train.eps=1e-3", "train.schedule=constant", "train.warmup=1"),
+        # Not the recipe's Muon: many singular values of these gradients are below 3e-4, and there the last digit of a
+        # gradient, which hangs on the CPU's kernels, becomes 4e-4 of an update. AdamW with this eps leaves it one. Both
+        # agree to 1e-14 in float64.
+        "train.optimizer=adamw",
     ]
     make_objective("causal_lm").model.save_pretrained(start)
     make_collator("causal_lm").tokenizer.save_pretrained(start)
     keys.append(f"model.pretrained={start}")
     said = launch("sslnlp", *keys, "train.batch_size=4", f"out={two}")
     assert "FSDP2: 2 layers and the rest, each cut over 2 processes" in said
-    # In two parts as well: products of eight rows round otherwise than those of four.
-    assert run_command([*keys, "train.batch_size=4", "train.accumulate=2", f"out={one}"]) == 0
+    assert run_command([*keys, "train.batch_size=8", f"out={one}"]) == 0
     losses = [line["valid/loss"] for line in read_metrics(one / "metrics.jsonl") if "valid/loss" in line]
     assert min(losses) < losses[-1]  # so the weights that are left are those of an earlier checkpoint
+    # A gradient of another size is clipped to the same, so only its norm would show it.
+    lines = [read_metrics(out / "metrics.jsonl") for out in (one, two)]
+    figures = [[x for line in of for name, x in line.items() if "per_second" not in name] for of in lines]
+    assert figures[0] == pytest.approx(figures[1], rel=1e-4)
     weights = [load_file(out / "export" / "model.safetensors") for out in (one, two)]
     assert difference(*weights) < 2e-6
     results = [json.loads((out / "recipe.json").read_text())["result"] for out in (one, two)]
