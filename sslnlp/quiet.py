@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -29,8 +30,11 @@ def quiet_loading() -> Iterator[None]:
 
 
 def shows_bars(console: Console) -> bool:
-    """Whether somebody looks on; a file or a pipe would keep what a progress bar leaves behind."""
-    return console.is_terminal or console.is_jupyter
+    """Whether somebody looks on; a file or a pipe would keep what a progress bar leaves behind. In a notebook rich
+    needs `ipywidgets` for a bar: without it, it warns instead and shows none."""
+    if console.is_jupyter:
+        return importlib.util.find_spec("ipywidgets") is not None
+    return console.is_terminal
 
 
 @contextlib.contextmanager
