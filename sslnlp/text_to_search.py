@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from rich.console import Console
 
@@ -16,8 +15,7 @@ from sslnlp.data import DataConfig
 from sslnlp.data.paired import paired
 from sslnlp.data.sources import open_part
 from sslnlp.errors import UserError
-from sslnlp.recipe import Recipe, load_recipe, run
-from sslnlp.recipe.load import read_biography
+from sslnlp.recipe import Recipe, load_recipe, read_result, run
 from sslnlp.search.changes import build_index
 from sslnlp.search.documents import read_documents
 from sslnlp.search.encoder import read_json
@@ -81,7 +79,7 @@ class Journey:
         time = recipe.train.budget or "as long as was said"
         self.tell(f"{stage}: {RECIPES[stage]} for {time}, from {start or 'nothing'}")
         run(recipe, resume=(place / "recipe.json").is_file(), console=self.console)
-        result: dict[str, Any] = read_biography(place / "recipe.json")["result"]
+        result = read_result(place)
         figures = "  ".join(f"{name} {value:.4g}" for name, value in result["measures"].items())
         self.tell(f"{stage}: {result['steps']:,} steps; held out: {figures or 'nothing'}")
         return str(export)

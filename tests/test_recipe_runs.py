@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokeniz
 from transformers.utils import logging
 
 from sslnlp.errors import UserError
-from sslnlp.recipe import biography, from_dict, load_recipe, run, to_dict
+from sslnlp.recipe import biography, from_dict, load_recipe, read_result, run, to_dict
 from sslnlp.recipe.build import resolve
 from sslnlp.recipe.load import read_biography
 from sslnlp.signals import Signals
@@ -45,6 +45,16 @@ def test_a_model_that_is_given_has_a_size_of_its_own(bert: Path) -> None:
             load_recipe("finetune_ranking", [*start, key])
         with pytest.raises(UserError, match=f"{key} would do nothing"):
             load_recipe("finetune_ranking", [*start, "model.fresh=true", key])
+
+
+def test_the_result_of_a_run_is_read_from_its_folder(bert: Path, tmp_path: Path) -> None:
+    assert read_result(bert) == json.loads((bert / "recipe.json").read_text())["result"]
+    with pytest.raises(UserError, match="does not exist"):
+        read_result(tmp_path)
+    story = {k: v for k, v in json.loads((bert / "recipe.json").read_text()).items() if k != "result"}
+    (tmp_path / "recipe.json").write_text(json.dumps(story))
+    with pytest.raises(UserError, match="has not finished"):
+        read_result(tmp_path)
 
 
 def test_a_run_leaves_its_story_and_a_plain_folder(bert: Path) -> None:

@@ -16,10 +16,9 @@ from sslnlp.data.labelled import labelled
 from sslnlp.data.table_rows import TableRows
 from sslnlp.errors import UserError
 from sslnlp.evaluation.baselines import largest_class, tfidf_logreg
-from sslnlp.recipe import Recipe, override, run
+from sslnlp.recipe import Recipe, override, read_result, run
 from sslnlp.recipe.build import cache_folder
 from sslnlp.recipe.check import check_recipe
-from sslnlp.recipe.load import read_biography
 from sslnlp.train import NonFiniteError
 
 Told = Callable[[Measured, int, int], None]
@@ -93,10 +92,10 @@ def _measure(cell: Cell, recipe: Recipe, folder: Path, keep: bool) -> Measured:
         run(override(recipe, pairs), console=Console(quiet=True))
     except NonFiniteError as error:
         return Measured(cell, error=str(error))
-    result = read_biography(place / "recipe.json")["result"]
+    measures = read_result(place)["measures"]
     if not keep:
         shutil.rmtree(place, ignore_errors=True)
-    return Measured(cell, result["measures"])
+    return Measured(cell, measures)
 
 
 def _lexical(cell: Cell, recipe: Recipe) -> Measured:

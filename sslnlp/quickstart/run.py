@@ -22,7 +22,7 @@ from sslnlp.quickstart import baselines, samples
 from sslnlp.quickstart.corpus import Corpus, fingerprint, write_corpus
 from sslnlp.quickstart.harvest import harvest
 from sslnlp.quickstart.plan import CLASSIFIER_ROWS, QUERY_LENGTH, RANKER_ROWS, TEXT_LENGTH, Plan
-from sslnlp.recipe import Recipe, run
+from sslnlp.recipe import Recipe, read_result, run
 from sslnlp.recipe.build import processes
 from sslnlp.recipe.load import read_biography
 from sslnlp.recipe.out import sole
@@ -73,8 +73,7 @@ class Story:
         folder = Path(recipe.out)
         if not (folder / "export" / "config.json").is_file():
             run(recipe, resume=(folder / "recipe.json").is_file(), console=Console(quiet=True))
-        result: dict[str, Any] = read_biography(folder / "recipe.json")["result"]
-        return result
+        return read_result(folder)
 
 
 def quickstart(out: Path, budget: str = "5m", *, console: Console | None = None) -> Path:

@@ -4,7 +4,7 @@ from sslnlp.data.config import DataConfig
 from sslnlp.models import ModelConfig
 from sslnlp.recipe.build import Parts, build_objective, build_parts, resolve
 from sslnlp.recipe.check import check, check_recipe
-from sslnlp.recipe.load import load_recipe, shipped
+from sslnlp.recipe.load import load_recipe, read_result, shipped
 from sslnlp.recipe.run import run
 from sslnlp.recipe.schema import Options, Recipe, TokenizerConfig, from_dict, override, to_dict
 from sslnlp.recipe.tokenizing import make_tokenizer
@@ -26,6 +26,7 @@ __all__ = [
     "load_recipe",
     "make_tokenizer",
     "override",
+    "read_result",
     "resolve",
     "run",
     "shipped",

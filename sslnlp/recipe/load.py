@@ -63,6 +63,15 @@ def read_biography(path: Path) -> dict[str, Any]:
     return content
 
 
+def read_result(run: str | Path) -> dict[str, Any]:
+    """What the finished run in the folder `run` reached: `steps`, `tokens_seen`, `measures` (held-out figures by name),
+    `samples` and `notes`. Raises UserError for a folder without a run, and for a run that has not finished."""
+    result: dict[str, Any] | None = read_biography(Path(run) / "recipe.json").get("result")
+    if result is None:
+        raise UserError(f"the run in {str(run)!r} has not finished: the same command with --resume goes on with it")
+    return result
+
+
 def _from_python(path: Path) -> Recipe:
     if not path.is_file():
         raise UserError(f"recipe {str(path)!r} does not exist")
