@@ -6,9 +6,10 @@ Shapes use B = rows of a micro-batch, S = tokens of a row, N = scored positions 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from torch import Tensor
+if TYPE_CHECKING:  # who prepares data has rows and no tensors: torch is seconds and hundreds of MB of each process
+    from torch import Tensor
 
 Row = Mapping[str, Any]
 """One training row.
@@ -18,7 +19,7 @@ From a labelled or paired table: the columns (`text`, `label`, `query`, ...).
 Rows that come out of a `Stream` also carry `position` (int): their place in the run, the key of every random draw.
 """
 
-Encoding = dict[str, Tensor]
+Encoding: TypeAlias = "dict[str, Tensor]"
 """Model inputs [B, S]: `input_ids`, `attention_mask` and, when rows are packed, `document_ids`, `position_ids`."""
 
 Batch = dict[str, Any]

@@ -26,7 +26,6 @@ import sslnlp
 from sslnlp.data.config import DataConfig
 from sslnlp.data.dealing import Shard, read_share
 from sslnlp.data.sources import Source, open_part
-from sslnlp.distributed import own_cores
 from sslnlp.errors import UserError
 from sslnlp.writing import room_in
 
@@ -44,6 +43,8 @@ def processes_of(config: DataConfig, source: Source) -> int:
         return config.processes
     if source.hub or config.limit is not None:  # how much is read is not known
         return 1
+    from sslnlp.distributed import own_cores  # with torch, which those that only read do without
+
     size = sum(file.stat().st_size for files in source.files.values() for file in files)
     return max(1, min(own_cores(), MOST, size // PROCESS_BYTES))
 
@@ -104,6 +105,8 @@ def read_in_processes(
 
 
 def _start(folder: Path, shard: Shard) -> subprocess.Popen[str]:
+    from sslnlp.distributed import own_cores
+
     threads = str(max(1, own_cores() // shard.of))
     root = str(Path(sslnlp.__file__).parents[1])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import numpy as np
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from sslnlp.arrays import Bools, Ints
 from sslnlp.errors import UserError, first_line
@@ -46,6 +46,8 @@ def load_tokenizer(path_or_name: str | os.PathLike[str]) -> PreTrainedTokenizerB
     offsets and vocabulary tables, which word masking and the contract need, exist only there.
     """
     name = os.fspath(path_or_name)
+    from transformers import AutoTokenizer  # brings torch, which those that only read data do without
+
     if name.startswith((os.sep, ".", "~")) and not os.path.exists(name):
         raise UserError(f"there is no tokenizer folder {name!r}; train one with `sslnlp tokenizer`, or give a hub name")
     try:

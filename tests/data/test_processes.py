@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from sslnlp import distributed
 from sslnlp.data import DataConfig, prepare_text, processes, sources
 from sslnlp.errors import UserError
 from tests.data.test_prepare import TEXTS, write
@@ -29,12 +30,12 @@ def test_processes_make_the_store_of_one(tiny, tmp_path):
 
 def test_as_many_as_there_are_cores_and_files_for(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "PROCESS_BYTES", 1000)
-    monkeypatch.setattr(processes, "own_cores", lambda: 4)
+    monkeypatch.setattr(distributed, "own_cores", lambda: 4)
     source = sources.open_source(write(tmp_path / "a.txt", ["x" * 2500]))
     assert processes.processes_of(DataConfig(train="a.txt"), source) == 2
     assert processes.processes_of(DataConfig(train="a.txt", processes=7), source) == 7
     assert processes.processes_of(DataConfig(train="a.txt", limit=2), source) == 1
-    monkeypatch.setattr(processes, "own_cores", lambda: 1)
+    monkeypatch.setattr(distributed, "own_cores", lambda: 1)
     assert processes.processes_of(DataConfig(train="a.txt"), source) == 1
 
 
@@ -89,16 +90,16 @@ def test_a_full_disk_in_one_of_them_is_one_line_that_names_the_cache(tiny, tmp_p
 
 
 def test_one_whose_parent_is_killed_ends_wherever_it_is(tiny, tmp_path):
-    """It would write into the files of the next run, until it next says how far it is."""
-    reads = "import time; from sslnlp.data import processes as p; "
-    reads += "p.read_share = lambda *given, **options: (print('reads', flush=True), time.sleep(600))"
+    """It would write into the files of the next run, until it next says how far it is. And it has no need of torch."""
+    reads = "import sys, time; from sslnlp.data import processes as p; "
+    reads += "p.read_share = lambda *_, **__: (print('reads', 'torch' in sys.modules, flush=True), time.sleep(600))"
     work = {"data": {"train": write(tmp_path / "a.txt", TEXTS)}, "cache_dir": str(tmp_path), "fingerprint": "f"}
     (tmp_path / "work.json").write_text(json.dumps(work))
     (tmp_path / "tokenizer.json").write_text(tiny.backend_tokenizer.to_str(), encoding="utf-8")
     command = [sys.executable, "-c", f"{reads}; p.main()", str(tmp_path), "1", "1"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         try:
-            assert process.stdout.readline() == b"reads\n"
+            assert process.stdout.readline() == b"reads False\n"
             process.stdin.close()  # as the system does it when the parent is gone
             assert process.wait(60) == 1
         finally:
