@@ -1,6 +1,6 @@
 """The bench every registered objective is put on: tiny data, a tiny model, and a trainer around them.
 
-Also run as a program by the two-process tests: `python -m tests.contract OUT OBJECTIVE key=value ...`.
+Also a program, for tests of real launchers and of kills: `python -m tests.contract OUT OBJECTIVE:key=value:... ...`.
 """
 
 from __future__ import annotations
@@ -234,18 +234,22 @@ def digest(state: dict[str, Tensor]) -> str:
     return sha.hexdigest()
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    folder, *jobs = sys.argv[1:]
-    for job in jobs:  # objective:key=value:key=value
+def train_jobs(folder: Path, *jobs: str) -> None:
+    """Train what each of `objective:key=value:key=value` says, with dropout, and leave its state in the folder."""
+    for job in jobs:
         objective, *pairs = job.split(":")
         given = dict(pair.split("=") for pair in pairs)
         place = given.pop("out", objective)
         values: dict[str, Any] = {key: int(value) if value.isdigit() else value for key, value in given.items()}
         resume = bool(values.pop("resume", 0))
-        trainer = make_trainer(objective, Path(folder) / place, dropout=0.1, **values)
+        trainer = make_trainer(objective, folder / place, dropout=0.1, **values)
         trainer.fit(resume)
         if trainer.accelerator.is_main_process:
-            torch.save(trainer.objective.state_dict(), Path(folder) / f"{place}.pt")
+            torch.save(trainer.objective.state_dict(), folder / f"{place}.pt")
         trainer.accelerator.wait_for_everyone()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    train_jobs(Path(sys.argv[1]), *sys.argv[2:])
     distributed.leave()

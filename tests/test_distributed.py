@@ -23,7 +23,8 @@ from sslnlp.metrics import read_metrics
 from sslnlp.recipe import reporting
 from sslnlp.report.config import ReportConfig
 from sslnlp.sharding import Sharding, layers, shard, sharding_asked
-from tests.contract import architectures, corpus, difference, make_collator, make_objective, make_trainer
+from tests import ranks
+from tests.contract import architectures, corpus, difference, make_collator, make_objective, make_trainer, train_jobs
 
 FSDP2 = ["--use_fsdp", "--fsdp_version", "2", "--num_processes", "2"]
 JOBS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -45,13 +46,36 @@ COUPLED = ("coupled", "locked")
 """Those whose rows are compared, and so stay together."""
 
 
-def launch(*command: str) -> str:
-    """Run `python -m command` on two processes as accelerate does; what was written to stderr."""
+MEETS = """
+import json, os
+import torch
+from sslnlp import distributed
+from sslnlp.precision import new_accelerator
+
+new_accelerator("no")
+ranks = distributed.gather(torch.tensor([distributed.rank()])).tolist()
+distributed.leave()
+print(json.dumps([ranks, dict(os.environ)]) + "\\n", end="", flush=True)  # at once: they share a pipe
+"""
+
+
+def launch(*command: str) -> subprocess.CompletedProcess[str]:
+    """Run a program of Python, or `-m` and a module, on two processes as accelerate does."""
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    program = [sys.executable, "-m", "accelerate.commands.launch", *FSDP2, "-m", *command]
+    program = [sys.executable, "-m", "accelerate.commands.launch", *FSDP2, *command]
     done = subprocess.run(program, capture_output=True, text=True, timeout=300, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    return done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of the first of two processes of a real `accelerate launch`, which met and ended well."""
+    program = tmp_path_factory.mktemp("launched") / "meets.py"
+    program.write_text(MEETS)
+    told = [json.loads(line) for line in launch(str(program)).stdout.splitlines()]
+    assert [ranks for ranks, _ in told] == [[0, 1], [0, 1]]
+    return next(environment for _, environment in told if environment["RANK"] == "0")
 
 
 def job(place: str, **more: Any) -> str:
@@ -80,7 +104,7 @@ def largest(a: Any, b: Any) -> float:
         pytest.param(tuple(JOBS), id="all", marks=pytest.mark.slow),
     ],
 )
-def test_two_sharded_processes_are_one(places: tuple[str, ...], tmp_path: Path) -> None:
+def test_two_sharded_processes_are_one(places: tuple[str, ...], launched: dict[str, str], tmp_path: Path) -> None:
     """Two ranks × 4 rows × 2 = 16 rows; runs stopped on one process go on with two, and back on one."""
     one, two = tmp_path / "one", tmp_path / "two"
     straight = {place: one_process(place, one / place, batch_size=16).fit().state_dict() for place in places}
@@ -89,11 +113,14 @@ def test_two_sharded_processes_are_one(places: tuple[str, ...], tmp_path: Path) 
         shutil.rmtree(two / place / "state" / "step-00000004")
     halves = {place: {"batch_size": 4, "accumulate": 2} for place in FRESH}
     halves |= {place: {"batch_size": 8} for place in COUPLED if place in FRESH}
-    launch(
-        "tests.contract", str(tmp_path),
-        *(job(place, out=f"two/{place}", batch_size=8, save_every=3, resume=1) for place in places),
-        *(job(place, out=f"fresh/{place}", **halves[place]) for place in FRESH),
-    )  # fmt: skip
+    jobs = [job(place, out=f"two/{place}", batch_size=8, save_every=3, resume=1) for place in places]
+    jobs += [job(place, out=f"fresh/{place}", **halves[place]) for place in FRESH]
+
+    def train() -> None:
+        assert sharding_asked() == Sharding()
+        train_jobs(tmp_path, *jobs)
+
+    ranks.run(train, tmp_path, **launched)
     for place in places:
         assert difference(straight[place], torch.load(two / f"{place}.pt")) < 2e-5, place
         ours, theirs = (load_checkpoint(run / place / "state" / "step-00000004")[0] for run in (one, two))
@@ -125,7 +152,7 @@ def test_a_sharded_run_leaves_the_export_of_one_process(tmp_path: Path) -> None:
     make_objective("causal_lm").model.save_pretrained(start)
     make_collator("causal_lm").tokenizer.save_pretrained(start)
     keys.append(f"model.pretrained={start}")
-    said = launch("sslnlp", *keys, "train.batch_size=4", f"out={two}")
+    said = launch("-m", "sslnlp", *keys, "train.batch_size=4", f"out={two}").stderr
     assert "FSDP2: 2 layers and the rest, each cut over 2 processes" in said
     assert run_command([*keys, "train.batch_size=8", f"out={one}"]) == 0
     losses = [line["valid/loss"] for line in read_metrics(one / "metrics.jsonl") if "valid/loss" in line]

@@ -2,75 +2,61 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import os
+import signal
+import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 from accelerate.state import PartialState
 
-from sslnlp.cli import run_command
-
-TWO = """
-import os, sys, time
-from datetime import timedelta
-import torch.distributed as dist
 from sslnlp import distributed
-from sslnlp.cli import _explain
-
-rank = 0 if os.fork() else 1
-dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=rank, world_size=2)
-dist.distributed_c10d._set_pg_timeout(timedelta(milliseconds=100))  # of an update, say
-BODY
-"""
+from sslnlp.cli import _explain, run_command
+from tests import ranks
 
 
-def of_two(body: str, tmp_path: Path) -> list[str]:
-    """What two processes print, sorted."""
-    command = [sys.executable, "-c", TWO.replace("BODY", body), str(tmp_path / "store")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    return sorted(done.stdout.splitlines())
+def train_through() -> int:
+    """Meet in a group that does not wait long, as for an update; this process's rank."""
+    dist.init_process_group("gloo")
+    dist.distributed_c10d._set_pg_timeout(timedelta(milliseconds=100))
+    return dist.get_rank()
 
 
 def test_waiting_for_one_process_outlasts_the_time_out_of_what_they_train_through(tmp_path: Path) -> None:
-    body = """
-order = []
-with distributed.main_first():
-    time.sleep(1)  # the main process, then the other
-    open(f"{sys.argv[1]}-{rank}", "w").close()
-    order = [os.path.exists(f"{sys.argv[1]}-{other}") for other in range(2)]
-if rank == 0:
-    time.sleep(1)  # its measures
-distributed.wait()
-with distributed.alone():
-    if rank == 0:
-        distributed.wait()  # for nobody
-found = distributed.by_main(lambda: [time.sleep(1), rank, distributed.world_size()])
-print(f"{rank} {order} {found}\\n", end="", flush=True)  # at once: they share a pipe
-distributed.leave()
-if rank == 0:
-    os.wait()
-"""
-    assert of_two(body, tmp_path) == ["0 [True, False] [None, 0, 1]", "1 [True, True] [None, 0, 1]"]
+    def work() -> None:
+        rank = train_through()
+        with distributed.main_first():
+            time.sleep(1)  # the main process, then the other
+            (tmp_path / f"was-{rank}").touch()
+            order = [(tmp_path / f"was-{other}").exists() for other in range(2)]
+        if rank == 0:
+            time.sleep(1)  # its measures
+        distributed.wait()
+        with distributed.alone():
+            if rank == 0:
+                distributed.wait()  # for nobody
+        print(order, distributed.by_main(lambda: [time.sleep(1), rank, distributed.world_size()]))
+
+    assert ranks.run(work, tmp_path) == ["[True, False] [None, 0, 1]\n", "[True, True] [None, 0, 1]\n"]
 
 
 @pytest.mark.parametrize("ends", [0, 1])
 def test_who_waits_for_a_process_that_has_ended_ends_too(ends: int, tmp_path: Path) -> None:
-    body = f"""
-try:
-    with distributed.main_first():
-        if rank == {ends}:
-            print("ended\\n", end="", flush=True)
-            os._exit(0) if rank else os.kill(os.getpid(), 9)
-    print("went on\\n", end="", flush=True)
-except RuntimeError as error:
-    print(_explain(error, "train")[0].split(",")[0] + "\\n", end="", flush=True)
-os._exit(0)
-"""
-    command = [sys.executable, "-c", TWO.replace("BODY", body), str(tmp_path / "store")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert sorted(done.stdout.splitlines()) == ["ended", "error: another process of this run has ended"], done.stderr
+    def work() -> None:
+        rank = train_through()
+        try:
+            with distributed.main_first():
+                if rank == ends:
+                    os._exit(0) if rank else os.kill(os.getpid(), signal.SIGKILL)
+            print("went on")
+        except RuntimeError as error:
+            print(_explain(error, "train")[0].split(",")[0], flush=True)
+            os._exit(0)
+
+    said = ranks.run(work, tmp_path, ends={0: -signal.SIGKILL} if ends == 0 else {})
+    assert said[1 - ends] == "error: another process of this run has ended\n"
 
 
 def test_nobody_waits_through_what_is_trained_through(

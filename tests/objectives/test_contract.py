@@ -20,6 +20,7 @@ import transformers
 from sslnlp.checkpoint import newest_valid
 from sslnlp.metrics import read_metrics
 from sslnlp.objectives import OBJECTIVES
+from tests import ranks
 from tests.contract import (
     LEARNS,
     RATES,
@@ -33,6 +34,7 @@ from tests.contract import (
     make_trainer,
     objective_class,
     one_batch,
+    train_jobs,
 )
 
 NAMES = sorted({*OBJECTIVES, *VARIANTS})
@@ -235,7 +237,8 @@ def test_two_processes_are_one(straight_of: Callable[[str], Run], tmp_path: Path
     for name in NAMES:
         shutil.rmtree(tmp_path / "run" / name / "state" / "step-00000004")
     redone = [f"{name}:batch_size=16:save_every=3:keep=9:resume=1:out=run/{name}" for name in NAMES]
-    launch(tmp_path, 2, *redone, *(f"{name}:out=fresh/{name}" for name in FRESH))
+    fresh = [f"{name}:out=fresh/{name}" for name in FRESH]
+    ranks.run(lambda: train_jobs(tmp_path, *redone, *fresh), tmp_path)
     for name in NAMES:
         assert difference(one[name], torch.load(tmp_path / "run" / f"{name}.pt")) < 2e-5, name
         shutil.rmtree(tmp_path / "run" / name / "state" / "step-00000004")
