@@ -1,15 +1,14 @@
 from __future__ import annotations
 
+import os
 import pickle
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sslnlp.data import PackedRows, PaddedRows
+from sslnlp.data import PackedRows, PaddedRows, packing
 from sslnlp.data.packing import best_fit, cut
 from sslnlp.errors import UserError
 
@@ -86,17 +85,14 @@ def test_rows_survive_pickling_without_their_data(make_store):
 
 def test_what_killed_plans_leave_behind_does_not_pile_up(make_store):
     store = make_store([5, 9, 30])
-    killed = """
-import os, sys
-from sslnlp.data import PackedRows, packing
-from sslnlp.data.store import TokenStore
-for _ in range(2):
-    if not os.fork():
-        packing.json.dumps = lambda facts: os._exit(9)
-        PackedRows(TokenStore(sys.argv[1]), 16, (1,), (2,))
-    assert os.waitstatus_to_exitcode(os.wait()[1]) == 9
-"""
-    assert subprocess.run([sys.executable, "-c", killed, str(store.path)]).returncode == 0
+    for _ in range(2):
+        if not (pid := os.fork()):
+            try:
+                packing.json.dumps = lambda facts: os._exit(9)
+                PackedRows(store, S, (1,), (2,))
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
     assert len([path for path in store.path.iterdir() if path.is_dir()]) == 1
     rows = PackedRows(store, S, (1,), (2,))
     assert [path for path in store.path.iterdir() if path.is_dir()] == [rows.path]
