@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -42,8 +43,13 @@ def parse(arguments: Sequence[str]) -> dict[str, str]:
 def fields_of(config: Any) -> dict[str, Any]:
     """The public fields of a configuration dataclass (class or instance) and their resolved annotations."""
     cls = config if isinstance(config, type) else type(config)
-    hints = typing.get_type_hints(cls)
+    hints = _hints_of(cls)
     return {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init}
+
+
+@functools.cache  # asked for each key that is set
+def _hints_of(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
 
 
 def coerce(key: str, value: Any, annotation: Any) -> Any:

@@ -26,6 +26,7 @@ from tests.contract import (
     RATES,
     VARIANTS,
     architectures,
+    build_objective,
     difference,
     digest,
     make_collator,
@@ -102,8 +103,8 @@ def test_every_trainable_parameter_receives_a_gradient(name: str, architecture: 
 @pytest.mark.parametrize(("name", "architecture"), FIRST_FAST)
 def test_one_batch_can_be_learned_by_heart(name: str, architecture: str) -> None:
     objective = make_objective(name, architecture).train()
-    batch = one_batch(name)
-    optimizer = torch.optim.AdamW(objective.parameters(), lr=RATES.get(name, 3e-3))
+    batch = one_batch(name, rows=5)
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=RATES.get(name, 3e-3), fused=True)
     losses: list[float] = []
     share = LEARNS.get(name, 0.3)
     while not losses or (losses[-1] > share * losses[0] and len(losses) < 300):
@@ -147,9 +148,10 @@ def straight(request: pytest.FixtureRequest, straight_of: Callable[[str], Run]) 
 
 @pytest.mark.parametrize("straight", INDEPENDENT, indirect=True)
 def test_accumulation_changes_nothing(straight: Run, tmp_path: Path) -> None:
-    """1×16 and 4×4 rows are the same updates: to rounding, with dropout, targets being unequal."""
+    """1×16 and 2×8 rows are the same updates, in some 4×4: to rounding, with dropout, targets being unequal."""
     assert difference(straight.end, straight.start) > 1e-4
-    parts = make_trainer(straight.name, tmp_path, dropout=0.1, batch_size=4, accumulate=4)
+    size = 4 if straight.name in FRESH else 8
+    parts = make_trainer(straight.name, tmp_path, dropout=0.1, batch_size=size, accumulate=16 // size)
     assert difference(straight.end, parts.fit().state_dict()) < 2e-5
 
 
@@ -169,19 +171,26 @@ def test_no_way_to_accumulate_changes_anything(name: str, dropout: float, tmp_pa
 
 
 def test_resumed_with_other_workers_is_the_straight_run(straight: Run, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"batch_size": 16, "save_every": 2, "dropout": 0.1}
-    broken = make_trainer(straight.name, tmp_path, **options)
+    """From the second update on, of a run that was interrupted after its third; of most objectives, of the straight
+    run itself, the rest of which is forgotten."""
+    run, options = tmp_path / "run", {"batch_size": 16, "save_every": 2, "dropout": 0.1}
+    if straight.name in FRESH:
+        broken = make_trainer(straight.name, run, **options)
 
-    def die(step: int, steps: int, metrics: Any) -> None:
-        if step == 3:
-            raise KeyboardInterrupt
+        def die(step: int, steps: int, metrics: Any) -> None:
+            if step == 3:
+                raise KeyboardInterrupt
 
-    broken.on_progress = die
-    with pytest.raises(KeyboardInterrupt):
-        broken.fit()
-    resumed = make_trainer(straight.name, tmp_path, workers=2, **options)
+        broken.on_progress = die
+        with pytest.raises(KeyboardInterrupt):
+            broken.fit()
+    else:
+        shutil.copytree(straight.out, run)
+        shutil.rmtree(run / "state" / "step-00000004")
+    assert newest_valid(run / "state").name == "step-00000002"
+    resumed = make_trainer(straight.name, run, workers=2, **options)
     assert digest(resumed.fit(resume=True).state_dict()) == digest(straight.end)
-    curves = [read_metrics(out / "metrics.jsonl") for out in (straight.out, tmp_path)]
+    curves = [read_metrics(out / "metrics.jsonl") for out in (straight.out, run)]
     for line in (*curves[0], *curves[1]):
         line.pop("train/tokens_per_second")
     assert curves[0] == curves[1]
@@ -264,7 +273,7 @@ def test_different_seeds_give_different_streams() -> None:
 
 @pytest.mark.parametrize(("name", "architecture"), PAIRS)
 def test_state_holds_the_model_once(name: str, architecture: str) -> None:
-    objective = make_objective(name, architecture)
+    objective = build_objective(name, architecture)  # itself: in a copy, what shares a storage may not
     inside = {f"model.{key}" for key in objective.model.state_dict()}
     own = set(objective.state_dict()) - inside
     shared = {tensor.data_ptr() for tensor in objective.model.state_dict().values()}
