@@ -15,6 +15,8 @@ from sslnlp.arrays import Floats, Ints
 DRAWS = 1000
 HALVES = 100
 LEVEL = 0.95
+AT_ONCE = 2**18
+"""Items that are drawn in one go: few items a thousand times in a moment, many in little memory."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,11 @@ def ratio_figure(
     if number == 0 or not whole_N.sum():
         return Figure(float("nan"), float("nan"), float("nan"), number, chance)
     generator = np.random.default_rng(seed)
-    drawn = []
-    for _ in range(DRAWS):
-        count_N = np.bincount(generator.integers(number, size=number), minlength=number)
-        drawn.append((count_N @ part_N, count_N @ whole_N))
-    part_R, whole_R = np.array(drawn).T
+    drawn, at_once = [], max(1, AT_ONCE // number)
+    for done in range(0, DRAWS, at_once):
+        item_RN = generator.integers(number, size=(min(at_once, DRAWS - done), number))
+        drawn.append((part_N[item_RN].sum(1), whole_N[item_RN].sum(1)))
+    part_R, whole_R = np.concatenate(drawn, axis=1)
     ratio_R = transform(part_R[whole_R > 0] / whole_R[whole_R > 0])
     value = transform(np.array([part_N.sum() / whole_N.sum()]))[0]
     return Figure(float(value), *_interval(ratio_R), number, chance)
