@@ -57,8 +57,10 @@ def test_the_reason_goes_by_the_loss() -> None:
     assert "diverging" in said("spread", figures, [3.0, 4.0, 5.0, 6.0])[0][1]
 
 
-def train(name: str, seed: int, out: Path, broken: str | None = None, rows: int = 16) -> list[dict[str, Any]]:
-    """Metrics of a run of `STEPS` steps, logged as often as by default."""
+def train(
+    name: str, seed: int, out: Path, broken: str | None = None, rows: int = 16, steps: int = STEPS
+) -> list[dict[str, Any]]:
+    """Metrics of a run of this many steps, logged as often as by default."""
     objective: Any = make_objective(name, "bert", seed=seed)
     if broken == "predictor":
         objective.predictor = nn.Identity()
@@ -66,7 +68,7 @@ def train(name: str, seed: int, out: Path, broken: str | None = None, rows: int 
             slow.momentum = slow.momentum_end = 0.0
     if broken == "variance":
         objective.weights["variance"] = 0.0
-    config = TrainConfig(steps=STEPS, batch_size=rows, lr=1e-3, seed=seed, save_every=STEPS)
+    config = TrainConfig(steps=steps, batch_size=rows, lr=1e-3, seed=seed, save_every=steps)
     Trainer(objective, make_collator(name, seed), make_stream(name, seed), config, out=out).fit()
     return read_metrics(out / "metrics.jsonl")
 
@@ -80,13 +82,13 @@ def test_a_collapsing_run_is_caught_within_a_hundred_steps(
     name: str, broken: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        train(name, 0, tmp_path, broken, rows=6)
+        train(name, 0, tmp_path, broken, rows=6, steps=60)
     assert len(alarms(caplog)) == 1
 
 
 def test_a_healthy_run_is_not_accused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        lines = train("byol", 0, tmp_path, rows=6)
+        lines = train("byol", 0, tmp_path, rows=6, steps=60)
     assert {"train/effective_rank", "train/spread", "train/compared_spread"} <= lines[-1].keys()
     assert not alarms(caplog)
 
