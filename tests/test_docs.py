@@ -19,7 +19,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 def test_the_loop_of_the_page_on_concepts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     small_tokenizer().save_pretrained("out/bert/export")
-    Path("corpus.txt").write_text("\n".join(corpus()))
+    Path("corpus.txt").write_text("\n".join(corpus()[:60]))
     code = re.search(r"```python\n(.*?)```", (DOCS / "concepts.md").read_text(encoding="utf-8"), re.DOTALL)
     assert code is not None
     names: dict[str, object] = {}
