@@ -9,6 +9,7 @@ import ast
 import os
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -204,19 +205,20 @@ def part_of(module: str) -> str:
     return module.split(".")[1] if "." in module else "__init__"
 
 
+def statements(body: Iterable[ast.AST]) -> Iterator[ast.AST]:
+    """What stands in a file, functions and branches included; nothing that only type checkers read."""
+    for node in body:
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
+            continue
+        yield node
+        inside = (ast.stmt, ast.excepthandler, ast.match_case)  # no expression imports, and most of a file are those
+        yield from statements(child for child in ast.iter_child_nodes(node) if isinstance(child, inside))
+
+
 def imports(path: Path) -> set[str]:
     """The parts of the package that a file imports, also inside functions; imports for type checkers do not count."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    skipped = {
-        inner
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
-        for inner in ast.walk(node)
-    }
     modules: set[str] = set()
-    for node in ast.walk(tree):
-        if node in skipped:
-            continue
+    for node in statements(ast.parse(path.read_text(encoding="utf-8")).body):
         if isinstance(node, ast.Import):
             modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module == "sslnlp":
