@@ -13,6 +13,8 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import pytest
 
+gc.disable()  # until all is imported and collected: little of that is garbage, and to look for it takes three seconds
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -24,6 +26,7 @@ def pytest_collection_finish() -> None:
     # What was imported is there to the end; looking through it for garbage again and again takes seconds.
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
