@@ -49,9 +49,9 @@ def _started(collate: Collate, rows: Sequence[Row]) -> Batch:
     return batch | {STARTS: document_starts(batch["document_ids"])} if "document_ids" in batch else batch
 
 
-def is_starts(mask: Tensor | None) -> bool:
+def is_starts(mask: Tensor) -> bool:
     """Whether what stands for an attention mask are the starts of documents."""
-    return mask is not None and mask.dtype == torch.int32
+    return mask.dtype == torch.int32
 
 
 def as_mask(starts: Tensor, rows: int, length: int, *, causal: bool) -> Tensor:
