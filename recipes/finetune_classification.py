@@ -17,8 +17,8 @@ def recipe() -> Recipe:
         model=ModelConfig(size="mini", dropout=0.1),
         collator=Options("classification"),
         objective=Options("classification"),
-        # Small labelled sets are seen several times; the learning rate is far below that of pretraining.
-        train=TrainConfig(epochs=5, batch_size=16, lr=1e-4, schedule="linear", warmup=0.1),
+        # Small labelled sets are seen several times; the learning rate follows the weights they start from.
+        train=TrainConfig(epochs=5, batch_size=16, relative_lr=4.0, schedule="linear", warmup=0.1),
         out="out/classifier",
     )
 

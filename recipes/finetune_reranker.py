@@ -19,7 +19,7 @@ def recipe() -> Recipe:
         collator=Options("reranking"),
         objective=Options("reranking", loss="listwise"),
         # A row is a query with all its candidates: 8 negatives make 9 pairs of it.
-        train=TrainConfig(epochs=1, batch_size=16, lr=5e-5, schedule="linear", warmup=0.1),
+        train=TrainConfig(epochs=1, batch_size=16, relative_lr=2.0, schedule="linear", warmup=0.1),
         out="out/reranker",
     )
 

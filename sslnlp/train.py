@@ -78,6 +78,7 @@ class Trainer:
         facts: Mapping[str, Any] | None = None,
         on_progress: Callable[[int, int, Mapping[str, float]], None] | None = None,
     ) -> None:
+        config = config.for_weights(objective.model)  # before they are cut over processes
         self.objective, self.collator, self.stream, self.config, self.out = objective, collator, stream, config, out
         self.evaluate, self.facts, self.on_progress = evaluate, dict(facts or {}), on_progress
         sharding = sharding_asked()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+from torch import nn
 
 from sslnlp.budget import parse_duration
 from sslnlp.errors import UserError, suggest
 from sslnlp.metrics import check_trackers
-from sslnlp.optim import OPTIMIZERS, SCHEDULES
+from sslnlp.optim import OPTIMIZERS, SCHEDULES, relative_rate
 
 
 @dataclass(kw_only=True)
@@ -27,6 +29,8 @@ class TrainConfig:
     """Forward passes an update: an update sees batch_size × accumulate × processes rows."""
     lr: float = 1e-3
     """Peak learning rate."""
+    relative_lr: float | None = None
+    """In the place of `lr`: a rate in proportion to the weights that a run starts from (`optim.relative_rate`)."""
     schedule: str = "wsd"
     """wsd (warm-up, stable, decay), cosine, linear or constant."""
     warmup: float = 0.05
@@ -80,7 +84,7 @@ class TrainConfig:
             least = 0 if name == "steps" else 1
             if value is not None and value < least:
                 raise UserError(f"train.{name} must be at least {least}, got {value}")
-        for name in ("lr", "clip", "epochs", "eps"):
+        for name in ("lr", "relative_lr", "clip", "epochs", "eps"):
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise UserError(f"train.{name} must be a positive number, got {value}")
@@ -114,3 +118,9 @@ class TrainConfig:
             shown = ", ".join(map(str, self.betas))
             raise UserError(f"train.betas are two shares from 0 to below 1, such as 0.9,0.98; got {shown}")
         check_trackers(self.trackers)
+
+    def for_weights(self, model: nn.Module) -> TrainConfig:
+        """This one with the `lr` that `relative_lr` asks for, where it asks."""
+        if self.relative_lr is None:
+            return self
+        return replace(self, lr=relative_rate(model, self.relative_lr), relative_lr=None)

@@ -15,10 +15,13 @@ import pytest
 from rich.console import Console
 
 from sslnlp.budget import occasions
+from sslnlp.errors import UserError
+from sslnlp.optim import relative_rate
 from sslnlp.recipe import Recipe, load_recipe, override, resolve, run
 from sslnlp.recipe.build import build_parts
 from sslnlp.recipe.choose import Speed, apply, choose, chooses, rule
-from sslnlp.recipe.plan import plan
+from sslnlp.recipe.plan import _built, plan
+from sslnlp.recipe.schema import from_dict, to_dict
 from sslnlp.train_config import TrainConfig
 
 TINY = ["model.size=nano", "tokenizer.vocab_size=520", "data.seq_length=32"]
@@ -160,6 +163,22 @@ def test_what_was_given_is_never_touched(text_file: Path) -> None:
     assert apply(asked, parts.chosen) == parts.recipe
 
 
+def test_a_rate_and_one_in_proportion_to_the_weights_replace_each_other() -> None:
+    recipe = load_recipe("finetune_classification", ["data.train=rows.csv"])
+    assert recipe.train.relative_lr
+    given = override(recipe, {"train.lr": "0.5"})
+    assert (given.train.lr, given.train.relative_lr) == (0.5, None)
+    back = override(given, {"train.relative_lr": "3"})
+    assert back.train.relative_lr == 3.0
+    assert from_dict(to_dict(back)).train.relative_lr == 3.0
+    assert from_dict(to_dict(given)).train == given.train
+    assert override(recipe, {"train.lr": "0.5", "train.relative_lr": "none"}).train == given.train
+    with pytest.raises(UserError, match=r"one of train\.lr and train\.relative_lr"):
+        override(recipe, {"train.lr": "0.5", "train.relative_lr": "3"})
+    with pytest.raises(UserError, match=r"train\.relative_lr must be a positive number"):
+        override(recipe, {"train.relative_lr": "0"})
+
+
 # --- a run -----------------------------------------------------------------------------------------------------------
 
 
@@ -173,7 +192,7 @@ def test_a_run_says_and_records_what_was_chosen_and_resumes_with_it(
     assert story["recipe"]["train"]["batch_size"] == chosen["train.batch_size"]
     assert story["recipe"]["train"]["lr"] == chosen["train.lr"]
     told = capsys.readouterr().err
-    assert "chosen for 2s" in told
+    assert "chosen (give a key to choose otherwise): train.precision" in told
     assert f"train.batch_size {chosen['train.batch_size']}" in told
 
     run(load_recipe("pretrain_gpt", keys), resume=True, console=Console(quiet=True))
@@ -230,3 +249,23 @@ def test_training_in_float32_unasked_is_said_where_half_precision_is_faster(
     pairs = [*TINY, f"data.train={text_file}", f"out={tmp_path / 'run'}", "train.steps=1", *keys]
     run(load_recipe("pretrain_gpt", pairs), console=Console(stderr=True, width=200))
     assert ("train.precision=bf16" in capsys.readouterr().err) == said
+
+
+def test_a_fine_tuned_run_records_the_rate_for_its_weights_and_resumes_with_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": f"text {n}", "label": n % 2}) + "\n" for n in range(40)))
+    keys = [*TINY, f"data.train={rows}", f"data.cache={tmp_path}", f"out={tmp_path / 'run'}", "train.steps=2"]
+    asked = load_recipe("finetune_classification", keys)
+    _, planned, objective = _built(resolve(asked)[0], 1)
+    rate = relative_rate(objective.model, 4.0)
+    assert planned.recipe.train.lr == rate
+    out = run(asked, console=Console(stderr=True, width=200))
+    assert f"chosen (give a key to choose otherwise): train.lr {rate:g}" in capsys.readouterr().err
+    story = json.loads((out / "recipe.json").read_text())
+    assert story["chosen"] == {"train.lr": rate}
+    assert (story["recipe"]["train"]["lr"], story["recipe"]["train"]["relative_lr"]) == (rate, None)
+    assert f"{rate}" in (out / "export" / "README.md").read_text()
+    run(asked, resume=True, console=Console(quiet=True))
+    assert json.loads((out / "recipe.json").read_text())["chosen"] == {"train.lr": rate}

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from sslnlp.optim import OPTIMIZERS, SCHEDULES, learning_rate_factor, parameter_groups
+from sslnlp.optim import OPTIMIZERS, SCHEDULES, learning_rate_factor, parameter_groups, relative_rate
 from sslnlp.recipe import load_recipe
-from tests.contract import make_objective, make_trainer, one_batch
+from tests.contract import difference, make_objective, make_trainer, one_batch
 
 
 def curve(schedule: str, steps: int = 10, warmup: int = 2, decay: float = 0.3) -> list[float]:
@@ -40,6 +40,33 @@ def test_cosine_is_half_way_in_the_middle() -> None:
 @pytest.mark.parametrize("warmup", [0, 1, 5])
 def test_the_rate_is_always_positive_and_never_above_its_peak(schedule: str, steps: int, warmup: int) -> None:
     assert all(0 < value <= 1 for value in curve(schedule, steps, warmup))
+
+
+def test_a_relative_rate_follows_the_weights_the_width_and_the_depth() -> None:
+    model = make_objective("masked_lm").model
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.fill_(0.125 if ".layer." in name and parameter.ndim == 2 else 7.0)
+    config = model.config
+    expected = 2 * 0.125 / (config.hidden_size * config.num_hidden_layers)
+    assert relative_rate(model, 2.0) == float(f"{expected:.2g}")
+    assert relative_rate(model, 2.0) != relative_rate(model, 1.0)
+
+
+@pytest.mark.parametrize("name", ["causal_lm", "span_corruption"])
+def test_a_relative_rate_suits_other_architectures(name: str) -> None:
+    for architecture in ("gpt2", "llama") if name == "causal_lm" else ("t5", "bart"):
+        assert 1e-5 < relative_rate(make_objective(name, architecture).model, 2.0) < 1e-2
+
+
+def test_a_trainer_learns_at_the_relative_rate(tmp_path: Path) -> None:
+    # The first update of AdamW is the rate itself, wherever there is a gradient.
+    options = {"steps": 1, "batch_size": 4, "schedule": "constant", "warmup": 0, "weight_decay": 0.0, "eps": 1e-12}
+    trainer = make_trainer("masked_lm", tmp_path, **options, lr=0.5, relative_lr=3.0)
+    rate = relative_rate(trainer.objective.model, 3.0)
+    before = {name: value.clone() for name, value in trainer.objective.state_dict().items()}
+    trainer.fit()
+    assert difference(trainer.objective.state_dict(), before) == pytest.approx(rate, rel=1e-3)
 
 
 def test_only_matrices_decay_and_frozen_parameters_are_left_out() -> None:

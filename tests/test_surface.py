@@ -68,7 +68,8 @@ report.probe_train report.sts report.templates report.texts
 tokenizer.algorithm tokenizer.lowercase tokenizer.memory_mb tokenizer.path tokenizer.vocab_size
 train.accumulate train.batch_size train.betas train.budget train.clip train.compile train.decay train.ema
 train.embedding_lr_scale train.epochs train.eps train.eval_every train.keep train.keep_best train.layer_decay
-train.log_every train.lr train.on_nonfinite train.optimizer train.precision train.save_every train.schedule train.seed
+train.log_every train.lr train.on_nonfinite train.optimizer train.precision train.relative_lr train.save_every
+train.schedule train.seed
 train.steps train.trackers train.warmup train.weight_decay train.workers
 """
 

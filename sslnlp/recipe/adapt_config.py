@@ -15,10 +15,11 @@ class AdaptConfig:
     """Updates; 0: none."""
     objective: str | None = None
     """None: `masked_lm`; `info_nce` between two readings of a text for what makes vectors."""
-    lr: float = 5e-5
+    lr: float | None = None
+    """None: a rate in proportion to the weights, 5e-5 for MiniLM (`train.relative_lr`)."""
     batch_size: int = 32
     seq_length: int = 128
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or self.batch_size < 1 or self.lr <= 0:
+        if self.steps < 0 or self.batch_size < 1 or (self.lr is not None and self.lr <= 0):
             raise UserError("adapt.steps cannot be negative, adapt.batch_size and adapt.lr must be above 0")

@@ -53,7 +53,8 @@ def stage_before(recipe: Recipe) -> Recipe | None:
         ),
         model=ModelConfig(pretrained=recipe.model.pretrained, dropout=0.1 if embeds else 0.0),
         train=TrainConfig(
-            steps=adapt.steps, lr=adapt.lr, batch_size=adapt.batch_size, schedule="linear", warmup=0.1,
+            steps=adapt.steps, batch_size=adapt.batch_size, schedule="linear", warmup=0.1,
+            lr=adapt.lr or TrainConfig.lr, relative_lr=2.0 if adapt.lr is None else None,
             seed=recipe.train.seed, keep_best=False, precision=recipe.train.precision,
             # Its held-out texts are as many as those of the labelled stage, which is often much longer; they choose
             # nothing here, so they are read once.
@@ -86,7 +87,7 @@ def adapted(recipe: Recipe, run: Callable[[Recipe, bool], Path]) -> Recipe:
     export, there = out / "export", begun(recipe)
     if there:
         # What was written down has what the stage inherits.
-        _check_same(resolve(before)[0], read_biography(out / "recipe.json")["recipe"])
+        _check_same(resolve(before)[0], read_biography(out / "recipe.json"))
     if not (export / "config.json").is_file():
         run(before, there)
     after = copy.deepcopy(recipe)
@@ -101,8 +102,10 @@ _SAME = {
 }
 
 
-def _check_same(before: Recipe, found: Mapping[str, Any]) -> None:
-    now = to_dict(before)
+def _check_same(before: Recipe, story: Mapping[str, Any]) -> None:
+    now, found = to_dict(before), story["recipe"]
+    if before.train.relative_lr is not None:
+        now["train"]["lr"] = story["chosen"].get("train.lr")
     for section, names in _SAME.items():
         for name in names:
             if found.get(section, {}).get(name) != now[section][name]:

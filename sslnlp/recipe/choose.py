@@ -19,6 +19,7 @@ from typing import Any
 from sslnlp import distributed
 from sslnlp.architectures import SIZES
 from sslnlp.budget import parse_duration, time_updates
+from sslnlp.objectives.base import Objective
 from sslnlp.precision import fitting_precision
 from sslnlp.recipe.build import Parts, build_objective, processes
 from sslnlp.recipe.load import read_biography
@@ -160,6 +161,15 @@ def _learning_rate(recipe: Recipe, tokens: float, updates: float) -> float:
     replaced = recipe.train.optimizer == "adamw" and "train.optimizer" in recipe.given
     share = ADAMW_TO_MUON if replaced else 1.0
     return float(f"{share * min(most, recipe.train.lr * wider * share_of_wished):.2g}")
+
+
+def settle_rate(parts: Parts, objective: Objective) -> Parts:
+    """The parts of a run with the learning rate that `train.relative_lr` asks for, which is then among the chosen."""
+    train = parts.recipe.train
+    if train.relative_lr is None:
+        return parts
+    rate = {"train.lr": distributed.broadcast_number(train.for_weights(objective.model).lr)}
+    return replace(parts, recipe=override(parts.recipe, rate), chosen=parts.chosen | rate)
 
 
 def apply(recipe: Recipe, chosen: Mapping[str, Any]) -> Recipe:

@@ -29,7 +29,7 @@ from sslnlp.precision import float32_by_default
 from sslnlp.quiet import quiet_loading
 from sslnlp.recipe.build import Parts, build_objective, build_parts, cache_folder, processes, resolve
 from sslnlp.recipe.check import check_compared
-from sslnlp.recipe.choose import choose
+from sslnlp.recipe.choose import choose, settle_rate
 from sslnlp.recipe.costs import count, memory
 from sslnlp.recipe.rows import BEGIN_ROWS, first_rows
 from sslnlp.recipe.schema import Recipe
@@ -114,6 +114,7 @@ def _built(recipe: Recipe, world: int) -> tuple[dict[str, float], Parts, Objecti
     resident = _resident("VmRSS")
     parts = choose(parts, world=world)
     objective = build_objective(parts)
+    parts = settle_rate(parts, objective)
     found = budget.clock() - began
     figures = {
         "parameters": float(count_parameters(objective)),

@@ -29,7 +29,7 @@ from sslnlp.recipe.adapting import adapted, begun
 from sslnlp.recipe.biography import biography, card_facts
 from sslnlp.recipe.build import Parts, build_objective, build_parts, processes, resolve
 from sslnlp.recipe.check import check_compared
-from sslnlp.recipe.choose import apply, choose, chosen_before
+from sslnlp.recipe.choose import apply, choose, chosen_before, settle_rate
 from sslnlp.recipe.decide import HeldOut, decide, settle
 from sslnlp.recipe.load import read_biography
 from sslnlp.recipe.out import check_data, check_out, sole
@@ -94,10 +94,11 @@ def _run(recipe: Recipe, inherited: Mapping[str, Any], out: Path, *, resume: boo
     parts = replace(parts, chosen=before) if resume else choose(parts)
     if not resume:  # which compares as many rows as before, whatever the size of a batch
         check_compared(parts, world_size())
-    _tell(console, f"chosen for {recipe.train.budget} (give a key to choose otherwise)", parts.chosen)
-    report = run_report(parts)
     objective = build_objective(parts)
     _tell_size(console, objective)
+    parts = settle_rate(parts, objective)
+    _tell(console, "chosen (give a key to choose otherwise)", parts.chosen)
+    report = run_report(parts)
     if _half_would_do(parts.recipe):
         console.print("this machine has units for bf16: train.precision=bf16 trains faster", style="dim")
     if (objective.begins or objective.pseudo_labels) and sharding_asked() is None:

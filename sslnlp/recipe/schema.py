@@ -121,6 +121,10 @@ def override(recipe: Recipe, pairs: Mapping[str, Any]) -> Recipe:
         for key in _DURATIONS:  # saying how long replaces what the recipe says
             if key not in chosen:
                 setattr(recipe.train, key.partition(".")[2], None)
+    if "train.lr" in pairs:  # it replaces a rate in proportion to the weights, which replaces it
+        if coerce("train.relative_lr", pairs.get("train.relative_lr"), float | None) is not None:
+            raise UserError("give one of train.lr and train.relative_lr, not both")
+        recipe.train.relative_lr = None
     for section in ("objective", "collator"):
         if (key := f"{section}.name") in pairs:
             _rename(recipe, section, coerce(key, pairs[key], str | None))
@@ -203,7 +207,10 @@ def to_dict(recipe: Recipe) -> dict[str, Any]:
 
 def from_dict(plain: Mapping[str, Any]) -> Recipe:
     """The inverse of `to_dict`, as strict as the command line. Every key counts as given."""
-    return override(Recipe(objective=Options(None)), flat(plain))
+    pairs = flat(plain)
+    if pairs.get("train.relative_lr") is not None:
+        pairs.pop("train.lr", None)
+    return override(Recipe(objective=Options(None)), pairs)
 
 
 def flat(plain: Mapping[str, Any]) -> dict[str, Any]:
