@@ -255,6 +255,11 @@ def layer_of(model: nn.Module) -> dict[str, int]:
     }
 
 
+def drops_out(config: PreTrainedConfig) -> bool:
+    """Whether a model of this configuration has any dropout."""
+    return any(getattr(config, name, None) for name in _DROPOUTS)
+
+
 def max_positions(config: PreTrainedConfig) -> int | None:
     """The longest row a model of this configuration can read; None when nothing bounds it."""
     length = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
-from benchmarks import collapse, defaults, downstream, grad_cache, image_text, objective_table
+from benchmarks import collapse, defaults, downstream, grad_cache, image_text, locked, objective_table
 from sslnlp.errors import UserError
 from sslnlp.recipe import load_recipe, override
 from sslnlp.train import NonFiniteError
+from tests.objectives.test_clip import folder_of_shades
+from tests.turns import Turns
 
 
 def test_a_list_is_one_value_of_a_comparison() -> None:
@@ -109,3 +111,15 @@ def test_figures_go_into_a_folder_that_was_not_there(tmp_path: Path, monkeypatch
     monkeypatch.setattr(sys, "argv", ["grad_cache", *sizes, "--out", str(out)])
     grad_cache.main()
     assert [run["mini"] for run in json.loads(out.read_text())["runs"]] == [None, 2]
+
+
+def test_a_locked_tower_is_read_once_or_in_every_update(tmp_path: Path) -> None:
+    keys = [f"data.train={folder_of_shades(tmp_path / 'shades')}", "model.size=nano", "tokenizer.vocab_size=400"]
+    keys += ["objective.lock=text"]
+    keys += ["objective.vision=nano", "objective.image_size=16", "train.batch_size=4", "train.epochs=20"]
+    for keep in (True, False):
+        gate = Turns(rounds=2)
+        with pytest.raises(SystemExit):
+            locked.contender(gate, keys=[*keys, f"data.cache={tmp_path}"], keep=keep, steps=1)
+        assert gate.said[0]["kept"] is keep
+        assert [facts["units"] for facts in gate.said[1:]] == [4, 4]

@@ -19,7 +19,7 @@ from sslnlp.errors import UserError
 from sslnlp.pictures import normalised
 from sslnlp.registry import bound_class
 from sslnlp.rng import uniform
-from sslnlp.types import Batch, Row
+from sslnlp.types import Batch, Encoding, Row
 
 
 @dataclass(kw_only=True)
@@ -78,10 +78,9 @@ class ImageTextCollator(PictureCollator):
         pixels_BHWC = np.stack([self.usual(row, at) for row, at in zip(rows, positions, strict=True)])
         chosen = [self._captions(row, at) for row, at in zip(rows, positions, strict=True)]
         texts = [text for some in chosen for text in some]
-        encoded = single_texts(self.tokenizer, texts, self.max_length)
         batch: Batch = {
             "pixel_values": normalised(pixels_BHWC),
-            "text": {name: encoded[name] for name in ("input_ids", "attention_mask")},
+            "text": self.encode(texts),
             "text_row": torch.tensor([n for n, some in enumerate(chosen) for _ in some]),
             "image_hash": torch.tensor([int(row["picture"]) for row in rows], dtype=torch.int64),
             "text_hash": torch.from_numpy(hash_same(texts).view(np.int64).copy()),
@@ -90,6 +89,11 @@ class ImageTextCollator(PictureCollator):
             batch = {**self._views(rows), **batch}
         batch["position"] = torch.tensor(positions, dtype=torch.int64)
         return batch
+
+    def encode(self, captions: Sequence[str]) -> Encoding:
+        """The `text` of a batch, of these captions."""
+        encoded = single_texts(self.tokenizer, captions, self.max_length)
+        return {name: encoded[name] for name in ("input_ids", "attention_mask")}
 
     def _captions(self, row: Row, position: int) -> list[str]:
         captions: list[str] = list(row["captions"])

@@ -17,7 +17,7 @@ from sslnlp.arrays import Ints
 from sslnlp.errors import UserError
 from sslnlp.masks import is_causal
 from sslnlp.tokenizer import Style
-from sslnlp.types import Batch, LinearHead, StepOutput
+from sslnlp.types import Batch, Encoding, LinearHead, StepOutput
 
 
 class Objective(nn.Module, ABC):
@@ -158,6 +158,13 @@ class Objective(nn.Module, ABC):
     def begin(self, batches: Iterable[Batch]) -> None:
         """Called once before the first update, with training rows (the first 5,000 of the order of training): weights
         that may start from what the model makes of these are set here."""
+
+    remembers: bool = False
+    """`remember` is to be called."""
+
+    def remember(self, encodings: Iterable[Encoding]) -> None:
+        """Called once before the first update, in evaluation mode, with the encoding of every caption of the training
+        rows once: what a part that does not train makes of them may be kept here."""
 
     concludes: ClassVar[bool] = False
     """`conclude` is to be called; held-out figures are taken after it alone."""

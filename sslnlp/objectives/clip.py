@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, TypedDict
 
@@ -22,12 +22,14 @@ from sslnlp.architectures import IMAGE_SIZE, PATCH_SIZE
 from sslnlp.distributed import gather_ragged
 from sslnlp.errors import UserError
 from sslnlp.keyed import keyed_uniform
+from sslnlp.models import drops_out
 from sslnlp.objectives.base import Objective
 from sslnlp.objectives.embedding import Embedding
 from sslnlp.objectives.functional import row_count, unit
 from sslnlp.objectives.grad_cache import check_mini_batch_size, encode_in_parts
 from sslnlp.objectives.info_nce import COLDEST, Texts, contrast
 from sslnlp.objectives.lock import Lock
+from sslnlp.objectives.memory import Memory
 from sslnlp.objectives.towers import VIEWS, between_views, projection, stock_pooler
 from sslnlp.packed import hidden_states
 from sslnlp.registry import bound_class
@@ -128,6 +130,7 @@ class Clip(Objective):
             raise UserError(f"objective.unlock is a share of the run above 0 and at most 1, got {unlock}")
         if unlock < 1 and lock == "none":
             raise UserError(f"objective.unlock={unlock} is about a locked tower: give objective.lock=text or image")
+        self.memory = Memory()
         self.lock = Lock({"none": None, "text": model, "image": self.vision}[lock], until=unlock)
         self.beside_weight = beside_weight
         self.beside: Embedding | None = None
@@ -169,12 +172,21 @@ class Clip(Objective):
                 )
         return {**options, **cls.settles}
 
+    @property
+    def remembers(self) -> bool:  # type: ignore[override]
+        """Where the text tower stays as it is for good, each caption gives the same states in every pass."""
+        return self.lock.closed_for_good(self.model) and not drops_out(self.model.config)
+
+    def remember(self, encodings: Iterable[Encoding]) -> None:
+        self.memory.fill(encodings, lambda encoding: hidden_states(self.model, encoding), self.model.pooler)
+
     def embed_text(self, encoding: Encoding) -> Tensor:
         """Vectors of length 1 [N, D] of an encoding [N, S]."""
 
         def encode(part: Encoding) -> Tensor:
             with self.lock.around(self.model):
-                states_NSH = hidden_states(self.model, part)
+                known = self.training and self.memory
+                states_NSH = self.memory.of(part) if known else hidden_states(self.model, part)
             return unit(self.text_projection(self.model.pooler(states_NSH)))
 
         return encode_in_parts(encode, encoding, self.mini_batch_size)

@@ -46,6 +46,10 @@ class Lock(nn.Module):
             self._closed = bool(self.closed)
         return self._closed
 
+    def closed_for_good(self, tower: nn.Module) -> bool:
+        """Whether `tower` never trains."""
+        return self._tower[0] is tower and self.until == 1
+
     @contextmanager
     def around(self, tower: nn.Module) -> Iterator[None]:
         """What `tower` computes inside gets no gradient while it is held."""

@@ -31,7 +31,7 @@ from sslnlp.recipe.build import Parts, build_objective, build_parts, cache_folde
 from sslnlp.recipe.check import check_compared
 from sslnlp.recipe.choose import choose, settle_rate
 from sslnlp.recipe.costs import count, memory
-from sslnlp.recipe.rows import BEGIN_ROWS, first_rows
+from sslnlp.recipe.rows import BEGIN_ROWS, first_rows, remember
 from sslnlp.recipe.schema import Recipe
 from sslnlp.sharding import sharding_asked
 from sslnlp.sums import count_tokens
@@ -70,6 +70,9 @@ def plan(recipe: Recipe, *, world: int | None = None, console: Console | None = 
         main = processes().is_main_process
         figures, parts, objective = _built(recipe, world)
         check_compared(parts, world)
+        began = budget.clock()
+        if remember(parts, objective):
+            figures["before_training"] = budget.clock() - began
         figures |= {"processes": world} | _count(parts, objective, world)
         if objective.begins:
             figures["before_training"] = _beginning(parts, objective)

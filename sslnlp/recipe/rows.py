@@ -9,15 +9,21 @@ import numpy as np
 import torch
 from accelerate.utils import send_to_device
 
+from sslnlp.collators.image_text import ImageTextCollator
 from sslnlp.data.stream import Stream
+from sslnlp.distributed import world_size
 from sslnlp.evaluation.held_out import by_length
 from sslnlp.models import max_positions
-from sslnlp.recipe.build import Parts
+from sslnlp.objectives.base import Objective
+from sslnlp.recipe.build import Parts, processes
 from sslnlp.recipe.check import stock_config
-from sslnlp.types import Batch
+from sslnlp.sharding import sharding_asked
+from sslnlp.types import Batch, Encoding
 
 BEGIN_ROWS = 5000
 """Rows from which an objective may set weights before its first update."""
+_READ, _ENCODED = 1000, 64
+"""Rows that are read at a time to collect their captions, and captions that are encoded at a time."""
 _LOOKED_AT, _TOLD = 512, 0.05
 
 
@@ -38,6 +44,31 @@ def training_rows(parts: Parts, device: torch.device) -> Iterator[Batch]:
         for start in range(0, len(order), size):
             assert rows is not None
             yield send_to_device(collator(rows.rows(order[start : start + size])), device)
+
+
+def remember(parts: Parts, objective: Objective) -> bool:
+    """Let the objective keep what does not change in a run that reads its captions more than once; whether it did."""
+    train = parts.recipe.train
+    rows = (train.steps or 0) * train.batch_size * train.accumulate * world_size()
+    again = rows > len(parts.stream) or (train.epochs or 0) > 1
+    if not (objective.remembers and again) or sharding_asked() is not None:
+        return False
+    objective.to(processes().device).eval()
+    objective.remember(_captions(parts, objective.device))
+    return True
+
+
+def _captions(parts: Parts, device: torch.device) -> Iterator[Encoding]:
+    """Every caption of the training rows once, from short to long."""
+    collator, rows = parts.collator, Stream.fixed(parts.stream.source)
+    assert isinstance(collator, ImageTextCollator)
+    found: dict[str, None] = {}
+    for start in range(0, len(rows), _READ):
+        for row in rows.rows(range(start, min(start + _READ, len(rows)))):
+            found.update(dict.fromkeys(row["captions"]))
+    captions = sorted(found, key=len)
+    for start in range(0, len(captions), _ENCODED):
+        yield send_to_device(collator.encode(captions[start : start + _ENCODED]), device)
 
 
 def cut_short(parts: Parts) -> Iterator[str]:

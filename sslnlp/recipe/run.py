@@ -35,7 +35,7 @@ from sslnlp.recipe.load import read_biography
 from sslnlp.recipe.out import check_data, check_out, sole
 from sslnlp.recipe.pseudo import with_pseudo_labels
 from sslnlp.recipe.reporting import PREFIX, RunReport, run_report
-from sslnlp.recipe.rows import cut_short, first_rows, training_rows
+from sslnlp.recipe.rows import cut_short, first_rows, remember, training_rows
 from sslnlp.recipe.schema import Recipe
 from sslnlp.report import make_report
 from sslnlp.report.sections import short_form
@@ -107,6 +107,7 @@ def _run(recipe: Recipe, inherited: Mapping[str, Any], out: Path, *, resume: boo
     if objective.begins:  # on a resume too: there may be no checkpoint yet; one that there is overwrites it
         with alone():
             objective.begin(first_rows(learnt, objective.device))
+    remember(parts, objective)
     story = biography(learnt, objective, read_biography(out / "recipe.json") if resume else None)
     if not resume:
         wait()  # nobody is still checking `out` when it appears
