@@ -10,6 +10,7 @@ first pass over the captions takes is said before the turns.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=positive, default=4)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    keys = [f"data.train={arguments.pictures}".replace("'", '"'), f"data.columns.caption={arguments.caption}"]
+    keys = [f"data.train={json.dumps(arguments.pictures)}", f"data.columns.caption={arguments.caption}"]
     keys += [f"model.pretrained={arguments.tower}", "objective.lock=text", "objective.patch_size=16"]
     keys += [f"train.batch_size={arguments.batch}", "train.epochs=20", "data.valid_fraction=0.05"]
     options: dict[str, Any] = {"keys": keys, "steps": arguments.steps}
