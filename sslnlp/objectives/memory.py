@@ -11,6 +11,8 @@ from sslnlp.types import Encoding
 
 LARGEST = 2**28
 """Numbers that are kept at most: 1 GiB in float32, 700,000 captions of MiniLM."""
+LONGEST = 8192
+"""Tokens of a caption."""
 
 
 class Memory:
@@ -19,6 +21,9 @@ class Memory:
     def __init__(self) -> None:
         self._key_N: Tensor | None = None
         self._state_NH: Tensor | None = None
+        # Odd numbers, one for each position, that are the same in every process and run.
+        generator = torch.Generator().manual_seed(0)
+        self._factor_S = torch.randint(-(2**62), 2**62, (LONGEST,), generator=generator) * 2 + 1
 
     def __bool__(self) -> bool:
         return self._key_N is not None
@@ -44,7 +49,8 @@ class Memory:
             numbers += first_K1H.numel()
             if numbers > LARGEST or not (keys or torch.equal(pooler(states_KSH), pooler(first_K1H))):
                 return
-            keys.append(_keys(encoding))
+            self._factor_S = self._factor_S.to(first_K1H.device)
+            keys.append(self._keys(encoding))
             kept.append(first_K1H[:, 0])
         if keys:
             self._key_N, order = torch.cat(keys).sort(stable=True)
@@ -54,22 +60,16 @@ class Memory:
         """The states [K, 1, H] of captions that were filled in."""
         assert self._key_N is not None
         assert self._state_NH is not None
-        key_K = _keys(encoding)
+        key_K = self._keys(encoding)
         places_K = torch.searchsorted(self._key_N, key_K).clamp_(max=len(self._key_N) - 1)
-        if not key_K.is_cuda:  # there the CPU would wait for the answer
+        # The CPU would wait for a GPU's answer, and a compiled graph would break at it.
+        if not (key_K.is_cuda or torch.compiler.is_compiling()):
             assert torch.equal(self._key_N[places_K], key_K), "a caption that was not read before the first update"
         return self._state_NH[places_K, None]
 
-
-def _keys(encoding: Encoding) -> Tensor:
-    """int64 [K]: the same for the same tokens, whatever the padding; two captions share one by a chance of 2e-19."""
-    ids_KS, real_KS = encoding["input_ids"], encoding["attention_mask"]
-    # One more than the id: a token of id 0 is not nothing.
-    factors_S = _factors(ids_KS.shape[1]).to(ids_KS.device)
-    return ((ids_KS + 1) * real_KS * factors_S).sum(1)
-
-
-def _factors(length: int) -> Tensor:
-    """Odd numbers that stay the same; sums and products wrap around."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(-(2**62), 2**62, (length,), generator=generator) * 2 + 1
+    def _keys(self, encoding: Encoding) -> Tensor:
+        """int64 [K]: the same for the same tokens, whatever the padding; two captions share one by a chance of 2e-19.
+        Sums and products wrap around."""
+        ids_KS, real_KS = encoding["input_ids"], encoding["attention_mask"]
+        # One more than the id: a token of id 0 is not nothing.
+        return ((ids_KS + 1) * real_KS * self._factor_S[: ids_KS.shape[1]]).sum(1)

@@ -115,3 +115,9 @@ def test_nothing_is_kept_for_a_pooler_that_reads_more_or_where_it_is_too_much(mo
     monkeypatch.setattr("sslnlp.objectives.memory.LARGEST", 10)
     memory.fill([encoding], lambda part: hidden_states(model, part), model.pooler)
     assert not memory
+
+
+@pytest.mark.slow
+def test_a_compiled_objective_remembers_too(data: Path, tmp_path: Path, training_reads: list[int]) -> None:
+    run(locked(data, tmp_path / "out", "train.compile=true"))
+    assert not training_reads
