@@ -17,7 +17,7 @@ def recipe() -> Recipe:
         model=ModelConfig(size="mini", dropout=0.1),
         collator=Options("tagging"),
         objective=Options("tagging"),
-        train=TrainConfig(epochs=5, batch_size=16, relative_lr=4.0, schedule="linear", warmup=0.1),
+        train=TrainConfig(epochs=5, batch_size=16, relative_lr=6.0, schedule="linear", warmup=0.1),
         out="out/tagger",
     )
 

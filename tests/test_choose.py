@@ -259,7 +259,7 @@ def test_a_fine_tuned_run_records_the_rate_for_its_weights_and_resumes_with_it(
     keys = [*TINY, f"data.train={rows}", f"data.cache={tmp_path}", f"out={tmp_path / 'run'}", "train.steps=2"]
     asked = load_recipe("finetune_classification", keys)
     _, planned, objective = _built(resolve(asked)[0], 1)
-    rate = relative_rate(objective.model, 4.0)
+    rate = relative_rate(objective.model, 6.0)
     assert planned.recipe.train.lr == rate
     out = run(asked, console=Console(stderr=True, width=200))
     assert f"chosen (give a key to choose otherwise): train.lr {rate:g}" in capsys.readouterr().err
