@@ -44,7 +44,7 @@ def relative_rate(model: nn.Module, share: float) -> float:
     An update of Adam is as long in every entry, whatever the weight is. It adds up over the inputs of a matrix (Yang
     and Hu, 2021, arXiv:2011.14522: the rate of a hidden matrix falls as 1 / width) and over the layers behind each
     other, so that small models, and large weights such as Muon leaves, take a higher rate to move as far. With a share
-    of 4: 2e-5 for BERT-base, 1e-4 for MiniLM, 2e-3 for `model.size=tiny` after pretraining. Rounded to two digits.
+    of 6: 1.6e-4 for MiniLM, 3.2e-3 for a `model.size=tiny` after 3,000 updates of Muon. Rounded to two digits.
     """
     places = layer_of(model)
     layers = {(name.partition(f".{place}.")[0], place) for name, place in places.items()}
