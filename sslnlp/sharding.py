@@ -85,9 +85,13 @@ def shard(module: M, how: Sharding, device: torch.device) -> M:
     units = layers(sharded, how.layers)
     if rank() == 0:
         log.info("FSDP2: %d layers and the rest, each cut over %d processes", len(units), world_size())
-    for layer in units:
-        fully_shard(layer, mesh=mesh, reshard_after_forward=how.reshard_after_forward)
-    fully_shard(sharded, mesh=mesh)
+    parts = [fully_shard(layer, mesh=mesh, reshard_after_forward=how.reshard_after_forward) for layer in units]
+    parts.append(fully_shard(sharded, mesh=mesh))
+    if device.type == "cpu":
+        # Asked for the mean, gloo's reduce-scatter gives the sum as of PyTorch 2.8 (its issue 162338), without a word:
+        # a sum is asked for, and FSDP2 divides it.
+        for part in parts:
+            part.set_force_sum_reduction_for_comms(True)
     for name in ("predict", "scored"):  # what a held-out pass calls
         register_fsdp_forward_method(sharded, name)
     return sharded

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,10 +17,12 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from sslnlp import distributed
 from sslnlp.checkpoint import load_checkpoint, newest_valid
 from sslnlp.cli import run_command
 from sslnlp.errors import UserError
 from sslnlp.metrics import read_metrics
+from sslnlp.precision import new_accelerator
 from sslnlp.recipe import reporting
 from sslnlp.report.config import ReportConfig
 from sslnlp.sharding import Sharding, layers, shard, sharding_asked
@@ -132,6 +135,29 @@ def test_two_sharded_processes_are_one(places: tuple[str, ...], launched: dict[s
         assert difference(resumed.fit(resume=True).state_dict(), straight[place]) < 2e-5, place
     for place in FRESH:
         assert difference(straight[place], torch.load(tmp_path / "fresh" / f"{place}.pt")) < 2e-5, place
+
+
+class Scored(nn.Linear):
+    predict = scored = nn.Linear.forward
+
+
+def test_gradients_are_the_mean_where_gloo_has_none(tmp_path: Path) -> None:
+    """As of PyTorch 2.8 its reduce-scatter gave the sum, whatever it was asked for."""
+
+    def summed(scatter: Any, output: torch.Tensor, input: torch.Tensor, op: Any = None, **options: Any) -> Any:
+        return scatter(output, input, **options)
+
+    def work() -> None:
+        new_accelerator("no")
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("reduce_scatter_tensor", "reduce_scatter_single"):  # what FSDP2 calls as of 2.8, and of 2.13
+                if scatter := getattr(torch.distributed, name, None):
+                    patch.setattr(torch.distributed, name, partial(summed, scatter))
+            layer = shard(Scored(4, 2), Sharding(), torch.device("cpu"))
+            layer(torch.full((1, 4), 2.0 + 4 * distributed.rank())).sum().backward()
+        print([distributed.whole(p.grad).unique().tolist() for p in layer.parameters()])
+
+    assert ranks.run(work, tmp_path) == ["[[4.0], [1.0]]\n"] * 2
 
 
 @pytest.mark.slow
