@@ -12,8 +12,10 @@ by name.
 from __future__ import annotations
 
 import contextlib
+import itertools
+import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -23,10 +25,10 @@ from accelerate.state import AcceleratorState, PartialState
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 GPU = torch.device("cuda", 0)
 ROOT = Path(__file__).parent.parent
+OWN = str(ROOT / "sslnlp")
 READS = {"_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "bincount"}
 READS |= {"_unique2", "unique_dim", "unique_consecutive", "_linalg_eigh", "_linalg_svd"}
 """Operations whose result, the shape of it, or whether they came to one, the CPU has to know before it goes on."""
@@ -103,8 +105,8 @@ class _Calls(TorchFunctionMode):
             return first.held.tolist()  # type: ignore[union-attr]
         if there and name in ("storage", "untyped_storage", "data_ptr"):
             return func(first.held)  # type: ignore[union-attr]
-        if name in MADE_INSIDE and any(isinstance(x, OnGPU) for x in tree_leaves(args)):
-            return OnGPU(func(*tree_map(_held, args), **kwargs))
+        if name in MADE_INSIDE and any(isinstance(x, OnGPU) for x in _leaves(args)):
+            return OnGPU(func(*_each(_held, args), **kwargs))
         if name in ("cpu", "cuda"):
             return self._moved(first, torch.device(name), kwargs.get("non_blocking", False))
         if name == "pin_memory":
@@ -124,7 +126,7 @@ class _Calls(TorchFunctionMode):
         grad = kwargs.pop("requires_grad", False)
         if name in ("tensor", "as_tensor") and torch.device(asked).type == "cuda" and not there:
             self.waits.append(_where(name))  # from numbers of the host, by a copy
-        made = func(*tree_map(_held, args), **kwargs, device="cpu")
+        made = func(*_each(_held, args), **kwargs, device="cpu")
         made = OnGPU(made) if torch.device(asked).type == "cuda" else made
         return made.requires_grad_() if grad else made
 
@@ -165,11 +167,18 @@ class _Operations(TorchDispatchMode):
 
 
 def _compute(func: Any, args: Any, kwargs: Any, waits: list[str]) -> Any:
-    tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+    tensors: list[Tensor] = []
+
+    def held(x: Any) -> Any:
+        if isinstance(x, Tensor):
+            tensors.append(x)
+        return _held(x)
+
+    held_args, held_kwargs = _each(held, args), _each(held, kwargs)
     if not any(isinstance(x, OnGPU) for x in tensors):
         return func(*args, **kwargs)
     name = func._schema.name.split("::")[1]
-    places = [x for x in tree_leaves(args[1]) if isinstance(x, Tensor)] if name in INDEXED else []
+    places = [x for x in _leaves(args[1]) if isinstance(x, Tensor)] if name in INDEXED else []
     if (
         name in READS
         or any(place.dtype == torch.bool or not isinstance(place, OnGPU) for place in places)
@@ -182,9 +191,23 @@ def _compute(func: Any, args: Any, kwargs: Any, waits: list[str]) -> Any:
         known = {id(place) for place in places}
         if any(not isinstance(x, OnGPU) and x.dim() and id(x) not in known for x in tensors):
             raise RuntimeError(f"Expected all tensors to be on the same device, but found cuda:0 and cpu: {func}")
-    result = func(*tree_map(_held, args), **tree_map(_held, kwargs))
+    result = func(*held_args, **held_kwargs)
     own = {id(_held(x)): x for x in tensors}  # what is written in place, and given back
-    return tree_map(lambda x: own.get(id(x), OnGPU(x)) if isinstance(x, Tensor) else x, result)
+    return _each(lambda x: own[id(x)] if id(x) in own else OnGPU(x) if isinstance(x, Tensor) else x, result)
+
+
+def _each(f: Callable[[Any], Any], x: Any) -> Any:
+    """`f` of everything inside of lists, tuples and dicts; torch's own asks each for its kind, which takes long."""
+    kind = type(x)
+    if kind is tuple or kind is list:
+        return kind([_each(f, y) for y in x])
+    return {key: _each(f, y) for key, y in x.items()} if kind is dict else f(x)
+
+
+def _leaves(x: Any) -> list[Any]:
+    found: list[Any] = []
+    _each(found.append, x)
+    return found
 
 
 def _held(x: Any) -> Any:
@@ -193,9 +216,9 @@ def _held(x: Any) -> Any:
 
 def _where(what: str) -> str:
     """The operation and the lines of the package that led to it."""
-    frames = [frame for frame in traceback.extract_stack() if frame.filename.startswith(str(ROOT / "sslnlp"))]
-    lines = [f"{Path(frame.filename).relative_to(ROOT)}:{frame.lineno}" for frame in frames[-3:]]
-    return f"{what}: " + " < ".join(reversed(lines))
+    places = ((frame.f_code.co_filename, line) for frame, line in traceback.walk_stack(sys._getframe()))
+    own = ((name, line) for name, line in places if name.startswith(OWN))
+    return f"{what}: " + " < ".join(f"{Path(name).relative_to(ROOT)}:{line}" for name, line in itertools.islice(own, 3))
 
 
 class _Event:
