@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, softmax
-from sklearn.metrics import roc_auc_score
 
 from sslnlp.arrays import Bools, Floats, Ints
 
@@ -34,6 +31,7 @@ def reliability(probability_N: Floats, right_N: Bools, bins: int = BINS) -> list
 
 def fit_temperature(logits_NC: Floats, label_N: Ints) -> float:
     """What the logits are to be divided by so that the labels are most probable; between 0.05 and 20."""
+    from scipy.optimize import minimize_scalar
 
     def loss(log_temperature: float) -> float:
         return cross_entropy(logits_NC / np.exp(log_temperature), label_N)
@@ -44,6 +42,8 @@ def fit_temperature(logits_NC: Floats, label_N: Ints) -> float:
 
 def cross_entropy(logits_NC: Floats, label_N: Ints) -> float:
     """Mean negative log-probability of the labels, in nats."""
+    from scipy.special import log_softmax
+
     return float(-log_softmax(logits_NC, axis=-1)[np.arange(len(label_N)), label_N].mean())
 
 
@@ -71,6 +71,8 @@ def calibration_figures(logits_NC: Floats, label_N: Ints) -> dict[str, float]:
 
 
 def _error(logits_NC: Floats, label_N: Ints) -> float:
+    from scipy.special import softmax
+
     return calibration_error(softmax(logits_NC, axis=-1).max(-1), logits_NC.argmax(-1) == label_N)
 
 
@@ -98,6 +100,8 @@ def unknown_figures(known_N: Floats, unknown_M: Floats) -> dict[str, float]:
     `unknown_auroc`; `unknown_below`, the threshold under which a text counts as unknown, so that 95 % of the known ones
     stay above; and `unknown_found`, the share of the unknown ones that fall below it.
     """
+    from sklearn.metrics import roc_auc_score
+
     below = float(np.quantile(known_N, 1 - KEPT))
     truth = np.concatenate([np.ones(len(known_N)), np.zeros(len(unknown_M))])
     return {

@@ -1,4 +1,7 @@
-"""Measures of classification and regression, through scikit-learn and scipy."""
+"""Measures of classification and regression, through scikit-learn and scipy.
+
+Those are imported where they are used: a run that pretrains has no need of them, and they take two seconds.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import datasets
-from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import (
-    accuracy_score,
-    cohen_kappa_score,
-    f1_score,
-    label_ranking_average_precision_score,
-    mean_absolute_error,
-    r2_score,
-)
 from torch import Tensor
 
 from sslnlp.evaluation.local import LocalMetric
@@ -27,6 +21,8 @@ class Accuracy(LocalMetric):
     features_of = datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")})
 
     def _compute(self, predictions: Sequence[int], references: Sequence[int]) -> dict[str, float]:
+        from sklearn.metrics import accuracy_score
+
         return {"accuracy": float(accuracy_score(references, predictions))}
 
 
@@ -40,6 +36,8 @@ class MacroF1(LocalMetric):
     features_of = datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")})
 
     def _compute(self, predictions: Sequence[int], references: Sequence[int]) -> dict[str, float]:
+        from sklearn.metrics import f1_score
+
         return {"macro_f1": float(f1_score(references, predictions, average="macro", zero_division=0))}
 
 
@@ -59,6 +57,8 @@ def multi_label_measures(predicted: Mapping[str, Tensor]) -> dict[str, float]:
     high each true class stands among all; no threshold). The latter is of the texts that have a class and lack one:
     any order is right for the others, which scikit-learn counts as 1. Without such a text there is none.
     """
+    from sklearn.metrics import accuracy_score, f1_score, label_ranking_average_precision_score
+
     logits, labels = predicted["logits"].numpy(), predicted["labels"].numpy() > 0.5
     answers = logits > 0
     occurring = (labels | answers).any(0)
@@ -78,6 +78,8 @@ def ordinal_measures(predicted: Mapping[str, Tensor]) -> dict[str, float]:
     """Of classes that are steps of a scale: `mean_distance` of the predicted from the right step, and, unless all of
     either are one and the same step, `weighted_kappa` (Cohen's with quadratic weights: agreement beyond chance, 1 at
     best)."""
+    from sklearn.metrics import cohen_kappa_score
+
     labelled = predicted["labels"] != -100
     classes = predicted["logits"][labelled].argmax(-1).numpy()
     labels = predicted["labels"][labelled].numpy()
@@ -91,6 +93,9 @@ def ordinal_measures(predicted: Mapping[str, Tensor]) -> dict[str, float]:
 def regression_measures(predicted: Mapping[str, Tensor]) -> dict[str, float]:
     """Of `predicted` [N] against `labels` [N]: `mean_absolute_error` in the unit of the labels, and where they vary
     `r2` (1 - squared error over variance; 0: their mean), `pearson` and `spearman` correlations."""
+    from scipy.stats import pearsonr, spearmanr
+    from sklearn.metrics import mean_absolute_error, r2_score
+
     found, labels = predicted["predicted"].double().numpy(), predicted["labels"].double().numpy()
     figures = {"mean_absolute_error": float(mean_absolute_error(labels, found))}
     if len(found) > 1 and labels.std() > 0:

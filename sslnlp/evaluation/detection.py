@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import datasets
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from sslnlp.evaluation.local import LocalMetric
@@ -22,6 +21,8 @@ class AUC(LocalMetric):
     features_of = datasets.Features({"predictions": datasets.Value("float32"), "references": datasets.Value("int64")})
 
     def _compute(self, predictions: Sequence[float], references: Sequence[int]) -> dict[str, float]:
+        from sklearn.metrics import roc_auc_score
+
         if not 0 < sum(references) < len(references):
             return {}
         return {"auc": float(roc_auc_score(references, predictions))}

@@ -12,8 +12,6 @@ from collections.abc import Hashable, Sequence
 
 import datasets
 import numpy as np
-from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsClassifier
 
 from sslnlp.arrays import Vectors
 from sslnlp.errors import UserError
@@ -36,6 +34,9 @@ def probe_measures(
 
     Raises `UserError` for a test label that training never shows, or one class only.
     """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neighbors import KNeighborsClassifier
+
     seen = set(train_labels)
     if len(seen) < 2:
         raise UserError(f"a probe needs at least two labels, the training texts have {len(seen)}")

@@ -9,7 +9,6 @@ from typing import Any
 import datasets
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import rankdata
 
 from sslnlp.arrays import Floats
 from sslnlp.errors import UserError
@@ -59,6 +58,8 @@ def similarity_measures(encode: Callable[[list[str]], npt.NDArray[np.float32]], 
 
 def spearman(a_N: Floats, b_N: Floats) -> float:
     """Spearman's rank correlation, ties sharing their mean rank; NaN where one side does not vary."""
+    from scipy.stats import rankdata
+
     a, b = (rankdata(x) - (len(x) + 1) / 2 for x in (a_N, b_N))
     scale = np.sqrt((a @ a) * (b @ b))
     return float(a @ b / scale) if scale else float("nan")

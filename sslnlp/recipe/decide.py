@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.special import expit, softmax
 from torch import Tensor
 
 from sslnlp.data.stream import Stream, in_runs
@@ -63,6 +62,8 @@ def decide(parts: Parts, objective: Objective, read: HeldOut | None, out: Path) 
     Of one class a text: the temperature, and with `data.out_of_scope` the probability below which a text is `unknown`.
     Of several: a threshold for each class. Neither temperature nor thresholds of classes from fewer than 50 texts.
     """
+    from scipy.special import expit, softmax
+
     decided, kind = Decided(), parts.collator.label_kind
     if read is None or kind not in SETTLED:
         return decided
