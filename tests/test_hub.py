@@ -11,12 +11,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from huggingface_hub import constants
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
+from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
 from sslnlp import hub as hub_module
 from sslnlp.errors import UserError
@@ -74,9 +75,19 @@ batch = tokenizer(text, return_tensors="pt")
 with torch.no_grad():
     print(json.dumps({"ids": batch["input_ids"].tolist(), "logits": model(**batch).logits.tolist()}))
 """
+TEXT = "a quick [MASK] fox"
 
 
-def test_what_is_pushed_loads_elsewhere_into_an_empty_cache(hub: Hub, export: Path, tmp_path: Path) -> None:
+def said(tokenizer: Any, model: Any) -> tuple[list[list[int]], torch.Tensor]:
+    """What stock classes make of a text: its ids and their logits."""
+    batch = tokenizer(TEXT, return_tensors="pt")
+    with torch.no_grad():
+        return batch["input_ids"].tolist(), model.eval()(**batch).logits
+
+
+def test_what_is_pushed_loads_into_an_empty_cache(
+    hub: Hub, export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     url = push(export.parent, "me/tiny", private=True, revision="v1")
 
     assert url == f"{hub.url}/me/tiny/tree/v1"
@@ -87,20 +98,32 @@ def test_what_is_pushed_loads_elsewhere_into_an_empty_cache(hub: Hub, export: Pa
     assert pushed == files(export), "the export whole, and nothing of state/ or the run's folder"
     assert not constants.HF_HUB_DISABLE_XET, "the switch is put back"
 
-    text = "a quick [MASK] fox"
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+    place: dict[str, Any] = {"revision": "v1", "cache_dir": tmp_path / "empty"}
+    ids, logits = said(
+        AutoTokenizer.from_pretrained("me/tiny", **place), AutoModelForMaskedLM.from_pretrained("me/tiny", **place)
+    )
+    expected_ids, expected = said(AutoTokenizer.from_pretrained(export), BertForMaskedLM.from_pretrained(export))
+    assert ids == expected_ids
+    assert torch.allclose(logits, expected, atol=1e-6)
+    assert any((tmp_path / "empty").rglob("model.safetensors"))
+
+
+@pytest.mark.slow
+def test_what_is_pushed_loads_elsewhere(hub: Hub, export: Path, tmp_path: Path) -> None:
+    """In a process that knows nothing of this package."""
+    push(export.parent, "me/tiny", private=True, revision="v1")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TRANSFORMERS_", "PYTHONPATH"))}
     environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "empty"), "HF_TOKEN": "token-of-me"}
     run = subprocess.run(
-        [sys.executable, "-c", _LOAD, "me/tiny", "v1", text],
+        [sys.executable, "-c", _LOAD, "me/tiny", "v1", TEXT],
         capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=120, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-2000:]
     got = json.loads(run.stdout)
-
-    batch = AutoTokenizer.from_pretrained(export)(text, return_tensors="pt")
-    assert got["ids"] == batch["input_ids"].tolist()
-    with torch.no_grad():
-        expected = BertForMaskedLM.from_pretrained(export).eval()(**batch).logits
+    expected_ids, expected = said(AutoTokenizer.from_pretrained(export), BertForMaskedLM.from_pretrained(export))
+    assert got["ids"] == expected_ids
     assert torch.allclose(torch.tensor(got["logits"]), expected, atol=1e-6)
 
 
