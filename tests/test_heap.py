@@ -17,15 +17,21 @@ from tests.contract import make_trainer
 GLIBC = platform.libc_ver()[0] == "glibc"
 SAID = "from sslnlp.heap import keep_freed_memory; print(keep_freed_memory())"
 PAGES = """
-import os, resource, torch
+import ctypes, os, resource
 from sslnlp.heap import keep_freed_memory
+c = ctypes.CDLL(None)
+c.free.argtypes, c.memset.argtypes = [ctypes.c_void_p], [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+def block(size):  # as torch asks for it
+    c.posix_memalign(ctypes.byref(place := ctypes.c_void_p()), ctypes.c_size_t(64), ctypes.c_size_t(size))
+    c.memset(place, 1, size)
+    return place
 if child := os.fork():  # as it comes, then kept
     os.waitpid(child, 0)
     print(keep_freed_memory())
-for turn in range(16):  # the heap has grown to what it needs after five or six
+for turn in range(10):  # the heap has grown to what it needs after five or six
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    blocks = [torch.ones(10 << 20) for _ in range(3)]  # 40 MiB each
-    del blocks
+    for place in [block(40 << 20) for _ in range(3)]:
+        c.free(place)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, flush=True)
 """
 
