@@ -31,6 +31,12 @@ from tests.contract import corpus, make_trainer
 TINY = ["model.size=nano", "train.steps=3", "train.batch_size=2", "tokenizer.vocab_size=520", "data.seq_length=32"]
 
 
+@pytest.fixture(autouse=True)
+def _timed_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Updates are timed for three seconds, six of them at least: here they are six."""
+    monkeypatch.setitem(budget.measure.__kwdefaults__, "at_least", 0.0)
+
+
 def built(name: str, keys: list[str], data: Path) -> tuple[Objective, Batch, TrainConfig]:
     recipe, _ = resolve(load_recipe(name, [*keys, f"data.train={data}"]))
     parts = build_parts(recipe)
