@@ -73,7 +73,9 @@ def test_what_is_added_is_of_the_type_of_the_model(name: str, dtype: torch.dtype
     kept = {parameter.dtype for parameter in objective.parameters() if not parameter.requires_grad}
     assert trained == {dtype}
     assert kept <= {torch.promote_types(dtype, torch.float32)}  # slow copies
-    assert loss_of(objective, name) > 0
+    numbers = [x for x in (*objective.parameters(), *objective.buffers()) if x.is_floating_point()]
+    if {x.dtype for x in numbers} != {dtype}:  # all of one type run in the test before
+        assert loss_of(objective, name) > 0
 
 
 @pytest.mark.parametrize("name", NAMES)
