@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from sslnlp.budget import occasions
+from sslnlp.budget import Pace, occasions
 from sslnlp.errors import UserError
 from sslnlp.optim import relative_rate
 from sslnlp.recipe import Recipe, load_recipe, override, resolve, run
@@ -203,6 +203,7 @@ def test_a_plan_shows_the_choice_of_as_many_processes_as_the_run_will_have(
     text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sslnlp.recipe.choose.timed", lambda parts, seconds: Speed(fixed=0.0, per_row=1e-4))
+    monkeypatch.setattr("sslnlp.budget.measure", lambda trainer, **limits: Pace(update=0.1, tokens=1e3))
     keys = [*TINY, f"data.train={text_file}", "train.budget=20s", "train.precision=no"]
     updates = []
     for world in (1, 4):

@@ -116,14 +116,14 @@ def test_what_is_measured_fits_the_model(runs: dict[str, Path], files: dict[str,
 
 def test_figures_are_files_too(runs: dict[str, Path], tmp_path: Path) -> None:
     """A chart of the page, as PNG and as SVG."""
-    report_runs([runs["bert"]], out=str(tmp_path), measures=False)
+    report_runs([runs["gpt"]], out=str(tmp_path), measures=False)
     sections = json.loads((tmp_path / "report.json").read_text())["sections"]
     charts = [chart for section in sections for chart in section["charts"] if any(chart["series"].values())]
     assert len(charts) > 2
     names = sorted(path.name for path in (tmp_path / "figures").iterdir())
     assert len(names) == 2 * len(charts)
     assert {name.rpartition(".")[2] for name in names} == {"png", "svg"}
-    assert (tmp_path / "figures" / "loss--masked-lm.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "figures" / "loss--causal-lm.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_bits_per_byte_of_the_card_are_those_of_the_held_out_pass(text_file: Path, tmp_path: Path) -> None:
