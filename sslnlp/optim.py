@@ -53,7 +53,8 @@ def relative_rate(model: nn.Module, share: float) -> float:
     squares = sum(float(torch.linalg.vector_norm(matrix, dtype=torch.float32)) ** 2 for matrix in matrices)
     size = math.sqrt(squares / sum(matrix.numel() for matrix in matrices))
     config: Any = model.config
-    return float(f"{share * size / (config.hidden_size * max(1, len(layers))):.2g}")
+    depth = len(layers) or config.num_hidden_layers  # ALBERT's are one layer many times over
+    return float(f"{share * size / (config.hidden_size * depth):.2g}")
 
 
 def parameter_groups(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import AutoConfig, AutoModel
 
 from sslnlp.optim import OPTIMIZERS, SCHEDULES, learning_rate_factor, parameter_groups, relative_rate
 from sslnlp.recipe import load_recipe
@@ -57,6 +58,16 @@ def test_a_relative_rate_follows_the_weights_the_width_and_the_depth() -> None:
 def test_a_relative_rate_suits_other_architectures(name: str) -> None:
     for architecture in ("gpt2", "llama") if name == "causal_lm" else ("t5", "bart"):
         assert 1e-5 < relative_rate(make_objective(name, architecture).model, 2.0) < 1e-2
+
+
+def test_a_layer_that_is_run_several_times_counts_as_often() -> None:
+    options = {"hidden_size": 16, "embedding_size": 8, "num_attention_heads": 2, "intermediate_size": 32}
+    rates = []
+    for depth in (2, 8):
+        torch.manual_seed(0)
+        model = AutoModel.from_config(AutoConfig.for_model("albert", **options, num_hidden_layers=depth))
+        rates.append(relative_rate(model, 4.0))
+    assert rates[0] == pytest.approx(4 * rates[1], rel=0.05)
 
 
 def test_a_trainer_learns_at_the_relative_rate(tmp_path: Path) -> None:
