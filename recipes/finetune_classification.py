@@ -18,7 +18,9 @@ def recipe() -> Recipe:
         collator=Options("classification"),
         objective=Options("classification"),
         # Small labelled sets are seen several times; the learning rate follows the weights they start from.
-        train=TrainConfig(epochs=5, batch_size=16, relative_lr=6.0, schedule="linear", warmup=0.1),
+        train=TrainConfig(
+            epochs=5, batch_size=16, relative_lr=6.0, embedding_lr_scale=4.0, schedule="linear", warmup=0.1
+        ),
         out="out/classifier",
     )
 
