@@ -68,8 +68,8 @@ class Memory:
         return self._state_NH[places_K, None]
 
     def _keys(self, encoding: Encoding) -> Tensor:
-        """int64 [K]: the same for the same tokens, whatever the padding; two captions share one by a chance of 2e-19.
-        Sums and products wrap around."""
+        """int64 [K]: the same for the same tokens, whatever the padding; two captions share one by a chance of
+        2^-45 at most (ids below 2^18). Sums and products wrap around."""
         ids_KS, real_KS = encoding["input_ids"], encoding["attention_mask"]
         # One more than the id: a token of id 0 is not nothing.
         return ((ids_KS + 1) * real_KS * self._factor_S[: ids_KS.shape[1]]).sum(1)

@@ -75,7 +75,7 @@ def plan(recipe: Recipe, *, world: int | None = None, console: Console | None = 
             figures["before_training"] = budget.clock() - began
         figures |= {"processes": world} | _count(parts, objective, world)
         if objective.begins:
-            figures["before_training"] = _beginning(parts, objective)
+            figures["before_training"] = figures.get("before_training", 0.0) + _beginning(parts, objective)
         pace, spent = _measure(parts, objective)
         figures |= {
             "seconds_an_update": pace.update,
