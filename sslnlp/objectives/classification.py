@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 HEADS = ("fitted", "random")
 STRENGTH = 10.0
-"""C of the logistic regression a head starts as, on vectors of mean length 1."""
+"""C of the logistic regression a head starts as (`fitted_head`)."""
 
 
 class _NotLinear(Exception):
@@ -125,13 +125,11 @@ class Classification(TextHead):
             vector_NH, label_N, weight_N = vector_NH[weight_N > 0], label_N[weight_N > 0], weight_N[weight_N > 0]
         if len(np.unique(label_N)) < 2:
             return
-        scale = 1 / max(float(np.linalg.norm(vector_NH, axis=1).mean()), 1e-6)
         weight, bias = fitted_head(
-            vector_NH * scale, label_N, last.out_features,
-            strength=STRENGTH, sure_N=weight_N, intercept=last.bias is not None,
+            vector_NH, label_N, last.out_features, strength=STRENGTH, sure_N=weight_N, intercept=last.bias is not None
         )  # fmt: skip
         with torch.no_grad():
-            last.weight.copy_(torch.from_numpy(weight * scale))
+            last.weight.copy_(torch.from_numpy(weight))
             if last.bias is not None:
                 last.bias.copy_(torch.from_numpy(bias))
 

@@ -21,7 +21,8 @@ def fitted_head(
     """Weight float32 [C, H] and bias [C] of logistic regression, for `classes` classes of which some may not occur.
 
     Args:
-        strength: C, the larger, the less it is regularised.
+        strength: C, the larger, the less it is regularised, on vectors whose mean distance from their mean is 1. Their
+            length would not do: most of it is what all texts share, in a model that was not trained for vectors.
         sure_N: how much each row counts; None: all alike.
         intercept: False where the map has no bias to take it: then it is 0.
 
@@ -29,12 +30,17 @@ def fitted_head(
     """
     from sklearn.linear_model import LogisticRegression
 
+    mean_H = vector_NH.mean(0)
+    scale = 1 / max(float(np.linalg.norm(vector_NH - mean_H, axis=1).mean()), 1e-6)
+    if not intercept:
+        mean_H = np.zeros_like(mean_H)  # nothing could stand for it
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a thousand steps were not enough moves the last digit
-        head = LogisticRegression(C=strength, fit_intercept=intercept, max_iter=1000).fit(vector_NH, label_N, sure_N)
+        head = LogisticRegression(C=strength, fit_intercept=intercept, max_iter=1000)
+        head.fit((vector_NH - mean_H) * scale, label_N, sure_N)
     weight, bias = np.atleast_2d(head.coef_), np.atleast_1d(head.intercept_)
     if len(head.classes_) == 2:  # one row that tells the second class from the first
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
     whole_CH, whole_C = np.zeros((classes, vector_NH.shape[1]), np.float32), np.full(classes, bias.min(), np.float32)
-    whole_CH[head.classes_], whole_C[head.classes_] = weight, bias
-    return whole_CH, whole_C
+    whole_CH[head.classes_], whole_C[head.classes_] = weight * scale, bias
+    return whole_CH, (whole_C - whole_CH @ mean_H).astype(np.float32)

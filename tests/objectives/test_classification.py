@@ -20,6 +20,7 @@ from transformers import (
 from sslnlp.errors import UserError
 from sslnlp.models import ModelConfig, build_model
 from sslnlp.objectives.classification import Classification
+from sslnlp.objectives.fitted_head import fitted_head
 from sslnlp.objectives.text_head import output_layer
 
 SIZES = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
@@ -162,9 +163,26 @@ def test_a_new_head_begins_as_logistic_regression(architecture: str) -> None:
     logits = objective.eval().predict(given)["logits"].detach()
     known = given["labels"] >= 0
     features = seen[0].detach().numpy()
-    scale = 1 / np.linalg.norm(features[known], axis=1).mean()
-    fitted = LogisticRegression(C=10, max_iter=1000).fit(features[known] * scale, given["labels"][known])
-    np.testing.assert_allclose(logits.softmax(-1), fitted.predict_proba(features * scale), atol=1e-3)
+    features = (features - features[known].mean(0)) / spread(features[known])
+    fitted = LogisticRegression(C=10, max_iter=1000).fit(features[known], given["labels"][known])
+    np.testing.assert_allclose(logits.softmax(-1), fitted.predict_proba(features), atol=1e-3)
+
+
+def spread(vectors: np.ndarray) -> float:
+    """The mean distance from the mean."""
+    return float(np.linalg.norm(vectors - vectors.mean(0), axis=1).mean())
+
+
+def test_what_all_texts_share_changes_nothing_in_a_fitted_head() -> None:
+    draws = np.random.default_rng(0)
+    vectors, labels = draws.standard_normal((60, 8)).astype(np.float32), np.arange(60) % 3
+    vectors[:, :3] += np.eye(3, dtype=np.float32)[labels]
+    shared = 50 * draws.standard_normal(8).astype(np.float32)
+    weight, bias = fitted_head(vectors, labels, 4, strength=10.0)  # class 3 does not occur
+    moved, moved_bias = fitted_head(vectors + shared, labels, 4, strength=10.0)
+    np.testing.assert_allclose((vectors + shared) @ moved.T + moved_bias, vectors @ weight.T + bias, atol=2e-2)
+    long, long_bias = fitted_head(7 * vectors, labels, 4, strength=10.0)
+    np.testing.assert_allclose(7 * vectors @ long.T + long_bias, vectors @ weight.T + bias, atol=2e-2)
 
 
 def test_two_classes_and_one_that_does_not_occur() -> None:
@@ -184,7 +202,8 @@ def test_a_new_head_begins_with_the_weights_of_the_classes() -> None:
     last.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     shares = objective.eval().predict(given)["logits"].detach().softmax(-1)
     kept = given["labels"] > 0
-    features = seen[0].detach().numpy() / np.linalg.norm(seen[0][kept].detach(), axis=1).mean()
+    features = seen[0].detach().numpy()
+    features = (features - features[kept].mean(0)) / spread(features[kept])
     fitted = LogisticRegression(C=10, max_iter=1000, class_weight={1: 9.0, 2: 1.0})
     fitted.fit(features[kept], given["labels"][kept])
     odds = shares[:, 1:] / shares[:, 1:].sum(1, keepdim=True)
@@ -216,7 +235,7 @@ def test_the_head_of_a_decoder_begins_so_too_on_batches_of_any_width() -> None:
             logits.append(objective.predict(given)["logits"])
         vectors.append(states[torch.arange(len(last)), last])
     features = torch.cat(vectors).numpy()
-    scale = 1 / np.linalg.norm(features, axis=1).mean()
+    scale = 1 / spread(features)
     labels = torch.cat([narrow["labels"], wide["labels"]])
     fitted = LogisticRegression(C=10, max_iter=1000, fit_intercept=False).fit(features * scale, labels)
     np.testing.assert_allclose(torch.cat(logits).softmax(-1), fitted.predict_proba(features * scale), atol=1e-3)
