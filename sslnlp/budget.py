@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import re
 import shutil
 import statistics
 import tempfile
@@ -21,7 +20,6 @@ from typing import TYPE_CHECKING
 
 from sslnlp import distributed
 from sslnlp.checkpoint import save_checkpoint
-from sslnlp.errors import UserError
 from sslnlp.windows import Windows, iterate
 
 if TYPE_CHECKING:
@@ -29,8 +27,6 @@ if TYPE_CHECKING:
     from sslnlp.train_config import TrainConfig
 
 log = logging.getLogger(__name__)
-
-_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 clock = time.perf_counter
 """Seconds. `benchmarks.plan` puts the process's CPU seconds in its place, which a neighbour does not disturb."""
@@ -43,17 +39,6 @@ UNKNOWN = 10_000
 
 _ASIDE = ".measured-"
 _GOLDEN = 0.6180339887498949
-
-
-def parse_duration(text: str) -> float:
-    """Seconds in `90s`, `10m`, `1.5h`, `1h30m`, `2d`."""
-    compact = text.replace(" ", "").lower()
-    if not re.fullmatch(r"(\d+(\.\d+)?[smhd])+", compact):
-        raise UserError(f"cannot read the duration {text!r}; write for instance 90s, 10m or 1h30m")
-    seconds = sum(float(number) * _UNITS[unit] for number, _, unit in re.findall(r"(\d+(\.\d+)?)([smhd])", compact))
-    if seconds <= 0:
-        raise UserError(f"a budget of {text!r} leaves no time to train")
-    return seconds
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,6 @@ from torch import nn
 from sslnlp.models import embedding_tables, layer_of
 from sslnlp.muon import Muon
 
-SCHEDULES = ("wsd", "cosine", "linear", "constant")
-
 
 def learning_rate_factor(step: int, steps: int, *, schedule: str, warmup: float, decay: float) -> float:
     """The share of the peak learning rate at update `step` (0-based) of `steps`, in (0, 1].

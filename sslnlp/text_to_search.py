@@ -10,7 +10,6 @@ from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
-from sslnlp.budget import parse_duration
 from sslnlp.data import DataConfig
 from sslnlp.data.paired import paired
 from sslnlp.data.sources import open_part
@@ -21,6 +20,7 @@ from sslnlp.search.documents import read_documents
 from sslnlp.search.encoder import read_json
 from sslnlp.search.mining import mine
 from sslnlp.search.negatives import Mining
+from sslnlp.train_config import parse_duration
 from sslnlp.writing import sha256_of, write_json
 
 SHARES = {"masked": 0.35, "retrieval": 0.15, "contrastive": 0.15, "pairs": 0.1, "mined": 0.1, "reranker": 0.15}

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sslnlp import distributed
 from sslnlp.averaging import Average
-from sslnlp.budget import calibrate, distances, parse_duration
+from sslnlp.budget import calibrate, distances
 from sslnlp.checkpoint import keep_last, load_checkpoint, newest_valid, place_of, save_checkpoint
 from sslnlp.collators.base import Collator
 from sslnlp.data.stream import Stream
@@ -41,7 +41,7 @@ from sslnlp.progress import Progress
 from sslnlp.sharding import gathered, load_whole, refill, shard, sharding_asked
 from sslnlp.signals import Interrupted, Signals
 from sslnlp.sums import Running, add_sums, count_tokens
-from sslnlp.train_config import TrainConfig
+from sslnlp.train_config import TrainConfig, parse_duration
 from sslnlp.types import Batch, Row
 from sslnlp.varlen import with_starts
 from sslnlp.windows import Windows, iterate

@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
-from torch import nn
-
-from sslnlp.budget import parse_duration
 from sslnlp.errors import UserError, suggest
 from sslnlp.metrics import check_trackers
-from sslnlp.optim import OPTIMIZERS, SCHEDULES, relative_rate
+
+if TYPE_CHECKING:
+    from torch import nn
+
+SCHEDULES = ("wsd", "cosine", "linear", "constant")
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def parse_duration(text: str) -> float:
+    """Seconds in `90s`, `10m`, `1.5h`, `1h30m`, `2d`."""
+    compact = text.replace(" ", "").lower()
+    if not re.fullmatch(r"(\d+(\.\d+)?[smhd])+", compact):
+        raise UserError(f"cannot read the duration {text!r}; write for instance 90s, 10m or 1h30m")
+    seconds = sum(float(number) * _UNITS[unit] for number, _, unit in re.findall(r"(\d+(\.\d+)?)([smhd])", compact))
+    if seconds <= 0:
+        raise UserError(f"a budget of {text!r} leaves no time to train")
+    return seconds
 
 
 @dataclass(kw_only=True)
@@ -94,7 +109,7 @@ class TrainConfig:
             "schedule": SCHEDULES,
             "precision": ("no", "bf16"),
             "on_nonfinite": ("stop", "rollback"),
-            "optimizer": OPTIMIZERS,
+            "optimizer": ("adamw", "muon"),  # `optim.OPTIMIZERS`
         }
         for name, accepted in choices.items():
             if getattr(self, name) not in accepted:
@@ -123,4 +138,6 @@ class TrainConfig:
         """This one with the `lr` that `relative_lr` asks for, where it asks."""
         if self.relative_lr is None:
             return self
+        from sslnlp.optim import relative_rate  # brings torch, which a recipe that is only read does without
+
         return replace(self, lr=relative_rate(model, self.relative_lr), relative_lr=None)

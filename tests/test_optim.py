@@ -10,8 +10,10 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
-from sslnlp.optim import OPTIMIZERS, SCHEDULES, learning_rate_factor, parameter_groups, relative_rate
+from sslnlp.errors import UserError
+from sslnlp.optim import OPTIMIZERS, learning_rate_factor, parameter_groups, relative_rate
 from sslnlp.recipe import load_recipe
+from sslnlp.train_config import SCHEDULES, TrainConfig
 from tests.contract import difference, make_objective, make_trainer, one_batch
 
 
@@ -89,6 +91,11 @@ def test_only_matrices_decay_and_frozen_parameters_are_left_out() -> None:
     assert [tuple(p.shape) for p in kept["params"]] == [(4,), (4,), (4,)]
     assert kept["weight_decay"] == 0.0
     assert isinstance(decayed["params"][0], torch.Tensor)
+
+
+def test_a_recipe_may_name_every_optimizer_and_no_other() -> None:
+    with pytest.raises(UserError, match=f"Accepted: {', '.join(sorted(OPTIMIZERS))}\\."):
+        TrainConfig(optimizer="lion")
 
 
 @pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))

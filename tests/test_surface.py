@@ -156,7 +156,7 @@ LEVELS = [
     "registry locks writing quiet text_files",
     "varlen keyed nn attention adapt distributed label_spreading lora pictures augment picture_encoder",
     "tokenizer",
-    "architectures vision models modes masks packed last_layer heads generation embedding_init",
+    "architectures model_config vision models modes masks packed last_layer heads generation embedding_init",
     "data",
     "collators objectives",
     "optim muon checkpoint metrics progress windows train_config sums signals finite "

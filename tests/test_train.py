@@ -13,11 +13,11 @@ import torch
 import torch.distributed as dist
 
 from sslnlp import budget, distributed, signals
-from sslnlp.budget import parse_duration
 from sslnlp.checkpoint import newest_valid
 from sslnlp.errors import UserError
 from sslnlp.metrics import MetricsLog, read_metrics
 from sslnlp.train import Interrupted, NonFiniteError, TrainConfig, Trainer
+from sslnlp.train_config import parse_duration
 from sslnlp.windows import Windows
 from tests.contract import difference, digest, make_trainer, one_batch
 

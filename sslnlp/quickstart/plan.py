@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sslnlp.data.config import DataConfig
 from sslnlp.metrics import read_metrics
-from sslnlp.models import ModelConfig
+from sslnlp.model_config import ModelConfig
 from sslnlp.quickstart.corpus import Corpus
 from sslnlp.recipe import Options, Recipe, TokenizerConfig, TrainConfig
 

@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Grid
 
-from sslnlp.budget import parse_duration
 from sslnlp.errors import UserError
 from sslnlp.precision import fitting_precision
 from sslnlp.quickstart import baselines, samples
@@ -29,6 +28,7 @@ from sslnlp.recipe.out import sole
 from sslnlp.report import Section, Table, make_report
 from sslnlp.report.measures import measure
 from sslnlp.report.page import Cell, format_cell
+from sslnlp.train_config import parse_duration
 from sslnlp.writing import write_json
 
 DRAWS = {8: 3, 64: 1}

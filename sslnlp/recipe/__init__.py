@@ -1,7 +1,7 @@
 """Recipes: what to run, as a typed value that Python, JSON and the command line write alike."""
 
 from sslnlp.data.config import DataConfig
-from sslnlp.models import ModelConfig
+from sslnlp.model_config import ModelConfig
 from sslnlp.recipe.build import Parts, build_objective, build_parts, resolve
 from sslnlp.recipe.check import check, check_recipe
 from sslnlp.recipe.load import load_recipe, read_result, shipped

@@ -13,7 +13,7 @@ from typing import Any
 
 from sslnlp.data.config import DataConfig
 from sslnlp.errors import UserError
-from sslnlp.models import ModelConfig
+from sslnlp.model_config import ModelConfig
 from sslnlp.recipe.build import resolve
 from sslnlp.recipe.load import read_biography
 from sslnlp.recipe.schema import Options, Recipe, override, to_dict

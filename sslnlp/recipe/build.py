@@ -25,7 +25,8 @@ from sslnlp.data.stream import RowSource, Stream, in_runs
 from sslnlp.data.table_rows import TableRows
 from sslnlp.data.tagged import Tagged, tagged
 from sslnlp.errors import UserError
-from sslnlp.models import ModelConfig, build_config, build_model, max_positions
+from sslnlp.model_config import ModelConfig
+from sslnlp.models import build_config, build_model, max_positions
 from sslnlp.objectives.base import Objective
 from sslnlp.packed import isolates, isolates_pairs, reads_alone, trust_rows
 from sslnlp.recipe.check import check_recipe, stock_config

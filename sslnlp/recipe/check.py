@@ -14,7 +14,8 @@ from sslnlp.collators import COLLATORS, get_collator
 from sslnlp.collators.base import Collator
 from sslnlp.errors import UserError, reason_of, suggest
 from sslnlp.evaluation.beir import load_beir
-from sslnlp.models import ModelConfig, build_config, known_fields
+from sslnlp.model_config import ModelConfig
+from sslnlp.models import build_config, known_fields
 from sslnlp.objectives.base import Objective
 from sslnlp.recipe.schema import Recipe, bind, options_of
 from sslnlp.tokenizer import Contract, load_tokenizer, vocabulary_facts

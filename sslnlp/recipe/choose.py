@@ -18,7 +18,7 @@ from typing import Any
 
 from sslnlp import distributed
 from sslnlp.architectures import SIZES
-from sslnlp.budget import parse_duration, time_updates
+from sslnlp.budget import time_updates
 from sslnlp.objectives.base import Objective
 from sslnlp.precision import fitting_precision
 from sslnlp.recipe.build import Parts, build_objective, processes
@@ -26,6 +26,7 @@ from sslnlp.recipe.load import read_biography
 from sslnlp.recipe.schema import Recipe, override
 from sslnlp.sharding import sharding_asked
 from sslnlp.train import Trainer
+from sslnlp.train_config import parse_duration
 from sslnlp.windows import Windows
 
 OF_ROOT = 2.0

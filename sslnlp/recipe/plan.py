@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from sslnlp import budget, distributed
-from sslnlp.budget import Pace, nearest_folder, occasions, parse_duration
+from sslnlp.budget import Pace, nearest_folder, occasions
 from sslnlp.data.stream import Stream
 from sslnlp.evaluation import evaluate_held_out
 from sslnlp.locks import Held, locked
@@ -36,7 +36,7 @@ from sslnlp.recipe.schema import Recipe
 from sslnlp.sharding import sharding_asked
 from sslnlp.sums import count_tokens
 from sslnlp.train import Trainer
-from sslnlp.train_config import TrainConfig
+from sslnlp.train_config import TrainConfig, parse_duration
 from sslnlp.types import Batch, Row
 
 HELD_OUT_BATCHES = 12
