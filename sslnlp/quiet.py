@@ -48,3 +48,21 @@ def passing_bars(*columns: ProgressColumn) -> Iterator[Progress]:
     screen = Console(stderr=True)
     with Progress(*(columns or usual), console=screen, transient=True, disable=not shows_bars(screen)) as shown:
         yield shown
+
+
+def progress_bar(console: Console) -> Progress:
+    """Steps done, time gone and left, and what is said of them, which is what gives way on a narrow terminal."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.table import Column
+
+    whole = Column(no_wrap=True)
+    counts = (MofNCompleteColumn(table_column=whole), TimeElapsedColumn(whole), TimeRemainingColumn(table_column=whole))
+    said = TextColumn("{task.description}", table_column=Column())
+    return Progress(BarColumn(bar_width=8), *counts, said, console=console, disable=not shows_bars(console))

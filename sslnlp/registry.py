@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from sslnlp.errors import UserError, suggest
@@ -34,6 +34,19 @@ def find_class(kind: str, name: str, registry: Mapping[str, str], base: type[T])
     if not (isinstance(found, type) and issubclass(found, base)):
         raise UserError(f"{kind} {name!r}: {class_name} is not a subclass of sslnlp's {base.__name__}")
     return found
+
+
+def on_first_use(package: str, names: Mapping[str, Sequence[str]]) -> Callable[[str], Any]:
+    """The `__getattr__` of a package (PEP 562) that imports these names, module by module, when one is first asked for:
+    who uses another part of the package does not wait for what they bring."""
+    modules = {name: f"{package}.{module}" for module, given in names.items() for name in given}
+
+    def find(name: str) -> Any:
+        if name not in modules:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(modules[name]), name)
+
+    return find
 
 
 def keywords_of(function: Callable[..., Any]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -246,7 +245,7 @@ def test_training_in_float32_unasked_is_said_where_half_precision_is_faster(
     fitting: str, keys: list[str], said: bool, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(sys.modules["sslnlp.recipe.run"], "fitting_precision", lambda device: fitting)
+    monkeypatch.setattr("sslnlp.recipe.running.fitting_precision", lambda device: fitting)
     pairs = [*TINY, f"data.train={text_file}", f"out={tmp_path / 'run'}", "train.steps=1", *keys]
     run(load_recipe("pretrain_gpt", pairs), console=Console(stderr=True, width=200))
     assert ("train.precision=bf16" in capsys.readouterr().err) == said

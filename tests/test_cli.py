@@ -24,7 +24,7 @@ from sslnlp.errors import UserError
 from sslnlp.recipe import load_recipe, resolve
 from sslnlp.recipe.build import build_parts
 from sslnlp.recipe.preview import preview
-from sslnlp.recipe.run import _progress
+from sslnlp.recipe.running import _progress
 from tests.contract import corpus
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -262,7 +262,7 @@ def test_a_bar_is_for_a_terminal_and_keeps_its_numbers_on_a_narrow_one() -> None
 
 
 def test_a_log_gets_a_line_now_and_then_and_the_last_one_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["sslnlp.recipe.run"], "LINE_SECONDS", 0.0)  # whose package has a function `run`
+    monkeypatch.setattr("sslnlp.recipe.running.LINE_SECONDS", 0.0)
     log = io.StringIO()
     with _progress(Console(file=log, width=80)) as show:
         for step in (10, 20):

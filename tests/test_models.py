@@ -28,7 +28,7 @@ from sslnlp.keyed import row_keyed_dropout
 from sslnlp.models import ModelConfig, build_model, max_positions
 from sslnlp.objectives.seq2seq_lm import Seq2SeqLM
 from sslnlp.packed import hidden_states, isolates, isolates_pairs, reads_alone, seq2seq_logits
-from sslnlp.recipe.check import check_config
+from sslnlp.recipe.checks import check_config
 
 WRAPS = {
     **dict.fromkeys(("bert", "modernbert", "roberta", "electra"), AutoModelForMaskedLM),

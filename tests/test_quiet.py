@@ -11,8 +11,7 @@ from types import ModuleType
 import pytest
 from rich.console import Console
 
-from sslnlp.quiet import shows_bars
-from sslnlp.recipe.run import progress_bar
+from sslnlp.quiet import progress_bar, shows_bars
 
 
 def notebook() -> Console:

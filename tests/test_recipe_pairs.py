@@ -15,7 +15,7 @@ from sslnlp.models import ModelConfig
 from sslnlp.objectives import OBJECTIVES, Objective, get_objective
 from sslnlp.recipe import Options, Recipe, check, load_recipe, override
 from sslnlp.recipe.build import resolve
-from sslnlp.recipe.check import check_compared, check_config, check_model
+from sslnlp.recipe.checks import check_compared, check_config, check_model
 
 
 class Elsewhere(get_collator("causal_lm")):  # type: ignore[misc]

@@ -6,11 +6,13 @@ A new option or key is a decision: it is made here, in the same diff.
 from __future__ import annotations
 
 import ast
+import importlib
 import os
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import typer
@@ -256,6 +258,15 @@ def test_contributors_are_told_the_same_levels() -> None:
     told = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Who may import whom")[2].split("```")[1]
     levels = [set(level.replace(",", " ").replace("|", " ").split()) for level in told.split("<-")]
     assert levels == [{name for name in level.split() if not name.startswith("__")} for level in LEVELS]
+
+
+@pytest.mark.parametrize("package", ["curve", "data", "recipe", "report"])
+def test_what_is_imported_on_first_use_is_there(package: str) -> None:
+    module = importlib.import_module(f"sslnlp.{package}")
+    for name in module.__all__:
+        assert not isinstance(getattr(module, name), ModuleType), f"{name} is a module, which hides what it promises"
+    with pytest.raises(AttributeError, match=f"'sslnlp.{package}' has no attribute 'nothing'"):
+        _ = module.nothing
 
 
 def test_the_loop_knows_only_the_base_classes() -> None:

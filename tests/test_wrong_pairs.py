@@ -12,7 +12,7 @@ from sslnlp.collators.base import Collator
 from sslnlp.errors import UserError
 from sslnlp.objectives import OBJECTIVES
 from sslnlp.objectives.base import Objective
-from sslnlp.recipe.check import check
+from sslnlp.recipe.checks import check
 from tests.contract import corpus, objective_class, small_tokenizer
 
 

@@ -13,8 +13,8 @@ from rich.table import Table as Grid
 from sslnlp.curve.cells import FRESH, LARGEST, LEXICAL, Measured, parse_labels
 from sslnlp.curve.run import label_curve
 from sslnlp.errors import UserError
+from sslnlp.quiet import progress_bar
 from sslnlp.recipe import Recipe, load_recipe
-from sslnlp.recipe.run import progress_bar
 
 USUAL = (
     "frozen + LR: finetune_few_shot train.steps=0",

@@ -18,7 +18,7 @@ from sslnlp.errors import UserError
 from sslnlp.evaluation.baselines import largest_class, tfidf_logreg
 from sslnlp.recipe import Recipe, override, read_result, run
 from sslnlp.recipe.build import cache_folder
-from sslnlp.recipe.check import check_recipe
+from sslnlp.recipe.checks import check_recipe
 from sslnlp.train import NonFiniteError
 
 Told = Callable[[Measured, int, int], None]

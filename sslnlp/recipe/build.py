@@ -29,7 +29,7 @@ from sslnlp.model_config import ModelConfig
 from sslnlp.models import build_config, build_model, max_positions
 from sslnlp.objectives.base import Objective
 from sslnlp.packed import isolates, isolates_pairs, reads_alone, trust_rows
-from sslnlp.recipe.check import check_recipe, stock_config
+from sslnlp.recipe.checks import check_recipe, stock_config
 from sslnlp.recipe.embeddings import start_embeddings
 from sslnlp.recipe.inherit import inherit
 from sslnlp.recipe.overrides import fields_of

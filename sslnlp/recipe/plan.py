@@ -28,7 +28,7 @@ from sslnlp.objectives.base import Objective
 from sslnlp.precision import float32_by_default
 from sslnlp.quiet import quiet_loading
 from sslnlp.recipe.build import Parts, build_objective, build_parts, cache_folder, processes, resolve
-from sslnlp.recipe.check import check_compared
+from sslnlp.recipe.checks import check_compared
 from sslnlp.recipe.choose import choose, settle_rate
 from sslnlp.recipe.costs import count, memory
 from sslnlp.recipe.rows import BEGIN_ROWS, first_rows, remember

@@ -16,7 +16,7 @@ from sslnlp.evaluation.held_out import by_length
 from sslnlp.models import max_positions
 from sslnlp.objectives.base import Objective
 from sslnlp.recipe.build import Parts, processes
-from sslnlp.recipe.check import stock_config
+from sslnlp.recipe.checks import stock_config
 from sslnlp.sharding import sharding_asked
 from sslnlp.types import Batch, Encoding
 

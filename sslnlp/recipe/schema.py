@@ -8,20 +8,20 @@ import json
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from sslnlp.collators import get_collator
-from sslnlp.collators.base import Collator
 from sslnlp.data.config import DataConfig
 from sslnlp.errors import UserError, suggest
-from sslnlp.models import ModelConfig
-from sslnlp.objectives import get_objective
-from sslnlp.objectives.base import Objective
+from sslnlp.model_config import ModelConfig
 from sslnlp.recipe.adapt_config import AdaptConfig
 from sslnlp.recipe.overrides import coerce, fields_of
 from sslnlp.registry import keywords_of
 from sslnlp.report.config import ReportConfig
-from sslnlp.train import TrainConfig
+from sslnlp.train_config import TrainConfig
+
+if TYPE_CHECKING:
+    from sslnlp.collators.base import Collator
+    from sslnlp.objectives.base import Objective
 
 Algorithm = Literal["bpe", "wordpiece", "unigram", "bytes"]
 
@@ -82,10 +82,14 @@ class Recipe:
     def objective_class(self) -> type[Objective]:
         if self.objective.name is None:
             raise UserError("the recipe names no objective: give objective.name (for example masked_lm)")
+        from sslnlp.objectives import get_objective  # brings torch, which a recipe that is only read does without
+
         return get_objective(self.objective.name).bound(self.objective.options)
 
     @property
     def collator_class(self) -> type[Collator]:
+        from sslnlp.collators import get_collator  # brings transformers, likewise
+
         return get_collator(self.collator.name or self.objective_class.collator).bound(self.collator.options)
 
 
@@ -94,6 +98,8 @@ SECTIONS = tuple(f.name for f in dataclasses.fields(Recipe) if f.init and f.name
 
 def options_of(cls: type[Objective] | type[Collator]) -> dict[str, Any]:
     """The options a class accepts and their annotations: an objective's keyword-only arguments, a collator's fields."""
+    from sslnlp.collators.base import Collator
+
     if issubclass(cls, Collator):
         return {name: kind for name, kind in fields_of(cls).items() if name not in _SET_BY_THE_RUN}
     return keywords_of(cls.__init__)

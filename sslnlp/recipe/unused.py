@@ -7,9 +7,7 @@ from typing import Any
 
 from sslnlp.architectures import ARCHITECTURES, size_of
 from sslnlp.errors import UserError
-from sslnlp.recipe.check import stock_config
 from sslnlp.recipe.schema import Recipe
-from sslnlp.tokenizer import load_tokenizer
 
 _SIZE = ("hidden_size", "n_embd", "d_model", "num_hidden_layers", "n_layer", "encoder_layers", "num_layers")
 
@@ -27,6 +25,8 @@ def _check_model(recipe: Recipe, pairs: Mapping[str, Any]) -> None:
     model = recipe.model
     if model.pretrained is None or not {"model.architecture", "model.size"} & pairs.keys():
         return
+    from sslnlp.recipe.checks import stock_config  # brings torch
+
     stock = stock_config(model)
     kind = str(stock.model_type)
     if "model.architecture" in pairs and model.architecture != kind:
@@ -45,8 +45,11 @@ def _check_tokenizer(recipe: Recipe, pairs: Mapping[str, Any]) -> None:
     for name in ("algorithm", "lowercase"):
         if f"tokenizer.{name}" in pairs:
             _refuse(f"tokenizer.{name}={getattr(asked, name)}", f"tokenizer.path={path} is trained already")
-    if "tokenizer.vocab_size" in pairs and (size := len(load_tokenizer(path))) != asked.vocab_size:
-        _refuse(f"tokenizer.vocab_size={asked.vocab_size}", f"tokenizer.path={path} has {size} tokens")
+    if "tokenizer.vocab_size" in pairs:
+        from sslnlp.tokenizer import load_tokenizer  # brings transformers
+
+        if (size := len(load_tokenizer(path))) != asked.vocab_size:
+            _refuse(f"tokenizer.vocab_size={asked.vocab_size}", f"tokenizer.path={path} has {size} tokens")
 
 
 def _refuse(key: str, why: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sslnlp.errors import UserError
-from sslnlp.evaluation.zero_shot import check_templates
 
 
 @dataclass(kw_only=True)
@@ -45,6 +44,8 @@ class ReportConfig:
         if (self.probe_train is None) != (self.probe_test is None):
             raise UserError("a probe needs both report.probe_train and report.probe_test")
         if self.templates is not None:
+            from sslnlp.evaluation.zero_shot import check_templates  # brings torch
+
             check_templates(self.templates)
 
     @property

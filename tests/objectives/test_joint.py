@@ -11,7 +11,7 @@ from sslnlp.objectives.joint import Joint
 from sslnlp.objectives.masked_diffusion import MaskedDiffusion
 from sslnlp.objectives.masked_lm import MaskedLM
 from sslnlp.recipe import Recipe
-from sslnlp.recipe.check import check_recipe
+from sslnlp.recipe.checks import check_recipe
 from sslnlp.recipe.schema import override
 from tests.contract import LENGTH, make_collator, make_objective, make_stream, one_batch, small_tokenizer
 

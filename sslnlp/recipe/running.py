@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Column
 
 from sslnlp.distributed import alone, wait, world_size
 from sslnlp.errors import UserError
@@ -24,11 +22,11 @@ from sslnlp.lora import merged
 from sslnlp.models import count_parameters
 from sslnlp.objectives.base import Objective
 from sslnlp.precision import fitting_precision, float32_by_default
-from sslnlp.quiet import quiet_loading, shows_bars
+from sslnlp.quiet import progress_bar, quiet_loading, shows_bars
 from sslnlp.recipe.adapting import adapted, begun
 from sslnlp.recipe.biography import biography, card_facts
 from sslnlp.recipe.build import Parts, build_objective, build_parts, processes, resolve
-from sslnlp.recipe.check import check_compared
+from sslnlp.recipe.checks import check_compared
 from sslnlp.recipe.choose import apply, choose, chosen_before, settle_rate
 from sslnlp.recipe.decide import HeldOut, decide, settle
 from sslnlp.recipe.load import read_biography
@@ -208,14 +206,6 @@ def _progress(console: Console) -> Iterator[Callable[[int, int, Mapping[str, flo
     finally:
         if said and not bars:
             console.print(said, highlight=False, soft_wrap=True)
-
-
-def progress_bar(console: Console) -> Progress:
-    """Steps done, time gone and left, and what is said of them, which is what gives way on a narrow terminal."""
-    whole = Column(no_wrap=True)
-    counts = (MofNCompleteColumn(table_column=whole), TimeElapsedColumn(whole), TimeRemainingColumn(table_column=whole))
-    said = TextColumn("{task.description}", table_column=Column())
-    return Progress(BarColumn(bar_width=8), *counts, said, console=console, disable=not shows_bars(console))
 
 
 def _finish(
