@@ -1,4 +1,5 @@
-"""The command line. Everything heavy is imported inside the command that needs it, so `--help` answers at once."""
+"""The command line. Everything heavy is imported inside the command that needs it, so `--help` answers at once, and
+there after a look at what was typed, so that a mistake in it is told at once."""
 
 from __future__ import annotations
 
@@ -95,6 +96,9 @@ def tokenizer(
     memory_mb: Annotated[int, typer.Option(help="Memory the training may use, in MB.")] = 1024,
 ) -> None:
     """Train a tokenizer within a memory budget, and print its contract: what objectives may rely on."""
+    from sslnlp.data.files import check_there
+
+    check_there(data)
     from sslnlp.recipe import make_tokenizer
 
     make_tokenizer(
@@ -109,9 +113,12 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest valid checkpoint in `out`.")] = False,
 ) -> None:
     """Run a recipe: from text to a trained model and its export."""
-    from sslnlp.recipe import load_recipe, run
+    from sslnlp.recipe.complete import load_complete
 
-    run(load_recipe(recipe, overrides or []), resume=resume)
+    asked = load_complete(recipe, overrides or [])
+    from sslnlp.recipe import run
+
+    run(asked, resume=resume)
 
 
 @app.command()
@@ -124,12 +131,13 @@ def prepare(
     merge: Annotated[bool, typer.Option("--merge", help="Join the shards, once all are in the cache.")] = False,
 ) -> None:
     """Tokenise the text of a recipe before training; in shards, on several machines, where it is much."""
+    from sslnlp.recipe.complete import load_complete
+
+    asked = load_complete(recipe, overrides or [])
     from sslnlp.data.dealing import Shard
-    from sslnlp.recipe import load_recipe
     from sslnlp.recipe.prepare import prepare as make
 
-    share = None if shard is None else Shard.parse(shard)
-    make(load_recipe(recipe, overrides or []), shard=share, merge=merge)
+    make(asked, shard=None if shard is None else Shard.parse(shard), merge=merge)
 
 
 @app.command()
@@ -139,19 +147,23 @@ def preview(
     rows: Annotated[int, typer.Option(min=1, help="Rows to show.")] = 4,
 ) -> None:
     """Show what the model will see: rows, and the targets in them, readable."""
-    from sslnlp.recipe import load_recipe
+    from sslnlp.recipe.complete import load_complete
+
+    asked = load_complete(recipe, overrides or [])
     from sslnlp.recipe.preview import preview as show
 
-    show(load_recipe(recipe, overrides or []), rows=rows)
+    show(asked, rows=rows)
 
 
 @app.command()
 def plan(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     """Say before training: parameters, tokens, FLOPs, memory, measured speed and the expected time."""
-    from sslnlp.recipe import load_recipe
+    from sslnlp.recipe.complete import load_complete
+
+    asked = load_complete(recipe, overrides or [])
     from sslnlp.recipe.plan import plan as show
 
-    show(load_recipe(recipe, overrides or []))
+    show(asked)
 
 
 @app.command()

@@ -51,6 +51,41 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
         assert name in done.stdout
 
 
+MISTAKES = """
+train pretrain_brt
+train pretrain_bert corpus.txt
+train pretrain_bert data.tran=corpus.txt
+train pretrain_bert train.steps=many
+train pretrain_bert model.size=huge
+train pretrain_bert train.budget=soon
+train pretrain_bert
+train pretrain_bert data.train=nowhere.txt
+train clip_image_text data.train=pictures/*.png
+prepare pretrain_bert data.train=nowhere.txt
+preview pretrain_bert data.train=nowhere.txt
+plan finetune_classification data.train=here.csv data.valid=nowhere.csv
+curve data.train=here.csv data.valid=nowhere.csv
+curve data.train=here.csv data.vald=nowhere.csv
+tokenizer nowhere.txt --out tokenizer
+"""
+
+
+def test_a_mistake_is_told_before_anything_heavy_is_imported(tmp_path: Path) -> None:
+    """Not timed, as above: each of these would wait for torch and transformers, which take seconds."""
+    (tmp_path / "here.csv").write_text("text,label\none,1\n")
+    code = (
+        "import sys; from sslnlp.cli import run_command\n"
+        f"for command in {MISTAKES.strip().splitlines()}:\n"
+        "    assert run_command(command.split()) == 2, command\n"
+        "    heavy = {'torch', 'transformers', 'datasets', 'evaluate', 'scipy', 'numpy'} & set(sys.modules)\n"
+        "    assert not heavy, (command, heavy)\n"
+    )
+    done = process("-c", code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [line.startswith("error: ") for line in done.stderr.splitlines()] == [True] * len(MISTAKES.split("\n")[1:-1])
+    assert [path.name for path in tmp_path.iterdir()] == ["here.csv"]
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["--version"]) == 0
     assert capsys.readouterr().out.strip() == f"sslnlp {__version__}"
@@ -92,7 +127,7 @@ def test_errors_become_one_line_and_an_exit_code(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("sslnlp.recipe.load_recipe", fail)
+    monkeypatch.setattr("sslnlp.recipe.complete.load_complete", fail)
     assert run_command(["train", "pretrain_bert"]) == code
     shown = capsys.readouterr().err
     assert shown.startswith(told)
@@ -120,7 +155,7 @@ def test_an_interrupted_run_says_how_to_go_on(
         raise Interrupted(7, signal.SIGTERM)
 
     commands = "curve.command.curve", "text_to_search.text_to_search", "quickstart.run.quickstart"
-    for place in ("recipe.load_recipe", *commands):
+    for place in ("recipe.complete.load_complete", *commands):
         monkeypatch.setattr(f"sslnlp.{place}", stop)
     assert run_command(arguments) == 128 + signal.SIGTERM
     assert capsys.readouterr().err.endswith(f"saved at step 7{told}\n")
@@ -141,7 +176,7 @@ def test_one_process_of_a_launch_says_what_all_have_to_say_and_each_what_went_wr
             logging.getLogger("sslnlp.train").warning("back to step 3")
             raise error
 
-        monkeypatch.setattr("sslnlp.recipe.load_recipe", stop)
+        monkeypatch.setattr("sslnlp.recipe.complete.load_complete", stop)
         run_command(["train", "pretrain_bert"])
         return capsys.readouterr().err.splitlines()
 

@@ -203,7 +203,8 @@ def test_a_full_disk_at_the_next_start_leaves_the_list_of_methods(
 def test_wrong_arguments_are_one_clear_line(
     arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_command(["curve", "data.train=nowhere.csv", "--out", str(tmp_path / "out"), *arguments]) == 2
+    (train := tmp_path / "train.csv").write_text("text,label\n")
+    assert run_command(["curve", f"data.train={train}", "--out", str(tmp_path / "out"), *arguments]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table as Grid
 
 from sslnlp.curve.cells import FRESH, LARGEST, LEXICAL, Measured, parse_labels
-from sslnlp.curve.run import label_curve
+from sslnlp.data.files import check_there
 from sslnlp.errors import UserError
 from sslnlp.quiet import progress_bar
 from sslnlp.recipe import Recipe, load_recipe
@@ -45,6 +45,9 @@ def curve(
             raise UserError(f"--method {name!r} is the name of another method; give each one of its own")
         recipes[name] = recipe
     numbers = parse_labels(labels)
+    check_there(*(spec for recipe in recipes.values() for spec in (recipe.data.train, recipe.data.valid)))
+    from sslnlp.curve.run import label_curve  # brings torch, without which the above is looked at
+
     with progress_bar(console) as progress:
         task = progress.add_task("", total=None)
 

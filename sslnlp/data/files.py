@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from sslnlp.errors import UserError
@@ -34,8 +35,21 @@ def kind(path: Path) -> str:
 def find_files(spec: str, split: str) -> list[Path] | None:
     """The files a spec stands for, None for a hub name."""
     path = Path(spec).expanduser()
+    return _folder(path, split) if path.is_dir() else look_up(spec)
+
+
+def check_there(*specs: str | Sequence[str] | None) -> None:
+    """Refuse paths and globs that nothing is at."""
+    for spec in specs:
+        for one in [spec] if isinstance(spec, str) else spec or ():
+            look_up(one)
+
+
+def look_up(spec: str) -> list[Path] | None:
+    """The files, or the folder, that a spec names; None for a hub name. `UserError` for what is not there."""
+    path = Path(spec).expanduser()
     if path.is_dir():
-        return _folder(path, split)
+        return [path]
     if path.exists():
         if not os.access(path, os.R_OK):
             raise UserError(f"{spec} cannot be read: permission denied")

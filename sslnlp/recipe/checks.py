@@ -17,6 +17,7 @@ from sslnlp.evaluation.beir import load_beir
 from sslnlp.model_config import ModelConfig
 from sslnlp.models import build_config, known_fields
 from sslnlp.objectives.base import Objective
+from sslnlp.recipe.complete import check_complete
 from sslnlp.recipe.schema import Recipe, bind, options_of
 from sslnlp.tokenizer import Contract, load_tokenizer, vocabulary_facts
 from sslnlp.vision import reads_pictures
@@ -63,6 +64,7 @@ def _importable(name: str) -> bool:
 
 def check_recipe(recipe: Recipe) -> None:
     """All of it for a recipe: the pair, its options, and the model's form."""
+    check_complete(recipe)
     recipe.objective.options = bind("objective", recipe.objective_class, recipe.objective.options)
     objective = recipe.objective_class
     options = recipe.collator.options
@@ -77,10 +79,6 @@ def check_recipe(recipe: Recipe) -> None:
     if recipe.model.config:
         check_config(recipe.model, objective, recipe.data.seq_length)
     check_tokenizer(recipe)
-    if recipe.data.train is None:
-        raise UserError("no training data: give data.train=FILE, a glob, a folder or a hub name")
-    if all(value is None for value in (recipe.train.steps, recipe.train.epochs, recipe.train.budget)):
-        raise UserError("say how long to train: train.steps=1000, train.epochs=3 or train.budget=10m")
     counted = "model.embedding_init" in recipe.given and recipe.model.embedding_init == "cooccurrence"
     if counted and recipe.collator_class.reads != "tokens":
         raise UserError(

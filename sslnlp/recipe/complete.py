@@ -1,0 +1,27 @@
+"""What can be wrong with a recipe as it was typed, told before anything is imported that takes seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sslnlp.data.files import check_there
+from sslnlp.errors import UserError
+from sslnlp.recipe.load import load_recipe
+from sslnlp.recipe.schema import Recipe
+
+
+def load_complete(what: str, arguments: Sequence[str]) -> Recipe:
+    """`load_recipe`, for a command that goes on to read the data. Also a `UserError`: an incomplete recipe, and data
+    that is not there."""
+    recipe = load_recipe(what, arguments)
+    check_complete(recipe)
+    check_there(recipe.data.train, recipe.data.valid)
+    return recipe
+
+
+def check_complete(recipe: Recipe) -> None:
+    """Refuse a recipe that names no data to train on, or that does not say for how long."""
+    if recipe.data.train is None:
+        raise UserError("no training data: give data.train=FILE, a glob, a folder or a hub name")
+    if all(value is None for value in (recipe.train.steps, recipe.train.epochs, recipe.train.budget)):
+        raise UserError("say how long to train: train.steps=1000, train.epochs=3 or train.budget=10m")
