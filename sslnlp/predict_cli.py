@@ -29,18 +29,22 @@ def predict_command(
     batch_size: Annotated[int, typer.Option(min=1, help="Texts or pictures at once.")] = 32,
 ) -> None:
     """Classify every text of a file, or with --labels every picture: labels with probabilities."""
-    from rich.progress import MofNCompleteColumn, SpinnerColumn
-
-    from sslnlp.predict import predict_file
-    from sslnlp.predict_pictures import predict_pictures, read_labels
+    from sslnlp.predict_rows import check_exists
     from sslnlp.writing import check_output
 
     if labels is None and template:
         raise UserError("--template is what the names of --labels are put into: give --labels too")
     if labels is not None and pair is not None:
         raise UserError("--labels classifies pictures, which have no --pair")
-    names = None if labels is None else read_labels(labels)
     check_output(out, labels)
+    if labels is None:
+        check_exists(data)
+    from rich.progress import MofNCompleteColumn, SpinnerColumn
+
+    from sslnlp.predict import predict_file
+    from sslnlp.predict_pictures import predict_pictures, read_labels
+
+    names = None if labels is None else read_labels(labels)
     with passing_bars(SpinnerColumn(), MofNCompleteColumn()) as shown:
         task = shown.add_task("read", total=None)
 

@@ -163,7 +163,7 @@ LEVELS = [
     "collators objectives",
     "optim muon checkpoint metrics progress windows train_config sums signals finite "
     "averaging budget precision sharding heap",
-    "train evaluation search export card hub predict predict_pictures",
+    "train evaluation search export card hub predict predict_rows predict_pictures",
     "recipe report",
     "text_to_search text_to_search_cli predict_cli curve quickstart cli __main__",
 ]
