@@ -80,6 +80,9 @@ def quickstart(
     budget: Annotated[str, typer.Option(help="Time for all training together, e.g. 90s, 5m.")] = "5m",
 ) -> None:
     """The whole story on an embedded corpus: tokenizer, pretraining, fine-tuning, search, report. Offline, on a CPU."""
+    from sslnlp.train_config import parse_duration
+
+    parse_duration(budget)
     from sslnlp.quickstart.run import quickstart as tell
 
     tell(out, budget=budget)
@@ -183,12 +186,6 @@ def report(
 
     Several runs stand side by side; documents=N bounds the work, measures=false leaves it out, out=FOLDER says where.
     """
-    from rich.console import Console
-    from rich.markup import escape
-
-    from sslnlp.recipe.overrides import keywords
-    from sslnlp.report.command import report_runs
-
     folders = [Path(argument) for argument in runs if "=" not in argument or Path(argument).is_dir()]
     overrides = [argument for argument in runs if Path(argument) not in folders]
     if not folders:
@@ -196,6 +193,12 @@ def report(
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"run folder {str(folder)!r} does not exist")
+    from rich.console import Console
+    from rich.markup import escape
+
+    from sslnlp.recipe.overrides import keywords
+    from sslnlp.report.command import report_runs
+
     given = keywords(report_runs, overrides)
     with Console(stderr=True).status("reading") as status:
         page = report_runs(folders, lambda line: status.update(escape(f"measuring {line}")), **given)

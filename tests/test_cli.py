@@ -61,12 +61,18 @@ train pretrain_bert train.budget=soon
 train pretrain_bert
 train pretrain_bert data.train=nowhere.txt
 train clip_image_text data.train=pictures/*.png
+train finetune_classification data.train=here.csv model.pretrained=./nowhere
+train finetune_classification data.train=here.csv model.pretrained=.
 prepare pretrain_bert data.train=nowhere.txt
 preview pretrain_bert data.train=nowhere.txt
 plan finetune_classification data.train=here.csv data.valid=nowhere.csv
 curve data.train=here.csv data.valid=nowhere.csv
 curve data.train=here.csv data.vald=nowhere.csv
 tokenizer nowhere.txt --out tokenizer
+predict model nowhere.csv --out said.jsonl
+predict model here.csv --out said.jsonl --template a
+report nowhere
+quickstart --budget soon
 """
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +16,7 @@ from sslnlp.evaluation.beir import load_beir
 from sslnlp.model_config import ModelConfig
 from sslnlp.models import build_config, known_fields
 from sslnlp.objectives.base import Objective
-from sslnlp.recipe.complete import check_complete
+from sslnlp.recipe.complete import check_complete, is_model_folder
 from sslnlp.recipe.schema import Recipe, bind, options_of
 from sslnlp.tokenizer import Contract, load_tokenizer, vocabulary_facts
 from sslnlp.vision import reads_pictures
@@ -200,15 +199,8 @@ def stock_config(model: ModelConfig) -> PreTrainedConfig:
 
 def _check_reachable(name: str) -> None:
     """Refuse at once a folder that is not there, and a hub name without a hub: the clients retry for half a minute."""
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            hint = f"; its export is {name.rstrip('/')}/export" if (folder / "export" / "config.json").is_file() else ""
-            raise UserError(f"model.pretrained={name} holds no config.json, so it is not a model{hint}")
+    if is_model_folder(name):
         return
-    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
-    if looks_local or folder.exists() or (folder.parent.is_dir() and folder.parent != Path(".")):
-        raise UserError(f"model.pretrained={name} does not exist; give a run's export folder or a hub name")
     try:
         if isinstance(try_to_load_from_cache(name, "config.json"), str):
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from sslnlp.data.files import check_there
 from sslnlp.errors import UserError
@@ -11,10 +12,12 @@ from sslnlp.recipe.schema import Recipe
 
 
 def load_complete(what: str, arguments: Sequence[str]) -> Recipe:
-    """`load_recipe`, for a command that goes on to read the data. Also a `UserError`: an incomplete recipe, and data
-    that is not there."""
+    """`load_recipe`, for a command that goes on to read the data. Also a `UserError`: an incomplete recipe, and a model
+    or data that is not there."""
     recipe = load_recipe(what, arguments)
     check_complete(recipe)
+    if recipe.model.pretrained is not None:
+        is_model_folder(recipe.model.pretrained)
     check_there(recipe.data.train, recipe.data.valid)
     return recipe
 
@@ -25,3 +28,18 @@ def check_complete(recipe: Recipe) -> None:
         raise UserError("no training data: give data.train=FILE, a glob, a folder or a hub name")
     if all(value is None for value in (recipe.train.steps, recipe.train.epochs, recipe.train.budget)):
         raise UserError("say how long to train: train.steps=1000, train.epochs=3 or train.budget=10m")
+
+
+def is_model_folder(name: str) -> bool:
+    """Whether a `model.pretrained` is a folder here, else the name of a model on a hub. `UserError` for a folder that
+    is not there or holds no model."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            hint = f"; its export is {name.rstrip('/')}/export" if (folder / "export" / "config.json").is_file() else ""
+            raise UserError(f"model.pretrained={name} holds no config.json, so it is not a model{hint}")
+        return True
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if looks_local or folder.exists() or (folder.parent.is_dir() and folder.parent != Path(".")):
+        raise UserError(f"model.pretrained={name} does not exist; give a run's export folder or a hub name")
+    return False
