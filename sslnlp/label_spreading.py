@@ -26,8 +26,8 @@ def spread_labels(
     """A class for every text, int64 [N], and how sure it is, in (0, 1] [N]; what `label_N` knows stays, at 1.
 
     Label spreading (Zhou et al., 2004, "Learning with local and global consistency") over the graph of the nearest
-    `neighbours` of each vector of length 1: in every round a text takes a share 1 - `keep` from its neighbours and
-    keeps `keep` of what it was told. Classes are scaled to their share among the known labels before the largest is
+    `neighbours` of each vector, by cosine from the mean of all, so that what all texts share tells nobody apart: in
+    every round a text takes a share 1 - `keep` from its neighbours and keeps `keep` of what it was told. Classes are scaled to their share among the known labels before the largest is
     taken (class mass normalisation; Zhu et al., 2003), so a class with many neighbours does not flood the others. A
     text that no label reaches stays -100, at 0.
     """
@@ -35,7 +35,9 @@ def spread_labels(
     classes = int(label_N[known].max()) + 1
     told_NC = np.zeros((len(label_N), classes), np.float32)
     told_NC[known, label_N[known]] = 1.0
-    graph = neighbour_graph(vector_NH, min(neighbours, len(label_N) - 1))
+    apart_NH = vector_NH - vector_NH.mean(0)
+    apart_NH /= np.maximum(np.linalg.norm(apart_NH, axis=1, keepdims=True), 1e-12)
+    graph = neighbour_graph(apart_NH, min(neighbours, len(label_N) - 1))
     believed_NC = told_NC.copy()
     for _ in range(ROUNDS):
         believed_NC = (1 - keep) * (graph @ believed_NC) + keep * told_NC
@@ -64,7 +66,8 @@ def check_pseudo_labels(share: float) -> None:
 
 
 def neighbour_graph(vector_NH: Vectors, neighbours: int) -> Any:
-    """Sparse [N, N]: each text's nearest by cosine, in both directions, scaled by the degrees (D^-½ W D^-½)."""
+    """Sparse [N, N]: each text's nearest among vectors of length 1, in both directions, scaled by the degrees
+    (D^-½ W D^-½)."""
     from scipy import sparse
 
     count = len(vector_NH)

@@ -34,6 +34,19 @@ def test_one_label_a_cluster_names_the_cluster() -> None:
     assert ((sure > 0.34) & (sure <= 1)).all()
 
 
+def test_what_all_texts_share_says_nothing_of_who_is_near() -> None:
+    """Words that differ a little beside a large common part, as in a model that was not trained for vectors."""
+    draws = np.random.default_rng(0)
+    truth = np.arange(60) % 3
+    vectors = (np.eye(3, 16)[truth] + 0.4 * draws.standard_normal((60, 16))).astype(np.float32)
+    labels = np.where(np.arange(60) < 6, truth, -100)
+    apart, sure = spread_labels(vectors, labels, neighbours=5)
+    shared = 40 * np.eye(1, 16, 9, dtype=np.float32)
+    found, as_sure = spread_labels(vectors + shared, labels, neighbours=5)
+    assert found.tolist() == apart.tolist()
+    np.testing.assert_allclose(as_sure, sure, atol=1e-3)
+
+
 def test_what_is_known_stays_even_against_its_neighbours() -> None:
     vectors = ring(30, 0.0, 0.4, 0)
     labels = np.full(30, -100)
