@@ -44,7 +44,7 @@ CROPS = {"collator.views": ["crop+delete", "crop+delete"], "collator.crop_min": 
 OBJECTIVES: dict[str, tuple[str, dict[str, Any]]] = {
     "masked_lm": ("pretrain_bert", {"train.lr": 1e-3}),
     "info_nce, twins (SimCSE)": ("embed_simcse", {}),
-    "info_nce, crops": ("embed_simcse", {**CROPS, "model.dropout": 0.0, "objective.pooling": "mean"}),
+    "info_nce, crops": ("embed_simcse", {**CROPS, "model.dropout": 0.0}),
     "moco": ("embed_moco", CROPS),
     "byol": ("embed_byol", {}),
     "barlow_twins": ("embed_barlow", {}),

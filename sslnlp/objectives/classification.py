@@ -27,8 +27,9 @@ from sslnlp.types import Batch, StepOutput
 log = logging.getLogger(__name__)
 
 HEADS = ("fitted", "random")
-STRENGTH = 10.0
-"""C of the logistic regression a head starts as (`fitted_head`)."""
+STRENGTH = 2.0
+"""C of the logistic regression a head starts as (`fitted_head`): less than the best head alone would have, as one that
+is already sure of its few rows leaves the layers below nothing to learn."""
 
 
 class _NotLinear(Exception):

@@ -19,7 +19,7 @@ from transformers import (
 
 from sslnlp.errors import UserError
 from sslnlp.models import ModelConfig, build_model
-from sslnlp.objectives.classification import Classification
+from sslnlp.objectives.classification import STRENGTH, Classification
 from sslnlp.objectives.fitted_head import fitted_head
 from sslnlp.objectives.text_head import output_layer
 
@@ -164,7 +164,7 @@ def test_a_new_head_begins_as_logistic_regression(architecture: str) -> None:
     known = given["labels"] >= 0
     features = seen[0].detach().numpy()
     features = (features - features[known].mean(0)) / spread(features[known])
-    fitted = LogisticRegression(C=10, max_iter=1000).fit(features[known], given["labels"][known])
+    fitted = LogisticRegression(C=STRENGTH, max_iter=1000).fit(features[known], given["labels"][known])
     np.testing.assert_allclose(logits.softmax(-1), fitted.predict_proba(features), atol=1e-3)
 
 
@@ -204,7 +204,7 @@ def test_a_new_head_begins_with_the_weights_of_the_classes() -> None:
     kept = given["labels"] > 0
     features = seen[0].detach().numpy()
     features = (features - features[kept].mean(0)) / spread(features[kept])
-    fitted = LogisticRegression(C=10, max_iter=1000, class_weight={1: 9.0, 2: 1.0})
+    fitted = LogisticRegression(C=STRENGTH, max_iter=1000, class_weight={1: 9.0, 2: 1.0})
     fitted.fit(features[kept], given["labels"][kept])
     odds = shares[:, 1:] / shares[:, 1:].sum(1, keepdim=True)
     np.testing.assert_allclose(odds, fitted.predict_proba(features), atol=1e-3)
@@ -237,7 +237,7 @@ def test_the_head_of_a_decoder_begins_so_too_on_batches_of_any_width() -> None:
     features = torch.cat(vectors).numpy()
     scale = 1 / spread(features)
     labels = torch.cat([narrow["labels"], wide["labels"]])
-    fitted = LogisticRegression(C=10, max_iter=1000, fit_intercept=False).fit(features * scale, labels)
+    fitted = LogisticRegression(C=STRENGTH, max_iter=1000, fit_intercept=False).fit(features * scale, labels)
     np.testing.assert_allclose(torch.cat(logits).softmax(-1), fitted.predict_proba(features * scale), atol=1e-3)
 
 
