@@ -39,7 +39,7 @@ class FewShot(Pooled):
     Options:
         temperature: divides the cosine; above 0.
         pooling: how the tokens of a text become its vector: "mean", "cls", "last" or "weighted".
-        strength: C of the logistic regression, on vectors of length 1: the larger, the less it is regularised.
+        strength: C of the logistic regression (see `fitted_head`): the larger, the less it is regularised.
         neighbours: of each text, in the graph that labels spread over.
         pseudo_labels: share of the unlabelled texts of each class that train as if labelled, the surest first; 0: none.
     """
