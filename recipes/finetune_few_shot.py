@@ -18,7 +18,9 @@ def recipe() -> Recipe:
         collator=Options("same_class"),
         objective=Options("few_shot"),
         # Each text of a batch comes with another of its class, so twice as many are encoded.
-        train=TrainConfig(steps=100, batch_size=32, relative_lr=2.0, schedule="linear", warmup=0.1),
+        train=TrainConfig(
+            steps=100, batch_size=32, relative_lr=2.0, embedding_lr_scale=4.0, schedule="linear", warmup=0.1
+        ),
         out="out/few_shot",
     )
 
