@@ -283,6 +283,7 @@ def test_an_embedder_is_measured_by_its_own_pooling(runs: dict[str, Path], text_
         f"model.pretrained={runs['bert'] / 'export'}",
         "train.steps=2",
         "train.batch_size=4",
+        "objective.pooling=cls",
     ]
     out = run(load_recipe("embed_simcse", [*keys, f"out={tmp_path / 'simcse'}", f"data.cache={tmp_path / 'cache'}"]))
     subject = subject_of(out / "export")
