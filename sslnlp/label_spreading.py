@@ -29,8 +29,7 @@ def spread_labels(
     `neighbours` of each vector, by cosine from the mean of all, so that what all texts share tells nobody apart: in
     every round a text takes a share 1 - `keep` from its neighbours and keeps `keep` of what it was told. Classes are
     scaled to their share among the known labels before the largest is taken (class mass normalisation; Zhu et al.,
-    2003), so a class with many neighbours does not flood the others. A text that no label
-    reaches stays -100, at 0.
+    2003), so a class with many neighbours does not flood the others. A text that no label reaches stays -100, at 0.
     """
     known = label_N >= 0
     classes = int(label_N[known].max()) + 1

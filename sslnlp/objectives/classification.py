@@ -30,9 +30,9 @@ HEADS = ("fitted", "random")
 STRENGTH = 2.0
 """C of the logistic regression a head starts as (`fitted_head`): less than the best head alone would have, as one that
 is already sure of its few rows leaves the layers below nothing to learn."""
-APART = 0.5
-"""Where texts lie less than this share of their length apart, the head is held to the weights that it would have at
-this one: under large ones every update of the layers below moves the answers far."""
+CLOSEST = 0.5
+"""Share of their length that texts are taken to lie apart at least: where they hardly differ the head would have large
+weights, under which every update of the layers below moves the answers far."""
 
 
 class _NotLinear(Exception):
@@ -129,12 +129,9 @@ class Classification(TextHead):
             vector_NH, label_N, weight_N = vector_NH[weight_N > 0], label_N[weight_N > 0], weight_N[weight_N > 0]
         if len(np.unique(label_N)) < 2:
             return
-        length = float(np.linalg.norm(vector_NH, axis=1).mean())
-        apart = float(np.linalg.norm(vector_NH - vector_NH.mean(0), axis=1).mean()) / max(length, 1e-6)
         weight, bias = fitted_head(
             vector_NH, label_N, last.out_features,
-            strength=STRENGTH * min(1.0, max(apart, 1e-3) / APART) ** 2,
-            sure_N=weight_N, intercept=last.bias is not None,
+            strength=STRENGTH, closest=CLOSEST, sure_N=weight_N, intercept=last.bias is not None,
         )  # fmt: skip
         with torch.no_grad():
             last.weight.copy_(torch.from_numpy(weight))

@@ -15,6 +15,7 @@ def fitted_head(
     classes: int,
     *,
     strength: float,
+    closest: float = 0.0,
     sure_N: Vectors | None = None,
     intercept: bool = True,
 ) -> tuple[Vectors, Vectors]:
@@ -23,6 +24,7 @@ def fitted_head(
     Args:
         strength: C, the larger, the less it is regularised, on vectors whose mean distance from their mean is 1. Their
             length would not do: most of it is what all texts share, in a model that was not trained for vectors.
+        closest: share of the mean length of the vectors that this distance is taken to be at least.
         sure_N: how much each row counts; None: all alike.
         intercept: False where the map has no bias to take it: then it is 0.
 
@@ -31,7 +33,8 @@ def fitted_head(
     from sklearn.linear_model import LogisticRegression
 
     mean_H = vector_NH.mean(0)
-    scale = 1 / max(float(np.linalg.norm(vector_NH - mean_H, axis=1).mean()), 1e-6)
+    apart, length = (float(np.linalg.norm(vectors, axis=1).mean()) for vectors in (vector_NH - mean_H, vector_NH))
+    scale = 1 / max(apart, closest * length, 1e-6)
     if not intercept:
         mean_H = np.zeros_like(mean_H)  # nothing could stand for it
     with warnings.catch_warnings():

@@ -19,7 +19,7 @@ from transformers import (
 
 from sslnlp.errors import UserError
 from sslnlp.models import ModelConfig, build_model
-from sslnlp.objectives.classification import APART, STRENGTH, Classification
+from sslnlp.objectives.classification import CLOSEST, STRENGTH, Classification
 from sslnlp.objectives.fitted_head import fitted_head
 from sslnlp.objectives.text_head import output_layer
 
@@ -163,20 +163,15 @@ def test_a_new_head_begins_as_logistic_regression(architecture: str) -> None:
     logits = objective.eval().predict(given)["logits"].detach()
     known = given["labels"] >= 0
     features = seen[0].detach().numpy()
-    strength = allowed(features[known])
-    features = (features - features[known].mean(0)) / spread(features[known])
-    fitted = LogisticRegression(C=strength, max_iter=1000).fit(features[known], given["labels"][known])
+    features = (features - features[known].mean(0)) / unit(features[known])
+    fitted = LogisticRegression(C=STRENGTH, max_iter=1000).fit(features[known], given["labels"][known])
     np.testing.assert_allclose(logits.softmax(-1), fitted.predict_proba(features), atol=1e-3)
 
 
-def spread(vectors: np.ndarray) -> float:
-    """The mean distance from the mean."""
-    return float(np.linalg.norm(vectors - vectors.mean(0), axis=1).mean())
-
-
-def allowed(vectors: np.ndarray) -> float:
-    """C of the head on vectors 1 apart: less where they are close for their length."""
-    return STRENGTH * min(1.0, spread(vectors) / float(np.linalg.norm(vectors, axis=1).mean()) / APART) ** 2
+def unit(vectors: np.ndarray) -> float:
+    """What the head of `vectors` is regularised by: how far they lie apart, or half their length."""
+    apart, length = (np.linalg.norm(some, axis=1).mean() for some in (vectors - vectors.mean(0), vectors))
+    return float(max(apart, CLOSEST * length))
 
 
 def test_what_all_texts_share_changes_nothing_in_a_fitted_head() -> None:
@@ -187,6 +182,8 @@ def test_what_all_texts_share_changes_nothing_in_a_fitted_head() -> None:
     weight, bias = fitted_head(vectors, labels, 4, strength=10.0)  # class 3 does not occur
     moved, moved_bias = fitted_head(vectors + shared, labels, 4, strength=10.0)
     np.testing.assert_allclose((vectors + shared) @ moved.T + moved_bias, vectors @ weight.T + bias, atol=2e-2)
+    held, _ = fitted_head(vectors + shared, labels, 4, strength=10.0, closest=0.5)
+    assert np.linalg.norm(held) < 0.5 * np.linalg.norm(moved)  # they lie far less than half their length apart
     long, long_bias = fitted_head(7 * vectors, labels, 4, strength=10.0)
     np.testing.assert_allclose(7 * vectors @ long.T + long_bias, vectors @ weight.T + bias, atol=2e-2)
 
@@ -209,9 +206,8 @@ def test_a_new_head_begins_with_the_weights_of_the_classes() -> None:
     shares = objective.eval().predict(given)["logits"].detach().softmax(-1)
     kept = given["labels"] > 0
     features = seen[0].detach().numpy()
-    strength = allowed(features[kept])
-    features = (features - features[kept].mean(0)) / spread(features[kept])
-    fitted = LogisticRegression(C=strength, max_iter=1000, class_weight={1: 9.0, 2: 1.0})
+    features = (features - features[kept].mean(0)) / unit(features[kept])
+    fitted = LogisticRegression(C=STRENGTH, max_iter=1000, class_weight={1: 9.0, 2: 1.0})
     fitted.fit(features[kept], given["labels"][kept])
     odds = shares[:, 1:] / shares[:, 1:].sum(1, keepdim=True)
     np.testing.assert_allclose(odds, fitted.predict_proba(features), atol=1e-3)
@@ -242,9 +238,9 @@ def test_the_head_of_a_decoder_begins_so_too_on_batches_of_any_width() -> None:
             logits.append(objective.predict(given)["logits"])
         vectors.append(states[torch.arange(len(last)), last])
     features = torch.cat(vectors).numpy()
-    scale = 1 / spread(features)
+    scale = 1 / unit(features)
     labels = torch.cat([narrow["labels"], wide["labels"]])
-    fitted = LogisticRegression(C=allowed(features), max_iter=1000, fit_intercept=False).fit(features * scale, labels)
+    fitted = LogisticRegression(C=STRENGTH, max_iter=1000, fit_intercept=False).fit(features * scale, labels)
     np.testing.assert_allclose(torch.cat(logits).softmax(-1), fitted.predict_proba(features * scale), atol=1e-3)
 
 
