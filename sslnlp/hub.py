@@ -31,7 +31,7 @@ _FIRST_WAIT_S = 1.0
 # What only an export puts into a repository: removed there when the export pushed now has no such file, so that an
 # older shard, pooling or processor never mixes with new weights. Everything else that people keep there stays.
 _OWNED = ["*.safetensors", "*.safetensors.index.json", "modules.json", "generation_config.json"]
-_OWNED += ["1_Pooling/*", "1_MultiVectorMask/*", "2_Normalize/*", "3_Dense/*"]
+_OWNED += ["1_Pooling/*", "1_MultiVectorMask/*", "2_Normalize/*", "2_Dense/*", "3_Normalize/*", "3_Dense/*"]
 _OWNED += ["sentence_bert_config.json", "config_sentence_transformers.json"]
 _OWNED += ["processor_config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"]
 _PRIVATE = ["state/*", "*/state/*", "*.pt", "*.log", "metrics.jsonl", ".*", "*/.*"]

@@ -160,6 +160,7 @@ def _load(config: ModelConfig, wraps: Any, extra: dict[str, Any]) -> tuple[PreTr
         dropouts = {name: config.dropout for name in _DROPOUTS if hasattr(stock, name)}
         stock.update(dropouts | config.config | extra)
         if config.fresh:
+            stock.name_or_path = ""  # what stands beside the weights there (`vector_map`) does not go with new ones
             model = _started(wraps, stock)
             return model, [name for name, _ in model.named_parameters()]
         model, info = wraps.from_pretrained(

@@ -39,8 +39,8 @@ class StepOutput(NamedTuple):
     each a mean over its own. `num_targets` is then [K] too, and the update is exact for every part."""
 
 
-class LinearHead(NamedTuple):
-    """What turns vectors [B, H] into logits [B, C]: `weight @ vector + bias`."""
+class LinearMap(NamedTuple):
+    """What turns vectors [B, H] into others or into logits [B, C]: `weight @ vector + bias`."""
 
     weight: Tensor
     """[C, H]."""

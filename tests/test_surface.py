@@ -135,7 +135,7 @@ OBJECTIVE_OPTIONS = {
     "moco": "dimensions mini_batch_size momentum momentum_end pooling queue symmetric temperature train_layers",
     "multi_label": "",
     "prefix_lm": "",
-    "ranking": "distill distill_temperature distill_weight mini_batch_size pooling symmetric temperature",
+    "ranking": "distill distill_temperature distill_weight mini_batch_size pooling symmetric temperature whitening",
     "regression": "mean std",
     "reranking": "loss",
     "retromae": "decoder_rate",
@@ -156,7 +156,7 @@ OBJECTIVE_OPTIONS = {
 LEVELS = [
     "errors types arrays rng __init__",
     "registry locks writing quiet text_files",
-    "varlen keyed nn attention adapt distributed label_spreading lora pictures augment picture_encoder",
+    "varlen keyed nn attention adapt distributed label_spreading vector_map lora pictures augment picture_encoder",
     "tokenizer",
     "architectures model_config vision models modes masks packed last_layer heads generation embedding_init",
     "data",

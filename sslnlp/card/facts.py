@@ -63,6 +63,8 @@ class CardFacts:
     """Tokens."""
     pooling: str | None = None
     """Set for an embedder: how token vectors become one."""
+    mapped: bool = False
+    """Whether pooled vectors go through a linear map."""
     normalize: bool = True
     label_names: Iterable[str] = ()
     several: bool = False

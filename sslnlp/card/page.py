@@ -105,6 +105,8 @@ def _summary(facts: CardFacts) -> str:
 def _model_rows(facts: CardFacts) -> list[tuple[str, Any]]:
     rows: list[tuple[str, Any]] = [("architecture", facts.architecture), ("parameters", facts.parameters)]
     rows += [("longest input (tokens)", facts.max_length or None), ("pooling", facts.pooling)]
+    if facts.mapped:
+        rows.append(("behind the pooling", "a linear map, `2_Dense`"))
     if facts.pooling is not None and not facts.pictures:
         rows.append(("vectors of length one", "yes" if facts.normalize else "no"))
     if labels := list(facts.label_names):

@@ -198,7 +198,10 @@ def _ranking(facts: CardFacts) -> list[str]:
 
 
 def _vectors(facts: CardFacts) -> list[str]:
-    pooled = _POOLED[facts.pooling or "mean"]
+    pooled, mapped = _POOLED[facts.pooling or "mean"], []
+    if facts.mapped:
+        pooled = f"torch.nn.functional.linear({pooled}, dense['linear.weight'], dense['linear.bias'])"
+        mapped = ['dense = load_file(cached_file("PATH_OR_NAME", "2_Dense/model.safetensors"))']
     if facts.normalize:
         pooled = f"torch.nn.functional.normalize({pooled}, dim=-1)"
     prompts = {kind: facts.prompts.get(kind) or "" for kind in ("query", "document")}
@@ -208,9 +211,12 @@ def _vectors(facts: CardFacts) -> list[str]:
         texts, given = "texts", [f"texts = [{prompts['document']!r} + text for text in {texts}]{before}"]
     return [
         "import torch",
+        *(["from safetensors.torch import load_file"] if mapped else []),
         "from transformers import AutoModel, AutoTokenizer",
+        *(["from transformers.utils import cached_file"] if mapped else []),
         "",
         'tokenizer, model = (auto.from_pretrained("PATH_OR_NAME") for auto in (AutoTokenizer, AutoModel))',
+        *mapped,
         *given,
         f'batch = tokenizer({texts}, padding=True, padding_side="right", truncation=True, '
         'return_token_type_ids=False, return_tensors="pt")',

@@ -24,7 +24,7 @@ from sslnlp.picture_encoder import POOLING
 from sslnlp.pictures import DEVIATION, MEAN
 from sslnlp.quiet import quiet_loading
 from sslnlp.tokenizer.specials import forget_last_call, vocabulary_size
-from sslnlp.types import LinearHead
+from sslnlp.types import LinearMap
 from sslnlp.writing import write_json
 
 
@@ -39,7 +39,8 @@ def export_model(
     normalize: bool = True,
     prompts: Mapping[str, str] | None = None,
     lengths: Mapping[str, int] | None = None,
-    head: LinearHead | None = None,
+    vector_map: LinearMap | None = None,
+    head: LinearMap | None = None,
     per_token: bool = False,
     modes: Modes | None = None,
     max_length: int,
@@ -55,6 +56,8 @@ def export_model(
     With `pooling` (`mean`, `cls`, `last`, `weighted`, `max`) the folder is also a sentence-transformers model:
     `normalize` scales vectors to length one, `prompts` maps `query` and `document` to the text put before each, and
     `lengths` to the tokens of each that are read (`sslnlp search` does so; sentence-transformers knows `max_length`).
+
+    With a `vector_map` pooled vectors go through it, a `Dense` layer, before they are scaled.
 
     With a `head` (on vectors of length one) the last module of that is a `Dense` layer, so that sentence-transformers
     encodes a text to its logits; `label_names` in the configuration says what they are called.
@@ -91,7 +94,7 @@ def export_model(
         if ranks is not None:
             save_ranker(aside, ranks, kinds)
         if pooling is not None:
-            save_embedder(model, aside, pooling, normalize, kinds, max_length)
+            save_embedder(model, aside, pooling, normalize, kinds, max_length, vector_map)
         if head is not None:
             save_head(head, [model.config.id2label[c] for c in range(len(head.weight))], aside)
         if modes:
@@ -99,6 +102,7 @@ def export_model(
         facts = replace(
             _complete(CardFacts.of(card), model, normalize, max_length, head),
             modes=modes or {}, pictures=tokenizer is None, pooling=pooling or tower_pooling, prompts=prompts or {},
+            mapped=vector_map is not None,
         )  # fmt: skip
         if ranks is not None:
             facts = replace(facts, ranks=ranks, label_names=())
@@ -204,7 +208,7 @@ def _save_processor(tokenizer: PreTrainedTokenizerBase | None, folder: Path, siz
 
 
 def _complete(
-    facts: CardFacts, model: PreTrainedModel, normalize: bool, max_length: int, head: LinearHead | None
+    facts: CardFacts, model: PreTrainedModel, normalize: bool, max_length: int, head: LinearMap | None
 ) -> CardFacts:
     labels: list[str] = []
     if head is not None or "Classification" in type(model).__name__:

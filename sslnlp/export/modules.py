@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 import transformers
 from transformers import PreTrainedModel
 
-from sslnlp.types import LinearHead
+from sslnlp.types import LinearMap
+from sslnlp.vector_map import save_dense
 from sslnlp.writing import write_json
 
 POOLINGS = {
@@ -23,7 +23,6 @@ POOLINGS = {
     "max": "max_tokens",
 }
 """Our pooling names in the words of sentence-transformers."""
-_HEAD = "model.safetensors"
 LENGTHS = "max_lengths"
 """Our key of config_sentence_transformers.json, which ignores it: kind of text -> tokens that are read."""
 LABEL_NAMES = "label_names"
@@ -31,16 +30,27 @@ LABEL_NAMES = "label_names"
 
 
 def save_embedder(
-    model: PreTrainedModel, folder: Path, pooling: str, normalize: bool, by_kind: Mapping[str, Any], max_length: int
+    model: PreTrainedModel,
+    folder: Path,
+    pooling: str,
+    normalize: bool,
+    by_kind: Mapping[str, Any],
+    max_length: int,
+    vector_map: LinearMap | None = None,
 ) -> None:
     """The files that sentence-transformers (2 and later) reads beside the plain ones; `by_kind` joins its settings."""
-    kinds = [("", "Transformer"), ("1_Pooling", "Pooling")] + ([("2_Normalize", "Normalize")] if normalize else [])
+    kinds = [("", "Transformer"), ("1_Pooling", "Pooling")]
+    if vector_map is not None:
+        save_dense(folder, "2_Dense", vector_map)
+        kinds.append(("2_Dense", "Dense"))
+    if normalize:
+        kinds.append((f"{len(kinds)}_Normalize", "Normalize"))
     modules = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
         for i, (path, kind) in enumerate(kinds)
     ]
     for path, _ in kinds[1:]:
-        (folder / path).mkdir()
+        (folder / path).mkdir(exist_ok=True)
     width = model.get_input_embeddings().weight.shape[1]
     width = getattr(model.config, "hidden_size", None) or width
     modes = {f"pooling_mode_{name}": name == POOLINGS[pooling] for name in POOLINGS.values()}
@@ -87,20 +97,13 @@ def save_ranker(folder: Path, ranks: str, by_kind: Mapping[str, Any]) -> None:
     write_json(folder / "config_sentence_transformers.json", settings)
 
 
-def save_head(head: LinearHead, names: list[str], folder: Path) -> None:
+def save_head(head: LinearMap, names: list[str], folder: Path) -> None:
     """One more module behind those of an embedder, as sentence-transformers (2.3 and later) writes it, and the names of
     its logits, where no pipeline takes them for those of a classifier of transformers."""
     described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     write_json(folder / "config.json", described | {LABEL_NAMES: names})
     place = "3_Dense"
-    (folder / place).mkdir()
-    weights = {"linear.weight": head.weight, "linear.bias": head.bias}
-    safetensors.torch.save_file(
-        {k: v.detach().float().contiguous() for k, v in weights.items()}, folder / place / _HEAD
-    )
-    outputs, width = head.weight.shape
-    config = {"in_features": width, "out_features": outputs, "bias": True}
-    write_json(folder / place / "config.json", config | {"activation_function": "torch.nn.modules.linear.Identity"})
+    save_dense(folder, place, head)
     modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
     number = len(modules)
     modules.append({"idx": number, "name": str(number), "path": place, "type": "sentence_transformers.models.Dense"})

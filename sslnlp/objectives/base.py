@@ -17,7 +17,7 @@ from sslnlp.arrays import Ints
 from sslnlp.errors import UserError
 from sslnlp.masks import is_causal
 from sslnlp.tokenizer import Style
-from sslnlp.types import Batch, Encoding, LinearHead, StepOutput
+from sslnlp.types import Batch, Encoding, LinearMap, StepOutput
 
 
 class Objective(nn.Module, ABC):
@@ -177,8 +177,13 @@ class Objective(nn.Module, ABC):
         """The logits of the export are to be divided by this; where nothing is classified, it means nothing."""
 
     @property
-    def linear_head(self) -> LinearHead | None:
+    def linear_head(self) -> LinearMap | None:
         """What turns the vectors of the export into logits; None where it has nothing of the kind."""
+        return None
+
+    @property
+    def vector_map(self) -> LinearMap | None:
+        """What the pooled vectors of the export go through before they get length one; None: nothing."""
         return None
 
     @property

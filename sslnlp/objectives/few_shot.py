@@ -19,7 +19,7 @@ from sslnlp.label_spreading import check_pseudo_labels, spread_labels, vectors_o
 from sslnlp.objectives import functional
 from sslnlp.objectives.fitted_head import fitted_head
 from sslnlp.objectives.pooled import Pooled
-from sslnlp.types import Batch, LinearHead, StepOutput
+from sslnlp.types import Batch, LinearMap, StepOutput
 
 
 class FewShot(Pooled):
@@ -115,8 +115,8 @@ class FewShot(Pooled):
         self.divisor = temperature
 
     @property
-    def linear_head(self) -> LinearHead:
-        return LinearHead(self.weight / self.divisor, self.bias / self.divisor)
+    def linear_head(self) -> LinearMap:
+        return LinearMap(self.weight / self.divisor, self.bias / self.divisor)
 
     def scored(self, batch: Batch) -> tuple[StepOutput, dict[str, Tensor]]:
         predicted = self.predict(batch)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
 from typing import ClassVar
 
 import torch
@@ -10,11 +12,16 @@ from transformers import PreTrainedModel
 
 from sslnlp.distributed import gather, own_rows
 from sslnlp.errors import UserError, suggest
+from sslnlp.nn import evaluating
 from sslnlp.objectives import functional
 from sslnlp.objectives.grad_cache import check_mini_batch_size, encode_in_parts
 from sslnlp.objectives.pooled import Pooled
+from sslnlp.objectives.whitening import EXPONENTS, PAIRS, Pairs, Whitening, check_exponent, fitted
+from sslnlp.packed import hidden_states
 from sslnlp.types import Batch, Encoding, StepOutput
+from sslnlp.vector_map import map_of_model
 
+log = logging.getLogger(__name__)
 DISTILLATIONS = {"margin_mse": functional.margin_mse, "kl": functional.listwise_kl}
 
 
@@ -36,6 +43,10 @@ class Ranking(Pooled):
         temperature: divides the cosine; above 0.
         pooling: how a row of token vectors becomes one (see `sslnlp.nn.Pooling`), "mean" or "cls".
         symmetric: also let each positive find its query (as CLIP does), and average the two losses.
+        whitening: what all texts share is taken out of the pooled vectors, and every direction divided by its variance
+            to this power, up to 0.5 (`whitening`): a fixed map that is fitted to the first pairs, a `Dense` layer of
+            the export. 0: none. None: that of a start that has one; else the one of 0, 0.25 and 0.5 with which the
+            first pairs find each other best, and 0 unless another is clearly better.
         mini_batch_size: rows of the batch that are encoded at a time, so that a large batch fits the memory of a small
             one (GradCache, `grad_cache`): equal gradients for a third more work. None: all at once.
         distill: "none", "margin_mse" (`functional.margin_mse`) or "kl" (`functional.listwise_kl`).
@@ -56,6 +67,7 @@ class Ranking(Pooled):
         temperature: float = 0.05,
         pooling: str = "mean",
         symmetric: bool = False,
+        whitening: float | None = None,
         mini_batch_size: int | None = None,
         distill: str = "none",
         distill_weight: float = 0.5,
@@ -72,7 +84,32 @@ class Ranking(Pooled):
             raise UserError(f"objective.distill_weight={distill_weight} must be above 0 and at most 1")
         self.distill, self.distill_weight, self.distill_temperature = distill, distill_weight, distill_temperature
         check_mini_batch_size(mini_batch_size)
+        check_exponent(whitening)
+        kept = map_of_model(model.name_or_path) if whitening is None else None
+        if kept is not None:
+            self.whitening = Whitening.of(kept)
+        elif whitening != 0:
+            self.whitening, self.begins = Whitening(model.config.hidden_size), True
+            self.exponents = EXPONENTS if whitening is None else (whitening,)
         self.temperature, self.symmetric, self.mini_batch_size = temperature, symmetric, mini_batch_size
+
+    def begin(self, batches: Iterable[Batch]) -> None:
+        """Fit the whitening to the pooled vectors of the first pairs."""
+        assert self.whitening is not None
+        found: list[Pairs] = []
+        with evaluating(self), torch.no_grad():
+            for batch in batches:
+                sides = (batch["query"], batch["positive"])
+                queries, documents = (
+                    self.pool(hidden_states(self.model, side), side["attention_mask"]).float() for side in sides
+                )
+                found.append(Pairs(queries, documents, batch["query_hash"], batch["positive_hash"]))
+                if sum(len(pairs.queries) for pairs in found) >= PAIRS:
+                    break
+        fit, exponent = fitted(Pairs(*map(torch.cat, zip(*found, strict=True))), self.exponents)
+        if fit is not None:
+            self.whitening.set(fit)
+            log.info("what all texts share is taken out of their vectors (objective.whitening=%s)", exponent)
 
     def _embed_all(self, batch: Batch) -> dict[str, Tensor]:
         """The vectors of each side of the batch that is there."""

@@ -78,6 +78,7 @@ class RunReport:
                 max_length=self.parts.max_length,
                 prompts=dict(self.parts.collator.prompts),
                 lengths=dict(self.parts.collator.text_lengths),
+                vector_map=objective.vector_map,
             )
             return measure(in_memory(objective.exported, tokenizer, settings=settings), material, written=written)
 

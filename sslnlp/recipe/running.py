@@ -238,7 +238,8 @@ def _finish(
             merged(objective.exported), parts.tokenizer, out / "export",
             card=facts, recipe=story, pooling=objective.pooling,
             prompts=parts.collator.prompts, lengths=parts.collator.text_lengths, per_token=objective.per_token,
-            modes=objective.modes, head=objective.linear_head, max_length=parts.max_length,
+            modes=objective.modes, vector_map=objective.vector_map, head=objective.linear_head,
+            max_length=parts.max_length,
         )  # fmt: skip
         _tell(console, "held-out", measures)
         for note in notes:

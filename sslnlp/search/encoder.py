@@ -27,7 +27,8 @@ from sslnlp.errors import UserError, first_line
 from sslnlp.evaluation.beir import encode_sorted
 from sslnlp.nn import Pooling
 from sslnlp.quiet import quiet_loading
-from sslnlp.types import Encoding
+from sslnlp.types import Encoding, LinearMap
+from sslnlp.vector_map import places_of_maps, read_map
 from sslnlp.writing import sha256_of
 
 Kind = Literal["query", "document"]
@@ -57,6 +58,8 @@ class EncoderSettings:
     """Tokens of a `query` and a `document` that are read, where the model was trained with different ones."""
     lower: bool = False
     """Whether texts are put in lower case, whatever the tokenizer does."""
+    vector_map: LinearMap | None = field(default=None, compare=False)
+    """What pooled vectors go through before they are scaled."""
 
 
 class Encoder:
@@ -71,7 +74,9 @@ class Encoder:
         self.settings = settings
         self.name = name
         self.fingerprint = fingerprint
-        self.dimension = int(model.config.hidden_size)
+        mapped = settings.vector_map
+        self._map = None if mapped is None else LinearMap(*(x.to(self.model.device) for x in mapped))
+        self.dimension = int(model.config.hidden_size if mapped is None else len(mapped.bias))
 
     @classmethod
     def load(cls, name: str, *, head: bool = False) -> Encoder:
@@ -122,6 +127,8 @@ class Encoder:
     def _embed(self, encoding: Encoding) -> Tensor:
         hidden_BSH = self.model(**encoding).last_hidden_state
         vectors_BH: Tensor = self._pool(hidden_BSH.float(), encoding["attention_mask"])
+        if self._map is not None:
+            vectors_BH = torch.nn.functional.linear(vectors_BH, self._map.weight, self._map.bias)
         return torch.nn.functional.normalize(vectors_BH, dim=-1) if self.settings.normalize else vectors_BH
 
 
@@ -181,10 +188,15 @@ def read_settings(folder: Path, *, head: bool = False) -> EncoderSettings:
     """Pooling, normalisation, length and prompts as the folder's sentence-transformers files state them."""
     if not (folder / "modules.json").is_file():
         return EncoderSettings()
-    kinds = {str(step["type"]).rsplit(".", 1)[-1]: step["path"] for step in read_json(folder / "modules.json", [])}
+    steps = [(str(step["type"]).rsplit(".", 1)[-1], step["path"]) for step in read_json(folder / "modules.json", [])]
+    kinds = dict(steps)
     if "MultiVectorMask" in kinds:  # late interaction: a report measures the mean of its vectors
         return EncoderSettings()
-    if unknown := set(kinds) - {"Transformer", "Pooling", "Normalize", *(["Dense"] if head else [])}:
+    unknown = set(kinds) - {"Transformer", "Pooling", "Normalize", "Dense"}
+    places = places_of_maps(steps)
+    if not head and [kind for kind, _ in steps].count("Dense") > len(places):
+        unknown.add("Dense behind Normalize")
+    if unknown:
         raise UserError(f"{folder} has a step sslnlp does not run: {', '.join(sorted(unknown))}")
     limits = read_json(folder / "sentence_bert_config.json")
     facts = read_json(folder / "config_sentence_transformers.json")
@@ -206,6 +218,7 @@ def read_settings(folder: Path, *, head: bool = False) -> EncoderSettings:
         prompts=prompts,
         lengths=lengths,
         lower=bool(limits.get("do_lower_case")),
+        vector_map=read_map(folder, places),
     )
 
 
