@@ -21,6 +21,8 @@ from sslnlp.errors import UserError
 from sslnlp.export import ExportError, export_model, folder
 from sslnlp.export.reloaded import state_of
 from sslnlp.nn import Pooling
+from sslnlp.search.encoder import Encoder
+from sslnlp.types import LinearMap
 
 TEXTS = ["A quick brown fox jumps over the lazy dog.", "Grüße aus München!", "def f(x): return x + 1"]
 
@@ -246,23 +248,30 @@ def test_what_cannot_be_published_is_one_clear_line(tokenizer: PreTrainedTokeniz
 
 
 @pytest.mark.parametrize(
-    ("name", "pooling", "normalize"),
+    ("name", "pooling", "normalize", "mapped"),
     [
-        ("BertModel", "mean", True),
-        ("BertModel", "cls", False),
-        ("ModernBertModel", "mean", True),
-        ("Qwen3Model", "last", True),
-        ("Qwen3Model", "weighted", True),
-        ("BertModel", "max", False),
+        ("BertModel", "mean", True, False),
+        ("BertModel", "cls", False, False),
+        ("ModernBertModel", "mean", True, False),
+        ("Qwen3Model", "last", True, False),
+        ("Qwen3Model", "weighted", True, False),
+        ("BertModel", "max", False, False),
+        ("BertModel", "mean", True, True),
+        ("BertModel", "cls", False, True),
     ],
 )
 def test_sentence_transformers_gives_our_vectors(
-    name: str, pooling: str, normalize: bool, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+    name: str, pooling: str, normalize: bool, mapped: bool, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     sentence_transformers = pytest.importorskip("sentence_transformers")
     model = tiny(name, tokenizer).eval()
     prompts = {"query": "query: ", "document": "passage: "}
-    path = write(model, tokenizer, tmp_path / "e", pooling=pooling, normalize=normalize, prompts=prompts, max_length=24)
+    width = model.config.hidden_size
+    through = LinearMap(torch.randn(width, width), torch.randn(width)) if mapped else None
+    path = write(
+        model, tokenizer, tmp_path / "e",
+        pooling=pooling, normalize=normalize, prompts=prompts, max_length=24, vector_map=through,
+    )  # fmt: skip
 
     theirs = sentence_transformers.SentenceTransformer(str(path), device="cpu")
 
@@ -277,9 +286,14 @@ def test_sentence_transformers_gives_our_vectors(
                 ours = hidden.masked_fill(batch["attention_mask"][..., None] == 0, -torch.inf).amax(1)
             else:
                 ours = Pooling(pooling)(hidden, batch["attention_mask"])
+        if through is not None:
+            ours = torch.nn.functional.linear(ours, through.weight, through.bias)
         if normalize:
             ours = torch.nn.functional.normalize(ours, dim=-1)
         assert torch.allclose(torch.from_numpy(encode(TEXTS)), ours, atol=1e-5)
+    if pooling != "max":
+        searching = Encoder.load(str(path)).encode(TEXTS, "document")
+        np.testing.assert_allclose(searching, theirs.encode_document(TEXTS), atol=1e-5)
     assert theirs.max_seq_length == 24
     assert theirs.similarity_fn_name == ("cosine" if normalize else "dot")
     card = ModelCard.load(path / "README.md")

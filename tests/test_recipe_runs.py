@@ -21,6 +21,7 @@ from sslnlp.recipe.build import resolve
 from sslnlp.recipe.load import read_biography
 from sslnlp.signals import Signals
 from sslnlp.train import Interrupted
+from sslnlp.vector_map import map_of_model
 from tests.contract import corpus
 
 TINY = ["model.size=nano", "train.steps=3", "train.batch_size=2", "tokenizer.vocab_size=520", "data.seq_length=32"]
@@ -282,6 +283,26 @@ def test_a_stage_inherits_and_hands_on(bert: Path, tmp_path: Path) -> None:
     settings = json.loads((second / "export" / "config_sentence_transformers.json").read_text())
     assert settings["prompts"] == {"query": "q: ", "document": ""}
     assert settings["max_lengths"] == {"query": 16, "document": 16}
+
+
+def test_what_is_done_to_vectors_is_handed_on(bert: Path, tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [{"query": text[:20], "positive": text} for text in corpus()[:60]]
+    pairs.write_text("\n".join(json.dumps(row) for row in rows))
+    small = [*TINY, f"data.train={pairs}", "train.steps=1"]
+    maps = {}
+    for name, keys in {
+        "first": [f"model.pretrained={bert / 'export'}", "objective.whitening=0.5"],
+        "second": [f"model.pretrained={tmp_path / 'first' / 'export'}"],
+        "fresh": [f"model.pretrained={tmp_path / 'first' / 'export'}", "model.fresh=true", "objective.whitening=0.5"],
+        "none": [f"model.pretrained={tmp_path / 'first' / 'export'}", "objective.whitening=0"],
+    }.items():
+        out = run(load_recipe("finetune_ranking", [*small, *keys, f"out={tmp_path / name}"]))
+        maps[name] = map_of_model(str(out / "export"))
+    assert maps["none"] is None
+    assert all(maps[name] is not None for name in ("first", "second", "fresh"))
+    assert torch.equal(maps["first"].weight, maps["second"].weight)
+    assert not torch.allclose(maps["first"].weight, maps["fresh"].weight, atol=1e-3)
 
 
 def test_lengths_of_queries_and_documents_are_handed_on(bert: Path) -> None:

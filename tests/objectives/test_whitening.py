@@ -1,0 +1,129 @@
+"""What all texts share is taken out of their vectors: the map, when it is fitted, and where it is kept."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.decomposition import PCA
+
+from sslnlp.errors import UserError
+from sslnlp.objectives import whitening
+from sslnlp.objectives.ranking import Ranking
+from sslnlp.objectives.whitening import EXPONENTS, Pairs, Whitening, fitted, whitener
+from sslnlp.vector_map import map_of_model
+from tests.objectives.test_ranking import batch, objective
+
+WIDTH = 16
+
+
+def drawn(number: int, noise: float, common: float, seed: int = 0) -> Pairs:
+    """Pairs whose meaning lies in the quiet half of the directions, behind a loud half and what all texts share."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*size: int) -> torch.Tensor:
+        return torch.randn(*size, generator=generator)
+
+    meaning = torch.cat([torch.zeros(number, WIDTH // 2), normal(number, WIDTH // 2)], 1)
+    loud = torch.tensor([noise] * (WIDTH // 2) + [0.2] * (WIDTH // 2))
+    sides = [meaning + normal(number, WIDTH) * loud + common for _ in range(2)]
+    return Pairs(*sides, torch.arange(number), torch.arange(number) + number)
+
+
+def cosines(x: torch.Tensor) -> torch.Tensor:
+    unit = torch.nn.functional.normalize(x.double(), dim=-1)
+    return unit @ unit.T
+
+
+def test_it_is_the_whitening_of_a_reference_but_for_a_rotation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(whitening, "_FLOOR", 0.0)
+    x = drawn(200, 3.0, 10.0).vectors
+    made = Whitening(WIDTH)
+    made.set(whitener(x, 0.5))
+    theirs = torch.from_numpy(PCA(whiten=True).fit_transform(x.double().numpy()))
+    torch.testing.assert_close(cosines(made(x)), cosines(theirs), atol=1e-4, rtol=0)
+    torch.testing.assert_close(made(x).mean(0), torch.zeros(WIDTH), atol=1e-5, rtol=0)
+    assert made(x).norm(dim=1).mean().item() == pytest.approx(1, abs=1e-5)
+    assert torch.allclose(made.weight, made.weight.T, atol=1e-6), "the one that changes the vectors least"
+
+
+def test_with_no_exponent_only_the_mean_goes() -> None:
+    x = drawn(200, 3.0, 10.0).vectors
+    found = whitener(x, 0.0)
+    torch.testing.assert_close(cosines(x @ found.weight.T + found.bias), cosines(x - x.mean(0)), atol=1e-4, rtol=0)
+
+
+def test_it_is_taken_where_pairs_find_each_other_better_and_only_there() -> None:
+    found, exponent = fitted(drawn(300, 3.0, 10.0), EXPONENTS)
+    assert found is not None
+    assert exponent == 0.5
+    assert fitted(drawn(300, 0.2, 0.0), EXPONENTS) == (None, 0.0)  # nothing to gain: meaning is all there is
+    assert fitted(drawn(20, 3.0, 10.0), EXPONENTS) == (None, 0.0)  # from too few
+    found, exponent = fitted(drawn(300, 0.2, 0.0), [0.25])  # what is asked for is done
+    assert found is not None
+    assert exponent == 0.25
+
+
+def test_another_text_that_is_relevant_too_is_not_in_the_way() -> None:
+    """Every query stands twice, with two documents of its own: neither counts against the other."""
+    queries = torch.randn(40, WIDTH, generator=torch.Generator().manual_seed(0))
+    asked = torch.arange(40)
+    twice = Pairs(queries.repeat(2, 1), queries.repeat(2, 1), asked.repeat(2), torch.arange(80) + 100)
+    assert whitening._reciprocal_ranks(twice, None).mean() == 1
+    twice = twice._replace(asked=torch.arange(80))
+    assert whitening._reciprocal_ranks(twice, None).mean() < 0.8
+
+
+def test_the_objective_fits_it_before_the_first_update() -> None:
+    model, rows = objective(whitening=0.5), [batch(40)]
+    assert model.begins
+    assert model.vector_map is None
+    before = model.embed(rows[0]["query"])
+    torch.testing.assert_close(before, objective(whitening=0).embed(rows[0]["query"]))
+    model.begin(rows)
+    assert model.training, "as it was"
+    after = torch.cat([model.embed(rows[0][side]) for side in ("query", "positive")])
+    assert after.mean(0).norm() < 0.3 < before.mean(0).norm()
+    assert model.vector_map is not None
+    assert not any("whitening" in name for name, _ in model.named_parameters()), "it does not train"
+    other = objective(whitening=0.5)
+    other.load_state_dict(model.state_dict())
+    torch.testing.assert_close(other.embed(rows[0]["query"]), after[:40])
+
+
+def test_none_is_asked_for_and_no_pair_is_too_few() -> None:
+    assert not objective(whitening=0).begins
+    model = objective()
+    model.begin([batch(4)])
+    assert model.vector_map is None
+    with pytest.raises(UserError, match=r"whitening=0\.7 is an exponent from 0"):
+        objective(whitening=0.7)
+
+
+def test_a_start_keeps_what_it_does_to_its_vectors(tmp_path: Path) -> None:
+    width = 16
+    folder = objective().model
+    folder.save_pretrained(tmp_path)
+    steps = [("", "Transformer"), ("1", "Pooling"), ("2", "Dense"), ("3", "Dense"), ("4", "Normalize"), ("5", "Dense")]
+    (tmp_path / "modules.json").write_text(json.dumps([{"type": f"s.{kind}", "path": path} for path, kind in steps]))
+    first, second = (torch.from_numpy(np.random.default_rng(n).normal(size=(width, width))).float() for n in (0, 1))
+    for place, weight, activation in (("2", first, "x.Identity"), ("3", second, "x.Identity"), ("5", first, "x.Tanh")):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "config.json").write_text(json.dumps({"activation_function": activation}))
+        torch.save({"linear.weight": weight}, tmp_path / place / "pytorch_model.bin")
+    model = Ranking(type(folder).from_pretrained(tmp_path, add_pooling_layer=False))
+    assert not model.begins
+    assert model.vector_map is not None
+    torch.testing.assert_close(model.vector_map.weight, second @ first)
+    assert Ranking(type(folder).from_pretrained(tmp_path, add_pooling_layer=False), whitening=0.0).vector_map is None
+    (tmp_path / "3" / "config.json").write_text(json.dumps({"activation_function": "x.Tanh"}))
+    assert map_of_model(str(tmp_path)) is None
+
+
+def test_a_start_that_is_not_linear_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "modules.json").write_text('[{"type": "s.Dense", "path": "2"}]')
+    (tmp_path / "2").mkdir()
+    (tmp_path / "2" / "config.json").write_text('{"activation_function": "torch.nn.modules.activation.Tanh"}')
+    assert map_of_model(str(tmp_path)) is None
+    assert "it ends in Tanh" in caplog.text
