@@ -154,9 +154,11 @@ class Objective(nn.Module, ABC):
 
     begins: bool = False
     """`begin` is to be called."""
+    begin_rows: ClassVar[int] = 5000
+    """Rows that it is given at most."""
 
     def begin(self, batches: Iterable[Batch]) -> None:
-        """Called once before the first update, with training rows (the first 5,000 of the order of training): weights
+        """Called once before the first update, with the training rows that come first in the order of training: weights
         that may start from what the model makes of these are set here."""
 
     remembers: bool = False

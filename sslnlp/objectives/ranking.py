@@ -59,6 +59,7 @@ class Ranking(Pooled):
     collator: ClassVar[str] = "ranking"
     measures: ClassVar[tuple[str, ...]] = ("ranking",)
     best: ClassVar[tuple[str, str]] = ("mrr@10", "max")
+    begin_rows: ClassVar[int] = PAIRS
 
     def __init__(
         self,
@@ -104,8 +105,6 @@ class Ranking(Pooled):
                     self.pool(hidden_states(self.model, side), side["attention_mask"]).float() for side in sides
                 )
                 found.append(Pairs(queries, documents, batch["query_hash"], batch["positive_hash"]))
-                if sum(len(pairs.queries) for pairs in found) >= PAIRS:
-                    break
         fit, exponent = fitted(Pairs(*map(torch.cat, zip(*found, strict=True))), self.exponents)
         if fit is not None:
             self.whitening.set(fit)

@@ -20,17 +20,15 @@ from sslnlp.recipe.checks import stock_config
 from sslnlp.sharding import sharding_asked
 from sslnlp.types import Batch, Encoding
 
-BEGIN_ROWS = 5000
-"""Rows from which an objective may set weights before its first update."""
 _READ, _ENCODED = 1000, 64
 """Rows that are read at a time to collect their captions, and captions that are encoded at a time."""
 _LOOKED_AT, _TOLD = 512, 0.05
 
 
-def first_rows(parts: Parts, device: torch.device) -> Iterator[Batch]:
-    """The training rows that come first in the order of training, at most `BEGIN_ROWS`, each once."""
+def first_rows(parts: Parts, device: torch.device, most: int) -> Iterator[Batch]:
+    """The training rows that come first in the order of training, at most so many, each once."""
     collator, size = parts.collator.for_evaluation(0), parts.recipe.train.batch_size
-    rows = min(BEGIN_ROWS, len(parts.stream))
+    rows = min(most, len(parts.stream))
     for start in range(0, rows, size):
         yield send_to_device(collator(parts.stream.rows(range(start, min(start + size, rows)))), device)
 

@@ -104,7 +104,7 @@ def _run(recipe: Recipe, inherited: Mapping[str, Any], out: Path, *, resume: boo
     learnt = with_pseudo_labels(parts, objective)
     if objective.begins:  # on a resume too: there may be no checkpoint yet; one that there is overwrites it
         with alone():
-            objective.begin(first_rows(learnt, objective.device))
+            objective.begin(first_rows(learnt, objective.device, objective.begin_rows))
     remember(parts, objective)
     story = biography(learnt, objective, read_biography(out / "recipe.json") if resume else None)
     if not resume:
