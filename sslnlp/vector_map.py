@@ -9,17 +9,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers.utils import cached_file
 
 from sslnlp.errors import UserError
 from sslnlp.types import LinearMap
 from sslnlp.writing import write_json
 
 log = logging.getLogger(__name__)
-WEIGHTS = "model.safetensors"
+WEIGHTS, WEIGHTS_OF_OLD = "model.safetensors", "pytorch_model.bin"
 LINEAR = "torch.nn.modules.linear.Identity"
 """The activation of a `Dense` that has none."""
+
+
+def apply(linear: LinearMap, x: Tensor) -> Tensor:
+    """What it makes of vectors [..., H], in float32 or wider."""
+    kind = torch.promote_types(x.dtype, torch.float32)
+    return F.linear(x.to(kind), linear.weight.to(kind), linear.bias.to(kind))
+
+
+def joined(first: LinearMap | None, second: LinearMap) -> LinearMap:
+    """One map that does what both do, one behind the other."""
+    return second if first is None else LinearMap(second.weight @ first.weight, apply(second, first.bias))
 
 
 def save_dense(folder: Path, place: str, linear: LinearMap) -> None:
@@ -44,8 +57,7 @@ def read_map(folder: Path, places: Sequence[str]) -> LinearMap | None:
     """The `Dense` modules at `places` as one map; None where there is none. `UserError` for one that is not linear."""
     found: LinearMap | None = None
     for place in places:
-        step = _read_dense(folder / place)
-        found = step if found is None else LinearMap(step.weight @ found.weight, step.weight @ found.bias + step.bias)
+        found = joined(found, _read_dense(folder / place))
     return found
 
 
@@ -58,7 +70,7 @@ def _read_dense(folder: Path) -> LinearMap:
         if (folder / WEIGHTS).is_file():
             tensors = load_file(folder / WEIGHTS)
         else:
-            tensors = torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
+            tensors = torch.load(folder / WEIGHTS_OF_OLD, map_location="cpu", weights_only=True)
         weight: Tensor = tensors["linear.weight"].float()
         bias = tensors.get("linear.bias")
     except (OSError, ValueError, KeyError, AttributeError) as error:
@@ -66,15 +78,36 @@ def _read_dense(folder: Path) -> LinearMap:
     return LinearMap(weight, weight.new_zeros(len(weight)) if bias is None else bias.float())
 
 
+def is_encoder(name: str) -> bool:
+    """Whether a pretrained model of this name or folder says how its vectors are made: it is a sentence encoder."""
+    return _described(name) is not None
+
+
 def map_of_model(name: str) -> LinearMap | None:
     """What a pretrained model of this name or folder does to its pooled vectors, where it says so and it is linear."""
-    folder = Path(name)
-    if not name or not (folder / "modules.json").is_file():
+    file = _described(name)
+    if file is None:
         return None
     try:
-        steps = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
-        named = [(str(step["type"]).rsplit(".", 1)[-1], str(step["path"])) for step in steps]
-        return read_map(folder, places_of_maps(named))
+        steps = json.loads(file.read_text(encoding="utf-8"))
+        places = places_of_maps([(str(step["type"]).rsplit(".", 1)[-1], str(step["path"])) for step in steps])
+        for place in places:
+            for part in ("config.json", WEIGHTS, WEIGHTS_OF_OLD):
+                _fetched(name, f"{place}/{part}")
+        return read_map(file.parent, places)
     except (UserError, ValueError, KeyError, TypeError) as error:
         log.warning("the start is the model alone, without what it does to its vectors: %s", error)
         return None
+
+
+def _described(name: str) -> Path | None:
+    return _fetched(name, "modules.json") if name else None
+
+
+def _fetched(name: str, file: str) -> Path | None:
+    """A file of a model in a folder or on the hub; None where it has none."""
+    found = cached_file(
+        name, file, _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
+    )  # fmt: skip
+    return None if found is None else Path(found)

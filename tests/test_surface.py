@@ -115,24 +115,25 @@ TWO_TOWERS = (
     "beside beside_weight dimension image_size lock mini_batch_size patch_dropout patch_size temperature unlock vision"
 )
 OBJECTIVE_OPTIONS = {
-    "barlow_twins": "dimensions mini_batch_size off_diagonal pooling projector train_layers",
-    "byol": "dimensions hidden mini_batch_size momentum momentum_end pooling train_layers",
+    "barlow_twins": "dimensions mini_batch_size off_diagonal pooling projector train_layers whitening",
+    "byol": "dimensions hidden mini_batch_size momentum momentum_end pooling train_layers whitening",
     "causal_lm": "",
     "classification": "class_weights head label_smoothing ordinal pseudo_labels",
     "clip": TWO_TOWERS,
     "data2vec": "beta layers momentum momentum_end",
     "denoising": "",
     "electra": "corrective corrective_weight discriminator_weight generator_size temperature",
-    "few_shot": "neighbours pooling pseudo_labels strength temperature",
+    "few_shot": "neighbours pooling pseudo_labels strength temperature whitening",
     "fim": "",
     "hybrid": "masked_weight",
-    "info_nce": "dimensions learn_temperature mini_batch_size pooling symmetric temperature train_layers",
+    "info_nce": "dimensions learn_temperature mini_batch_size pooling symmetric temperature train_layers whitening",
     "joint": "options weights",
     "late_interaction": "temperature",
     "masked_diffusion": "",
     "masked_lm": "label_smoothing",
     "masked_patches": "decoder_layers decoder_width normalise",
-    "moco": "dimensions mini_batch_size momentum momentum_end pooling queue symmetric temperature train_layers",
+    "moco": "dimensions mini_batch_size momentum momentum_end pooling queue symmetric temperature train_layers "
+    "whitening",
     "multi_label": "",
     "prefix_lm": "",
     "ranking": "distill distill_temperature distill_weight mini_batch_size pooling symmetric temperature whitening",
@@ -149,7 +150,7 @@ OBJECTIVE_OPTIONS = {
     "ul2": "",
     "ul2_decoder": "",
     "vae": "beta cycles free_bits latent layers ramp word_dropout",
-    "vicreg": "covariance dimensions invariance mini_batch_size pooling projector train_layers variance",
+    "vicreg": "covariance dimensions invariance mini_batch_size pooling projector train_layers variance whitening",
 }
 
 # Who may import whom: a module imports from its own level and the levels above it in this list.

@@ -156,9 +156,11 @@ class Objective(nn.Module, ABC):
     """`begin` is to be called."""
     begin_rows: ClassVar[int] = 5000
     """Rows that it is given at most."""
+    begins_again: ClassVar[bool] = False
+    """It is called once more, after the last update: held-out figures are taken after that."""
 
     def begin(self, batches: Iterable[Batch]) -> None:
-        """Called once before the first update, with the training rows that come first in the order of training: weights
+        """Called before the first update, with the training rows that come first in the order of training: weights
         that may start from what the model makes of these are set here."""
 
     remembers: bool = False

@@ -5,8 +5,8 @@ Shapes: B rows, C documents of a row at most, M documents of the batch, H width,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, NamedTuple, TypedDict
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, ClassVar, NamedTuple, TypedDict, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
 from sslnlp.errors import UserError
-from sslnlp.nn import POOLINGS, Pooling, document_pool, uncompiled
+from sslnlp.nn import POOLINGS, Pooling, document_pool, evaluating, uncompiled
 from sslnlp.objectives import functional
 from sslnlp.objectives.base import Objective
 from sslnlp.objectives.grad_cache import check_mini_batch_size, encode_in_parts
+from sslnlp.objectives.whitening import TEXTS, check_exponent, whitener, whitening_for
 from sslnlp.packed import hidden_states
-from sslnlp.types import Batch, Encoding
+from sslnlp.types import Batch, Encoding, LinearMap
 
 MEASURED = 128
 """Documents of a batch that the live measures are taken on: their cost grows with the square, or the cube."""
@@ -32,6 +33,7 @@ class SharedOptions(TypedDict, total=False):
     """The options of `Embedding`, which those built on it pass on: `**shared: Unpack[SharedOptions]`."""
 
     pooling: str
+    whitening: float | None
     dimensions: list[int] | None
     train_layers: int | None
     mini_batch_size: int | None
@@ -70,6 +72,9 @@ class Embedding(Objective):
 
     Options of all of them:
         pooling: how the tokens of a document become its vector: "mean", "cls", "last" or "weighted".
+        whitening: what all texts share is taken out of the pooled vectors, and every direction divided by its variance
+            to this power, up to 0.5 (`whitening`): a map that does not train, fitted to the first documents before and
+            after training, a `Dense` layer of the export. 0: none. None: 0.5 where the start is no sentence encoder.
         dimensions: widths at which the vector is to be of use when it is cut; the loss is the mean of the losses at
             these widths and at the full one (Matryoshka; Kusupati et al., 2022, arXiv:2205.13147).
         train_layers: only the last so many layers of the model train, what comes before them is frozen; None: all.
@@ -83,12 +88,15 @@ class Embedding(Objective):
     couples_rows: ClassVar[bool] = True
     pooling: str | None = "mean"  # type: ignore[misc]  # the class's default; an instance carries its own
     measures: ClassVar[tuple[str, ...]] = ("ranking",)
+    begin_rows: ClassVar[int] = TEXTS
+    begins_again: ClassVar[bool] = True
 
     def __init__(
         self,
         model: PreTrainedModel,
         *,
         pooling: str = "mean",
+        whitening: float | None = None,
         dimensions: list[int] | None = None,
         train_layers: int | None = None,
         mini_batch_size: int | None = None,
@@ -101,7 +109,10 @@ class Embedding(Objective):
             if not 1 <= dimension <= width:
                 raise UserError(f"objective.dimensions={dimensions} of vectors of {width}; choose from 1 to {width}")
         check_mini_batch_size(mini_batch_size)
+        check_exponent(whitening)
         self.pooling, self.mini_batch_size = pooling, mini_batch_size
+        self.whitening, self.exponent = whitening_for(model, whitening)
+        self.begins = self.whitening is not None
         self.dimensions = sorted({*(dimensions or []), width})
         if train_layers is not None:
             freeze_below(model, train_layers)
@@ -113,9 +124,12 @@ class Embedding(Objective):
 
         copies: rows of the encoding for each row of the batch.
         """
-        pooling = self.pooling
+        vectors_MH = self._pooled(encoding, documents, self.model if model is None else model, copies)
+        return vectors_MH if self.whitening is None else self.whitening(vectors_MH)
+
+    def _pooled(self, encoding: Encoding, documents: Documents, model: nn.Module, copies: int = 1) -> Tensor:
+        pooling, backbone = self.pooling, cast(Any, model)
         assert pooling is not None
-        backbone: Any = self.model if model is None else model
 
         def encode(part: Encoding) -> Tensor:
             return document_pool(hidden_states(backbone, part), part["document_ids"], pooling, documents.most)
@@ -123,10 +137,27 @@ class Embedding(Objective):
         vectors_MH = documents.pick(encode_in_parts(encode, encoding, self.mini_batch_size, copies=copies))
         return vectors_MH.to(torch.promote_types(vectors_MH.dtype, torch.float32))
 
+    def begin(self, batches: Iterable[Batch]) -> None:
+        """Fit the whitening to the pooled vectors of the first documents, of their first views."""
+        assert self.whitening is not None
+        found, texts = [], 0
+        with evaluating(self), torch.no_grad():
+            for batch in batches:
+                found.append(self._pooled(batch["view_0"], Documents.of(batch), self.model))
+                texts += len(found[-1])
+                if texts >= TEXTS:  # a row may hold several
+                    break
+        self.whitening.set(whitener(torch.cat(found), self.exponent))
+
+    @property
+    def vector_map(self) -> LinearMap | None:
+        return None if self.whitening is None else self.whitening.map
+
     def embed(self, encoding: Encoding) -> Tensor:
         """Vectors of length 1 [B, H], in float32 or wider, of an encoding [B, S] of one text a row."""
         assert self.pooling is not None
-        return functional.unit(Pooling(self.pooling)(hidden_states(self.model, encoding), encoding["attention_mask"]))
+        pooled_BH = Pooling(self.pooling)(hidden_states(self.model, encoding), encoding["attention_mask"])
+        return functional.unit(pooled_BH if self.whitening is None else self.whitening(pooled_BH))
 
     def nested(self, loss: Callable[[Cut], Tensor]) -> Tensor:
         """The mean of a loss over the widths. Features beyond a width are zero: for any cosine, left out."""

@@ -16,9 +16,11 @@ from sslnlp.arrays import Ints
 from sslnlp.distributed import gather, own_rows
 from sslnlp.errors import UserError
 from sslnlp.label_spreading import check_pseudo_labels, spread_labels, vectors_of
+from sslnlp.nn import evaluating
 from sslnlp.objectives import functional
 from sslnlp.objectives.fitted_head import fitted_head
 from sslnlp.objectives.pooled import Pooled
+from sslnlp.objectives.whitening import TEXTS, check_exponent, whitener, whitening_for
 from sslnlp.types import Batch, LinearMap, StepOutput
 
 
@@ -39,6 +41,9 @@ class FewShot(Pooled):
     Options:
         temperature: divides the cosine; above 0.
         pooling: how the tokens of a text become its vector: "mean", "cls", "last" or "weighted".
+        whitening: what all texts share is taken out of the pooled vectors, and every direction divided by its variance
+            to this power, up to 0.5 (`whitening`): a map that does not train, fitted to the texts before and after
+            training, a `Dense` layer of the export. 0: none. None: 0.5 where the start is no sentence encoder.
         strength: C of the logistic regression (see `fitted_head`): the larger, the less it is regularised.
         neighbours: of each text, in the graph that labels spread over.
         pseudo_labels: share of the unlabelled texts of each class that train as if labelled, the surest first; 0: none.
@@ -50,6 +55,8 @@ class FewShot(Pooled):
     measures: ClassVar[tuple[str, ...]] = ("classification",)
     best: ClassVar[tuple[str, str]] = ("macro_f1", "max")
     concludes: ClassVar[bool] = True
+    begin_rows: ClassVar[int] = TEXTS
+    begins_again: ClassVar[bool] = True
     weight: Tensor
     bias: Tensor
 
@@ -59,6 +66,7 @@ class FewShot(Pooled):
         *,
         temperature: float = 0.05,
         pooling: str = "mean",
+        whitening: float | None = None,
         strength: float = 10.0,
         neighbours: int = 10,
         pseudo_labels: float = 0.8,
@@ -68,6 +76,9 @@ class FewShot(Pooled):
             if value <= 0:
                 raise UserError(f"objective.{name}={value} must be above 0")
         check_pseudo_labels(pseudo_labels)
+        check_exponent(whitening)
+        self.whitening, self.exponent = whitening_for(model, whitening)
+        self.begins = self.whitening is not None
         self.pseudo_labels = pseudo_labels
         if neighbours < 1:
             raise UserError(f"objective.neighbours must be at least 1, got {neighbours}")
@@ -97,6 +108,13 @@ class FewShot(Pooled):
     def num_targets(self, batch: Batch) -> Tensor:
         """The rows of the batch."""
         return functional.row_count(batch["labels"])
+
+    def begin(self, batches: Iterable[Batch]) -> None:
+        """Fit the whitening to the pooled vectors of the first texts."""
+        assert self.whitening is not None
+        with evaluating(self), torch.no_grad():
+            found = [self.pooled(batch["first"]) for batch in batches]
+        self.whitening.set(whitener(torch.cat(found), self.exponent))
 
     def guess(self, batches: Iterable[Batch]) -> tuple[Ints, NDArray[np.float32]]:
         _, labels_N, sure_N = self._vectors_of(batches)

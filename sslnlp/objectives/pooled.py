@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 
@@ -39,6 +40,11 @@ class Pooled(Objective):
     def embed(self, encoding: Encoding) -> Tensor:
         """Vectors of length 1 [B, H], in float32 or wider, of an encoding [B, S]."""
         return self._vectors(hidden_states(self.model, encoding), encoding)
+
+    def pooled(self, encoding: Encoding) -> Tensor:
+        """The vectors [B, H] as the model makes them, in float32 or wider."""
+        pooled_BH: Tensor = self.pool(hidden_states(self.model, encoding), encoding["attention_mask"])
+        return pooled_BH.to(torch.promote_types(pooled_BH.dtype, torch.float32))
 
     def _vectors(self, hidden_BSH: Tensor, encoding: Encoding) -> Tensor:
         pooled_BH = self.pool(hidden_BSH, encoding["attention_mask"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from typing import ClassVar
 
@@ -16,12 +15,10 @@ from sslnlp.nn import evaluating
 from sslnlp.objectives import functional
 from sslnlp.objectives.grad_cache import check_mini_batch_size, encode_in_parts
 from sslnlp.objectives.pooled import Pooled
-from sslnlp.objectives.whitening import EXPONENTS, PAIRS, Pairs, Whitening, check_exponent, fitted
-from sslnlp.packed import hidden_states
+from sslnlp.objectives.whitening import TEXTS, Pairs, Whitening, better, check_exponent, whitener
 from sslnlp.types import Batch, Encoding, StepOutput
 from sslnlp.vector_map import map_of_model
 
-log = logging.getLogger(__name__)
 DISTILLATIONS = {"margin_mse": functional.margin_mse, "kl": functional.listwise_kl}
 
 
@@ -44,9 +41,9 @@ class Ranking(Pooled):
         pooling: how a row of token vectors becomes one (see `sslnlp.nn.Pooling`), "mean" or "cls".
         symmetric: also let each positive find its query (as CLIP does), and average the two losses.
         whitening: what all texts share is taken out of the pooled vectors, and every direction divided by its variance
-            to this power, up to 0.5 (`whitening`): a fixed map that is fitted to the first pairs, a `Dense` layer of
-            the export. 0: none. None: that of a start that has one; else the one of 0, 0.25 and 0.5 with which the
-            first pairs find each other best, and 0 unless another is clearly better.
+            to this power, up to 0.5 (`whitening`): a map that does not train, fitted to the first pairs before and
+            after training, a `Dense` layer of the export. 0: none. None: what the start has; behind it 0.25 or 0.5
+            where with that the first pairs find each other clearly better.
         mini_batch_size: rows of the batch that are encoded at a time, so that a large batch fits the memory of a small
             one (GradCache, `grad_cache`): equal gradients for a third more work. None: all at once.
         distill: "none", "margin_mse" (`functional.margin_mse`) or "kl" (`functional.listwise_kl`).
@@ -59,7 +56,8 @@ class Ranking(Pooled):
     collator: ClassVar[str] = "ranking"
     measures: ClassVar[tuple[str, ...]] = ("ranking",)
     best: ClassVar[tuple[str, str]] = ("mrr@10", "max")
-    begin_rows: ClassVar[int] = PAIRS
+    begin_rows: ClassVar[int] = TEXTS // 2
+    begins_again: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -86,12 +84,10 @@ class Ranking(Pooled):
         self.distill, self.distill_weight, self.distill_temperature = distill, distill_weight, distill_temperature
         check_mini_batch_size(mini_batch_size)
         check_exponent(whitening)
-        kept = map_of_model(model.name_or_path) if whitening is None else None
-        if kept is not None:
-            self.whitening = Whitening.of(kept)
-        elif whitening != 0:
-            self.whitening, self.begins = Whitening(model.config.hidden_size), True
-            self.exponents = EXPONENTS if whitening is None else (whitening,)
+        if whitening != 0:
+            kept = map_of_model(model.name_or_path) if whitening is None else None
+            self.whitening = Whitening(model.config.hidden_size) if kept is None else Whitening.of(kept)
+            self.exponent, self.begins = whitening, True
         self.temperature, self.symmetric, self.mini_batch_size = temperature, symmetric, mini_batch_size
 
     def begin(self, batches: Iterable[Batch]) -> None:
@@ -100,15 +96,13 @@ class Ranking(Pooled):
         found: list[Pairs] = []
         with evaluating(self), torch.no_grad():
             for batch in batches:
-                sides = (batch["query"], batch["positive"])
-                queries, documents = (
-                    self.pool(hidden_states(self.model, side), side["attention_mask"]).float() for side in sides
-                )
+                queries, documents = self.pooled(batch["query"]), self.pooled(batch["positive"])
                 found.append(Pairs(queries, documents, batch["query_hash"], batch["positive_hash"]))
-        fit, exponent = fitted(Pairs(*map(torch.cat, zip(*found, strict=True))), self.exponents)
-        if fit is not None:
-            self.whitening.set(fit)
-            log.info("what all texts share is taken out of their vectors (objective.whitening=%s)", exponent)
+        pairs = Pairs(*map(torch.cat, zip(*found, strict=True)))
+        if self.exponent is None:
+            self.whitening.set(better(pairs, self.whitening.map))
+        else:
+            self.whitening.set(whitener(pairs.vectors, self.exponent))
 
     def _embed_all(self, batch: Batch) -> dict[str, Tensor]:
         """The vectors of each side of the batch that is there."""

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from sslnlp.errors import UserError
 from sslnlp.objectives import functional
 from sslnlp.types import LinearMap
+from sslnlp.vector_map import apply, is_encoder, joined, map_of_model
 
-EXPONENTS = (0.0, 0.25, 0.5)
+EXPONENTS = (0.25, 0.5)
 """Those that are tried where none is given."""
-PAIRS = 1000
-"""Pairs that a map is fitted to: of H = 384, some five texts for each direction."""
-_FLOOR = 0.1
-"""Of the mean variance, added to that of every direction: in the least ones there is more noise than text."""
+TEXTS = 2000
+"""Those that a map is fitted to: of H = 384, some five for each direction."""
 _FEWEST = 32
-"""Pairs below which nothing is fitted."""
+"""Pairs below which nothing is tried."""
 
 
 class Whitening(nn.Module):
@@ -43,8 +41,7 @@ class Whitening(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):  # a difference of near equals: 8 bits would not tell it
-            kind = torch.promote_types(x.dtype, torch.float32)
-            return F.linear(x.to(kind), self.weight.to(kind), self.bias.to(kind))
+            return apply(LinearMap(self.weight, self.bias), x)
 
     @classmethod
     def of(cls, found: LinearMap) -> Whitening:
@@ -54,7 +51,10 @@ class Whitening(nn.Module):
         return made
 
     @torch.no_grad()
-    def set(self, found: LinearMap) -> None:
+    def set(self, found: LinearMap | None) -> None:
+        """Become another map of the same width; None: stay what it is."""
+        if found is None:
+            return
         self.weight.copy_(found.weight)
         self.bias.copy_(found.bias)
 
@@ -66,18 +66,37 @@ class Whitening(nn.Module):
         return None if same else LinearMap(self.weight, self.bias)
 
 
+def whitening_for(model: PreTrainedModel, asked: float | None) -> tuple[Whitening | None, float]:
+    """The map, to be fitted, and its exponent. Unasked there is one where nothing says that the vectors of the model's
+    start were trained to be compared, or where it has such a map itself. Pictures have none: no export holds it."""
+    if model.main_input_name != "input_ids":
+        if asked:
+            raise UserError(f"objective.whitening={asked} is for vectors of texts, and this model reads pictures")
+        return None, 0.0
+    start = model.name_or_path
+    if asked is None:
+        asked = 0.5 if map_of_model(start) is not None or not is_encoder(start) else 0.0
+    return (Whitening(model.config.hidden_size) if asked else None), asked
+
+
 def check_exponent(exponent: float | None) -> None:
     if exponent is not None and not 0 <= exponent <= 0.5:
         raise UserError(f"objective.whitening={exponent} is an exponent from 0 (none) to 0.5 (all directions alike)")
 
 
 def whitener(vector_NH: Tensor, exponent: float) -> LinearMap:
-    """The map for vectors like these: every direction divided by its variance to the power of `exponent`."""
+    """The map for vectors like these: every direction divided by its variance to the power of `exponent`.
+
+    Variances of few vectors in many directions are shrunk towards their mean (Ledoit and Wolf, 2004): little is then
+    made of directions of which little is known.
+    """
+    from sklearn.covariance import ledoit_wolf
+
     x = vector_NH.double().cpu()
     mean_H = x.mean(0)
-    variance_H, direction_HH = torch.linalg.eigh((x - mean_H).T @ (x - mean_H) / len(x))
-    variance_H = variance_H.clamp(min=0)
-    scale_H = (variance_H + _FLOOR * variance_H.mean()).clamp(min=1e-12) ** -exponent
+    covariance_HH, _ = ledoit_wolf((x - mean_H).numpy(), assume_centered=True)
+    variance_H, direction_HH = torch.linalg.eigh(torch.from_numpy(covariance_HH))
+    scale_H = variance_H.clamp(min=1e-12) ** -exponent
     weight_HH = (direction_HH * scale_H) @ direction_HH.T
     weight_HH /= ((x - mean_H) @ weight_HH).norm(dim=1).mean().clamp(min=1e-12)
     return LinearMap(weight_HH.float(), -(weight_HH @ mean_H).float())
@@ -100,32 +119,32 @@ class Pairs(NamedTuple):
         return torch.cat([self.queries, self.documents])
 
 
-def fitted(pairs: Pairs, exponents: Sequence[float]) -> tuple[LinearMap | None, float]:
-    """The map for pooled vectors like these, and its exponent: that with which queries find their documents best.
+def better(pairs: Pairs, now: LinearMap | None) -> LinearMap | None:
+    """The map with which queries find their documents best: the one of now, or one more behind it.
 
-    Of several exponents each is fitted to every other pair and judged on the rest by the mean reciprocal rank; another
-    than the first is taken where its gain over that is twice its standard error. None: the vectors stay as they are.
+    Each of `EXPONENTS` is fitted to every other pair and judged on the rest by the mean reciprocal rank. The best is
+    taken where its gain over what there is now is twice its standard error.
     """
     pairs = Pairs(*(x.cpu() for x in pairs))
     if len(pairs.queries) < _FEWEST:
-        return None, 0.0
-    best = exponents[0]
-    if len(exponents) > 1:
-        learnt, judged = pairs.part(0).vectors, pairs.part(1)
-        maps = {exponent: whitener(learnt, exponent) if exponent else None for exponent in exponents}
-        found = {exponent: _reciprocal_ranks(judged, through) for exponent, through in maps.items()}
-        highest = max(found, key=lambda exponent: float(found[exponent].mean()))
-        gain_N = found[highest] - found[best]
-        if gain_N.mean() > 2 * gain_N.std() / len(gain_N) ** 0.5:
-            best = highest
-    return (whitener(pairs.vectors, best) if best else None), best
+        return now
+    if now is not None:
+        through = now
+        pairs = pairs._replace(queries=apply(through, pairs.queries), documents=apply(through, pairs.documents))
+    learnt, judged = pairs.part(0).vectors, pairs.part(1)
+    found = {exponent: _reciprocal_ranks(judged, whitener(learnt, exponent)) for exponent in EXPONENTS}
+    best = max(found, key=lambda exponent: float(found[exponent].mean()))
+    gain_N = found[best] - _reciprocal_ranks(judged, None)
+    if not gain_N.mean() > 2 * gain_N.std() / len(gain_N) ** 0.5:
+        return now
+    return joined(now, whitener(pairs.vectors, best))
 
 
 def _reciprocal_ranks(pairs: Pairs, through: LinearMap | None) -> Tensor:
     """[N]: of each query's own document among all, those left out that a pair says are relevant to it too."""
     query_NH, document_NH, asked_N, text_N = pairs
     if through is not None:
-        query_NH, document_NH = (F.linear(x.float(), through.weight, through.bias) for x in (query_NH, document_NH))
+        query_NH, document_NH = apply(through, query_NH), apply(through, document_NH)
     cosine_NN = functional.unit(query_NH) @ functional.unit(document_NH).T
     others_NN = ~functional.relevant_pairs(asked_N, text_N, asked_N, text_N)
     return 1 / (1 + (others_NN & (cosine_NN >= cosine_NN.diagonal()[:, None])).sum(1))

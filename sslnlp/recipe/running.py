@@ -177,8 +177,10 @@ def _train(
             out=out, evaluate=evaluate, facts=story, on_progress=on_progress,
         )  # fmt: skip
         trainer.fit(resume)
-    if objective.concludes:
-        with alone():
+    with alone():
+        if objective.begins and objective.begins_again:
+            objective.begin(first_rows(learnt, objective.device, objective.begin_rows))
+        if objective.concludes:
             objective.conclude(training_rows(parts, objective.device))
     return trainer
 
@@ -257,8 +259,8 @@ def _measure(parts: Parts, objective: Objective, held_out: HeldOut | None, train
     progress = trainer.progress
     with alone():
         # The last evaluation of the run is final unless an earlier one was better, whose weights are back by now, or
-        # what it predicted and noted was lost: the run was resumed after it.
-        final = progress.best_step in (None, progress.step)
+        # what it predicted and noted was lost: the run was resumed after it. Or something has changed since.
+        final = progress.best_step in (None, progress.step) and not (objective.begins and objective.begins_again)
         lost = held_out is None or not held_out.called
         figures = dict(progress.valid) if final and not lost else {}
         if held_out is not None and not figures:

@@ -28,7 +28,7 @@ from sslnlp.evaluation.beir import encode_sorted
 from sslnlp.nn import Pooling
 from sslnlp.quiet import quiet_loading
 from sslnlp.types import Encoding, LinearMap
-from sslnlp.vector_map import places_of_maps, read_map
+from sslnlp.vector_map import apply, places_of_maps, read_map
 from sslnlp.writing import sha256_of
 
 Kind = Literal["query", "document"]
@@ -128,7 +128,7 @@ class Encoder:
         hidden_BSH = self.model(**encoding).last_hidden_state
         vectors_BH: Tensor = self._pool(hidden_BSH.float(), encoding["attention_mask"])
         if self._map is not None:
-            vectors_BH = torch.nn.functional.linear(vectors_BH, self._map.weight, self._map.bias)
+            vectors_BH = apply(self._map, vectors_BH)
         return torch.nn.functional.normalize(vectors_BH, dim=-1) if self.settings.normalize else vectors_BH
 
 

@@ -11,8 +11,9 @@ from sklearn.decomposition import PCA
 from sslnlp.errors import UserError
 from sslnlp.objectives import whitening
 from sslnlp.objectives.ranking import Ranking
-from sslnlp.objectives.whitening import EXPONENTS, Pairs, Whitening, fitted, whitener
-from sslnlp.vector_map import map_of_model
+from sslnlp.objectives.whitening import Pairs, Whitening, better, whitener
+from sslnlp.types import LinearMap
+from sslnlp.vector_map import apply, map_of_model
 from tests.objectives.test_ranking import batch, objective
 
 WIDTH = 16
@@ -36,13 +37,12 @@ def cosines(x: torch.Tensor) -> torch.Tensor:
     return unit @ unit.T
 
 
-def test_it_is_the_whitening_of_a_reference_but_for_a_rotation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(whitening, "_FLOOR", 0.0)
-    x = drawn(200, 3.0, 10.0).vectors
+def test_it_is_the_whitening_of_a_reference_but_for_a_rotation() -> None:
+    x = drawn(20_000, 3.0, 10.0).vectors  # so many that nothing is shrunk
     made = Whitening(WIDTH)
     made.set(whitener(x, 0.5))
     theirs = torch.from_numpy(PCA(whiten=True).fit_transform(x.double().numpy()))
-    torch.testing.assert_close(cosines(made(x)), cosines(theirs), atol=1e-4, rtol=0)
+    torch.testing.assert_close(cosines(made(x)[:300]), cosines(theirs[:300]), atol=2e-3, rtol=0)
     torch.testing.assert_close(made(x).mean(0), torch.zeros(WIDTH), atol=1e-5, rtol=0)
     assert made(x).norm(dim=1).mean().item() == pytest.approx(1, abs=1e-5)
     assert torch.allclose(made.weight, made.weight.T, atol=1e-6), "the one that changes the vectors least"
@@ -54,15 +54,31 @@ def test_with_no_exponent_only_the_mean_goes() -> None:
     torch.testing.assert_close(cosines(x @ found.weight.T + found.bias), cosines(x - x.mean(0)), atol=1e-4, rtol=0)
 
 
+def test_of_few_texts_little_is_made() -> None:
+    """In directions that ten texts do not show there is no telling how far others reach: they are not blown up."""
+    seen = torch.randn(10, 64, generator=torch.Generator().manual_seed(0)) + 5
+    spread_H = torch.linalg.svdvals(whitener(seen, 0.5).weight)
+    assert spread_H.max() < 2 * spread_H.min()
+    assert torch.isfinite(whitener(torch.ones(4, 8), 0.5).weight).all(), "all texts alike"
+
+
 def test_it_is_taken_where_pairs_find_each_other_better_and_only_there() -> None:
-    found, exponent = fitted(drawn(300, 3.0, 10.0), EXPONENTS)
+    pairs = drawn(300, 3.0, 10.0)
+    found = better(pairs, None)
     assert found is not None
-    assert exponent == 0.5
-    assert fitted(drawn(300, 0.2, 0.0), EXPONENTS) == (None, 0.0)  # nothing to gain: meaning is all there is
-    assert fitted(drawn(20, 3.0, 10.0), EXPONENTS) == (None, 0.0)  # from too few
-    found, exponent = fitted(drawn(300, 0.2, 0.0), [0.25])  # what is asked for is done
+    torch.testing.assert_close(found.weight, whitener(pairs.vectors, 0.5).weight)
+    assert better(drawn(300, 0.2, 0.0), None) is None  # nothing to gain: meaning is all there is
+    assert better(drawn(20, 3.0, 10.0), None) is None  # from too few
+
+
+def test_one_more_is_put_behind_what_there_is() -> None:
+    pairs = drawn(300, 3.0, 10.0)
+    loud = LinearMap(torch.eye(WIDTH) * 2, torch.ones(WIDTH))
+    found = better(pairs, loud)
     assert found is not None
-    assert exponent == 0.25
+    x = apply(loud, pairs.vectors)
+    torch.testing.assert_close(apply(found, pairs.vectors), apply(whitener(x, 0.5), x), atol=1e-4, rtol=1e-4)
+    assert better(pairs, found) is found  # twice gains nothing
 
 
 def test_another_text_that_is_relevant_too_is_not_in_the_way() -> None:
@@ -113,7 +129,6 @@ def test_a_start_keeps_what_it_does_to_its_vectors(tmp_path: Path) -> None:
         (tmp_path / place / "config.json").write_text(json.dumps({"activation_function": activation}))
         torch.save({"linear.weight": weight}, tmp_path / place / "pytorch_model.bin")
     model = Ranking(type(folder).from_pretrained(tmp_path, add_pooling_layer=False))
-    assert not model.begins
     assert model.vector_map is not None
     torch.testing.assert_close(model.vector_map.weight, second @ first)
     assert Ranking(type(folder).from_pretrained(tmp_path, add_pooling_layer=False), whitening=0.0).vector_map is None
