@@ -156,12 +156,17 @@ class Objective(nn.Module, ABC):
     """`begin` is to be called."""
     begin_rows: ClassVar[int] = 5000
     """Rows that it is given at most."""
-    begins_again: ClassVar[bool] = False
-    """It is called once more, after the last update: held-out figures are taken after that."""
 
     def begin(self, batches: Iterable[Batch]) -> None:
         """Called before the first update, with the training rows that come first in the order of training: weights
         that may start from what the model makes of these are set here."""
+
+    refits: bool = False
+    """`refit` is to be called."""
+
+    def refit(self, batches: Iterable[Batch], held_out: Iterable[Batch]) -> None:
+        """Called after the last update with the rows that `begin` gets, and as many held-out ones, where there are any:
+        what it fitted to the model as it was may be fitted anew. Held-out figures are taken after it."""
 
     remembers: bool = False
     """`remember` is to be called."""

@@ -43,7 +43,7 @@ class FewShot(Pooled):
         pooling: how the tokens of a text become its vector: "mean", "cls", "last" or "weighted".
         whitening: what all texts share is taken out of the pooled vectors, and every direction divided by its variance
             to this power, up to 0.5 (`whitening`): a map that does not train, fitted to the texts before and after
-            training, a `Dense` layer of the export. 0: none. None: 0.5 where the start is no sentence encoder.
+            training, a `Dense` layer of the export. 0: none. None: 0.25 where the start is no sentence encoder.
         strength: C of the logistic regression (see `fitted_head`): the larger, the less it is regularised.
         neighbours: of each text, in the graph that labels spread over.
         pseudo_labels: share of the unlabelled texts of each class that train as if labelled, the surest first; 0: none.
@@ -56,7 +56,6 @@ class FewShot(Pooled):
     best: ClassVar[tuple[str, str]] = ("macro_f1", "max")
     concludes: ClassVar[bool] = True
     begin_rows: ClassVar[int] = TEXTS
-    begins_again: ClassVar[bool] = True
     weight: Tensor
     bias: Tensor
 
@@ -78,7 +77,7 @@ class FewShot(Pooled):
         check_pseudo_labels(pseudo_labels)
         check_exponent(whitening)
         self.whitening, self.exponent = whitening_for(model, whitening)
-        self.begins = self.whitening is not None
+        self.begins = self.refits = self.whitening is not None
         self.pseudo_labels = pseudo_labels
         if neighbours < 1:
             raise UserError(f"objective.neighbours must be at least 1, got {neighbours}")
@@ -115,6 +114,9 @@ class FewShot(Pooled):
         with evaluating(self), torch.no_grad():
             found = [self.pooled(batch["first"]) for batch in batches]
         self.whitening.set(whitener(torch.cat(found), self.exponent))
+
+    def refit(self, batches: Iterable[Batch], held_out: Iterable[Batch]) -> None:
+        self.begin(batches)
 
     def guess(self, batches: Iterable[Batch]) -> tuple[Ints, NDArray[np.float32]]:
         _, labels_N, sure_N = self._vectors_of(batches)

@@ -57,7 +57,6 @@ class Ranking(Pooled):
     measures: ClassVar[tuple[str, ...]] = ("ranking",)
     best: ClassVar[tuple[str, str]] = ("mrr@10", "max")
     begin_rows: ClassVar[int] = TEXTS // 2
-    begins_again: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -87,22 +86,33 @@ class Ranking(Pooled):
         if whitening != 0:
             kept = map_of_model(model.name_or_path) if whitening is None else None
             self.whitening = Whitening(model.config.hidden_size) if kept is None else Whitening.of(kept)
-            self.exponent, self.begins = whitening, True
+            self.exponent, self.begins, self.refits = whitening, True, True
         self.temperature, self.symmetric, self.mini_batch_size = temperature, symmetric, mini_batch_size
 
     def begin(self, batches: Iterable[Batch]) -> None:
         """Fit the whitening to the pooled vectors of the first pairs."""
+        pairs = self._pairs(batches)
+        self._whiten(pairs.part(0), pairs.part(1), pairs)
+
+    def refit(self, batches: Iterable[Batch], held_out: Iterable[Batch]) -> None:
+        """And to what has become of them, which held-out pairs have to bear out: the first may have been learnt."""
+        pairs, others = self._pairs(batches), self._pairs(held_out)
+        self._whiten(pairs, others, pairs)
+
+    def _whiten(self, learnt: Pairs, judged: Pairs, pairs: Pairs) -> None:
         assert self.whitening is not None
+        if self.exponent is None:
+            self.whitening.set(better(learnt, judged, pairs, self.whitening.map))
+        else:
+            self.whitening.set(whitener(pairs.vectors, self.exponent))
+
+    def _pairs(self, batches: Iterable[Batch]) -> Pairs:
         found: list[Pairs] = []
         with evaluating(self), torch.no_grad():
             for batch in batches:
                 queries, documents = self.pooled(batch["query"]), self.pooled(batch["positive"])
                 found.append(Pairs(queries, documents, batch["query_hash"], batch["positive_hash"]))
-        pairs = Pairs(*map(torch.cat, zip(*found, strict=True)))
-        if self.exponent is None:
-            self.whitening.set(better(pairs, self.whitening.map))
-        else:
-            self.whitening.set(whitener(pairs.vectors, self.exponent))
+        return Pairs.joined(found)
 
     def _embed_all(self, batch: Batch) -> dict[str, Tensor]:
         """The vectors of each side of the batch that is there."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,10 +16,12 @@ from sslnlp.vector_map import apply, is_encoder, joined, map_of_model
 
 EXPONENTS = (0.25, 0.5)
 """Those that are tried where none is given."""
+HALF = 0.25
+"""The one that is taken unasked where there are no pairs to try them on: half of the way to equal variances."""
 TEXTS = 2000
 """Those that a map is fitted to: of H = 384, some five for each direction."""
-_FEWEST = 32
-"""Pairs below which nothing is tried."""
+_FEWEST = 16
+"""Pairs below which nothing is judged."""
 
 
 class Whitening(nn.Module):
@@ -75,7 +78,7 @@ def whitening_for(model: PreTrainedModel, asked: float | None) -> tuple[Whitenin
         return None, 0.0
     start = model.name_or_path
     if asked is None:
-        asked = 0.5 if map_of_model(start) is not None or not is_encoder(start) else 0.0
+        asked = HALF if map_of_model(start) is not None or not is_encoder(start) else 0.0
     return (Whitening(model.config.hidden_size) if asked else None), asked
 
 
@@ -110,6 +113,18 @@ class Pairs(NamedTuple):
     asked: Tensor
     told: Tensor
 
+    @classmethod
+    def joined(cls, parts: Sequence[Pairs]) -> Pairs:
+        if not parts:
+            return cls(*(torch.empty(0, 0) for _ in range(4)))
+        return cls(*(torch.cat(sides).cpu() for sides in zip(*parts, strict=True)))
+
+    def through(self, found: LinearMap | None) -> Pairs:
+        """With vectors as a map makes them."""
+        if found is None:
+            return self
+        return self._replace(queries=apply(found, self.queries), documents=apply(found, self.documents))
+
     def part(self, start: int) -> Pairs:
         """Every other one."""
         return Pairs(*(x[start::2].contiguous() for x in self))
@@ -119,32 +134,26 @@ class Pairs(NamedTuple):
         return torch.cat([self.queries, self.documents])
 
 
-def better(pairs: Pairs, now: LinearMap | None) -> LinearMap | None:
+def better(learnt: Pairs, judged: Pairs, pairs: Pairs, now: LinearMap | None) -> LinearMap | None:
     """The map with which queries find their documents best: the one of now, or one more behind it.
 
-    Each of `EXPONENTS` is fitted to every other pair and judged on the rest by the mean reciprocal rank. The best is
-    taken where its gain over what there is now is twice its standard error.
+    Each of `EXPONENTS` is fitted to what is `learnt` and judged by the mean reciprocal rank of other pairs. The best is
+    taken where its gain over what there is now is twice its standard error, and fitted to `pairs`.
     """
-    pairs = Pairs(*(x.cpu() for x in pairs))
-    if len(pairs.queries) < _FEWEST:
+    if min(len(learnt.queries), len(judged.queries)) < _FEWEST:
         return now
-    if now is not None:
-        through = now
-        pairs = pairs._replace(queries=apply(through, pairs.queries), documents=apply(through, pairs.documents))
-    learnt, judged = pairs.part(0).vectors, pairs.part(1)
-    found = {exponent: _reciprocal_ranks(judged, whitener(learnt, exponent)) for exponent in EXPONENTS}
+    learnt, judged = learnt.through(now), judged.through(now)
+    found = {exponent: _reciprocal_ranks(judged.through(whitener(learnt.vectors, exponent))) for exponent in EXPONENTS}
     best = max(found, key=lambda exponent: float(found[exponent].mean()))
-    gain_N = found[best] - _reciprocal_ranks(judged, None)
+    gain_N = found[best] - _reciprocal_ranks(judged)
     if not gain_N.mean() > 2 * gain_N.std() / len(gain_N) ** 0.5:
         return now
-    return joined(now, whitener(pairs.vectors, best))
+    return joined(now, whitener(pairs.through(now).vectors, best))
 
 
-def _reciprocal_ranks(pairs: Pairs, through: LinearMap | None) -> Tensor:
+def _reciprocal_ranks(pairs: Pairs) -> Tensor:
     """[N]: of each query's own document among all, those left out that a pair says are relevant to it too."""
-    query_NH, document_NH, asked_N, text_N = pairs
-    if through is not None:
-        query_NH, document_NH = apply(through, query_NH), apply(through, document_NH)
+    query_NH, document_NH, asked_N, told_N = pairs
     cosine_NN = functional.unit(query_NH) @ functional.unit(document_NH).T
-    others_NN = ~functional.relevant_pairs(asked_N, text_N, asked_N, text_N)
+    others_NN = ~functional.relevant_pairs(asked_N, told_N, asked_N, told_N)
     return 1 / (1 + (others_NN & (cosine_NN >= cosine_NN.diagonal()[:, None])).sum(1))

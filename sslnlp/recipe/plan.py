@@ -161,7 +161,7 @@ def _beginning(parts: Parts, objective: Objective) -> float:
     batches = math.ceil(min(objective.begin_rows, len(parts.stream)) / parts.recipe.train.batch_size)
     timed = min(batches, BEGIN_BATCHES)
     began = budget.clock()
-    objective.begin(islice(first_rows(parts, device, objective.begin_rows), timed))
+    objective.begin(islice(first_rows(parts, parts.stream, device, objective.begin_rows), timed))
     return (budget.clock() - began) * batches / timed
 
 

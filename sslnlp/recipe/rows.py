@@ -25,12 +25,13 @@ _READ, _ENCODED = 1000, 64
 _LOOKED_AT, _TOLD = 512, 0.05
 
 
-def first_rows(parts: Parts, device: torch.device, most: int) -> Iterator[Batch]:
-    """The training rows that come first in the order of training, at most so many, each once."""
+def first_rows(parts: Parts, stream: Stream | None, device: torch.device, most: int) -> Iterator[Batch]:
+    """The rows that come first in a stream, at most so many, each once."""
     collator, size = parts.collator.for_evaluation(0), parts.recipe.train.batch_size
-    rows = min(most, len(parts.stream))
+    rows = 0 if stream is None else min(most, len(stream))
     for start in range(0, rows, size):
-        yield send_to_device(collator(parts.stream.rows(range(start, min(start + size, rows)))), device)
+        assert stream is not None
+        yield send_to_device(collator(stream.rows(range(start, min(start + size, rows)))), device)
 
 
 def training_rows(parts: Parts, device: torch.device) -> Iterator[Batch]:

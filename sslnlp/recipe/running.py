@@ -104,7 +104,7 @@ def _run(recipe: Recipe, inherited: Mapping[str, Any], out: Path, *, resume: boo
     learnt = with_pseudo_labels(parts, objective)
     if objective.begins:  # on a resume too: there may be no checkpoint yet; one that there is overwrites it
         with alone():
-            objective.begin(first_rows(learnt, objective.device, objective.begin_rows))
+            objective.begin(first_rows(learnt, learnt.stream, objective.device, objective.begin_rows))
     remember(parts, objective)
     story = biography(learnt, objective, read_biography(out / "recipe.json") if resume else None)
     if not resume:
@@ -178,8 +178,9 @@ def _train(
         )  # fmt: skip
         trainer.fit(resume)
     with alone():
-        if objective.begins and objective.begins_again:
-            objective.begin(first_rows(learnt, objective.device, objective.begin_rows))
+        if objective.refits:
+            objective.refit(*(first_rows(learnt, rows, objective.device, objective.begin_rows)
+                              for rows in (learnt.stream, parts.valid)))  # fmt: skip
         if objective.concludes:
             objective.conclude(training_rows(parts, objective.device))
     return trainer
@@ -260,7 +261,7 @@ def _measure(parts: Parts, objective: Objective, held_out: HeldOut | None, train
     with alone():
         # The last evaluation of the run is final unless an earlier one was better, whose weights are back by now, or
         # what it predicted and noted was lost: the run was resumed after it. Or something has changed since.
-        final = progress.best_step in (None, progress.step) and not (objective.begins and objective.begins_again)
+        final = progress.best_step in (None, progress.step) and not objective.refits
         lost = held_out is None or not held_out.called
         figures = dict(progress.valid) if final and not lost else {}
         if held_out is not None and not figures:
