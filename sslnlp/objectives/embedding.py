@@ -74,7 +74,7 @@ class Embedding(Objective):
         pooling: how the tokens of a document become its vector: "mean", "cls", "last" or "weighted".
         whitening: what all texts share is taken out of the pooled vectors, and every direction divided by its variance
             to this power, up to 0.5 (`whitening`): a map that does not train, fitted to the first documents before and
-            after training, a `Dense` layer of the export. 0: none. None: 0.25 where the start is no sentence encoder.
+            after training, a `Dense` layer of the export. 0: none. None: 0.5 where the start is no sentence encoder.
         dimensions: widths at which the vector is to be of use when it is cut; the loss is the mean of the losses at
             these widths and at the full one (Matryoshka; Kusupati et al., 2022, arXiv:2205.13147).
         train_layers: only the last so many layers of the model train, what comes before them is frozen; None: all.
@@ -110,7 +110,7 @@ class Embedding(Objective):
         check_mini_batch_size(mini_batch_size)
         check_exponent(whitening)
         self.pooling, self.mini_batch_size = pooling, mini_batch_size
-        self.whitening, self.exponent = whitening_for(model, whitening)
+        self.whitening, self.exponent = whitening_for(model, whitening, 0.5)
         self.begins = self.refits = self.whitening is not None
         self.dimensions = sorted({*(dimensions or []), width})
         if train_layers is not None:

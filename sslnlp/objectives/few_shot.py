@@ -76,7 +76,7 @@ class FewShot(Pooled):
                 raise UserError(f"objective.{name}={value} must be above 0")
         check_pseudo_labels(pseudo_labels)
         check_exponent(whitening)
-        self.whitening, self.exponent = whitening_for(model, whitening)
+        self.whitening, self.exponent = whitening_for(model, whitening, 0.25)
         self.begins = self.refits = self.whitening is not None
         self.pseudo_labels = pseudo_labels
         if neighbours < 1:

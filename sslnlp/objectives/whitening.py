@@ -16,8 +16,6 @@ from sslnlp.vector_map import apply, is_encoder, joined, map_of_model
 
 EXPONENTS = (0.25, 0.5)
 """Those that are tried where none is given."""
-HALF = 0.25
-"""The one that is taken unasked where there are no pairs to try them on: half of the way to equal variances."""
 TEXTS = 2000
 """Those that a map is fitted to: of H = 384, some five for each direction."""
 _FEWEST = 16
@@ -69,8 +67,8 @@ class Whitening(nn.Module):
         return None if same else LinearMap(self.weight, self.bias)
 
 
-def whitening_for(model: PreTrainedModel, asked: float | None) -> tuple[Whitening | None, float]:
-    """The map, to be fitted, and its exponent. Unasked there is one where nothing says that the vectors of the model's
+def whitening_for(model: PreTrainedModel, asked: float | None, unasked: float) -> tuple[Whitening | None, float]:
+    """The map, to be fitted, and its exponent; the one `unasked` where nothing says that the vectors of the model's
     start were trained to be compared, or where it has such a map itself. Pictures have none: no export holds it."""
     if model.main_input_name != "input_ids":
         if asked:
@@ -78,7 +76,7 @@ def whitening_for(model: PreTrainedModel, asked: float | None) -> tuple[Whitenin
         return None, 0.0
     start = model.name_or_path
     if asked is None:
-        asked = HALF if map_of_model(start) is not None or not is_encoder(start) else 0.0
+        asked = unasked if map_of_model(start) is not None or not is_encoder(start) else 0.0
     return (Whitening(model.config.hidden_size) if asked else None), asked
 
 
