@@ -5,7 +5,7 @@ Shapes: B rows, C documents of a row at most, M documents of the batch, H width,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, NamedTuple, TypedDict, cast
 
 import torch
@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
 from sslnlp.errors import UserError
-from sslnlp.nn import POOLINGS, Pooling, document_pool, evaluating, uncompiled
+from sslnlp.nn import POOLINGS, Pooling, document_pool, uncompiled
 from sslnlp.objectives import functional
-from sslnlp.objectives.base import Objective
 from sslnlp.objectives.grad_cache import check_mini_batch_size, encode_in_parts
-from sslnlp.objectives.whitening import TEXTS, check_exponent, whitener, whitening_for
+from sslnlp.objectives.whitening import Whitened
 from sslnlp.packed import hidden_states
-from sslnlp.types import Batch, Encoding, LinearMap
+from sslnlp.types import Batch, Encoding
 
 MEASURED = 128
 """Documents of a batch that the live measures are taken on: their cost grows with the square, or the cube."""
@@ -60,7 +59,7 @@ class Documents(NamedTuple):
         return values_BCX.flatten(0, 1).index_select(0, self.places)
 
 
-class Embedding(Objective):
+class Embedding(Whitened):
     """An encoder whose pooled vectors are compared: views of one document with each other, or with other documents'.
 
     Reads `view_0`, `view_1`, ... with their `hashes`, `present`, and `documents` where there is (`collators.views`).
@@ -88,7 +87,6 @@ class Embedding(Objective):
     couples_rows: ClassVar[bool] = True
     pooling: str | None = "mean"  # type: ignore[misc]  # the class's default; an instance carries its own
     measures: ClassVar[tuple[str, ...]] = ("ranking",)
-    begin_rows: ClassVar[int] = TEXTS
 
     def __init__(
         self,
@@ -108,10 +106,8 @@ class Embedding(Objective):
             if not 1 <= dimension <= width:
                 raise UserError(f"objective.dimensions={dimensions} of vectors of {width}; choose from 1 to {width}")
         check_mini_batch_size(mini_batch_size)
-        check_exponent(whitening)
         self.pooling, self.mini_batch_size = pooling, mini_batch_size
-        self.whitening, self.exponent = whitening_for(model, whitening, 0.5)
-        self.begins = self.refits = self.whitening is not None
+        self.whiten(whitening, 0.5)
         self.dimensions = sorted({*(dimensions or []), width})
         if train_layers is not None:
             freeze_below(model, train_layers)
@@ -136,24 +132,9 @@ class Embedding(Objective):
         vectors_MH = documents.pick(encode_in_parts(encode, encoding, self.mini_batch_size, copies=copies))
         return vectors_MH.to(torch.promote_types(vectors_MH.dtype, torch.float32))
 
-    def begin(self, batches: Iterable[Batch]) -> None:
-        """Fit the whitening to the pooled vectors of the first documents, of their first views."""
-        assert self.whitening is not None
-        found, texts = [], 0
-        with evaluating(self), torch.no_grad():
-            for batch in batches:
-                found.append(self._pooled(batch["view_0"], Documents.of(batch), self.model))
-                texts += len(found[-1])
-                if texts >= TEXTS:  # a row may hold several
-                    break
-        self.whitening.set(whitener(torch.cat(found), self.exponent))
-
-    def refit(self, batches: Iterable[Batch], held_out: Iterable[Batch]) -> None:
-        self.begin(batches)
-
-    @property
-    def vector_map(self) -> LinearMap | None:
-        return None if self.whitening is None else self.whitening.map
+    def pooled_texts(self, batch: Batch) -> Tensor:
+        """Of the first views."""
+        return self._pooled(batch["view_0"], Documents.of(batch), self.model)
 
     def embed(self, encoding: Encoding) -> Tensor:
         """Vectors of length 1 [B, H], in float32 or wider, of an encoding [B, S] of one text a row."""

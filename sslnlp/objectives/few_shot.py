@@ -16,11 +16,9 @@ from sslnlp.arrays import Ints
 from sslnlp.distributed import gather, own_rows
 from sslnlp.errors import UserError
 from sslnlp.label_spreading import check_pseudo_labels, spread_labels, vectors_of
-from sslnlp.nn import evaluating
 from sslnlp.objectives import functional
 from sslnlp.objectives.fitted_head import fitted_head
 from sslnlp.objectives.pooled import Pooled
-from sslnlp.objectives.whitening import TEXTS, check_exponent, whitener, whitening_for
 from sslnlp.types import Batch, LinearMap, StepOutput
 
 
@@ -55,7 +53,6 @@ class FewShot(Pooled):
     measures: ClassVar[tuple[str, ...]] = ("classification",)
     best: ClassVar[tuple[str, str]] = ("macro_f1", "max")
     concludes: ClassVar[bool] = True
-    begin_rows: ClassVar[int] = TEXTS
     weight: Tensor
     bias: Tensor
 
@@ -75,9 +72,7 @@ class FewShot(Pooled):
             if value <= 0:
                 raise UserError(f"objective.{name}={value} must be above 0")
         check_pseudo_labels(pseudo_labels)
-        check_exponent(whitening)
-        self.whitening, self.exponent = whitening_for(model, whitening, 0.25)
-        self.begins = self.refits = self.whitening is not None
+        self.whiten(whitening, 0.25)
         self.pseudo_labels = pseudo_labels
         if neighbours < 1:
             raise UserError(f"objective.neighbours must be at least 1, got {neighbours}")
@@ -108,15 +103,8 @@ class FewShot(Pooled):
         """The rows of the batch."""
         return functional.row_count(batch["labels"])
 
-    def begin(self, batches: Iterable[Batch]) -> None:
-        """Fit the whitening to the pooled vectors of the first texts."""
-        assert self.whitening is not None
-        with evaluating(self), torch.no_grad():
-            found = [self.pooled(batch["first"]) for batch in batches]
-        self.whitening.set(whitener(torch.cat(found), self.exponent))
-
-    def refit(self, batches: Iterable[Batch], held_out: Iterable[Batch]) -> None:
-        self.begin(batches)
+    def pooled_texts(self, batch: Batch) -> Tensor:
+        return self.pooled(batch["first"])
 
     def guess(self, batches: Iterable[Batch]) -> tuple[Ints, NDArray[np.float32]]:
         _, labels_N, sure_N = self._vectors_of(batches)

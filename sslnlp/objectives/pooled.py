@@ -10,14 +10,13 @@ from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 
 from sslnlp.nn import Pooling
-from sslnlp.objectives.base import Objective
 from sslnlp.objectives.functional import unit
-from sslnlp.objectives.whitening import Whitening
+from sslnlp.objectives.whitening import Whitened
 from sslnlp.packed import drops_out, hidden_states, isolates, packed_hidden_states, trust_rows
-from sslnlp.types import Encoding, LinearMap
+from sslnlp.types import Encoding
 
 
-class Pooled(Objective):
+class Pooled(Whitened):
     """A sentence encoder whose vectors of length 1 are compared over the rows of a batch.
 
     The texts of all sides fill rows without padding where the model keeps the texts of a row apart (`packed.isolates`)
@@ -32,7 +31,6 @@ class Pooled(Objective):
         super().__init__(model)
         self.pooling = pooling
         self.pool = Pooling(pooling)
-        self.whitening: Whitening | None = None
         self._isolates, self._drops_out = isolates(model), drops_out(model)
         if self._isolates:
             trust_rows(model)
@@ -49,10 +47,6 @@ class Pooled(Objective):
     def _vectors(self, hidden_BSH: Tensor, encoding: Encoding) -> Tensor:
         pooled_BH = self.pool(hidden_BSH, encoding["attention_mask"])
         return unit(pooled_BH if self.whitening is None else self.whitening(pooled_BH))
-
-    @property
-    def vector_map(self) -> LinearMap | None:
-        return None if self.whitening is None else self.whitening.map
 
     def embed_sides(self, sides: Mapping[str, Encoding], place_RT: Tensor | None) -> dict[str, Tensor]:
         """The vectors of every side. `place_RT`: how their texts fill rows without padding (`ragged.pack_texts`)."""

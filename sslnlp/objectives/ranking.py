@@ -15,7 +15,7 @@ from sslnlp.nn import evaluating
 from sslnlp.objectives import functional
 from sslnlp.objectives.grad_cache import check_mini_batch_size, encode_in_parts
 from sslnlp.objectives.pooled import Pooled
-from sslnlp.objectives.whitening import TEXTS, Pairs, Whitening, better, check_exponent, whitener
+from sslnlp.objectives.whitening import TEXTS, Pairs, Whitening, better, whitener
 from sslnlp.types import Batch, Encoding, StepOutput
 from sslnlp.vector_map import map_of_model
 
@@ -82,11 +82,12 @@ class Ranking(Pooled):
             raise UserError(f"objective.distill_weight={distill_weight} must be above 0 and at most 1")
         self.distill, self.distill_weight, self.distill_temperature = distill, distill_weight, distill_temperature
         check_mini_batch_size(mini_batch_size)
-        check_exponent(whitening)
-        if whitening != 0:
-            kept = map_of_model(model.name_or_path) if whitening is None else None
+        self.tries = whitening is None
+        self.whiten(whitening, 0.5)
+        if self.tries:  # what to put behind what the start has, if anything
+            kept = map_of_model(model.name_or_path)
             self.whitening = Whitening(model.config.hidden_size) if kept is None else Whitening.of(kept)
-            self.exponent, self.begins, self.refits = whitening, True, True
+            self.begins = self.refits = True
         self.temperature, self.symmetric, self.mini_batch_size = temperature, symmetric, mini_batch_size
 
     def begin(self, batches: Iterable[Batch]) -> None:
@@ -101,7 +102,7 @@ class Ranking(Pooled):
 
     def _whiten(self, learnt: Pairs, judged: Pairs, pairs: Pairs) -> None:
         assert self.whitening is not None
-        if self.exponent is None:
+        if self.tries:
             self.whitening.set(better(learnt, judged, pairs, self.whitening.map))
         else:
             self.whitening.set(whitener(pairs.vectors, self.exponent))

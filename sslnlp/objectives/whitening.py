@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from sslnlp.errors import UserError
+from sslnlp.nn import evaluating
 from sslnlp.objectives import functional
-from sslnlp.types import LinearMap
+from sslnlp.objectives.base import Objective
+from sslnlp.types import Batch, LinearMap
 from sslnlp.vector_map import apply, is_encoder, joined, map_of_model
 
 EXPONENTS = (0.25, 0.5)
@@ -67,17 +68,55 @@ class Whitening(nn.Module):
         return None if same else LinearMap(self.weight, self.bias)
 
 
-def whitening_for(model: PreTrainedModel, asked: float | None, unasked: float) -> tuple[Whitening | None, float]:
-    """The map, to be fitted, and its exponent; the one `unasked` where nothing says that the vectors of the model's
-    start were trained to be compared, or where it has such a map itself. Pictures have none: no export holds it."""
-    if model.main_input_name != "input_ids":
+class Whitened(Objective):
+    """An objective whose pooled vectors go through a `Whitening`, fitted to first texts before and after training.
+
+    To be called in its `__init__`: `whiten`.
+    """
+
+    begin_rows: ClassVar[int] = TEXTS
+    whitening: Whitening | None
+    exponent: float = 0.0
+
+    def whiten(self, asked: float | None, unasked: float) -> None:
+        """Take a map of the exponent that is asked for; of the one `unasked` where nothing says that the vectors of the
+        model's start were trained to be compared, or where it has such a map. Pictures have none: no export holds it.
+        """
+        check_exponent(asked)
+        self.whitening = None
+        model = self.model
+        if model.main_input_name != "input_ids":
+            if asked:
+                raise UserError(f"objective.whitening={asked} is for vectors of texts, and this model reads pictures")
+            return
+        if asked is None:
+            start = model.name_or_path
+            asked = unasked if map_of_model(start) is not None or not is_encoder(start) else 0.0
         if asked:
-            raise UserError(f"objective.whitening={asked} is for vectors of texts, and this model reads pictures")
-        return None, 0.0
-    start = model.name_or_path
-    if asked is None:
-        asked = unasked if map_of_model(start) is not None or not is_encoder(start) else 0.0
-    return (Whitening(model.config.hidden_size) if asked else None), asked
+            self.whitening, self.exponent = Whitening(model.config.hidden_size), asked
+            self.begins = self.refits = True
+
+    def pooled_texts(self, batch: Batch) -> Tensor:
+        """[N, H]: the vectors of a batch's texts, one each, as the model makes them."""
+        raise NotImplementedError
+
+    def begin(self, batches: Iterable[Batch]) -> None:
+        assert self.whitening is not None
+        found, texts = [], 0
+        with evaluating(self), torch.no_grad():
+            for batch in batches:
+                found.append(self.pooled_texts(batch))
+                texts += len(found[-1])
+                if texts >= TEXTS:  # a row may hold several
+                    break
+        self.whitening.set(whitener(torch.cat(found), self.exponent))
+
+    def refit(self, batches: Iterable[Batch], held_out: Iterable[Batch]) -> None:
+        self.begin(batches)
+
+    @property
+    def vector_map(self) -> LinearMap | None:
+        return None if self.whitening is None else self.whitening.map
 
 
 def check_exponent(exponent: float | None) -> None:
