@@ -244,6 +244,8 @@ def _finish(
             modes=objective.modes, vector_map=objective.vector_map, head=objective.linear_head,
             max_length=parts.max_length,
         )  # fmt: skip
+        if objective.vector_map is not None:
+            console.print("vectors: through a linear map fitted to them, 2_Dense of the export", highlight=False)
         _tell(console, "held-out", measures)
         for note in notes:
             console.print(note, highlight=False, markup=False, soft_wrap=True)
