@@ -15,7 +15,7 @@ from scipy import stats
 from sslnlp.cli import run_command
 from sslnlp.curve import label_curve
 from sslnlp.curve.cells import FRESH, LARGEST, LEXICAL, Cell, Measured, Results, cells, parse_labels
-from sslnlp.curve.command import curve, parse_method
+from sslnlp.curve.command import USUAL, curve, parse_method
 from sslnlp.curve.page import shown, write_page
 from sslnlp.curve.summary import summarise
 from sslnlp.errors import UserError
@@ -212,6 +212,18 @@ def test_wrong_arguments_are_one_clear_line(
 def test_a_method_is_a_name_a_recipe_and_its_keys() -> None:
     name, recipe = parse_method("my own: finetune_few_shot train.steps=7", ["train.lr=1e-3", "train.steps=5"])
     assert (name, recipe.train.steps, recipe.train.lr) == ("my own", 7, 1e-3)
+
+
+@pytest.mark.parametrize("shared", ["train.epochs=3", "train.budget=30s", "train.steps=5"])
+def test_how_long_all_methods_train_leaves_frozen_features_frozen(
+    shared: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipes = dict(parse_method(method, [shared]) for method in USUAL)
+    frozen = recipes["frozen + LR"].train
+    assert (frozen.steps, frozen.epochs, frozen.budget) == (0, None, None)
+    key, _, value = shared.partition("=")
+    assert str(getattr(recipes["fine-tuned"].train, key.removeprefix("train."))).removesuffix(".0") == value
+    assert not caplog.messages  # nothing was given twice
 
 
 @pytest.mark.parametrize("second", ["a", "TF-IDF + LR", "untrained"])

@@ -15,6 +15,7 @@ from sslnlp.data.files import check_there
 from sslnlp.errors import UserError
 from sslnlp.quiet import progress_bar
 from sslnlp.recipe import Recipe, load_recipe
+from sslnlp.recipe.schema import DURATIONS
 
 USUAL = (
     "frozen + LR: finetune_few_shot train.steps=0",
@@ -61,16 +62,24 @@ def curve(
 
 
 def parse_method(text: str, overrides: Sequence[str]) -> tuple[str, Recipe]:
-    """`NAME: RECIPE key=value ...` as a name and its recipe, under the keys that all methods share."""
+    """`NAME: RECIPE key=value ...` as a name and its recipe. A key of its own takes the place of a shared one."""
     name, colon, rest = text.partition(":")
     words = shlex.split(rest)
     if not colon or not name.strip() or not words:
         raise UserError(f"--method {text!r} is not 'NAME: RECIPE [key=value ...]'")
-    keys = [*overrides, *words[1:]]
-    for given in keys:
+    own = words[1:]
+    for given in [*overrides, *own]:
         if (option := _OPTIONS.get(given.partition("=")[0])) is not None:
             raise UserError(f"{given} would do nothing: a curve sets it for each of its runs; give {option}")
+    taken = {_settled(given) for given in own}
+    keys = [*(given for given in overrides if _settled(given) not in taken), *own]
     return name.strip(), load_recipe(words[0], keys)
+
+
+def _settled(given: str) -> str:
+    """What a `key=value` settles: its key, and whichever of three says it, how long to train."""
+    key = given.partition("=")[0].strip()
+    return "how long" if key in DURATIONS else key
 
 
 def _print(page: Path, console: Console) -> None:

@@ -29,7 +29,7 @@ _SET_BY_THE_RUN = {"tokenizer", "seed", "horizon", "table", "training"}
 """Collator fields that are facts of the run, not options of a recipe."""
 
 
-_DURATIONS = ("train.steps", "train.epochs", "train.budget")
+DURATIONS = ("train.steps", "train.epochs", "train.budget")
 
 
 @dataclass(init=False)
@@ -123,8 +123,8 @@ def override(recipe: Recipe, pairs: Mapping[str, Any]) -> Recipe:
     """
     recipe = copy.deepcopy(recipe)
     recipe.given |= set(pairs)
-    if chosen := [key for key in _DURATIONS if key in pairs]:
-        for key in _DURATIONS:  # saying how long replaces what the recipe says
+    if chosen := [key for key in DURATIONS if key in pairs]:
+        for key in DURATIONS:  # saying how long replaces what the recipe says
             if key not in chosen:
                 setattr(recipe.train, key.partition(".")[2], None)
     if "train.lr" in pairs:  # it replaces a rate in proportion to the weights, which replaces it
