@@ -62,7 +62,8 @@ figures = result(
 # ## Pictures and captions in one space
 #
 # A picture names its caption among those of the batch (CLIP). The text tower stays as it is, all but its pooler: two
-# thousand captions are no text to learn a language from (LiT); so it reads each caption once. `chance_loss` is what a model that tells nothing has.
+# thousand captions are no text to learn a language from (LiT); so it reads each caption once. `chance_loss` is what a
+# model that tells nothing has.
 # Of a vendor that it never saw the model is surer than it is right: its loss stands above that, and still it finds a
 # caption's picture three times sooner than a random order does.
 
