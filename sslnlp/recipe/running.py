@@ -86,7 +86,8 @@ def _run(recipe: Recipe, inherited: Mapping[str, Any], out: Path, *, resume: boo
     if parts.contract is not None:
         console.print(parts.contract.table(), style="dim", highlight=False, markup=False)
     _tell(console, "data", {name: count for name, count in parts.facts.items() if isinstance(count, int | float)})
-    _tell(console, "rows of each class", parts.facts.get("classes", {}))
+    counted = "words of each tag" if "words" in parts.facts else "rows of each class"
+    _tell(console, counted, parts.facts.get("classes", {}))
     for line in () if resume else cut_short(parts):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     parts = replace(parts, chosen=before) if resume else choose(parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.pre_tokenizers import BertPreTokenizer
@@ -236,10 +238,13 @@ def test_a_tagger_from_a_table_to_a_pipeline(tmp_path: Path) -> None:
         "train.epochs=none",
         "train.lr=3e-3",
     ]
-    out = run(
-        load_recipe("finetune_tagging", [*keys, "train.steps=60", f"data.train={data}", f"out={tmp_path / 'out'}"])
-    )
-    measures = json.loads((out / "recipe.json").read_text())["result"]["measures"]
+    recipe = load_recipe("finetune_tagging", [*keys, "train.steps=60", f"data.train={data}", f"out={tmp_path / 'out'}"])
+    out = run(recipe, console=Console(file=(screen := io.StringIO())))
+    told = json.loads((out / "recipe.json").read_text())
+    of_tags, measures = told["data"]["classes"], told["result"]["measures"]
+    assert sum(of_tags.values()) == 5 * told["data"]["rows"]  # each row has five words
+    assert f"words of each tag: B-LOC {of_tags['B-LOC']}  B-PER" in screen.getvalue()
+    assert "rows of each class" not in screen.getvalue()
     assert measures["entity_f1"] > 0.9
     tagger = pipeline("token-classification", model=str(out / "export"), aggregation_strategy="first")
     found = {(one["entity_group"], one["word"].strip()) for one in tagger("Turing left for Paris 7")}
