@@ -141,7 +141,7 @@ class Encoder:
         self._added = [token["content"].encode() for token in facts["added_tokens"] if not token["special"]]
         self._cutter, why = self._cutter_of(facts)
         if self._cutter is None:
-            log.info("this tokenizer is not known to be local (%s): encoding with tokenizers alone", why)
+            log.info("encoding with tokenizers alone: no faster way is known to give this tokenizer's ids (%s)", why)
             return
         self._inner = _plain(_inside(facts)) if self._cutter.glued else self.backend
         merging = self._cutter.spells_bytes and merges_bytes(facts["model"]) and facts["normalizer"] is None

@@ -102,7 +102,7 @@ def test_other_tokenizers_encode_for_themselves_and_it_is_said(kind, caplog):
         made = Encoder(make())
     assert not made.fast
     assert caplog.messages
-    assert f"not known to be local ({why}".replace("\\", "") in caplog.text
+    assert f"this tokenizer's ids ({why}".replace("\\", "") in caplog.text
     texts = ["", *random_texts(40, seed=3)]
     assert by_us(made, texts) == by_tokenizers(make(), texts)
 
