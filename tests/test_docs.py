@@ -63,3 +63,19 @@ def test_every_key_and_option_stands_on_a_page() -> None:
     # `collator.rate`, or `rate_end` behind it; `documents=N`, as `sslnlp report` takes what is `report.documents` here.
     told = {key for key in keys if key in text or re.search(rf"[`\s.]{key.partition('.')[2] or key}[`=]", text)}
     assert keys == told
+
+
+def _headings(page: Path) -> set[str]:
+    """What a link may name behind `#`, as GitHub makes it of a heading."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    shown = (re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", line) for line in re.findall(r"^#+ +(.*)$", text, re.MULTILINE))
+    return {re.sub(r"[^\w\- ]", "", line.strip().lower()).replace(" ", "-") for line in shown}
+
+
+@pytest.mark.parametrize("page", [*sorted(DOCS.parent.glob("*.md")), *sorted(DOCS.rglob("*.md"))], ids=lambda p: p.stem)
+def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
+    for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        file, _, heading = link.partition("#")
+        target = page.parent / file if file else page
+        assert target.exists(), link
+        assert not heading or heading in _headings(target), link
