@@ -117,8 +117,10 @@ def train(
 ) -> None:
     """Run a recipe: from text to a trained model and its export."""
     from sslnlp.recipe.complete import load_complete
+    from sslnlp.recipe.out import check_beforehand
 
     asked = load_complete(recipe, overrides or [])
+    check_beforehand(asked, resume=resume)
     from sslnlp.recipe import run
 
     run(asked, resume=resume)

@@ -63,6 +63,10 @@ train pretrain_bert data.train=nowhere.txt
 train clip_image_text data.train=pictures/*.png
 train finetune_classification data.train=here.csv model.pretrained=./nowhere
 train finetune_classification data.train=here.csv model.pretrained=.
+train pretrain_bert data.train=here.csv out=run
+train pretrain_bert data.train=here.csv out=taken
+train pretrain_bert data.train=here.csv out=here.csv/run
+train pretrain_bert data.train=here.csv out=nowhere --resume
 prepare pretrain_bert data.train=nowhere.txt
 preview pretrain_bert data.train=nowhere.txt
 plan finetune_classification data.train=here.csv data.valid=nowhere.csv
@@ -78,7 +82,10 @@ quickstart --budget soon
 
 def test_a_mistake_is_told_before_anything_heavy_is_imported(tmp_path: Path) -> None:
     """Not timed, as above: each of these would wait for torch and transformers, which take seconds."""
-    (tmp_path / "here.csv").write_text("text,label\none,1\n")
+    files = {"here.csv": "text,label\none,1\n", "run/recipe.json": "{}", "taken/notes.md": "words"}
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
     code = (
         "import sys; from sslnlp.cli import run_command\n"
         f"for command in {MISTAKES.strip().splitlines()}:\n"
@@ -89,7 +96,8 @@ def test_a_mistake_is_told_before_anything_heavy_is_imported(tmp_path: Path) -> 
     done = process("-c", code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert [line.startswith("error: ") for line in done.stderr.splitlines()] == [True] * len(MISTAKES.split("\n")[1:-1])
-    assert [path.name for path in tmp_path.iterdir()] == ["here.csv"]
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == files.keys()
+    assert len(list(tmp_path.iterdir())) == len({name.partition("/")[0] for name in files})
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

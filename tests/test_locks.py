@@ -68,7 +68,7 @@ def test_all_processes_are_turned_away_alike(tmp_path: Path, monkeypatch: pytest
     """Only the first of them has the lock; the others are told what it found."""
     with sole(tmp_path / "run", "run", main=False):
         assert not list(tmp_path.iterdir())
-    monkeypatch.setattr("sslnlp.recipe.out.broadcast_number", lambda mine: 77.0)
+    monkeypatch.setattr("sslnlp.distributed.broadcast_number", lambda mine: 77.0)
     with (
         pytest.raises(Held, match=r"another process \(77\) is training in run"),
         sole(tmp_path / "run", "run", main=False),

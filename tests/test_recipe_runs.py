@@ -346,7 +346,11 @@ def test_a_run_stopped_in_the_stage_before_it_goes_on_to_its_end(
     recipe = load_recipe("finetune_classification", keys)
     with pytest.raises(UserError, match="nothing to resume"):
         run(recipe, resume=True)
-    assert not (tmp_path / "run-adapted").exists(), "that is said before the stage, not after it"
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "notes.md").write_text("words")
+    with pytest.raises(UserError, match="already holds other files"):
+        run(load_recipe("finetune_classification", [*keys, f"out={tmp_path / 'taken'}"]))
+    assert not list(tmp_path.glob("*-adapted")), "that is said before the stage, not after it"
     with monkeypatch.context() as patched:
         patched.setattr(Signals, "here", lambda self: 15)
         with pytest.raises(Interrupted, match="saved at step 1"):

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sslnlp.distributed import broadcast_number
 from sslnlp.errors import UserError
 from sslnlp.locks import Held, exclusive
 from sslnlp.recipe.load import read_biography
@@ -33,8 +32,9 @@ def sole(out: Path, shown: str, *, main: bool) -> Iterator[None]:
     Raises `Held`, on all of them, when another run holds it. Where no lock can be made (a folder that cannot be
     written, a file system without locks) it is done without; the checks of `out` say what is wrong with it.
     """
-    place = out.resolve()
-    lock, doing = place.parent / f".{place.name}.lock", f"training in {shown}"  # beside it: `out` appears whole
+    from sslnlp.distributed import broadcast_number  # brings torch, without which a folder is looked at
+
+    lock, doing = _lock(out), f"training in {shown}"
     with contextlib.ExitStack() as stack:
         holder = -1.0
         if main:
@@ -50,6 +50,11 @@ def sole(out: Path, shown: str, *, main: bool) -> Iterator[None]:
         yield
 
 
+def _lock(out: Path) -> Path:
+    place = out.resolve()
+    return place.parent / f".{place.name}.lock"  # beside it: `out` appears whole
+
+
 @contextlib.contextmanager
 def _folder(path: Path) -> Iterator[None]:
     """Make a folder, with those above it; those that were made and stay empty go again."""
@@ -63,25 +68,37 @@ def _folder(path: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
-def check_out(recipe: Recipe, *, resume: bool) -> None:
-    """Refuse an `out` that cannot be written, holds another run, or (with `resume`) holds none."""
+def check_beforehand(recipe: Recipe, *, resume: bool) -> None:
+    """`check_place`, for who has not imported torch yet. A folder that another process may train in is left to `sole`,
+    which says so, and what a run with a stage before it (`adapt.*`) resumes to the run."""
     out = Path(recipe.out).expanduser()
+    if not _lock(out).exists() and not (resume and recipe.adapt.steps):
+        check_place(recipe.out, resume=resume)
+
+
+def check_place(shown: str, *, resume: bool) -> None:
+    """Refuse an `out` that cannot be written, holds a run or other files, or (with `resume`) holds no run."""
+    out = Path(shown).expanduser()
     if not out.name:
-        raise UserError(f"out={recipe.out} names no folder of its own for the run: give one, as out=out/bert")
-    biography, taken = out / "recipe.json", out.is_dir() and any(out.iterdir())
+        raise UserError(f"out={shown} names no folder of its own for the run: give one, as out=out/bert")
+    run, taken = (out / "recipe.json").is_file(), out.is_dir() and any(out.iterdir())
+    if resume and not run:
+        if taken:
+            raise UserError(f"nothing to resume: {shown} holds other files and no run; choose another out")
+        moved = "if it was moved, give its place as out=..."
+        raise UserError(f"nothing to resume: {shown} holds no run; {moved}; leave --resume out to start one")
+    if run and not resume:
+        raise UserError(f"{shown} already holds a run: choose another out, add --resume to go on, or delete it")
+    if taken and not run:
+        raise UserError(f"{shown} already holds other files, which a run does not go among: choose another out")
+    _check_writable(out, shown)
+
+
+def check_out(recipe: Recipe, *, resume: bool) -> None:
+    """`check_place`, and with `resume` that the run there is one of this recipe, which is resolved."""
+    check_place(recipe.out, resume=resume)
     if resume:
-        if biography.is_file():
-            _check_same(recipe, read_biography(biography)["recipe"])
-        elif taken:
-            raise UserError(f"nothing to resume: {recipe.out} holds other files and no run; choose another out")
-        else:
-            moved = "if it was moved, give its place as out=..."
-            raise UserError(f"nothing to resume: {recipe.out} holds no run; {moved}; leave --resume out to start one")
-    elif biography.is_file():
-        raise UserError(f"{recipe.out} already holds a run: choose another out, add --resume to go on, or delete it")
-    elif taken:
-        raise UserError(f"{recipe.out} already holds other files, which a run does not go among: choose another out")
-    _check_writable(out, recipe.out)
+        _check_same(recipe, read_biography(Path(recipe.out).expanduser() / "recipe.json")["recipe"])
 
 
 def check_data(recipe: Recipe, facts: Mapping[str, Any]) -> None:

@@ -30,7 +30,7 @@ from sslnlp.recipe.checks import check_compared
 from sslnlp.recipe.choose import apply, choose, chosen_before, settle_rate
 from sslnlp.recipe.decide import HeldOut, decide, settle
 from sslnlp.recipe.load import read_biography
-from sslnlp.recipe.out import check_data, check_out, sole
+from sslnlp.recipe.out import check_data, check_out, check_place, sole
 from sslnlp.recipe.pseudo import with_pseudo_labels
 from sslnlp.recipe.reporting import PREFIX, RunReport, run_report
 from sslnlp.recipe.rows import cut_short, first_rows, remember, training_rows
@@ -61,10 +61,10 @@ def run(recipe: Recipe, *, resume: bool = False, console: Console | None = None)
     console = console or Console(stderr=True, quiet=not main)
     if recipe.adapt.steps:
         resolve(recipe)  # what is wrong with the labelled part is said before the long one
-        if resume and not (Path(recipe.out).expanduser() / "recipe.json").is_file():
-            if not begun(recipe):
-                check_out(recipe, resume=True)
-            resume = False  # stopped in the stage before: that one goes on, and after it the run begins
+        if not begun(recipe):
+            check_place(recipe.out, resume=resume)  # so is what is wrong with the folder
+        # Stopped in the stage before, that one goes on, and after it the run begins.
+        resume = resume and (Path(recipe.out).expanduser() / "recipe.json").is_file()
         recipe = adapted(recipe, lambda before, there: run(before, resume=there, console=console))
     recipe, inherited = resolve(recipe)
     out = Path(recipe.out).expanduser()
