@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -80,22 +81,44 @@ quickstart --budget soon
 """
 
 
+OF_SEARCH = """
+search evaluate nowhere here
+search evaluate index nowhere
+search evaluate index --queries here.csv
+search evaluate index --queries here.csv --qrels nowhere.tsv
+search evaluate index here --mode dens
+search evaluate index here --measures ndgc
+search evaluate index here --baseline dense
+search evaluate --qrels here/qrels/test.tsv --compare nowhere.trec
+"""
+"""What opens an index, which is made with numpy."""
+
+
 def test_a_mistake_is_told_before_anything_heavy_is_imported(tmp_path: Path) -> None:
     """Not timed, as above: each of these would wait for torch and transformers, which take seconds."""
     files = {"here.csv": "text,label\none,1\n", "run/recipe.json": "{}", "taken/notes.md": "words"}
+    files |= {"here/queries.jsonl": '{"_id": "q", "text": "one"}\n', "here/qrels/test.tsv": "q 0 0 1\n"}
     for name, content in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content)
+    mistakes, of_search = (commands.strip().splitlines() for commands in (MISTAKES, OF_SEARCH))
     code = (
         "import sys; from sslnlp.cli import run_command\n"
-        f"for command in {MISTAKES.strip().splitlines()}:\n"
-        "    assert run_command(command.split()) == 2, command\n"
-        "    heavy = {'torch', 'transformers', 'datasets', 'evaluate', 'scipy', 'numpy'} & set(sys.modules)\n"
-        "    assert not heavy, (command, heavy)\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'evaluate', 'scipy', 'numpy'}\n"
+        "def tell(commands):\n"
+        "    for command in commands:\n"
+        "        assert run_command(command.split()) == 2, command\n"
+        "        assert not heavy & set(sys.modules), (command, heavy & set(sys.modules))\n"
+        f"tell({mistakes})\n"
+        "heavy -= {'scipy', 'numpy'}\n"
+        "assert run_command(['search', 'index', 'here.csv', '--out', 'index']) == 0\n"
+        f"tell({of_search})\n"
     )
     done = process("-c", code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert [line.startswith("error: ") for line in done.stderr.splitlines()] == [True] * len(MISTAKES.split("\n")[1:-1])
+    said = done.stderr.splitlines()
+    assert [line.startswith("error: ") for line in said] == [True] * len(mistakes + of_search), said
+    shutil.rmtree(tmp_path / "index")
     assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == files.keys()
     assert len(list(tmp_path.iterdir())) == len({name.partition("/")[0] for name in files})
 

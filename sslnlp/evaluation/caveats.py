@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
-LEAST = 10
-"""Candidates below which finding the right one says little: measures of ranking look at the first ten."""
+from sslnlp.evaluation.ranking import LEAST
 
 MORE = ": these figures say little of the model; hold out more (data.valid, data.valid_fraction)"
 TWINS = (

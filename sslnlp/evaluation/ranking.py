@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
-import datasets
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from sslnlp.errors import UserError
-from sslnlp.evaluation.local import LocalMetric
+
+if TYPE_CHECKING:  # who measures a search has rankings and no tensors
+    from torch import Tensor
 
 Run = Mapping[str, Mapping[str, float]]
 Qrels = Mapping[str, Mapping[str, int]]
@@ -70,6 +69,9 @@ KINDS: dict[str, Callable[[Sequence[int], Sequence[int], int | None], float]] = 
 MEASURES = ("ndcg@10", "mrr@10", "recall@100", "map")
 """What is measured where nothing else is asked for."""
 
+LEAST = 10
+"""Candidates below which finding the right one says little: these look at the first ten."""
+
 
 def parse_measure(name: str) -> tuple[str, int | None]:
     """`ndcg@10` -> ("ndcg", 10), `map` -> ("map", None). Raises UserError for anything else."""
@@ -105,26 +107,6 @@ def ranking_measures(qrels: Qrels, run: Run, measures: Sequence[str] = MEASURES)
     return mean_measures(query_measures(judged, run.get(query, {}), measures) for query, judged in qrels.items())
 
 
-class RankingMeasures(LocalMetric):
-    """nDCG@10, MRR@10, recall@100 and MAP; one prediction and one reference a query.
-
-    `predictions=[{"documents": [ids], "scores": [floats]}]`, `references=[{"documents": [ids], "grades": [ints]}]`.
-    """
-
-    describes = "nDCG@10, MRR@10, recall@100 and MAP with trec_eval's definitions."
-    features_of = datasets.Features(
-        {
-            "predictions": {"documents": [datasets.Value("string")], "scores": [datasets.Value("float64")]},
-            "references": {"documents": [datasets.Value("string")], "grades": [datasets.Value("int64")]},
-        }
-    )
-
-    def _compute(self, predictions: list[dict[str, Any]], references: list[dict[str, Any]]) -> dict[str, float]:
-        run = {str(q): dict(zip(p["documents"], p["scores"], strict=True)) for q, p in enumerate(predictions)}
-        qrels = {str(q): dict(zip(r["documents"], r["grades"], strict=True)) for q, r in enumerate(references)}
-        return ranking_measures(qrels, run)
-
-
 def nearest(
     query_QH: npt.NDArray[np.float32], document_DH: npt.NDArray[np.float32], ids: Sequence[str], depth: int
 ) -> Iterator[dict[str, float]]:
@@ -145,7 +127,7 @@ def known_item_measures(predicted: Mapping[str, Tensor], depth: int = 1000) -> d
     Equal texts are one query or one document; a query's relevant documents are all those it is paired with. Empty where
     every query is its own document: each vector finds itself, whatever the model, and no checkpoint would be better.
     """
-    if torch.equal(predicted["query_hash"], predicted["document_hash"]):
+    if predicted["query_hash"].equal(predicted["document_hash"]):
         return {}
     asked, texts = predicted["query_hash"].tolist(), predicted["document_hash"].tolist()
     query_row = {h: i for i, h in enumerate(asked)}

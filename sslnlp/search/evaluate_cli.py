@@ -72,7 +72,7 @@ def evaluate_command(
 
     sslnlp search evaluate --qrels qrels.txt --compare mine.trec --compare theirs.trec
     """
-    from sslnlp.evaluation.caveats import LEAST
+    from sslnlp.evaluation.ranking import LEAST
     from sslnlp.search import evaluate
     from sslnlp.search.index import Index
     from sslnlp.search.trec import write_run

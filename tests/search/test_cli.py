@@ -164,9 +164,16 @@ def test_showing_help_loads_nothing_heavy() -> None:
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
-def test_a_bm25_search_never_loads_torch(index: Path) -> None:
+def test_a_bm25_search_never_loads_torch_nor_does_its_measurement(index: Path, tmp_path: Path) -> None:
+    queries, qrels = tmp_path / "queries.tsv", tmp_path / "qrels.txt"
+    queries.write_text("q\tplate\n")
+    qrels.write_text(f"q 0 {Index(index).search('plate')[0].id} 1\n")
     program = (
-        "import sys\nfrom sslnlp.search.index import Index\n"
-        "assert Index(sys.argv[1]).search('plate')\nsys.exit('torch' in sys.modules)\n"
+        "import sys\nfrom sslnlp.cli import run_command\nfrom sslnlp.search.index import Index\n"
+        "index, queries, qrels = sys.argv[1:]\n"
+        "assert Index(index).search('plate')\n"
+        "assert run_command(['search', 'evaluate', index, '--queries', queries, '--qrels', qrels]) == 0\n"
+        "sys.exit(bool({'torch', 'transformers', 'datasets'} & set(sys.modules)))\n"
     )
-    assert subprocess.run([sys.executable, "-c", program, str(index)], check=False).returncode == 0
+    command = [sys.executable, "-c", program, str(index), str(queries), str(qrels)]
+    assert subprocess.run(command, check=False, capture_output=True).returncode == 0
