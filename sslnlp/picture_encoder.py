@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase, VisionTextDualEncoderModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    VisionTextDualEncoderConfig,
+    VisionTextDualEncoderModel,
+)
 
 from sslnlp.arrays import Vectors
 from sslnlp.distributed import own_device
@@ -16,8 +23,6 @@ from sslnlp.errors import UserError, reason_of
 from sslnlp.nn import Pooling
 from sslnlp.pictures import decode, normalised, whole
 
-DUAL = "vision-text-dual-encoder"
-"""The `model_type` that the configuration of a dual encoder states."""
 POOLING = "pooling"
 """The field of a vision tower's configuration that says how its states become one vector: one of `nn.POOLINGS`."""
 
@@ -48,7 +53,7 @@ class PictureEncoder:
         """
         tokenizer = None
         try:
-            dual = AutoConfig.from_pretrained(name).model_type == DUAL
+            dual = isinstance(AutoConfig.from_pretrained(name), VisionTextDualEncoderConfig)
             kind: Any = VisionTextDualEncoderModel if dual else AutoModel
             model, report = kind.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
             if dual:

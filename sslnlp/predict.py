@@ -16,13 +16,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from sslnlp.data.labelled import TEXT_PAIRS
 from sslnlp.distributed import own_device
 from sslnlp.errors import UserError
 from sslnlp.export import LABEL_NAMES
 from sslnlp.objectives.text_head import model_inputs
-from sslnlp.predict_rows import check_exists, rows_of
-from sslnlp.search.encoder import Encoder, load_stock, read_json, resolve
+from sslnlp.predict_rows import check_rows, columns_read, is_few_shot, nothing_in, rows_of
+from sslnlp.search.encoder import Encoder, load_stock
+from sslnlp.search.model_folder import read_json, resolve
 from sslnlp.search.reranker import pair_tokenizer
 from sslnlp.writing import check_output, replacing
 
@@ -49,8 +49,7 @@ class Predictor:
     def __init__(self, config: Any, score: Any, names: Sequence[str], columns: Mapping[str, str]) -> None:
         self.config = config
         self.columns = columns
-        """Our name -> the column that training read, of its `text` and, for pairs, its `text_pair`; empty where the
-        export does not say."""
+        """What `columns_read` says of it."""
         self._score = score
         self.names = names
 
@@ -58,23 +57,12 @@ class Predictor:
     def load(cls, name: str) -> Predictor:
         """The classifier in folder `name`, or of that name on the hub. Raises `UserError` for any other model."""
         folder = resolve(name)
+        few_shot = is_few_shot(name, folder)
         config = AutoConfig.from_pretrained(folder)
-        architecture = (config.architectures or [""])[0]
-        columns = _columns_read(folder / "recipe.json")
         names = [str(config.id2label[c]) for c in range(config.num_labels)]
-        if (folder / "3_Dense" / "model.safetensors").is_file():
-            return cls(config, _few_shot(folder), getattr(config, LABEL_NAMES, names), columns)
-        if architecture.endswith("ForTokenClassification"):
-            raise UserError(
-                f"{name} tags words: read it with the pipeline('token-classification') that its README.md shows"
-            )
-        if architecture.endswith("ForSequenceClassification"):
-            return cls(config, _stock(folder), names, columns)
-        if hasattr(config, "vision_config"):
-            raise UserError(f"{name} reads pictures: say by which names to classify them, --labels cat,dog")
-        raise UserError(
-            f"{name} is a {architecture or 'model'} and no classifier; fine-tune one: finetune_classification"
-        )
+        if few_shot:
+            return cls(config, _few_shot(folder), getattr(config, LABEL_NAMES, names), columns_read(folder))
+        return cls(config, _stock(folder), names, columns_read(folder))
 
     @property
     def problem(self) -> str:
@@ -110,17 +98,6 @@ class Predictor:
             return Prediction([name for name, share in ranked if share >= least[name]], probabilities)
         unsure = ranked[0][1] < (getattr(self.config, "unknown_below", None) or 0.0)
         return Prediction(UNKNOWN if unsure else ranked[0][0], probabilities)
-
-
-def _columns_read(path: Path) -> dict[str, str]:
-    """What the recipe.json of an export says of the columns of its run's table; empty without one."""
-    try:
-        columns = dict(json.loads(path.read_text(encoding="utf-8"))["data"]["columns"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-    if "query" in columns:  # a cross-encoder, trained to rank
-        return {"text": columns["query"], "text_pair": columns["positive"]}
-    return columns if "text" in columns else {}
 
 
 def _stock(folder: Path) -> Any:
@@ -191,12 +168,10 @@ def predict_file(
     where it was not.
     """
     check_output(out, data)
-    check_exists(data)
+    check_rows(name, data, text, pair)
     predictor, count, blank = Predictor.load(name), 0, 0
-    _check_pairs(name, predictor, pair)
-    single = predictor.columns and "text_pair" not in predictor.columns
     with replacing(out) as file:
-        for rows in _blocks(data, text, pair, TEXT_PAIRS if single else (), predictor.columns.get("text")):
+        for rows in _blocks(data, text, pair, predictor.columns):
             told = [row for row in rows if _has_text(row)]
             pairs = [row["text_pair"] for row in told] if pair is not None else None
             answers = iter(predictor([row["text"] for row in told], pairs, batch_size=batch_size))
@@ -207,7 +182,7 @@ def predict_file(
             blank += len(rows) - len(told)
             progress(len(rows))
         if count == blank:
-            raise UserError(f"{data} holds no text to classify")
+            raise nothing_in(data)
     if blank:
         log.warning("%s rows of %s hold no text: their label is null", f"{blank:,}", data)
     return count
@@ -222,19 +197,9 @@ def _said(found: Prediction, top: int) -> dict[str, Any]:
     return {"label": found.label} | ({"probabilities": shown} if shown else {})
 
 
-def _check_pairs(name: str, predictor: Predictor, pair: str | None) -> None:
-    """Raises `UserError` where the export says that it reads two texts and one is given, or the other way round."""
-    columns = predictor.columns
-    if pair is None and "text_pair" in columns:
-        read = f"{columns['text']!r} and {columns['text_pair']!r}"
-        raise UserError(f"{name} was trained on pairs of texts ({read}): name the column of the second, --pair NAME")
-    if pair is not None and columns and "text_pair" not in columns:
-        raise UserError(f"{name} was trained on single texts ({columns['text']!r}): leave --pair {pair} out")
-
-
 def _blocks(
-    data: Path, text: str | None, pair: str | None, refused: Sequence[tuple[str, str]], trained: str | None
+    data: Path, text: str | None, pair: str | None, columns: Mapping[str, str]
 ) -> Iterator[list[dict[str, Any]]]:
-    rows = rows_of(data, text, pair, refused, trained)
+    rows = rows_of(data, text, pair, columns)
     while block := list(islice(rows, BLOCK)):
         yield block

@@ -29,7 +29,8 @@ def predict_command(
     batch_size: Annotated[int, typer.Option(min=1, help="Texts or pictures at once.")] = 32,
 ) -> None:
     """Classify every text of a file, or with --labels every picture: labels with probabilities."""
-    from sslnlp.predict_rows import check_exists
+    from sslnlp.predict_rows import check_rows
+    from sslnlp.search.model_folder import resolve
     from sslnlp.writing import check_output
 
     if labels is None and template:
@@ -38,7 +39,9 @@ def predict_command(
         raise UserError("--labels classifies pictures, which have no --pair")
     check_output(out, labels)
     if labels is None:
-        check_exists(data)
+        check_rows(model, data, text, pair)
+    else:
+        resolve(model)
     from rich.progress import MofNCompleteColumn, SpinnerColumn
 
     from sslnlp.predict import predict_file

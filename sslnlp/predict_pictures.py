@@ -17,7 +17,7 @@ from sslnlp.errors import UserError
 from sslnlp.evaluation.zero_shot import TEMPLATES, check_templates, class_vectors
 from sslnlp.picture_encoder import PictureEncoder
 from sslnlp.quiet import quiet_loading
-from sslnlp.search.encoder import resolve
+from sslnlp.search.model_folder import resolve
 from sslnlp.writing import check_output, replacing
 
 BLOCK = 256

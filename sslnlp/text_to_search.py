@@ -16,9 +16,9 @@ from sslnlp.data.sources import open_part
 from sslnlp.errors import UserError
 from sslnlp.recipe import Recipe, load_recipe, read_result, run
 from sslnlp.search.changes import build_index
-from sslnlp.search.documents import read_documents
-from sslnlp.search.encoder import read_json
+from sslnlp.search.documents import check_documents
 from sslnlp.search.mining import mine
+from sslnlp.search.model_folder import read_json
 from sslnlp.search.negatives import Mining
 from sslnlp.train_config import parse_duration
 from sslnlp.writing import sha256_of, write_json
@@ -156,7 +156,7 @@ def _check(journey: Journey, pairs: Path, text: str | None, documents: Path) -> 
             with _of_stage(stage):
                 data = _data(journey, stage, text)
                 next(open_part(data, "train", None).documents(data.text, data.split_text), None)
-    next(read_documents(documents), None)
+    check_documents(documents)
 
 
 def _remember(journey: Journey, inputs: dict[str, str | None]) -> None:

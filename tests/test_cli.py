@@ -76,6 +76,22 @@ curve data.train=here.csv data.vald=nowhere.csv
 tokenizer nowhere.txt --out tokenizer
 predict model nowhere.csv --out said.jsonl
 predict model here.csv --out said.jsonl --template a
+predict nowhere/at/all here.csv --out said.jsonl
+predict nowhere/at/all pictures --out said.jsonl --labels cat,dog
+predict run here.csv --out said.jsonl
+predict encoder here.csv --out said.jsonl
+predict classifier here.csv --out said.jsonl --text body
+predict classifier here.csv --out said.jsonl --pair body
+predict classifier here --out said.jsonl
+predict classifier empty.csv --out said.jsonl
+search index nowhere.csv --out new
+search index nowhere.csv --out new --model encoder
+search index here.csv --out new --model encoder --text-column body
+search index here.csv --out new --model nowhere/at/all
+search mine nowhere.csv --out mined.jsonl
+search mine here.csv --out mined.jsonl --corpus nowhere.csv
+search mine here.csv --out mined.jsonl --model nowhere/at/all
+search mine here.csv --out mined.jsonl --reranker run
 report nowhere
 quickstart --budget soon
 """
@@ -89,15 +105,31 @@ search evaluate index --queries here.csv --qrels nowhere.tsv
 search evaluate index here --mode dens
 search evaluate index here --measures ndgc
 search evaluate index here --baseline dense
+search evaluate index here --reranker nowhere/at/all
 search evaluate --qrels here/qrels/test.tsv --compare nowhere.trec
+search index here.csv --out new --reranker run
+search query nowhere one
+search query index one --reranker nowhere/at/all
+search query index one --mode dense
+search add index nowhere.csv
+search delete index nothing
+search serve nowhere
 """
 """What opens an index, which is made with numpy."""
 
 
 def test_a_mistake_is_told_before_anything_heavy_is_imported(tmp_path: Path) -> None:
     """Not timed, as above: each of these would wait for torch and transformers, which take seconds."""
-    files = {"here.csv": "text,label\none,1\n", "run/recipe.json": "{}", "taken/notes.md": "words"}
-    files |= {"here/queries.jsonl": '{"_id": "q", "text": "one"}\n', "here/qrels/test.tsv": "q 0 0 1\n"}
+    files = {
+        "here.csv": "text,label\none,1\n",
+        "empty.csv": "",
+        "taken/notes.md": "words",
+        "run/recipe.json": "{}",
+        "encoder/config.json": '{"architectures": ["BertModel"]}',
+        "classifier/config.json": '{"architectures": ["BertForSequenceClassification"]}',
+        "here/queries.jsonl": '{"_id": "q", "text": "one"}\n',
+        "here/qrels/test.tsv": "q 0 0 1\n",
+    }
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content)

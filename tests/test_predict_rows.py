@@ -28,7 +28,7 @@ def test_what_is_no_file_of_texts_is_one_clear_line(tmp_path: Path, name: str, m
     for there in ("a.txt.gz", "a.csv.zst"):
         (tmp_path / there).write_bytes(b"x")
     with pytest.raises(UserError, match=message):
-        list(rows_of(tmp_path / name, None, None, ()))
+        list(rows_of(tmp_path / name, None, None, {}))
 
 
 def test_a_line_of_json_may_lack_what_others_have(tmp_path: Path) -> None:
@@ -36,10 +36,10 @@ def test_a_line_of_json_may_lack_what_others_have(tmp_path: Path) -> None:
     lines = [{"n": 1}, {"text": "the sea"}, *({"id": n, "text": "a leaf"} for n in range(20)), {"n": 2}, {"text": "."}]
     data.write_text("".join(json.dumps(line) + "\n" for line in lines))
     for name in (None, "text"):
-        assert [row["text"] for row in rows_of(data, name, None, ())] == [str(line.get("text", "")) for line in lines]
+        assert [row["text"] for row in rows_of(data, name, None, {})] == [str(line.get("text", "")) for line in lines]
     data.write_text('{"n": 1}\n{"m": 2}\n')
     with pytest.raises(UserError, match="It has n, m; say --text NAME"):
-        list(rows_of(data, None, None, ()))
+        list(rows_of(data, None, None, {}))
 
 
 def test_an_id_is_copied_whatever_kind_it_is(tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_an_id_is_copied_whatever_kind_it_is(tmp_path: Path) -> None:
     ids = (7, 7.0, math.nan, None, "007", 0.5, True, ["a"])
     data = tmp_path / "new.jsonl"
     data.write_text("".join(json.dumps({"id": name, "text": "the sea"}) + "\n" for name in ids))
-    copied = [row["id"] for row in rows_of(data, None, None, ())]
+    copied = [row["id"] for row in rows_of(data, None, None, {})]
     assert copied == ["7", "7", "", "", "007", "0.5", "True", "['a']"]
 
 

@@ -16,6 +16,7 @@ from sslnlp.arrays import Bools, Ints
 from sslnlp.data.config import DataConfig, all_held_out
 from sslnlp.data.hashes import HashSet, hash_texts
 from sslnlp.data.label_kinds import KINDS, Label, class_names, few
+from sslnlp.data.names import TEXT_PAIRS
 from sslnlp.data.sources import text_column
 from sslnlp.data.stream import in_runs
 from sslnlp.data.table_rows import TableRows, find_column, held_out, open_table, set_of
@@ -23,16 +24,6 @@ from sslnlp.errors import UserError, suggest, usual_name
 from sslnlp.rng import Permutation
 
 LABEL_NAMES = ("label", "labels", "class", "category", "intent", "score", "target")
-TEXT_PAIRS = (
-    ("text", "text_pair"),
-    ("sentence1", "sentence2"),
-    ("premise", "hypothesis"),
-    ("question1", "question2"),
-    ("text1", "text2"),
-    ("text_a", "text_b"),
-    ("question", "sentence"),
-)
-"""Usual names of two texts that have one label together."""
 
 
 @dataclass

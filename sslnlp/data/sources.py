@@ -21,6 +21,7 @@ from sslnlp import text_files
 from sslnlp.data.columns import joined
 from sslnlp.data.config import DataConfig
 from sslnlp.data.files import checked_kind, find_files
+from sslnlp.data.names import HEAD_ROWS
 from sslnlp.data.readers import (
     alike,
     hub_revision,
@@ -39,8 +40,6 @@ from sslnlp.errors import UserError, suggest, usual_name
 RUN_DOCUMENTS = 256
 RUN_CHARS = 1 << 20
 """Of documents that do not come in runs, so many are put together."""
-HEAD_ROWS = 16
-"""Of a table that are looked at for its text: few, because they are held and a row may be a book."""
 
 
 @dataclass

@@ -12,7 +12,7 @@ import numpy as np
 from sslnlp.errors import UserError, suggest
 from sslnlp.search import manifest, segments
 from sslnlp.search.analysis import Analyzer
-from sslnlp.search.documents import Columns
+from sslnlp.search.documents import Columns, check_documents
 from sslnlp.search.loading import load_encoder, load_reranker, same_encoder
 from sslnlp.search.resume import Say, kept_unless_wrong, take_up
 from sslnlp.search.sources import Progress, Source, open_source, read
@@ -104,6 +104,8 @@ def add_documents(
         facts = manifest.read(index)
         if model is not None and not facts["dense"]:
             raise UserError(f"the index at {index} has no vectors, so --model has no use: leave it out")
+        if model is None and not segments.holds_pictures(facts):
+            check_documents(data, columns)  # before torch is imported, for the model that reads them
         encoder = same_encoder(facts["dense"], model) if facts["dense"] else None
         if facts["dense"] and facts["dense"]["ann"]:
             _require_ann(True)

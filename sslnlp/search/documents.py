@@ -67,6 +67,11 @@ def read_documents(path: str | Path, columns: Columns = Columns()) -> Iterator[D
     return _documents_of_folder(path, files) if path.is_dir() else _documents_of_text(path)
 
 
+def check_documents(path: str | Path, columns: Columns = Columns()) -> None:  # noqa: B008 (immutable)
+    """Raises UserError where `read_documents` cannot read the first document."""
+    next(read_documents(path, columns), None)
+
+
 def unread_tables(path: str | Path) -> list[Path]:
     """The tables in a folder of texts: beside those they are not read."""
     path, files = _files(path)

@@ -12,7 +12,8 @@ from sslnlp.errors import UserError
 from sslnlp.picture_encoder import PictureEncoder
 from sslnlp.pictures import BrokenPicture
 from sslnlp.quiet import quiet_loading
-from sslnlp.search.encoder import Kind, Reads, called, fingerprint, resolve
+from sslnlp.search.encoder import Kind, Reads
+from sslnlp.search.model_folder import called, fingerprint, resolve
 
 
 class DualEncoder:

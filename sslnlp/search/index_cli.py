@@ -58,7 +58,12 @@ def index_command(
 
     Example: sslnlp search index notes/ --out notes.index --model out/ranker/export
     """
-    from sslnlp.search.documents import Columns
+    from sslnlp.search.documents import Columns, check_documents
+    from sslnlp.search.loading import reads_pictures
+
+    columns = Columns(id_column, title_column, text_column, image_column)
+    if model is None or not reads_pictures(model):
+        check_documents(data, columns)
     from sslnlp.search.index import Index, build_index
 
     with _bars() as progress:
@@ -71,7 +76,7 @@ def index_command(
             language=language,
             dtype=dtype,
             batch_size=batch_size,
-            columns=Columns(id_column, title_column, text_column, image_column),
+            columns=columns,
             progress=progress,
             say=_say,
         )

@@ -7,30 +7,34 @@ from collections.abc import Mapping
 from typing import Any
 
 from sslnlp.errors import UserError
+from sslnlp.search.model_folder import resolve
+
+_DUAL = "vision-text-dual-encoder"
+"""The `model_type` that the configuration of a dual encoder states."""
 
 
 def load_encoder(name: str) -> Any:
     """The encoder at `name`: a `DualEncoder` where its configuration says so, else an `Encoder`."""
+    pictures = reads_pictures(name)
     from sslnlp.search.dual import DualEncoder
     from sslnlp.search.encoder import Encoder
 
-    return DualEncoder.load(name) if reads_pictures(name) else Encoder.load(name)
+    return DualEncoder.load(name) if pictures else Encoder.load(name)
 
 
 def reads_pictures(name: str) -> bool:
     """Whether the model at `name` is a dual encoder. Raises UserError where there is no model."""
-    from sslnlp.picture_encoder import DUAL
-    from sslnlp.search.encoder import resolve
-
+    path = resolve(name) / "config.json"
     try:
-        config = json.loads((resolve(name) / "config.json").read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False  # the loader says what is wrong with it
-    return isinstance(config, dict) and config.get("model_type") == DUAL
+    return isinstance(config, dict) and config.get("model_type") == _DUAL
 
 
 def load_reranker(name: str) -> Any:
     """The cross-encoder at `name`."""
+    resolve(name)  # one that is not there is told before torch is imported
     from sslnlp.search.reranker import Reranker  # type: ignore[import-untyped, unused-ignore]
 
     return Reranker.load(name)

@@ -49,12 +49,21 @@ def mine_command(
 
     Example: sslnlp search mine pairs.jsonl --out mined.jsonl --model out/ranker/export
     """
-    from sslnlp.search.documents import Columns
+    from sslnlp.data.files import check_there
+    from sslnlp.search.documents import Columns, check_documents
+    from sslnlp.search.model_folder import resolve
+
+    corpus_columns = Columns(None, title_column, text_column)
+    if corpus is None and (title_column is not None or text_column is not None):
+        raise UserError("--title-column and --text-column are columns of a --corpus: name that too")
+    check_there(str(pairs))
+    if corpus is not None:
+        check_documents(corpus, corpus_columns)
+    for name in filter(None, (model, reranker)):
+        resolve(name)
     from sslnlp.search.mining import mine
     from sslnlp.search.negatives import Mining
 
-    if corpus is None and (title_column is not None or text_column is not None):
-        raise UserError("--title-column and --text-column are columns of a --corpus: name that too")
     options = Mining(negatives=negatives, depth=depth, skip_top=skip_top, margin=margin, sample=sample, seed=seed)
     named = {"query": query_column, "positive": positive_column}
     with passing_bars() as shown:
@@ -77,7 +86,7 @@ def mine_command(
             language=language,
             corpus=corpus,
             columns={ours: theirs for ours, theirs in named.items() if theirs is not None},
-            corpus_columns=Columns(None, title_column, text_column),
+            corpus_columns=corpus_columns,
             batch_size=batch_size,
             progress=progress,
         )

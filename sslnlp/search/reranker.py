@@ -28,7 +28,8 @@ from sslnlp.errors import UserError
 from sslnlp.models import max_positions
 from sslnlp.objectives.late_interaction import max_sim
 from sslnlp.objectives.text_head import model_inputs
-from sslnlp.search.encoder import called, checked_lengths, fingerprint, lengths_of_kinds, load_stock, read_json, resolve
+from sslnlp.search.encoder import checked_lengths, lengths_of_kinds, load_stock
+from sslnlp.search.model_folder import called, fingerprint, read_json, resolve
 
 _LONGEST = 512
 KEPT = 2**29

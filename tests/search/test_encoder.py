@@ -12,7 +12,8 @@ from sentence_transformers import SentenceTransformer
 from sslnlp.errors import UserError
 from sslnlp.export import export_model
 from sslnlp.search.dense import write_vectors
-from sslnlp.search.encoder import Encoder, EncoderSettings, fingerprint, read_settings
+from sslnlp.search.encoder import Encoder, EncoderSettings, read_settings
+from sslnlp.search.model_folder import fingerprint
 
 TEXTS = ["heat", "the lift of a wing in a slipstream", "a flat plate " * 9, "unknown wordz"]
 PROMPTS = {"query": "query: ", "document": "passage: "}

@@ -315,6 +315,7 @@ def test_what_is_wrong_is_one_line_and_leaves_nothing(
     documents = tmp_path / "documents"
     documents.mkdir()
     (documents / "a.txt").write_text("A flat plate.")
+    (tmp_path / "pairs.jsonl").write_text('{"query": "q", "positive": "p"}\n')
     plain = tmp_path / "plain"
     plain.mkdir()
     (plain / "1.jpg").write_bytes(GOOD["1.jpg"])
