@@ -42,12 +42,12 @@ def predict_command(
         check_rows(model, data, text, pair)
     else:
         resolve(model)
+    names = None if labels is None else read_labels(labels)
     from rich.progress import MofNCompleteColumn, SpinnerColumn
 
     from sslnlp.predict import predict_file
-    from sslnlp.predict_pictures import predict_pictures, read_labels
+    from sslnlp.predict_pictures import predict_pictures
 
-    names = None if labels is None else read_labels(labels)
     with passing_bars(SpinnerColumn(), MofNCompleteColumn()) as shown:
         task = shown.add_task("read", total=None)
 
@@ -64,3 +64,21 @@ def predict_command(
                 model, data, out, text=text, pair=pair, top=top, batch_size=batch_size, progress=progress
             )
     typer.echo(f"{count:,} predictions: {out}")
+
+
+def read_labels(given: str) -> list[str]:
+    """`cat,dog`, or the name of a text file with one a line. Raises `UserError` for fewer than two, and for twice
+    the same."""
+    path = Path(given)
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines() if path.is_file() else given.split(",")
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the labels in {given}: {error}") from None
+    labels = [line.strip() for line in lines if line.strip()]
+    if len(labels) < 2:
+        raise UserError(
+            f"--labels needs at least two names, separated by commas or one a line of a file; got {given!r}"
+        )
+    if twice := [label for label in labels if labels.count(label) > 1]:
+        raise UserError(f"--labels names {twice[0]!r} twice")
+    return labels

@@ -13,7 +13,6 @@ from scipy.special import softmax
 from sslnlp.arrays import Vectors
 from sslnlp.data.config import OptionData
 from sslnlp.data.pictured import PictureRows, every_picture
-from sslnlp.errors import UserError
 from sslnlp.evaluation.zero_shot import TEMPLATES, check_templates, class_vectors
 from sslnlp.picture_encoder import PictureEncoder
 from sslnlp.quiet import quiet_loading
@@ -21,24 +20,6 @@ from sslnlp.search.model_folder import resolve
 from sslnlp.writing import check_output, replacing
 
 BLOCK = 256
-
-
-def read_labels(given: str) -> list[str]:
-    """`cat,dog`, or the name of a text file with one a line. Raises `UserError` for fewer than two, and for twice
-    the same."""
-    path = Path(given)
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines() if path.is_file() else given.split(",")
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read the labels in {given}: {error}") from None
-    labels = [line.strip() for line in lines if line.strip()]
-    if len(labels) < 2:
-        raise UserError(
-            f"--labels needs at least two names, separated by commas or one a line of a file; got {given!r}"
-        )
-    if twice := [label for label in labels if labels.count(label) > 1]:
-        raise UserError(f"--labels names {twice[0]!r} twice")
-    return labels
 
 
 def predict_pictures(

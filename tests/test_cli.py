@@ -64,6 +64,10 @@ train pretrain_bert data.train=nowhere.txt
 train clip_image_text data.train=pictures/*.png
 train finetune_classification data.train=here.csv model.pretrained=./nowhere
 train finetune_classification data.train=here.csv model.pretrained=.
+train finetune_classification data.train=here.csv data.unlabelled=nowhere.txt
+train pretrain_bert data.train=here.csv report.pairs=nowhere.jsonl
+train pretrain_bert data.train=empty.csv
+train pretrain_bert data.train=here.csv data.valid=empty.txt
 train pretrain_bert data.train=here.csv out=run
 train pretrain_bert data.train=here.csv out=taken
 train pretrain_bert data.train=here.csv out=here.csv/run
@@ -73,11 +77,15 @@ preview pretrain_bert data.train=nowhere.txt
 plan finetune_classification data.train=here.csv data.valid=nowhere.csv
 curve data.train=here.csv data.valid=nowhere.csv
 curve data.train=here.csv data.vald=nowhere.csv
+curve data.train=here.csv data.valid=empty.csv
+curve data.train=here.csv data.valid=here.csv model.pretrained=./nowhere
 tokenizer nowhere.txt --out tokenizer
+tokenizer empty.txt --out tokenizer
 predict model nowhere.csv --out said.jsonl
 predict model here.csv --out said.jsonl --template a
 predict nowhere/at/all here.csv --out said.jsonl
 predict nowhere/at/all pictures --out said.jsonl --labels cat,dog
+predict encoder pictures --out said.jsonl --labels cat
 predict run here.csv --out said.jsonl
 predict encoder here.csv --out said.jsonl
 predict classifier here.csv --out said.jsonl --text body
@@ -123,6 +131,7 @@ def test_a_mistake_is_told_before_anything_heavy_is_imported(tmp_path: Path) -> 
     files = {
         "here.csv": "text,label\none,1\n",
         "empty.csv": "",
+        "empty.txt": "",
         "taken/notes.md": "words",
         "run/recipe.json": "{}",
         "encoder/config.json": '{"architectures": ["BertModel"]}',

@@ -14,7 +14,8 @@ from sslnlp.cli import run_command
 from sslnlp.errors import UserError
 from sslnlp.picture_encoder import PictureEncoder
 from sslnlp.pictures import decode, normalised, whole
-from sslnlp.predict_pictures import predict_pictures, read_labels
+from sslnlp.predict_cli import read_labels
+from sslnlp.predict_pictures import predict_pictures
 from tests.pictures import SIDE, save_dual, save_tower, shades
 
 LABELS = ["the cat", "a dog", "the old owl"]

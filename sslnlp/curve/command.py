@@ -11,10 +11,10 @@ from rich.markup import escape
 from rich.table import Table as Grid
 
 from sslnlp.curve.cells import FRESH, LARGEST, LEXICAL, Measured, parse_labels
-from sslnlp.data.files import check_there
 from sslnlp.errors import UserError
 from sslnlp.quiet import progress_bar
 from sslnlp.recipe import Recipe, load_recipe
+from sslnlp.recipe.complete import check_inputs
 from sslnlp.recipe.schema import DURATIONS
 
 USUAL = (
@@ -46,7 +46,8 @@ def curve(
             raise UserError(f"--method {name!r} is the name of another method; give each one of its own")
         recipes[name] = recipe
     numbers = parse_labels(labels)
-    check_there(*(spec for recipe in recipes.values() for spec in (recipe.data.train, recipe.data.valid)))
+    for recipe in recipes.values():
+        check_inputs(recipe)
     from sslnlp.curve.run import label_curve  # brings torch, without which the above is looked at
 
     with progress_bar(console) as progress:

@@ -39,10 +39,13 @@ def find_files(spec: str, split: str) -> list[Path] | None:
 
 
 def check_there(*specs: str | Sequence[str] | None) -> None:
-    """Refuse paths and globs that nothing is at."""
+    """Refuse paths and globs that nothing is at, and empty files of the kinds we read (`_check_size`)."""
     for spec in specs:
-        for one in [spec] if isinstance(spec, str) else spec or ():
-            look_up(one)
+        found = [look_up(one) for one in ([spec] if isinstance(spec, str) else spec or ())]
+        several = sum(1 if paths is None else len(paths) for paths in found) > 1
+        for path in (path for paths in found for path in paths or ()):
+            if kind(path) and path.is_file():
+                _check_size(path, several)
 
 
 def look_up(spec: str) -> list[Path] | None:
@@ -101,11 +104,16 @@ def _split(file: Path) -> str | None:
 
 
 def checked_kind(path: Path, several: bool = False) -> str:
-    """The extension. An empty `.txt` file is refused unless it is one of `several`: then it is an empty document."""
+    """The extension. `UserError` for another one than ours, and for an empty file (`_check_size`)."""
     extension = kind(path)
     if not extension:
         known = f"{' '.join(LOADERS)}, also with {' '.join(COMPRESSED)}"
         raise UserError(f"{path}: unknown kind of file; the kinds read are {known}")
-    if path.stat().st_size == 0 and not (several and extension == ".txt"):
-        raise UserError(f"{path} is empty")
+    _check_size(path, several)
     return extension
+
+
+def _check_size(path: Path, several: bool) -> None:
+    """Refuse an empty file, but no `.txt` that is one of `several`: that is an empty document."""
+    if path.stat().st_size == 0 and not (several and kind(path) == ".txt"):
+        raise UserError(f"{path} is empty")

@@ -12,14 +12,21 @@ from sslnlp.recipe.schema import Recipe
 
 
 def load_complete(what: str, arguments: Sequence[str]) -> Recipe:
-    """`load_recipe`, for a command that goes on to read the data. Also a `UserError`: an incomplete recipe, and a model
-    or data that is not there."""
+    """`load_recipe`, for a command that goes on to read the data. Also a `UserError`: an incomplete recipe, and what
+    `check_inputs` refuses."""
     recipe = load_recipe(what, arguments)
     check_complete(recipe)
+    check_inputs(recipe)
+    return recipe
+
+
+def check_inputs(recipe: Recipe) -> None:
+    """Refuse a model that a recipe names and that is not there, and such files, or empty ones."""
     if recipe.model.pretrained is not None:
         is_model_folder(recipe.model.pretrained)
-    check_there(recipe.data.train, recipe.data.valid)
-    return recipe
+    data, report = recipe.data, recipe.report
+    check_there(data.train, data.valid, data.unlabelled, data.out_of_scope)
+    check_there(report.texts, report.pictures, report.pairs, report.sts, report.probe_train, report.probe_test)
 
 
 def check_complete(recipe: Recipe) -> None:
