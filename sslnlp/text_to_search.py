@@ -1,4 +1,7 @@
-"""From text and pairs to a search engine: every stage starts from the export of the one before."""
+"""From text and pairs to a search engine: every stage starts from the export of the one before.
+
+What trains, mines and indexes is imported where it is called: it brings torch, which what is wrong does not wait for.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,12 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 
 from sslnlp.data import DataConfig
-from sslnlp.data.paired import paired
-from sslnlp.data.sources import open_part
+from sslnlp.data.files import check_there
 from sslnlp.errors import UserError
-from sslnlp.recipe import Recipe, load_recipe, read_result, run
-from sslnlp.search.changes import build_index
+from sslnlp.recipe import Recipe, load_recipe, read_result
+from sslnlp.recipe.complete import is_model_folder
 from sslnlp.search.documents import check_documents
-from sslnlp.search.mining import mine
 from sslnlp.search.model_folder import read_json
-from sslnlp.search.negatives import Mining
 from sslnlp.train_config import parse_duration
 from sslnlp.writing import sha256_of, write_json
 
@@ -66,6 +66,8 @@ class Journey:
 
     def train(self, stage: str, start: str | None, data: Path | str) -> str:
         """Run a stage's recipe from the export `start` and return its own; one that is finished is left as it is."""
+        from sslnlp.recipe import run
+
         place = self.out / stage
         export = place / "export"
         if self.finished(stage):
@@ -86,6 +88,9 @@ class Journey:
 
     def mine(self, pairs: Path, model: str) -> Path:
         """Hard negatives by BM25 and the ranker, fused."""
+        from sslnlp.search.mining import mine
+        from sslnlp.search.negatives import Mining
+
         mined = self.out / "mined.jsonl"
         if mined.is_file():
             self.tell(f"negatives: found in {mined}")
@@ -122,8 +127,12 @@ def text_to_search(
     for path in (pairs, documents, *([beir] if beir is not None else [])):
         if not path.exists():
             raise UserError(f"{path} does not exist")
+    check_there(str(pairs), text)
+    if encoder is not None:
+        is_model_folder(encoder)
+    check_documents(documents)
     journey = Journey(out, parse_duration(budget), _by_stage(overrides), console or Console(stderr=True))
-    _check(journey, pairs, text, documents)
+    _check(journey, pairs, text)
     _remember(journey, {"text": _named(text), "encoder": _named(encoder), "pairs": _contents(pairs)})
     start = encoder
     if text is not None:
@@ -134,6 +143,8 @@ def text_to_search(
     mined = journey.mine(pairs, ranker)
     ranker = journey.train("mined", ranker, mined)
     reranker = journey.train("reranker", pretrained, mined)
+    from sslnlp.search.changes import build_index
+
     index = out / "index"
     facts = build_index(documents, index, model=ranker, reranker=reranker)
     journey.tell(f"index: {facts['documents']['count']:,} documents in {index}")
@@ -143,11 +154,14 @@ def text_to_search(
     return index
 
 
-def _check(journey: Journey, pairs: Path, text: str | None, documents: Path) -> None:
+def _check(journey: Journey, pairs: Path, text: str | None) -> None:
     """Raises `UserError` where `out` holds something else, or the columns that a stage to come reads are not there."""
     ours = {*RECIPES, "mined.jsonl", "index", INPUTS}
     if journey.out.is_dir() and (there := {path.name for path in journey.out.iterdir()}) and not there & ours:
         raise UserError(f"{journey.out} already holds other files ({min(there)}): choose another --out")
+    from sslnlp.data.paired import paired
+    from sslnlp.data.sources import open_part
+
     for stage in (stage for stage in RECIPES if not journey.finished(stage)):
         if stage == "pairs":
             with _of_stage(stage), TemporaryDirectory() as folder:
@@ -156,7 +170,6 @@ def _check(journey: Journey, pairs: Path, text: str | None, documents: Path) -> 
             with _of_stage(stage):
                 data = _data(journey, stage, text)
                 next(open_part(data, "train", None).documents(data.text, data.split_text), None)
-    check_documents(documents)
 
 
 def _remember(journey: Journey, inputs: dict[str, str | None]) -> None:

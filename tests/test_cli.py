@@ -96,6 +96,16 @@ search index nowhere.csv --out new
 search index nowhere.csv --out new --model encoder
 search index here.csv --out new --model encoder --text-column body
 search index here.csv --out new --model nowhere/at/all
+search build nowhere.jsonl --documents here.csv --text here.csv --out new
+search build here.csv --documents nowhere.csv --text here.csv --out new
+search build here.csv --documents encoder --text here.csv --out new
+search build here.csv --documents here.csv --text nowhere.txt --out new
+search build here.csv --documents here.csv --text empty.txt --out new
+search build here.csv --documents here.csv --encoder ./nowhere --out new
+search build here.csv --documents here.csv --text here.csv --out new --beir nowhere
+search build here.csv --documents here.csv --text here.csv --out new --budget soon
+search build here.csv --documents here.csv --text here.csv --out new --set pairs.train.step=1
+search build here.csv --documents here.csv --text here.csv --out taken
 search mine nowhere.csv --out mined.jsonl
 search mine here.csv --out mined.jsonl --corpus nowhere.csv
 search mine here.csv --out mined.jsonl --model nowhere/at/all

@@ -12,6 +12,7 @@ from sslnlp.errors import UserError
 from sslnlp.text_files import COMPRESSED
 
 LOADERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+IMAGE_FILES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm")
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(:[\w.-]+)?")
 # Names of files and subfolders by which a folder says what belongs to which split, as hub data sets do.
 _SPLITS = {

@@ -14,7 +14,7 @@ import datasets
 import pyarrow as pa  # type: ignore[import-untyped]
 
 from sslnlp.data.config import DataConfig
-from sslnlp.data.files import find_files, kind
+from sslnlp.data.files import IMAGE_FILES, find_files, kind
 from sslnlp.data.picture_columns import (
     CAPTION_NAMES,
     Pictures,
@@ -30,7 +30,6 @@ from sslnlp.data.readers import quiet
 from sslnlp.data.sources import open_source
 from sslnlp.errors import UserError, reason_of
 
-IMAGE_FILES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm")
 LISTS = (".csv", ".tsv", ".jsonl", ".json")
 KINDS_READ = ".parquet .arrow .tar .csv .tsv .jsonl .json, folders of pictures, and hub names"
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from sslnlp import text_files
+from sslnlp.data.files import IMAGE_FILES
 from sslnlp.errors import UserError, usual_name
 
 TEXT_SUFFIXES = frozenset({".txt", ".text", ".md", ".rst", ".tex", ".org", ".adoc"})
@@ -218,8 +219,6 @@ def _documents_of_text(path: Path) -> Iterator[Document]:
 
 def _refuse_pictures(path: Path, files: Iterable[Path]) -> None:
     """Raises UserError where `files`, which hold no texts, are pictures or may do."""
-    from sslnlp.data.picture_sources import IMAGE_FILES  # only here: it brings libraries that texts do not need
-
     if any(file.suffix.lower() in (*IMAGE_FILES, ".tar", ".arrow") for file in files):
         raise UserError(
             f"{path} holds pictures and no texts: to search them, name with --model the export of a `sslnlp train "
