@@ -111,6 +111,12 @@ search mine here.csv --out mined.jsonl --corpus nowhere.csv
 search mine here.csv --out mined.jsonl --model nowhere/at/all
 search mine here.csv --out mined.jsonl --reranker run
 report nowhere
+report taken
+report encoder
+report run pair=here.csv
+report run documents=many
+report run pairs=nowhere.jsonl
+report run against=taken
 quickstart --budget soon
 """
 
