@@ -13,13 +13,19 @@ from sslnlp.errors import UserError, suggest
 T = TypeVar("T")
 
 
-def find_class(kind: str, name: str, registry: Mapping[str, str], base: type[T]) -> type[T]:
-    """The class behind a registry name or a dotted path `pkg.mod:Class`.
+def check_name(kind: str, name: str, registry: Mapping[str, str]) -> None:
+    """Refuse what is neither a registry name nor a dotted path, without importing anything."""
+    if name not in registry and ":" not in name:
+        raise UserError(f"unknown {kind} {name!r}.{suggest(name, registry)} A path 'package.module:Class' works too.")
+
+
+def find_class(kind: str, name: str, registry: Mapping[str, str], base: str) -> Any:
+    """The class behind a registry name or a dotted path `pkg.mod:Class`; `base`, which it must be a subclass of, is
+    written like that too, as it is imported only for a name that is one.
 
     Raises `UserError` when the name is unknown, the module does not import, or the class is not a `base`.
     """
-    if name not in registry and ":" not in name:
-        raise UserError(f"unknown {kind} {name!r}.{suggest(name, registry)} A path 'package.module:Class' works too.")
+    check_name(kind, name, registry)
     module_name, _, class_name = registry.get(name, name).partition(":")
     try:
         module = importlib.import_module(module_name)
@@ -31,8 +37,9 @@ def find_class(kind: str, name: str, registry: Mapping[str, str], base: type[T])
     if found is None:
         classes = [word for word, value in vars(module).items() if isinstance(value, type)]
         raise UserError(f"{kind} {name!r}: {module_name} has no class {class_name!r}.{suggest(class_name, classes)}")
-    if not (isinstance(found, type) and issubclass(found, base)):
-        raise UserError(f"{kind} {name!r}: {class_name} is not a subclass of sslnlp's {base.__name__}")
+    base_module, _, base_name = base.partition(":")
+    if not (isinstance(found, type) and issubclass(found, getattr(importlib.import_module(base_module), base_name))):
+        raise UserError(f"{kind} {name!r}: {class_name} is not a subclass of sslnlp's {base_name}")
     return found
 
 

@@ -261,7 +261,7 @@ def test_contributors_are_told_the_same_levels() -> None:
     assert levels == [{name for name in level.split() if not name.startswith("__")} for level in LEVELS]
 
 
-@pytest.mark.parametrize("package", ["curve", "data", "evaluation", "recipe", "report"])
+@pytest.mark.parametrize("package", ["collators", "curve", "data", "evaluation", "objectives", "recipe", "report"])
 def test_what_is_imported_on_first_use_is_there(package: str) -> None:
     module = importlib.import_module(f"sslnlp.{package}")
     for name in module.__all__:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from sslnlp.collators.base import Collator
-from sslnlp.registry import find_class
+from typing import TYPE_CHECKING
+
+from sslnlp.registry import find_class, on_first_use
+
+if TYPE_CHECKING:
+    from sslnlp.collators.base import Collator
+else:  # the names are known without transformers
+    __getattr__ = on_first_use(__name__, {"base": ("Collator",)})
 
 __all__ = ["COLLATORS", "Collator", "get_collator"]
 
@@ -43,4 +49,5 @@ COLLATORS: dict[str, str] = {
 
 def get_collator(name: str) -> type[Collator]:
     """The collator class of a registered name or a dotted path `package.module:Class`; else `UserError`."""
-    return find_class("collator", name, COLLATORS, Collator)  # type: ignore[type-abstract]
+    found: type[Collator] = find_class("collator", name, COLLATORS, "sslnlp.collators.base:Collator")
+    return found

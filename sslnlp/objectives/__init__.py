@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from sslnlp.objectives.base import Objective
-from sslnlp.registry import find_class
+from typing import TYPE_CHECKING
+
+from sslnlp.registry import find_class, on_first_use
+
+if TYPE_CHECKING:
+    from sslnlp.objectives.base import Objective
+else:  # the names are known without torch
+    __getattr__ = on_first_use(__name__, {"base": ("Objective",)})
 
 __all__ = ["OBJECTIVES", "Objective", "get_objective"]
 
@@ -48,4 +54,5 @@ OBJECTIVES: dict[str, str] = {
 
 def get_objective(name: str) -> type[Objective]:
     """The objective class of a registered name or a dotted path `package.module:Class`; else `UserError`."""
-    return find_class("objective", name, OBJECTIVES, Objective)  # type: ignore[type-abstract]
+    found: type[Objective] = find_class("objective", name, OBJECTIVES, "sslnlp.objectives.base:Objective")
+    return found

@@ -10,12 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from sslnlp.collators import COLLATORS, get_collator
 from sslnlp.data.config import DataConfig
 from sslnlp.errors import UserError, suggest
 from sslnlp.model_config import ModelConfig
+from sslnlp.objectives import OBJECTIVES, get_objective
 from sslnlp.recipe.adapt_config import AdaptConfig
 from sslnlp.recipe.overrides import coerce, fields_of
-from sslnlp.registry import keywords_of
+from sslnlp.registry import check_name, keywords_of
 from sslnlp.report.config import ReportConfig
 from sslnlp.train_config import TrainConfig
 
@@ -82,14 +84,10 @@ class Recipe:
     def objective_class(self) -> type[Objective]:
         if self.objective.name is None:
             raise UserError("the recipe names no objective: give objective.name (for example masked_lm)")
-        from sslnlp.objectives import get_objective  # brings torch, which a recipe that is only read does without
-
         return get_objective(self.objective.name).bound(self.objective.options)
 
     @property
     def collator_class(self) -> type[Collator]:
-        from sslnlp.collators import get_collator  # brings transformers, likewise
-
         return get_collator(self.collator.name or self.objective_class.collator).bound(self.collator.options)
 
 
@@ -146,6 +144,8 @@ def _rename(recipe: Recipe, section: str, name: str | None) -> None:
     current: Options = getattr(recipe, section)
     if name == current.name:
         return
+    if name is not None:  # a class brings torch, which a name that is none does not wait for
+        check_name(section, name, OBJECTIVES if section == "objective" else COLLATORS)
     before = recipe.collator_class if recipe.objective.name else None
     usual = before is not None and recipe.collator.name in (None, recipe.objective_class.collator)
     setattr(recipe, section, Options(name))
