@@ -58,6 +58,8 @@ train pretrain_bert corpus.txt
 train pretrain_bert data.tran=corpus.txt
 train pretrain_bert train.steps=many
 train pretrain_bert model.size=huge
+train pretrain_bert collator.rate=0.3 train.step=5
+train pretrain_bert collator.rate=0.3 train.batch_size=0
 train pretrain_bert objective.name=masked_ml
 train pretrain_bert collator.name=masked_ml
 train pretrain_bert train.budget=soon

@@ -32,6 +32,9 @@ _SET_BY_THE_RUN = {"tokenizer", "seed", "horizon", "table", "training"}
 
 
 DURATIONS = ("train.steps", "train.epochs", "train.budget")
+_OF_CLASSES = ("objective.", "collator.")
+"""Beginnings of keys that a class declares, which brings torch."""
+_DURATIONS = ("train.steps", "train.epochs", "train.budget")
 
 
 @dataclass(init=False)
@@ -133,10 +136,13 @@ def override(recipe: Recipe, pairs: Mapping[str, Any]) -> Recipe:
         if (key := f"{section}.name") in pairs:
             _rename(recipe, section, coerce(key, pairs[key], str | None))
     for key, value in pairs.items():
-        if key not in ("objective.name", "collator.name"):
+        if not key.startswith(_OF_CLASSES):
             _set(recipe, key, value)
     for section in SECTIONS[2:]:
         setattr(recipe, section, dataclasses.replace(getattr(recipe, section)))  # runs its own checks once more
+    for key, value in pairs.items():  # last: what is wrong with the others does not wait for torch
+        if key.startswith(_OF_CLASSES) and key not in ("objective.name", "collator.name"):
+            _set(recipe, key, value)
     return recipe
 
 
