@@ -13,7 +13,7 @@ from rich.console import Console
 from sslnlp.errors import UserError
 from sslnlp.locks import Held, exclusive
 from sslnlp.recipe import load_recipe, run
-from sslnlp.recipe.out import sole
+from sslnlp.recipe.out import check_beforehand, sole
 from sslnlp.recipe.tokenizing import make_tokenizer
 from sslnlp.writing import replacing
 
@@ -62,6 +62,17 @@ def test_a_second_run_is_turned_away_and_leaves_the_first_alone(resume: bool, tm
             run(recipe, resume=resume)
         assert sorted(tmp_path.rglob("*")) == before
     assert out.exists() == (tmp_path / "runs").exists() == resume
+
+
+def test_who_trains_in_a_folder_is_said_by_the_lock_on_it(tmp_path: Path) -> None:
+    """Not that it holds a run, which is looked at sooner."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.json").write_text("{}")
+    recipe = load_recipe("pretrain_bert", [f"out={tmp_path / 'run'}"])
+    with sole(tmp_path / "run", "run", main=True):
+        check_beforehand(recipe, resume=False)
+    with pytest.raises(UserError, match="already holds a run"):
+        check_beforehand(recipe, resume=False)
 
 
 def test_all_processes_are_turned_away_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
