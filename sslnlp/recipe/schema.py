@@ -34,7 +34,6 @@ _SET_BY_THE_RUN = {"tokenizer", "seed", "horizon", "table", "training"}
 DURATIONS = ("train.steps", "train.epochs", "train.budget")
 _OF_CLASSES = ("objective.", "collator.")
 """Beginnings of keys that a class declares, which brings torch."""
-_DURATIONS = ("train.steps", "train.epochs", "train.budget")
 
 
 @dataclass(init=False)
