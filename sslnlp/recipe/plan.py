@@ -31,7 +31,7 @@ from sslnlp.recipe.build import Parts, build_objective, build_parts, cache_folde
 from sslnlp.recipe.checks import check_compared
 from sslnlp.recipe.choose import choose, settle_rate
 from sslnlp.recipe.costs import count, memory
-from sslnlp.recipe.rows import first_rows, remember
+from sslnlp.recipe.rows import ROWS, first_rows, remember
 from sslnlp.recipe.schema import Recipe
 from sslnlp.sharding import sharding_asked
 from sslnlp.sums import count_tokens
@@ -158,7 +158,7 @@ def _scored(batch: Batch, tokens: float) -> float:
 def _beginning(parts: Parts, objective: Objective) -> float:
     """Seconds that the objective takes before its first update, from those for a few batches of the same rows."""
     device = objective.device
-    batches = math.ceil(min(objective.begin_rows, len(parts.stream)) / parts.recipe.train.batch_size)
+    batches = math.ceil(min(objective.begin_rows, len(parts.stream)) / ROWS)
     timed = min(batches, BEGIN_BATCHES)
     began = budget.clock()
     objective.begin(islice(first_rows(parts, parts.stream, device, objective.begin_rows), timed))

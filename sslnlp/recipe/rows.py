@@ -20,6 +20,8 @@ from sslnlp.recipe.checks import stock_config
 from sslnlp.sharding import sharding_asked
 from sslnlp.types import Batch, Encoding
 
+ROWS = 16
+"""That are read at a time to fit something to them: as many however the rows of an update are split."""
 _READ, _ENCODED = 1000, 64
 """Rows that are read at a time to collect their captions, and captions that are encoded at a time."""
 _LOOKED_AT, _TOLD = 512, 0.05
@@ -27,11 +29,11 @@ _LOOKED_AT, _TOLD = 512, 0.05
 
 def first_rows(parts: Parts, stream: Stream | None, device: torch.device, most: int) -> Iterator[Batch]:
     """The rows that come first in a stream, at most so many, each once."""
-    collator, size = parts.collator.for_evaluation(0), parts.recipe.train.batch_size
+    collator = parts.collator.for_evaluation(0)
     rows = 0 if stream is None else min(most, len(stream))
-    for start in range(0, rows, size):
+    for start in range(0, rows, ROWS):
         assert stream is not None
-        yield send_to_device(collator(stream.rows(range(start, min(start + size, rows)))), device)
+        yield send_to_device(collator(stream.rows(range(start, min(start + ROWS, rows)))), device)
 
 
 def training_rows(parts: Parts, device: torch.device) -> Iterator[Batch]:
