@@ -15,7 +15,7 @@ from sslnlp.nn import evaluating
 from sslnlp.objectives import functional
 from sslnlp.objectives.grad_cache import check_mini_batch_size, encode_in_parts
 from sslnlp.objectives.pooled import Pooled
-from sslnlp.objectives.whitening import TEXTS, Pairs, Whitening, better, whitener
+from sslnlp.objectives.whitening import TEXTS, Pairs, Whitening, better, check_exponent, whitener
 from sslnlp.types import Batch, Encoding, StepOutput
 from sslnlp.vector_map import map_of_model
 
@@ -82,9 +82,11 @@ class Ranking(Pooled):
             raise UserError(f"objective.distill_weight={distill_weight} must be above 0 and at most 1")
         self.distill, self.distill_weight, self.distill_temperature = distill, distill_weight, distill_temperature
         check_mini_batch_size(mini_batch_size)
+        check_exponent(whitening)
         self.tries = whitening is None
-        self.whiten(whitening, 0.5)
-        if self.tries:  # what to put behind what the start has, if anything
+        if whitening is not None:
+            self.whiten(whitening, whitening)
+        else:  # what the start has, and behind it what the pairs ask for
             kept = map_of_model(model.name_or_path)
             self.whitening = Whitening(model.config.hidden_size) if kept is None else Whitening.of(kept)
             self.begins = self.refits = True

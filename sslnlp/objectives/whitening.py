@@ -79,21 +79,28 @@ class Whitened(Objective):
     exponent: float = 0.0
 
     def whiten(self, asked: float | None, unasked: float) -> None:
-        """Take a map of the exponent that is asked for; of the one `unasked` where nothing says that the vectors of the
-        model's start were trained to be compared, or where it has such a map. Pictures have none: no export holds it.
+        """Take a map of the exponent that is asked for, to be fitted.
+
+        Unasked: what else the start does to its vectors (`vector_map`) is kept as it is. One of the exponent `unasked`
+        where the start has a whitening, or nothing says that its vectors were trained to be compared. Pictures have
+        none: no export holds it.
         """
         check_exponent(asked)
         self.whitening = None
-        model = self.model
+        model, width = self.model, self.model.config.hidden_size
         if model.main_input_name != "input_ids":
             if asked:
                 raise UserError(f"objective.whitening={asked} is for vectors of texts, and this model reads pictures")
             return
         if asked is None:
-            start = model.name_or_path
-            asked = unasked if map_of_model(start) is not None or not is_encoder(start) else 0.0
+            kept = map_of_model(model.name_or_path)
+            square = kept is not None and kept.weight.shape == (width, width)
+            if kept is not None and square and not torch.equal(kept.weight, kept.weight.T):
+                self.whitening = Whitening.of(kept)
+                return
+            asked = unasked if square or not is_encoder(model.name_or_path) else 0.0
         if asked:
-            self.whitening, self.exponent = Whitening(model.config.hidden_size), asked
+            self.whitening, self.exponent = Whitening(width), asked
             self.begins = self.refits = True
 
     def pooled_texts(self, batch: Batch) -> Tensor:
@@ -138,6 +145,7 @@ def whitener(vector_NH: Tensor, exponent: float) -> LinearMap:
     variance_H, direction_HH = torch.linalg.eigh(torch.from_numpy(covariance_HH))
     scale_H = variance_H.clamp(min=1e-12) ** -exponent
     weight_HH = (direction_HH * scale_H) @ direction_HH.T
+    weight_HH = (weight_HH + weight_HH.T) / 2  # to the last bit, which is how one is known
     weight_HH /= ((x - mean_H) @ weight_HH).norm(dim=1).mean().clamp(min=1e-12)
     return LinearMap(weight_HH.float(), -(weight_HH @ mean_H).float())
 

@@ -10,10 +10,11 @@ from sklearn.decomposition import PCA
 
 from sslnlp.errors import UserError
 from sslnlp.objectives import whitening
+from sslnlp.objectives.info_nce import InfoNCE
 from sslnlp.objectives.ranking import Ranking
 from sslnlp.objectives.whitening import Pairs, Whitening, better, whitener
 from sslnlp.types import LinearMap
-from sslnlp.vector_map import apply, map_of_model
+from sslnlp.vector_map import apply, is_encoder, map_of_model, save_dense
 from tests.objectives.test_ranking import batch, objective
 
 WIDTH = 16
@@ -140,9 +141,34 @@ def test_a_start_keeps_what_it_does_to_its_vectors(tmp_path: Path) -> None:
     assert map_of_model(str(tmp_path)) is None
 
 
+@pytest.mark.parametrize("kind", ["whitening", "another", "encoder", "plain"])
+def test_views_are_whitened_unless_the_start_knows_how_to_make_vectors(kind: str, tmp_path: Path) -> None:
+    model = objective().model
+    model.save_pretrained(tmp_path)
+    steps = [("", "Transformer"), ("1", "Pooling")]
+    if kind in ("whitening", "another"):
+        found = whitener(drawn(100, 3.0, 1.0).vectors, 0.5)
+        save_dense(tmp_path, "2", found if kind == "whitening" else found._replace(weight=torch.rand(WIDTH, WIDTH)))
+        steps.append(("2", "Dense"))
+    if kind != "plain":
+        described = [{"type": f"s.{step}", "path": path} for path, step in steps]
+        (tmp_path / "modules.json").write_text(json.dumps(described))
+    made = InfoNCE(type(model).from_pretrained(tmp_path, add_pooling_layer=False))
+    fits = kind in ("whitening", "plain")
+    assert (made.begins, made.refits, made.exponent) == (fits, fits, 0.5 if fits else 0.0)
+    assert (made.vector_map is not None) == (kind == "another")
+    assert InfoNCE(made.model, whitening=0.25).exponent == 0.25
+
+
 def test_a_start_that_is_not_linear_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "modules.json").write_text('[{"type": "s.Dense", "path": "2"}]')
     (tmp_path / "2").mkdir()
     (tmp_path / "2" / "config.json").write_text('{"activation_function": "torch.nn.modules.activation.Tanh"}')
     assert map_of_model(str(tmp_path)) is None
     assert "it ends in Tanh" in caplog.text
+
+
+def test_a_name_that_leads_nowhere_says_nothing() -> None:
+    for name in ("", "no/such-model", "nowhere"):
+        assert map_of_model(name) is None
+        assert not is_encoder(name)
