@@ -27,7 +27,7 @@ LINEAR = "torch.nn.modules.linear.Identity"
 def apply(linear: LinearMap, x: Tensor) -> Tensor:
     """What it makes of vectors [..., H], in float32 or wider."""
     kind = torch.promote_types(x.dtype, torch.float32)
-    return F.linear(x.to(kind), linear.weight.to(kind), linear.bias.to(kind))
+    return F.linear(x.to(kind), *(part.to(x.device, kind) for part in linear))
 
 
 def joined(first: LinearMap | None, second: LinearMap) -> LinearMap:

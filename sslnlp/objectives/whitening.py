@@ -135,18 +135,21 @@ def whitener(vector_NH: Tensor, exponent: float) -> LinearMap:
     """The map for vectors like these: every direction divided by its variance to the power of `exponent`.
 
     Variances of few vectors in many directions are shrunk towards their mean (Ledoit and Wolf, 2004): little is then
-    made of directions of which little is known.
+    made of directions of which little is known. The identity where no two vectors differ, or one is not finite.
     """
     from sklearn.covariance import ledoit_wolf
 
-    x = vector_NH.double().cpu()
+    x = vector_NH.cpu().double()
     mean_H = x.mean(0)
+    apart = (x - mean_H).norm(dim=1).mean()
+    if not apart.isfinite() or apart <= 1e-6 * mean_H.norm():  # a run that failed, which the export says; or one text
+        return LinearMap(torch.eye(x.shape[1]), torch.zeros(x.shape[1]))
     covariance_HH, _ = ledoit_wolf((x - mean_H).numpy(), assume_centered=True)
     variance_H, direction_HH = torch.linalg.eigh(torch.from_numpy(covariance_HH))
     scale_H = variance_H.clamp(min=1e-12) ** -exponent
     weight_HH = (direction_HH * scale_H) @ direction_HH.T
     weight_HH = (weight_HH + weight_HH.T) / 2  # to the last bit, which is how one is known
-    weight_HH /= ((x - mean_H) @ weight_HH).norm(dim=1).mean().clamp(min=1e-12)
+    weight_HH /= ((x - mean_H) @ weight_HH).norm(dim=1).mean()
     return LinearMap(weight_HH.float(), -(weight_HH @ mean_H).float())
 
 
@@ -187,13 +190,14 @@ def better(learnt: Pairs, judged: Pairs, pairs: Pairs, now: LinearMap | None) ->
     """
     if min(len(learnt.queries), len(judged.queries)) < _FEWEST:
         return now
-    learnt, judged = learnt.through(now), judged.through(now)
+    here = None if now is None else LinearMap(*(x.cpu() for x in now))
+    learnt, judged = learnt.through(here), judged.through(here)
     found = {exponent: _reciprocal_ranks(judged.through(whitener(learnt.vectors, exponent))) for exponent in EXPONENTS}
     best = max(found, key=lambda exponent: float(found[exponent].mean()))
     gain_N = found[best] - _reciprocal_ranks(judged)
     if not gain_N.mean() > 2 * gain_N.std() / len(gain_N) ** 0.5:
         return now
-    return joined(now, whitener(pairs.through(now).vectors, best))
+    return joined(here, whitener(pairs.through(here).vectors, best))
 
 
 def _reciprocal_ranks(pairs: Pairs) -> Tensor:
