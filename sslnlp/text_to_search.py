@@ -33,6 +33,8 @@ RECIPES = {
     "mined": "finetune_ranking",
     "reranker": "finetune_reranker",
 }
+# What the stage before leaves is a sentence encoder by its files, but nothing has compared its vectors yet.
+OWN_KEYS = {"contrastive": {"objective.whitening": 0.5}}
 ON_TEXT = ("masked", "retrieval", "contrastive")
 READ_FIRST = {
     "text": ("masked", "other text"),
@@ -77,6 +79,9 @@ class Journey:
         keys = [f"data.train={data}", f"out={place}", *([f"model.pretrained={start}"] if start is not None else [])]
         if not any(key.startswith(("train.steps=", "train.epochs=", "train.budget=")) for key in own):
             keys.append(f"train.budget={SHARES[stage] * self.seconds:.1f}s")
+        for key, value in OWN_KEYS.get(stage, {}).items():
+            if not any(given.startswith(f"{key}=") for given in own):
+                keys.append(f"{key}={value}")
         recipe = load_recipe(RECIPES[stage], [*keys, *own])
         time = recipe.train.budget or "as long as was said"
         self.tell(f"{stage}: {RECIPES[stage]} for {time}, from {start or 'nothing'}")

@@ -15,9 +15,9 @@ from sslnlp.nn import evaluating
 from sslnlp.objectives import functional
 from sslnlp.objectives.grad_cache import check_mini_batch_size, encode_in_parts
 from sslnlp.objectives.pooled import Pooled
-from sslnlp.objectives.whitening import TEXTS, Pairs, Whitening, better, check_exponent, whitener
+from sslnlp.objectives.whitening import TEXTS, Pairs, Whitening, better, whitener
 from sslnlp.types import Batch, Encoding, StepOutput
-from sslnlp.vector_map import map_of_model
+from sslnlp.vector_map import is_encoder, map_of_model
 
 DISTILLATIONS = {"margin_mse": functional.margin_mse, "kl": functional.listwise_kl}
 
@@ -42,8 +42,9 @@ class Ranking(Pooled):
         symmetric: also let each positive find its query (as CLIP does), and average the two losses.
         whitening: what all texts share is taken out of the pooled vectors, and every direction divided by its variance
             to this power, up to 0.5 (`whitening`): a map that does not train, fitted to the first pairs before and
-            after training, a `Dense` layer of the export. 0: none. None: what the start has; behind it 0.25 or 0.5
-            where with that the first pairs find each other clearly better.
+            after training, a `Dense` layer of the export. 0: none. None: none where the start is a sentence encoder
+            without one; else what the start has, and behind it 0.25 or 0.5 where with that pairs find each other
+            clearly better.
         mini_batch_size: rows of the batch that are encoded at a time, so that a large batch fits the memory of a small
             one (GradCache, `grad_cache`): equal gradients for a third more work. None: all at once.
         distill: "none", "margin_mse" (`functional.margin_mse`) or "kl" (`functional.listwise_kl`).
@@ -82,14 +83,13 @@ class Ranking(Pooled):
             raise UserError(f"objective.distill_weight={distill_weight} must be above 0 and at most 1")
         self.distill, self.distill_weight, self.distill_temperature = distill, distill_weight, distill_temperature
         check_mini_batch_size(mini_batch_size)
-        check_exponent(whitening)
-        self.tries = whitening is None
-        if whitening is not None:
-            self.whiten(whitening, whitening)
-        else:  # what the start has, and behind it what the pairs ask for
-            kept = map_of_model(model.name_or_path)
+        kept = map_of_model(model.name_or_path)
+        self.tries = whitening is None and (kept is not None or not is_encoder(model.name_or_path))
+        if self.tries:  # what the start has, and behind it what the pairs ask for
             self.whitening = Whitening(model.config.hidden_size) if kept is None else Whitening.of(kept)
             self.begins = self.refits = True
+        else:
+            self.whiten(whitening or 0.0, 0.0)
         self.temperature, self.symmetric, self.mini_batch_size = temperature, symmetric, mini_batch_size
 
     def begin(self, batches: Iterable[Batch]) -> None:

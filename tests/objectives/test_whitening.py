@@ -159,6 +159,8 @@ def test_views_are_whitened_unless_the_start_knows_how_to_make_vectors(kind: str
     assert (made.begins, made.refits, made.exponent) == (fits, fits, 0.5 if fits else 0.0)
     assert (made.vector_map is not None) == (kind == "another")
     assert InfoNCE(made.model, whitening=0.25).exponent == 0.25
+    assert Ranking(made.model).tries == (kind != "encoder")
+    assert Ranking(made.model, whitening=0.25).exponent == 0.25
 
 
 def test_a_start_that_is_not_linear_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
