@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTo
 
 from sslnlp.card import CardFacts
 from sslnlp.errors import UserError
-from sslnlp.export import ExportError, export_model, folder
+from sslnlp.export import ExportError, export_model, folder, modules
 from sslnlp.export.reloaded import state_of
 from sslnlp.nn import Pooling
 from sslnlp.search.encoder import Encoder
@@ -370,3 +370,18 @@ def test_nothing_published_names_a_path_of_the_machine(tokenizer: PreTrainedToke
         assert str(tmp_path).encode() not in file.read_bytes(), file.name
     data = json.loads((path / "recipe.json").read_text())["data"]
     assert data == {"train": ["corpus.txt", "org/name", "data/x.txt"], "note": "see corpus.txt."}
+
+
+def test_a_map_that_is_not_read_back_as_it_was_is_no_export(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny("BertModel", tokenizer).eval()
+    width = model.config.hidden_size
+    given = {"pooling": "mean", "vector_map": LinearMap(torch.rand(width, width), torch.rand(width))}
+    save = modules.save_dense
+    monkeypatch.setattr(
+        modules, "save_dense", lambda at, place, linear: save(at, place, linear._replace(bias=linear.bias + 1e-6))
+    )
+    with pytest.raises(ExportError, match="map of the vectors was read back differently"):
+        write(model, tokenizer, tmp_path / "e", **given)
+    assert not (tmp_path / "e").exists()

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sslnlp.card import CardFacts, model_card, public
 from sslnlp.errors import UserError
 from sslnlp.export.modules import LABEL_NAMES, LENGTHS, POOLINGS, save_embedder, save_head, save_ranker
-from sslnlp.export.reloaded import ExportError, check_modes, compare, picture_size, state_of
+from sslnlp.export.reloaded import ExportError, check_modes, compare, compare_map, picture_size, state_of
 from sslnlp.modes import Modes, write_self_check
 from sslnlp.picture_encoder import POOLING
 from sslnlp.pictures import DEVIATION, MEAN
@@ -110,6 +110,7 @@ def export_model(
         write_json(aside / "recipe.json", public(recipe))
         with quiet_loading():
             compare(model, tokenizer, aside, max_length)
+            compare_map(vector_map, aside)
             check_modes(aside)
     return directory
 

@@ -18,6 +18,8 @@ from sslnlp import rng
 from sslnlp.errors import UserError
 from sslnlp.modes import self_check
 from sslnlp.nn import evaluating
+from sslnlp.types import LinearMap
+from sslnlp.vector_map import map_of_model
 from sslnlp.vision import reads_pictures
 
 _COMPILED = "_orig_mod."
@@ -114,3 +116,14 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, (tuple, list)):
         for part in value:
             yield from _tensors(part)
+
+
+def compare_map(expected: LinearMap | None, folder: Path) -> None:
+    """What the folder says is done to pooled vectors is what is done to them, bit for bit."""
+    found = map_of_model(str(folder))
+    if (expected is None) != (found is None):
+        raise ExportError("the map of the vectors is not the one that was written")
+    if expected is not None and found is not None:
+        for ours, theirs in zip(expected, found, strict=True):
+            if not torch.equal(ours.detach().float().cpu(), theirs):
+                raise ExportError("the map of the vectors was read back differently")
