@@ -119,8 +119,7 @@ class Embedding(Whitened):
 
         copies: rows of the encoding for each row of the batch.
         """
-        vectors_MH = self._pooled(encoding, documents, self.model if model is None else model, copies)
-        return vectors_MH if self.whitening is None else self.whitening(vectors_MH)
+        return self.mapped(self._pooled(encoding, documents, self.model if model is None else model, copies))
 
     def _pooled(self, encoding: Encoding, documents: Documents, model: nn.Module, copies: int = 1) -> Tensor:
         pooling, backbone = self.pooling, cast(Any, model)
@@ -140,7 +139,7 @@ class Embedding(Whitened):
         """Vectors of length 1 [B, H], in float32 or wider, of an encoding [B, S] of one text a row."""
         assert self.pooling is not None
         pooled_BH = Pooling(self.pooling)(hidden_states(self.model, encoding), encoding["attention_mask"])
-        return functional.unit(pooled_BH if self.whitening is None else self.whitening(pooled_BH))
+        return functional.unit(self.mapped(pooled_BH))
 
     def nested(self, loss: Callable[[Cut], Tensor]) -> Tensor:
         """The mean of a loss over the widths. Features beyond a width are zero: for any cosine, left out."""

@@ -45,8 +45,7 @@ class Pooled(Whitened):
         return pooled_BH.to(torch.promote_types(pooled_BH.dtype, torch.float32))
 
     def _vectors(self, hidden_BSH: Tensor, encoding: Encoding) -> Tensor:
-        pooled_BH = self.pool(hidden_BSH, encoding["attention_mask"])
-        return unit(pooled_BH if self.whitening is None else self.whitening(pooled_BH))
+        return unit(self.mapped(self.pool(hidden_BSH, encoding["attention_mask"])))
 
     def embed_sides(self, sides: Mapping[str, Encoding], place_RT: Tensor | None) -> dict[str, Tensor]:
         """The vectors of every side. `place_RT`: how their texts fill rows without padding (`ragged.pack_texts`)."""

@@ -1,4 +1,4 @@
-"""What all texts share taken out of their vectors: a linear map behind the pooling, fitted before the first update."""
+"""What all texts share taken out of their vectors: a linear map behind the pooling, fitted in closed form."""
 
 from __future__ import annotations
 
@@ -102,6 +102,10 @@ class Whitened(Objective):
         if asked:
             self.whitening, self.exponent = Whitening(width), asked
             self.begins = self.refits = True
+
+    def mapped(self, pooled: Tensor) -> Tensor:
+        """Pooled vectors [..., H] as they are compared, before they get length one."""
+        return pooled if self.whitening is None else self.whitening(pooled)
 
     def pooled_texts(self, batch: Batch) -> Tensor:
         """[N, H]: the vectors of a batch's texts, one each, as the model makes them."""
