@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ from sslnlp.errors import UserError, suggest
 from sslnlp.objectives import get_objective
 from sslnlp.objectives.base import Objective
 from sslnlp.registry import bound_class, keywords_of
-from sslnlp.types import Batch, StepOutput
+from sslnlp.types import Batch, LinearMap, StepOutput
 
 
 class Joint(Objective):
@@ -99,6 +99,8 @@ class Joint(Objective):
             object.__setattr__(part, "model", part._modules.pop("model"))
             self.joined[name] = part
         self.pooling = next((part.pooling for _, part in self._each() if part.pooling), None)
+        self.begins = any(part.begins for _, part in self._each())
+        self.refits = any(part.refits for _, part in self._each())
 
     def forward(self, batch: Batch) -> StepOutput:
         terms: list[Tensor] = []
@@ -130,6 +132,22 @@ class Joint(Objective):
     def after_step(self, progress: float) -> None:
         for _, part in self._each():
             part.after_step(progress)
+
+    def begin(self, batches: Iterable[Batch]) -> None:
+        rows = list(batches)
+        for _, part in self._each():
+            if part.begins:
+                part.begin(batch[part.collator] for batch in rows)
+
+    def refit(self, batches: Iterable[Batch], held_out: Iterable[Batch]) -> None:
+        rows, others = list(batches), list(held_out)
+        for _, part in self._each():
+            if part.refits:
+                part.refit((batch[part.collator] for batch in rows), (batch[part.collator] for batch in others))
+
+    @property
+    def vector_map(self) -> LinearMap | None:
+        return next((part.vector_map for _, part in self._each() if part.pooling), None)
 
     def _each(self) -> list[tuple[str, Objective]]:
         return [(name, part) for name, part in self.joined.items() if isinstance(part, Objective)]

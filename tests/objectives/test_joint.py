@@ -94,6 +94,20 @@ def test_the_export_pools_as_the_part_that_makes_vectors_does():
     assert Joint.bound({"weights": WEIGHTS})(model(), weights=WEIGHTS).pooling is None
 
 
+def test_vectors_are_whitened_for_the_part_that_compares_them():
+    joint = Joint(model(), weights={"masked_lm": 1.0, "info_nce": 0.5})
+    assert joint.begins
+    assert joint.refits
+    assert joint.vector_map is None
+    joint.begin([joint_batch(type(joint).bound({"weights": {"masked_lm": 1.0, "info_nce": 0.5}}))])
+    assert joint.vector_map is not None
+    first = joint.vector_map.weight.clone()
+    with torch.no_grad():
+        joint.model.get_input_embeddings().weight.mul_(torch.rand_like(joint.model.get_input_embeddings().weight))
+    joint.refit([joint_batch(type(joint).bound({"weights": {"masked_lm": 1.0, "info_nce": 0.5}}))], [])
+    assert not torch.equal(first, joint.vector_map.weight)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
