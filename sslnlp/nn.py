@@ -118,6 +118,12 @@ def document_pool(
     return total_BDH / own_BDS.sum(-1, keepdim=True).clamp(min=1)
 
 
+def present(document_ids_BS: Tensor, documents: int) -> Tensor:
+    """bool [B, D]: which documents a row has, of `documents` that there may be."""
+    index_D = torch.arange(documents, device=document_ids_BS.device)
+    return (document_ids_BS[:, None, :] == index_D[:, None]).any(-1)
+
+
 class Teacher(nn.Module):
     """A frozen copy of a module that follows it as an exponential moving average (Tarvainen and Valpola, 2017).
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from sentence_transformers import SentenceTransformer
 
 from sslnlp.recipe import load_recipe, read_result, run
 from sslnlp.search.encoder import Encoder
@@ -60,3 +62,17 @@ def test_held_out_figures_are_those_of_the_map_that_is_exported(bert: Path, tmp_
     )
     similarity = float((query * document).sum(1).mean())
     assert read_result(out)["measures"]["positive_similarity"] == pytest.approx(similarity, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["tsdae", "retromae"])
+def test_an_autoencoder_is_exported_with_the_map_of_its_end(
+    name: str, bert: Path, text_file: Path, tmp_path: Path
+) -> None:
+    keys = [f"data.train={text_file}", f"model.pretrained={bert / 'export'}", f"out={tmp_path / 'a'}", "train.steps=1"]
+    out = run(load_recipe(f"embed_{name}", [*TINY, *keys]))
+    assert map_of_model(str(out / "export")) is not None
+    stock = SentenceTransformer(str(out / "export"), device="cpu")
+    texts = corpus()[:40]
+    vectors = stock.encode(texts)
+    assert np.abs(vectors - Encoder.load(str(out / "export")).encode(texts, "document")).max() < 1e-5
+    assert np.linalg.norm(vectors.mean(0)) < 0.5, "what all texts share is gone"

@@ -9,15 +9,15 @@ from torch import Tensor
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from sslnlp.errors import UserError
-from sslnlp.nn import POOLINGS, document_pool
-from sslnlp.objectives.base import Objective
+from sslnlp.nn import POOLINGS, document_pool, present
 from sslnlp.objectives.decoder import SentenceDecoder, no_encoder
 from sslnlp.objectives.functional import IGNORED, accuracy, cross_entropy
+from sslnlp.objectives.whitening import Whitened
 from sslnlp.packed import hidden_states
 from sslnlp.types import Batch, StepOutput
 
 
-class TSDAE(Objective):
+class TSDAE(Whitened):
     """TSDAE (Wang et al., 2021, arXiv:2104.06979): cross-entropy in nats a token of writing each document again.
 
     The encoder reads the document with most of its tokens deleted; the decoder (`objectives.decoder`) is given one
@@ -32,6 +32,8 @@ class TSDAE(Objective):
     Options:
         pooling: how the tokens of a document become its vector, "cls", "mean" or "last".
         layers: of the decoder.
+        whitening: the exponent of the map behind the pooling of the export (`objectives.whitening`), fitted after
+            training to what the encoder reads. 0: none. None: 0.5 where the start is no sentence encoder.
     """
 
     name: ClassVar[str] = "tsdae"
@@ -42,11 +44,14 @@ class TSDAE(Objective):
     wraps: ClassVar[Any] = AutoModel
     pooling: str | None = "cls"  # type: ignore[misc]  # the class's default; an instance carries its own
 
-    def __init__(self, model: PreTrainedModel, *, pooling: str = "cls", layers: int = 1) -> None:
+    def __init__(
+        self, model: PreTrainedModel, *, pooling: str = "cls", layers: int = 1, whitening: float | None = None
+    ) -> None:
         super().__init__(model)
         if pooling not in POOLINGS:
             raise UserError(f"unknown objective.pooling {pooling!r}; accepted: {', '.join(POOLINGS)}")
         self.pooling = pooling
+        self.whiten(whitening, 0.5, before=False)
         self.decoder = SentenceDecoder(model.config, layers=layers).to(model.dtype)
 
     @classmethod
@@ -68,6 +73,10 @@ class TSDAE(Objective):
         """[B, D, H]: the vector of each document of each row."""
         assert self.pooling is not None
         return document_pool(hidden_states(self.model, batch), batch["document_ids"], self.pooling)
+
+    def pooled_texts(self, batch: Batch) -> Tensor:
+        vectors_BDH = self.embed(batch)
+        return vectors_BDH[present(batch["document_ids"], vectors_BDH.shape[1])]
 
     def write(self, batch: Batch, vectors_BDH: Tensor) -> Tensor:
         """Logits [B·T, V] of the batch's labels, given these vectors."""

@@ -15,10 +15,10 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, PreTraine
 
 from sslnlp.errors import UserError
 from sslnlp.keyed import keyed_uniform
-from sslnlp.nn import document_pool
-from sslnlp.objectives.base import Objective
+from sslnlp.nn import document_pool, present
 from sslnlp.objectives.decoder import SentenceDecoder, no_encoder
 from sslnlp.objectives.functional import IGNORED, accuracy, cross_entropy, cyclic, gaussian_kl
+from sslnlp.objectives.whitening import Whitened
 from sslnlp.packed import hidden_states
 from sslnlp.tokenizer import framing
 from sslnlp.types import Batch, StepOutput
@@ -26,7 +26,7 @@ from sslnlp.types import Batch, StepOutput
 SAMPLES, STEPS, LONGEST = 4, 5, 48  # texts drawn, points of an interpolation, tokens of a text shown
 
 
-class VAE(Objective):
+class VAE(Whitened):
     """The evidence lower bound for texts (Bowman et al., 2016, arXiv:1511.06349), turned round: nats a token.
 
     The mean of a document's last hidden states gives, by two linear maps, the mean and log variance of a Gaussian
@@ -50,6 +50,8 @@ class VAE(Objective):
         free_bits: nats of KL that each dimension may have at no cost.
         word_dropout: share of the tokens that the decoder is not told while it learns, when it writes the next one.
         layers: of the decoder.
+        whitening: the exponent of the map behind the pooling of the export (`objectives.whitening`), fitted after
+            training. 0: none. None: 0.5 where the start is no sentence encoder.
     """
 
     name: ClassVar[str] = "vae"
@@ -75,8 +77,10 @@ class VAE(Objective):
         free_bits: float = 0.5,
         word_dropout: float = 0.3,
         layers: int = 1,
+        whitening: float | None = None,
     ) -> None:
         super().__init__(model)
+        self.whiten(whitening, 0.5, before=False)
         for option, value, least in (("latent", latent, 1), ("beta", beta, 0), ("cycles", cycles, 1)):
             if value < least:
                 raise UserError(f"objective.{option} must be at least {least}, got {value}")
@@ -107,7 +111,7 @@ class VAE(Objective):
         target_N = batch["labels"].flatten()
         reconstruction = cross_entropy(logits_NV, target_N)
 
-        own_BD1 = _present(batch["document_ids"], mean_BDZ.shape[1])[..., None]
+        own_BD1 = present(batch["document_ids"], mean_BDZ.shape[1])[..., None]
         kl_BDZ = gaussian_kl(mean_BDZ, logvar_BDZ) * own_BD1
         cost = kl_BDZ.sum()
         if self.training:
@@ -127,10 +131,16 @@ class VAE(Objective):
 
     def encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mean and log variance of z, [B, D, Z] each in float32 or wider, of every document of every row."""
-        pooled_BDH = document_pool(hidden_states(self.model, batch), batch["document_ids"], "mean")
-        both_BDZ = self.posterior(pooled_BDH.to(self.posterior.weight.dtype))
+        both_BDZ = self.posterior(self._pooled(batch).to(self.posterior.weight.dtype))
         mean_BDZ, logvar_BDZ = both_BDZ.to(torch.promote_types(both_BDZ.dtype, torch.float32)).chunk(2, dim=-1)
         return mean_BDZ, logvar_BDZ
+
+    def _pooled(self, batch: Batch) -> Tensor:
+        return document_pool(hidden_states(self.model, batch), batch["document_ids"], "mean")
+
+    def pooled_texts(self, batch: Batch) -> Tensor:
+        pooled_BDH = self._pooled(batch)
+        return pooled_BDH[present(batch["document_ids"], pooled_BDH.shape[1])]
 
     def write(self, batch: Batch, z_BDZ: Tensor, told_BT: Tensor | None = None) -> Tensor:
         """Logits [B·T, V] of the batch's labels, given these latents."""
@@ -154,7 +164,7 @@ class VAE(Objective):
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         """`mean` and `log_variance` of z, float32 [documents, Z]: what `evaluation.latent` judges the space by."""
         mean_BDZ, logvar_BDZ = self.encode(batch)
-        own_BD = _present(batch["document_ids"], mean_BDZ.shape[1])
+        own_BD = present(batch["document_ids"], mean_BDZ.shape[1])
         return {"mean": mean_BDZ[own_BD], "log_variance": logvar_BDZ[own_BD]}
 
     def samples(self, tokenizer: PreTrainedTokenizerBase, *, seed: int = 0) -> dict[str, list[str]]:
@@ -186,9 +196,3 @@ def _normal(position_B: Tensor, *shape: int, purpose: str) -> Tensor:
     """Standard normal draws [B, *shape], keyed as `keyed_uniform` is, by the inverse of the distribution function."""
     normal: Tensor = torch.special.ndtri(keyed_uniform(position_B, *shape, purpose=purpose))
     return normal
-
-
-def _present(document_ids_BS: Tensor, documents: int) -> Tensor:
-    """bool [B, D]: which documents a row has."""
-    index_D = torch.arange(documents, device=document_ids_BS.device)
-    return (document_ids_BS[:, None, :] == index_D[:, None]).any(-1)

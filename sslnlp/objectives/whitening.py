@@ -78,8 +78,9 @@ class Whitened(Objective):
     whitening: Whitening | None
     exponent: float = 0.0
 
-    def whiten(self, asked: float | None, unasked: float) -> None:
-        """Take a map of the exponent that is asked for, to be fitted.
+    def whiten(self, asked: float | None, unasked: float, *, before: bool = True) -> None:
+        """Take a map of the exponent that is asked for, to be fitted; not `before` training, but only after it, where
+        what trains reads the pooled vectors as they are.
 
         Unasked: what else the start does to its vectors (`vector_map`) is kept as it is. One of the exponent `unasked`
         where the start has a whitening, or nothing says that its vectors were trained to be compared. Pictures have
@@ -101,7 +102,7 @@ class Whitened(Objective):
             asked = unasked if square or not is_encoder(model.name_or_path) else 0.0
         if asked:
             self.whitening, self.exponent = Whitening(width), asked
-            self.begins = self.refits = True
+            self.begins, self.refits = before, True
 
     def mapped(self, pooled: Tensor) -> Tensor:
         """Pooled vectors [..., H] as they are compared, before they get length one."""

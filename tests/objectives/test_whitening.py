@@ -12,9 +12,10 @@ from sslnlp.errors import UserError
 from sslnlp.objectives import whitening
 from sslnlp.objectives.info_nce import InfoNCE
 from sslnlp.objectives.ranking import Ranking
-from sslnlp.objectives.whitening import Pairs, Whitening, better, whitener
+from sslnlp.objectives.whitening import Pairs, Whitened, Whitening, better, whitener
 from sslnlp.types import LinearMap
 from sslnlp.vector_map import apply, is_encoder, map_of_model, save_dense
+from tests.contract import make_objective, one_batch
 from tests.objectives.test_ranking import batch, objective
 
 WIDTH = 16
@@ -161,6 +162,31 @@ def test_views_are_whitened_unless_the_start_knows_how_to_make_vectors(kind: str
     assert InfoNCE(made.model, whitening=0.25).exponent == 0.25
     assert Ranking(made.model).tries == (kind != "encoder")
     assert Ranking(made.model, whitening=0.25).exponent == 0.25
+
+
+@pytest.mark.parametrize("name", ["tsdae", "retromae", "vae"])
+def test_what_writes_the_text_again_is_whitened_after_training(name: str) -> None:
+    """The decoder reads the vectors as they are; the map of the export is fitted to those of whole texts."""
+    model, rows = make_objective(name), [one_batch(name)]
+    assert isinstance(model, Whitened)
+    assert (model.begins, model.refits, model.exponent, model.vector_map) == (False, True, 0.5, None)
+    model.eval()
+    with torch.no_grad():
+        before = model(rows[0]).loss
+        model.refit(rows, [])
+        assert torch.equal(model(rows[0]).loss, before)
+        found, x = model.vector_map, model.pooled_texts(rows[0])
+    assert found is not None
+    assert len(x) == int(rows[0]["document_ids"].max(1).values.add(1).sum()), "every document once"
+    torch.testing.assert_close(found.weight, whitener(x, 0.5).weight)
+    if name == "retromae":  # whatever the encoder's masks hide
+        text = torch.where(rows[0]["labels"] >= 0, rows[0]["labels"], rows[0]["input_ids"])
+        bare = rows[0] | {"input_ids": text, "labels": torch.full_like(text, -100)}
+        assert torch.equal(model.pooled_texts(bare), x)
+    other = type(model)(model.model, whitening=0.0)
+    assert (other.begins, other.refits, other.vector_map) == (False, False, None)
+    with pytest.raises(UserError, match=r"whitening=0\.7 is an exponent from 0"):
+        type(model)(model.model, whitening=0.7)
 
 
 def test_a_start_that_is_not_linear_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
