@@ -1,12 +1,13 @@
 """What each objective between views makes of a masked-LM start, at an equal budget of tokens.
 
     python -m benchmarks.representations train START TRAIN VALID OUT [--tokens 1_000_000] [--only moco byol]
-    python -m benchmarks.representations table START OUT --texts TEXTS --sts STS --probe PROBE_TRAIN PROBE_TEST
-        --beir FOLDER ... --pairs QUESTIONS_ANSWERS
+    python -m benchmarks.representations table START OUT --fit TRAIN --texts TEXTS --sts STS
+        --probe PROBE_TRAIN PROBE_TEST --beir FOLDER ... --pairs QUESTIONS_ANSWERS
 
 START is the export of a masked-LM run; TRAIN and VALID are the text it was made of. `train` goes on from it with each
 objective on the shipped recipe's views until as many tokens have gone through the encoder, those of both views counted,
-and with masked LM itself. `table` measures them beside the start, the same model with fresh weights, and TF-IDF.
+and with masked LM itself. `table` measures them beside the start and the same model with fresh weights, as they are and
+whitened, and TF-IDF.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import argparse
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +36,10 @@ from sslnlp.evaluation.known_item import halves, known_item_figures
 from sslnlp.evaluation.probes import probe_measures
 from sslnlp.evaluation.similarity import read_similar, similarity_measures
 from sslnlp.metrics import read_metrics
+from sslnlp.objectives.whitening import TEXTS, whitener
 from sslnlp.recipe import load_recipe, override, run
 from sslnlp.report.subject import in_memory, subject_of
-from sslnlp.search.encoder import EncoderSettings
+from sslnlp.search.encoder import Encoder, EncoderSettings
 
 Vectors = npt.NDArray[np.float32]
 Encode = Callable[[list[str]], Vectors]
@@ -49,6 +53,7 @@ OBJECTIVES: dict[str, tuple[str, dict[str, Any]]] = {
     "byol": ("embed_byol", {}),
     "barlow_twins": ("embed_barlow", {}),
     "vicreg": ("embed_barlow", {"objective.name": "vicreg"}),
+    "tsdae": ("embed_tsdae", {"train.lr": 5e-4}),
 }
 """Row of the table -> shipped recipe and what is changed in it. All crops are alike."""
 RATES = (2e-4, 1e-3)
@@ -144,16 +149,24 @@ def encoders(arguments: argparse.Namespace) -> dict[str, Encode]:
     fresh_model = AutoModel.from_config(AutoConfig.from_pretrained(arguments.start))
     tokenizer = AutoTokenizer.from_pretrained(arguments.start)
     fresh = in_memory(fresh_model.eval(), tokenizer, settings=EncoderSettings()).encoder
-    found: dict[str, Encode] = {
-        "untrained": lambda texts: fresh.encode(texts, "document"),
-        "masked-LM start": lambda texts: start.encode(texts, "document"),
-    }
+    texts = [text for text, _ in zip(open_source(str(arguments.fit)).documents(), range(TEXTS), strict=False)]
+    found: dict[str, Encode] = {}
+    for row, encoder in {"untrained": fresh, "masked-LM start": start}.items():
+        found[row] = partial(encoder.encode, kind="document")
+        found[f"{row}, whitened"] = partial(whitened(encoder, texts).encode, kind="document")
     for row in OBJECTIVES:
         runs = sorted(arguments.out.glob(f"{slug(row)}-[0-9]*"))
         if runs:
             encoder = subject_of(max(runs, key=held_out) / "export").encoder
-            found[row] = lambda texts, encoder=encoder: encoder.encode(texts, "document")  # type: ignore[misc]
+            found[row] = partial(encoder.encode, kind="document")
     return found | {"TF-IDF": tfidf(arguments)}
+
+
+def whitened(encoder: Encoder, texts: list[str]) -> Encoder:
+    """With the map that the view recipes fit before their first update."""
+    raw = Encoder(encoder.model, encoder.tokenizer, replace(encoder.settings, normalize=False), "", "")
+    found = whitener(torch.from_numpy(raw.encode(texts, "document")), 0.5)
+    return Encoder(encoder.model, encoder.tokenizer, replace(encoder.settings, vector_map=found), "", "")
 
 
 def held_out(folder: Path) -> float:
@@ -193,6 +206,7 @@ def main() -> None:
     tables = tasks.add_parser("table")
     tables.add_argument("start", type=Path)
     tables.add_argument("out", type=Path)
+    tables.add_argument("--fit", type=Path, required=True, help="texts that the starts are whitened with: TRAIN")
     tables.add_argument("--texts", type=Path, required=True)
     tables.add_argument("--sts", type=Path, required=True)
     tables.add_argument("--probe", type=Path, nargs=2, required=True)
