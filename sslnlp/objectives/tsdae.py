@@ -30,7 +30,7 @@ class TSDAE(Whitened):
     nothing.
 
     Options:
-        pooling: how the tokens of a document become its vector, "cls", "mean" or "last".
+        pooling: how the tokens of a document become its vector: "cls", "mean", "last" or "weighted".
         layers: of the decoder.
         whitening: the exponent of the map behind the pooling of the export (`objectives.whitening`), fitted after
             training to what the encoder reads. 0: none. None: 0.5 where the start is no sentence encoder.
