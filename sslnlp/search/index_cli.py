@@ -59,7 +59,7 @@ def index_command(
     Example: sslnlp search index notes/ --out notes.index --model out/ranker/export
     """
     from sslnlp.search.documents import Columns, check_documents
-    from sslnlp.search.loading import reads_pictures
+    from sslnlp.search.loading import describes_vectors, reads_pictures
 
     columns = Columns(id_column, title_column, text_column, image_column)
     if model is None or not reads_pictures(model):
@@ -89,6 +89,11 @@ def index_command(
     left_out = _left_out(counts["empty"], counts.get("broken", {}))
     no_words = " (no captions, so no BM25)" if made.wordless else ""
     typer.echo(f"Indexed {_counted(counts['count'], what)}{left_out}: {' + '.join(parts)}{no_words}.")
+    if model is not None and not made.pictures and not describes_vectors(model):
+        typer.echo(
+            f"{model} does not say what it makes of a text's tokens, so their mean was taken. Was it not trained for "
+            "that, `sslnlp train finetune_ranking` (of pairs) and `embed_moco` (of text alone) make an encoder of it."
+        )
     typer.echo(f'Try: sslnlp search query {out} "your words"')
 
 

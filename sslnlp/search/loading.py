@@ -32,6 +32,11 @@ def reads_pictures(name: str) -> bool:
     return isinstance(config, dict) and config.get("model_type") == _DUAL
 
 
+def describes_vectors(name: str) -> bool:
+    """Whether the model at `name` says how a text becomes a vector; else it is the mean of its tokens."""
+    return (resolve(name) / "modules.json").is_file()
+
+
 def load_reranker(name: str) -> Any:
     """The cross-encoder at `name`."""
     resolve(name)  # one that is not there is told before torch is imported

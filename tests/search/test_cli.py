@@ -39,6 +39,10 @@ def test_index_then_query(tmp_path: Path, corpus: Path, index: Path) -> None:
 def test_a_dense_index_answers_fused(tmp_path: Path, corpus: Path, make_encoder: Callable[..., Path]) -> None:
     made = _run("index", corpus, "--out", tmp_path / "i", "--model", make_encoder(tmp_path / "m"), "--dtype", "float32")
     assert "16-dimensional float32 vectors" in made.output
+    assert "does not say what it makes" not in made.output
+    (make_encoder(tmp_path / "bare") / "modules.json").unlink()
+    bare = _run("index", corpus, "--out", tmp_path / "j", "--model", tmp_path / "bare")
+    assert "does not say what it makes of a text's tokens, so their mean was taken" in bare.output
     assert " 0.03" in _run("query", tmp_path / "i", "noise").output  # 1/61 + at least 1/65
     stop_words = _run("query", tmp_path / "i", "of the")
     assert "contributed nothing" in stop_words.output
