@@ -57,8 +57,8 @@ def reads_ahead(model: PreTrainedModel, fields: Mapping[str, Any]) -> bool:
     table_VH = model.get_input_embeddings().weight
     ids_BS = torch.arange(1, 9, device=model.device)[None]
     # Tokens that the text does not hold may all have one embedding (`embedding_init`), so not any other will do.
-    other = (table_VH != table_VH[ids_BS[0, -1]]).any(1).int().argmax()
-    other_BS = torch.cat([ids_BS[:, :-1], other.view(1, 1)], dim=1)
+    unlike = (table_VH != table_VH[ids_BS[0, -1]]).any(1).int().argmax()
+    other_BS = torch.cat([ids_BS[:, :-1], unlike.view(1, 1)], dim=1)
     one, other = (mode_logits(model, fields, ids, torch.ones_like(ids))[:, 0] for ids in (ids_BS, other_BS))
     return not torch.equal(one, other)
 

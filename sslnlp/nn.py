@@ -124,6 +124,11 @@ def present(document_ids_BS: Tensor, documents: int) -> Tensor:
     return (document_ids_BS[:, None, :] == index_D[:, None]).any(-1)
 
 
+def each_document(values_BDX: Tensor, document_ids_BS: Tensor) -> Tensor:
+    """[N, X]: of values for every place that a row may have a document at, those where it has one."""
+    return values_BDX[present(document_ids_BS, values_BDX.shape[1])]
+
+
 class Teacher(nn.Module):
     """A frozen copy of a module that follows it as an exponential moving average (Tarvainen and Valpola, 2017).
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 
 from sslnlp.errors import UserError
 from sslnlp.heads import prediction_head
-from sslnlp.nn import document_pool, present
+from sslnlp.nn import document_pool, each_document
 from sslnlp.objectives.decoder import EnhancedDecoder, no_encoder
 from sslnlp.objectives.functional import IGNORED, accuracy, cross_entropy, row_count
 from sslnlp.objectives.whitening import Whitened
@@ -94,8 +94,7 @@ class RetroMAE(Whitened):
 
     def pooled_texts(self, batch: Batch) -> Tensor:
         hidden_BSH = hidden_states(self.model, {**batch, "input_ids": _text(batch)})
-        pooled_BDH = document_pool(hidden_BSH, batch["document_ids"], "cls")
-        return pooled_BDH[present(batch["document_ids"], pooled_BDH.shape[1])]
+        return each_document(document_pool(hidden_BSH, batch["document_ids"], "cls"), batch["document_ids"])
 
     def num_targets(self, batch: Batch) -> Tensor:
         """int64 [2]: masked tokens, rebuilt tokens."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from sslnlp.errors import UserError
-from sslnlp.nn import POOLINGS, document_pool, present
+from sslnlp.nn import POOLINGS, document_pool, each_document
 from sslnlp.objectives.decoder import SentenceDecoder, no_encoder
 from sslnlp.objectives.functional import IGNORED, accuracy, cross_entropy
 from sslnlp.objectives.whitening import Whitened
@@ -75,8 +75,7 @@ class TSDAE(Whitened):
         return document_pool(hidden_states(self.model, batch), batch["document_ids"], self.pooling)
 
     def pooled_texts(self, batch: Batch) -> Tensor:
-        vectors_BDH = self.embed(batch)
-        return vectors_BDH[present(batch["document_ids"], vectors_BDH.shape[1])]
+        return each_document(self.embed(batch), batch["document_ids"])
 
     def write(self, batch: Batch, vectors_BDH: Tensor) -> Tensor:
         """Logits [B·T, V] of the batch's labels, given these vectors."""

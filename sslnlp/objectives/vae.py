@@ -15,7 +15,7 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, PreTraine
 
 from sslnlp.errors import UserError
 from sslnlp.keyed import keyed_uniform
-from sslnlp.nn import document_pool, present
+from sslnlp.nn import document_pool, each_document, present
 from sslnlp.objectives.decoder import SentenceDecoder, no_encoder
 from sslnlp.objectives.functional import IGNORED, accuracy, cross_entropy, cyclic, gaussian_kl
 from sslnlp.objectives.whitening import Whitened
@@ -139,8 +139,7 @@ class VAE(Whitened):
         return document_pool(hidden_states(self.model, batch), batch["document_ids"], "mean")
 
     def pooled_texts(self, batch: Batch) -> Tensor:
-        pooled_BDH = self._pooled(batch)
-        return pooled_BDH[present(batch["document_ids"], pooled_BDH.shape[1])]
+        return each_document(self._pooled(batch), batch["document_ids"])
 
     def write(self, batch: Batch, z_BDZ: Tensor, told_BT: Tensor | None = None) -> Tensor:
         """Logits [B·T, V] of the batch's labels, given these latents."""
@@ -164,8 +163,8 @@ class VAE(Whitened):
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         """`mean` and `log_variance` of z, float32 [documents, Z]: what `evaluation.latent` judges the space by."""
         mean_BDZ, logvar_BDZ = self.encode(batch)
-        own_BD = present(batch["document_ids"], mean_BDZ.shape[1])
-        return {"mean": mean_BDZ[own_BD], "log_variance": logvar_BDZ[own_BD]}
+        both = {"mean": mean_BDZ, "log_variance": logvar_BDZ}
+        return {name: each_document(values_BDZ, batch["document_ids"]) for name, values_BDZ in both.items()}
 
     def samples(self, tokenizer: PreTrainedTokenizerBase, *, seed: int = 0) -> dict[str, list[str]]:
         """Texts written from draws of the prior, and from points on the line between the first two of them."""
