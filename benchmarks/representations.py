@@ -36,10 +36,11 @@ from sslnlp.evaluation.known_item import halves, known_item_figures
 from sslnlp.evaluation.probes import probe_measures
 from sslnlp.evaluation.similarity import read_similar, similarity_measures
 from sslnlp.metrics import read_metrics
-from sslnlp.objectives.whitening import TEXTS, whitener
+from sslnlp.objectives.whitening import TEXTS
 from sslnlp.recipe import load_recipe, override, run
 from sslnlp.report.subject import in_memory, subject_of
 from sslnlp.search.encoder import Encoder, EncoderSettings
+from sslnlp.vector_map import whitener
 
 Vectors = npt.NDArray[np.float32]
 Encode = Callable[[list[str]], Vectors]

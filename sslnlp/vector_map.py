@@ -1,4 +1,4 @@
-"""The linear map between pooling and length one, a `Dense` of sentence-transformers: written and read."""
+"""The linear map between pooling and length one, a `Dense` of sentence-transformers: fitted, written and read."""
 
 from __future__ import annotations
 
@@ -33,6 +33,29 @@ def apply(linear: LinearMap, x: Tensor) -> Tensor:
 def joined(first: LinearMap | None, second: LinearMap) -> LinearMap:
     """One map that does what both do, one behind the other."""
     return second if first is None else LinearMap(second.weight @ first.weight, apply(second, first.bias))
+
+
+def whitener(vector_NH: Tensor, exponent: float) -> LinearMap:
+    """The map for vectors like these: less their mean, every direction divided by its variance to the power of
+    `exponent` (0.5 whitens; why: `objectives.whitening`), by the symmetric matrix (ZCA).
+
+    Variances of few vectors in many directions are shrunk towards their mean (Ledoit and Wolf, 2004): little is then
+    made of directions of which little is known. The identity where no two vectors differ, or one is not finite.
+    """
+    from sklearn.covariance import ledoit_wolf
+
+    x = vector_NH.cpu().double()
+    mean_H = x.mean(0)
+    apart = (x - mean_H).norm(dim=1).mean()
+    if not apart.isfinite() or apart <= 1e-6 * mean_H.norm():  # a run that failed, which the export says; or one text
+        return LinearMap(torch.eye(x.shape[1]), torch.zeros(x.shape[1]))
+    covariance_HH, _ = ledoit_wolf((x - mean_H).numpy(), assume_centered=True)
+    variance_H, direction_HH = torch.linalg.eigh(torch.from_numpy(covariance_HH))
+    scale_H = variance_H.clamp(min=1e-12) ** -exponent
+    weight_HH = (direction_HH * scale_H) @ direction_HH.T
+    weight_HH = (weight_HH + weight_HH.T) / 2  # to the last bit, which is how one is known
+    weight_HH /= ((x - mean_H) @ weight_HH).norm(dim=1).mean()
+    return LinearMap(weight_HH.float(), -(weight_HH @ mean_H).float())
 
 
 def save_dense(folder: Path, place: str, linear: LinearMap) -> None:

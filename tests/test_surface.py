@@ -38,8 +38,8 @@ COMMANDS = {
     "push": "run repo_id --private --revision",
     "search build": "pairs --beir --budget --documents --encoder --out --set --text",
     "search index": (
-        "data --ann --batch-size --dtype --id-column --image-column --language --model --out --reranker --text-column "
-        "--title-column"
+        "data --ann --batch-size --dtype --id-column --image-column --language --model --no-whiten --out --reranker "
+        "--text-column --title-column --whiten"
     ),
     "search add": "index data --batch-size --id-column --image-column --model --replace --text-column --title-column",
     "search delete": "index ids --ids",

@@ -15,9 +15,9 @@ from sslnlp.nn import evaluating
 from sslnlp.objectives import functional
 from sslnlp.objectives.grad_cache import check_mini_batch_size, encode_in_parts
 from sslnlp.objectives.pooled import Pooled
-from sslnlp.objectives.whitening import TEXTS, Pairs, Whitening, better, whitener
+from sslnlp.objectives.whitening import TEXTS, Pairs, Whitening, better
 from sslnlp.types import Batch, Encoding, StepOutput
-from sslnlp.vector_map import is_encoder, map_of_model
+from sslnlp.vector_map import is_encoder, map_of_model, whitener
 
 DISTILLATIONS = {"margin_mse": functional.margin_mse, "kl": functional.listwise_kl}
 

@@ -13,7 +13,7 @@ from sslnlp.nn import evaluating
 from sslnlp.objectives import functional
 from sslnlp.objectives.base import Objective
 from sslnlp.types import Batch, LinearMap
-from sslnlp.vector_map import apply, is_encoder, joined, map_of_model
+from sslnlp.vector_map import apply, is_encoder, joined, map_of_model, whitener
 
 EXPONENTS = (0.25, 0.5)
 """Those that are tried where none is given."""
@@ -134,28 +134,6 @@ class Whitened(Objective):
 def check_exponent(exponent: float | None) -> None:
     if exponent is not None and not 0 <= exponent <= 0.5:
         raise UserError(f"objective.whitening={exponent} is an exponent from 0 (none) to 0.5 (all directions alike)")
-
-
-def whitener(vector_NH: Tensor, exponent: float) -> LinearMap:
-    """The map for vectors like these: every direction divided by its variance to the power of `exponent`.
-
-    Variances of few vectors in many directions are shrunk towards their mean (Ledoit and Wolf, 2004): little is then
-    made of directions of which little is known. The identity where no two vectors differ, or one is not finite.
-    """
-    from sklearn.covariance import ledoit_wolf
-
-    x = vector_NH.cpu().double()
-    mean_H = x.mean(0)
-    apart = (x - mean_H).norm(dim=1).mean()
-    if not apart.isfinite() or apart <= 1e-6 * mean_H.norm():  # a run that failed, which the export says; or one text
-        return LinearMap(torch.eye(x.shape[1]), torch.zeros(x.shape[1]))
-    covariance_HH, _ = ledoit_wolf((x - mean_H).numpy(), assume_centered=True)
-    variance_H, direction_HH = torch.linalg.eigh(torch.from_numpy(covariance_HH))
-    scale_H = variance_H.clamp(min=1e-12) ** -exponent
-    weight_HH = (direction_HH * scale_H) @ direction_HH.T
-    weight_HH = (weight_HH + weight_HH.T) / 2  # to the last bit, which is how one is known
-    weight_HH /= ((x - mean_H) @ weight_HH).norm(dim=1).mean()
-    return LinearMap(weight_HH.float(), -(weight_HH @ mean_H).float())
 
 
 class Pairs(NamedTuple):

@@ -41,6 +41,7 @@ def build_index(
     ann: bool = False,
     language: str = "english",
     dtype: str = "float16",
+    whiten: bool | None = None,
     batch_size: int = 32,
     columns: Columns = Columns(),  # noqa: B008 (immutable)
     progress: Progress = lambda stage, done, total: None,
@@ -50,6 +51,8 @@ def build_index(
 
     BM25 always; with `model` (an encoder folder or hub name) also vectors of `dtype` float16 or float32, and with `ann`
     a graph for approximate search over them. Where it is a dual encoder `data` are pictures, their captions the text.
+    `whiten`: whether a map fitted to the documents takes out of the vectors what all share (`search.whitening`); None:
+    where the model does not say how its vectors are made, and these lie beside each other.
     `reranker` is remembered for the mode `reranked`. Returns the facts kept in the index. Killed or interrupted, the
     same call goes on where it was. Raises UserError and leaves `out` as it was for anything unreadable, an empty
     corpus, duplicate ids, or a model that cannot be loaded.
@@ -63,8 +66,12 @@ def build_index(
     if ann:
         _require_ann(encoder is not None)
     if encoder is not None:
+        if whiten and encoder.reads != "texts":
+            raise UserError("--whiten is for vectors of texts, and this model reads pictures: leave it out")
         made_by = {"model": encoder.name, "fingerprint": encoder.fingerprint, "dimension": encoder.dimension}
-        facts["dense"] = {**made_by, "reads": encoder.reads, "dtype": dtype, "ann": ann}
+        facts["dense"] = {**made_by, "reads": encoder.reads, "described": encoder.described, "dtype": dtype, "ann": ann}
+    elif whiten:
+        raise UserError("--whiten is for vectors: give --model with it")
     if reranker is not None:
         loaded = load_reranker(reranker)
         facts["reranker"] = {"model": loaded.name, "fingerprint": loaded.fingerprint}
@@ -72,10 +79,15 @@ def build_index(
         source = open_source(data, columns, encoder)
         if reranker is not None and not source.captioned:
             raise UserError(f"a reranker reads words, and no picture at {data} has a caption: leave --reranker out")
-        key = _key(out, "index", source, columns, {**facts, "reranker": None})
+        key = _key(out, "index", source, columns, {**facts, "reranker": None, "whiten": whiten})
         work = take_up(out, key, say)
         with kept_unless_wrong(work):
             facts["documents"] = read(work, source, progress, say)
+            if encoder is not None:
+                from sslnlp.search.whitening import fit_once
+
+                encoder = fit_once(work, encoder, whiten, batch_size, progress)
+                facts["dense"]["whitened"] = work.done["whitened"]
             segments.fill(work, facts, source, encoder, batch_size, progress)
             return segments.commit(out, facts, [work.folder.name], (), key, None, progress)
 
@@ -106,7 +118,7 @@ def add_documents(
             raise UserError(f"the index at {index} has no vectors, so --model has no use: leave it out")
         if model is None and not segments.holds_pictures(facts):
             check_documents(data, columns)  # before torch is imported, for the model that reads them
-        encoder = same_encoder(facts["dense"], model) if facts["dense"] else None
+        encoder = same_encoder(index, facts, model) if facts["dense"] else None
         if facts["dense"] and facts["dense"]["ann"]:
             _require_ann(True)
         source = open_source(data, columns, encoder)

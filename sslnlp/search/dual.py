@@ -23,6 +23,7 @@ class DualEncoder:
     """
 
     reads: Reads = "pictures"
+    described = True
 
     def __init__(self, model: PictureEncoder, name: str, fingerprint: str) -> None:
         self.model, self.name, self.fingerprint = model, name, fingerprint

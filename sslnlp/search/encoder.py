@@ -9,7 +9,7 @@ A plain encoder folder without them is mean-pooled and normalised.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +27,7 @@ from sslnlp.nn import Pooling
 from sslnlp.quiet import quiet_loading
 from sslnlp.search.model_folder import called, fingerprint, read_json, resolve
 from sslnlp.types import Encoding, LinearMap
-from sslnlp.vector_map import apply, places_of_maps, read_map
+from sslnlp.vector_map import apply, joined, places_of_maps, read_map
 
 Kind = Literal["query", "document"]
 Reads = Literal["texts", "pictures"]
@@ -57,6 +57,8 @@ class EncoderSettings:
     """Whether texts are put in lower case, whatever the tokenizer does."""
     vector_map: LinearMap | None = field(default=None, compare=False)
     """What pooled vectors go through before they are scaled."""
+    described: bool = True
+    """Whether the model itself says how a text becomes a vector; else it is the mean of its tokens."""
 
 
 class Encoder:
@@ -100,6 +102,22 @@ class Encoder:
                 raise UserError(f"the tokenizer of {name} has no pad token: texts of unequal length cannot be batched")
             tokenizer.pad_token = tokenizer.eos_token  # padding is masked out below, so any token serves
         return cls(model.to(own_device()), tokenizer, settings, called(name), fingerprint(folder))
+
+    @property
+    def described(self) -> bool:
+        """Whether the model itself says how a text becomes a vector."""
+        return self.settings.described
+
+    def through(self, found: LinearMap) -> Encoder:
+        """The same model, its vectors through one more map before they get length one. The fingerprint stays."""
+        return self._with(vector_map=joined(self.settings.vector_map, found))
+
+    def unscaled(self) -> Encoder:
+        """The same model, its vectors as they are before they get length one."""
+        return self._with(normalize=False)
+
+    def _with(self, **settings: Any) -> Encoder:
+        return Encoder(self.model, self.tokenizer, replace(self.settings, **settings), self.name, self.fingerprint)
 
     @property
     def max_length(self) -> int:
@@ -150,7 +168,7 @@ def load_stock(auto: Any, folder: Path, what: str) -> tuple[Any, Any]:
 def read_settings(folder: Path, *, head: bool = False) -> EncoderSettings:
     """Pooling, normalisation, length and prompts as the folder's sentence-transformers files state them."""
     if not (folder / "modules.json").is_file():
-        return EncoderSettings()
+        return EncoderSettings(described=False)
     steps = [(str(step["type"]).rsplit(".", 1)[-1], step["path"]) for step in read_json(folder / "modules.json", [])]
     kinds = dict(steps)
     if "MultiVectorMask" in kinds:  # late interaction: a report measures the mean of its vectors

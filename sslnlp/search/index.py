@@ -137,7 +137,7 @@ class Index:
     @cached_property
     def encoder(self) -> Any:
         """The `Encoder` (of pictures: `DualEncoder`) the vectors were made with, its fingerprint checked."""
-        return same_encoder(self.facts["dense"], self._model)
+        return same_encoder(self.path, self.facts, self._model)
 
     @cached_property
     def reranker(self) -> Any:

@@ -48,6 +48,14 @@ def index_command(
         str, typer.Option(help="Stemmer and stop words of the text's language; 'none' for neither.")
     ] = "english",
     dtype: Annotated[str, typer.Option(help="float16 or float32 vectors.")] = "float16",
+    whiten: Annotated[
+        bool | None,
+        typer.Option(
+            help="A map fitted to the documents takes out of their vectors what all share; unless said, where the "
+            "model does not say how its vectors are made and these lie beside each other.",
+            show_default=False,
+        ),
+    ] = None,
     batch_size: BatchOption = 32,
     id_column: IdColumnOption = None,
     title_column: TitleColumnOption = None,
@@ -59,7 +67,7 @@ def index_command(
     Example: sslnlp search index notes/ --out notes.index --model out/ranker/export
     """
     from sslnlp.search.documents import Columns, check_documents
-    from sslnlp.search.loading import describes_vectors, reads_pictures
+    from sslnlp.search.loading import reads_pictures
 
     columns = Columns(id_column, title_column, text_column, image_column)
     if model is None or not reads_pictures(model):
@@ -75,6 +83,7 @@ def index_command(
             ann=ann,
             language=language,
             dtype=dtype,
+            whiten=whiten,
             batch_size=batch_size,
             columns=columns,
             progress=progress,
@@ -89,10 +98,12 @@ def index_command(
     left_out = _left_out(counts["empty"], counts.get("broken", {}))
     no_words = " (no captions, so no BM25)" if made.wordless else ""
     typer.echo(f"Indexed {_counted(counts['count'], what)}{left_out}: {' + '.join(parts)}{no_words}.")
-    if model is not None and not made.pictures and not describes_vectors(model):
+    if dense and not dense["described"]:
+        less = ", less what all documents share (--no-whiten: not so)" if dense["whitened"] else ""
         typer.echo(
-            f"{model} does not say what it makes of a text's tokens, so their mean was taken. Was it not trained for "
-            "that, `sslnlp train finetune_ranking` (of pairs) and `embed_moco` (of text alone) make an encoder of it."
+            f"{model} does not say what it makes of a text's tokens, so their mean was taken{less}. Was it not "
+            "trained for that, `sslnlp train finetune_ranking` (of pairs) and `embed_moco` (of text alone) make an "
+            "encoder of it."
         )
     typer.echo(f'Try: sslnlp search query {out} "your words"')
 
@@ -177,6 +188,6 @@ def _say(line: str) -> None:
 def _bars() -> Iterator[Callable[[str, int, int], None]]:
     """A progress bar for each stage, shown once the stage begins."""
     with passing_bars() as shown:
-        names = {"pictures": "pictures", "bm25": "words", "dense": "vectors", "ann": "graph"}
+        names = {"pictures": "pictures", "bm25": "words", "whitening": "whitening", "dense": "vectors", "ann": "graph"}
         tasks = {stage: shown.add_task(name, total=None, visible=stage == "bm25") for stage, name in names.items()}
         yield lambda stage, done, total: shown.update(tasks[stage], advance=done, total=total, visible=True)

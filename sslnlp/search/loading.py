@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from sslnlp.errors import UserError
 from sslnlp.search.model_folder import resolve
 
+MAP = "map"
+"""The folder of the map that an index has behind that of its encoder (`search.whitening`)."""
 _DUAL = "vision-text-dual-encoder"
 """The `model_type` that the configuration of a dual encoder states."""
 
@@ -32,11 +35,6 @@ def reads_pictures(name: str) -> bool:
     return isinstance(config, dict) and config.get("model_type") == _DUAL
 
 
-def describes_vectors(name: str) -> bool:
-    """Whether the model at `name` says how a text becomes a vector; else it is the mean of its tokens."""
-    return (resolve(name) / "modules.json").is_file()
-
-
 def load_reranker(name: str) -> Any:
     """The cross-encoder at `name`."""
     resolve(name)  # one that is not there is told before torch is imported
@@ -45,11 +43,21 @@ def load_reranker(name: str) -> Any:
     return Reranker.load(name)
 
 
-def same_encoder(facts: Mapping[str, Any], model: str | None) -> Any:
-    """The encoder that the vectors of `facts` were made with, from where it was or from `model`.
+def mapped(encoder: Any, folder: Path) -> Any:
+    """`encoder`, with the map in `folder` behind its own where there is one."""
+    if not (folder / MAP).is_dir():
+        return encoder
+    from sslnlp.vector_map import read_map
+
+    return encoder.through(read_map(folder, [MAP]))
+
+
+def same_encoder(index: Path, facts: Mapping[str, Any], model: str | None) -> Any:
+    """The encoder that the vectors of `index`, with these `facts`, were made with, from where it was or from `model`.
 
     Raises UserError when its fingerprint is another: vectors of two models do not compare.
     """
+    table, facts = index / facts["table"], facts["dense"]
     encoder = load_encoder(model or facts["model"])
     if encoder.reads != (holds := facts.get("reads", "texts")):
         raise UserError(
@@ -61,7 +69,7 @@ def same_encoder(facts: Mapping[str, Any], model: str | None) -> Any:
             f"the vectors were made by another model ({facts['model']}) than {encoder.name}, or its files changed "
             "since: name the same one with --model or index again"
         )
-    return encoder
+    return mapped(encoder, table)
 
 
 def same_reranker(facts: Mapping[str, Any] | None, model: str | None) -> Any:

@@ -2,7 +2,8 @@
 
     INDEX/index.json              replaced atomically; what it does not name does not belong to the index
     INDEX/segment-1f3a9c02d4e5/   documents that came together, with their postings and vectors: written once
-    INDEX/table-77c0b1a2e3f4/     what depends on the whole collection: BM25's score table, the deleted rows
+    INDEX/table-77c0b1a2e3f4/     what depends on the whole collection: BM25's score table, the deleted rows, the
+                                  map behind that of the encoder
     INDEX/lock                    there while a process writes
 
 A killed writer leaves the former index.json, and with it the former index, untouched.

@@ -14,6 +14,7 @@ from sslnlp.errors import UserError
 from sslnlp.search import manifest
 from sslnlp.search.analysis import Analyzer
 from sslnlp.search.bm25 import write_table
+from sslnlp.search.loading import MAP
 from sslnlp.search.postings import Postings, join, write_postings
 from sslnlp.search.resume import Work
 from sslnlp.search.sources import Progress, Source
@@ -77,8 +78,8 @@ def commit(
 ) -> dict[str, Any]:
     """Make the collection of `segments` without the `deleted` rows the index at `out`; returns its facts.
 
-    What depends on the whole collection (BM25's table) is made new, in a folder named by `key`. Raises UserError, and
-    leaves nothing of its own behind, where no text holds a searchable word.
+    What depends on the whole collection (BM25's table, the map behind the encoder's) goes into a new folder, named by
+    `key`. Raises UserError, and leaves nothing of its own behind, where no text holds a searchable word.
     """
     folders, made = [out / name for name in segments], [out / f"table-{key[:12]}"]
     store = DocumentStore(folders, deleted)
@@ -93,6 +94,8 @@ def commit(
     shutil.rmtree(table, ignore_errors=True)  # of the same change, stopped while it wrote it
     table.mkdir()
     np.save(table / DELETED, np.array(sorted(store.deleted), np.int64))
+    if facts["dense"] and facts["dense"].get("whitened"):
+        shutil.copytree((out / former["table"] if former else folders[0]) / MAP, table / MAP)
     postings = join([Postings.load(folder / POSTINGS) for folder in folders], live)
     if postings.terms or not holds_pictures(facts):  # pictures may do without captions; texts without words are refused
         try:

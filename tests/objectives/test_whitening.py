@@ -12,9 +12,9 @@ from sslnlp.errors import UserError
 from sslnlp.objectives import whitening
 from sslnlp.objectives.info_nce import InfoNCE
 from sslnlp.objectives.ranking import Ranking
-from sslnlp.objectives.whitening import Pairs, Whitened, Whitening, better, whitener
+from sslnlp.objectives.whitening import Pairs, Whitened, Whitening, better
 from sslnlp.types import LinearMap
-from sslnlp.vector_map import apply, is_encoder, map_of_model, save_dense
+from sslnlp.vector_map import apply, is_encoder, map_of_model, save_dense, whitener
 from tests.contract import make_objective, one_batch
 from tests.objectives.test_ranking import batch, objective
 
