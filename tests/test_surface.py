@@ -48,13 +48,14 @@ COMMANDS = {
         "--query-column --reranker --sample --seed --skip-top --text-column --title-column"
     ),
     "search query": (
-        "index text --ann --depth --k --mode --model --no-verify --picture --rerank-weight --reranker --verify -k"
+        "index text --ann --depth --fusion --k --mode --model --no-verify --picture --rerank-weight --reranker "
+        "--verify -k"
     ),
     "search evaluate": (
-        "index beir --ann --baseline --compare --depth --json --measures --mode --model --no-verify --qrels --queries "
-        "--rerank-weight --reranker --run --verify"
+        "index beir --ann --baseline --compare --depth --fusion --json --measures --mode --model --no-verify --qrels "
+        "--queries --rerank-weight --reranker --run --verify"
     ),
-    "search serve": "index --ann --host --model --no-verify --port --rerank-weight --reranker --verify",
+    "search serve": "index --ann --fusion --host --model --no-verify --port --rerank-weight --reranker --verify",
 }
 
 KEYS = """

@@ -15,6 +15,7 @@ from sslnlp.search.mine_cli import mine_command
 from sslnlp.search.options import (
     AnnOption,
     DepthOption,
+    FusionOption,
     IndexArgument,
     ModelOption,
     RerankerOption,
@@ -59,6 +60,7 @@ def query_command(
     depth: DepthOption = RERANK_DEPTH,
     rerank_weight: WeightOption = RERANK_WEIGHT,
     ann: AnnOption = False,
+    fusion: FusionOption = None,
     verify: VerifyOption = True,
 ) -> None:
     """Show the best documents for a query, with the words that matched.
@@ -77,7 +79,14 @@ def query_command(
 
     def answer() -> tuple[Index, list[tuple[Hit, Document]]]:
         opened = Index(
-            index, model=model, reranker=reranker, depth=depth, rerank_weight=rerank_weight, ann=ann, verify=verify
+            index,
+            model=model,
+            reranker=reranker,
+            depth=depth,
+            rerank_weight=rerank_weight,
+            ann=ann,
+            fusion=fusion,
+            verify=verify,
         )
         hits = opened.search(text or "", mode, k) if picture is None else opened.search_picture(_content(picture), k)
         return opened, [(hit, opened.documents[hit.row]) for hit in hits]

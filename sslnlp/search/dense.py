@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sslnlp.arrays import Bools
+from sslnlp.arrays import Bools, Ints
 from sslnlp.errors import UserError
 from sslnlp.search.ranking import EMPTY, Ranking, best
 
@@ -105,6 +105,16 @@ class DenseIndex:
         """Raises UserError for query vectors of another length than the documents'."""
         if queries_QD.shape[1] != self.dimension:
             raise UserError(f"query vectors have {queries_QD.shape[1]} dimensions, the index has {self.dimension}")
+
+    def scores(self, query_D: NDArray[np.float32], rows: Ints) -> NDArray[np.float32]:
+        """float32 [len(rows)]: how near each of these rows is to one query vector [D]."""
+        found = np.empty(len(rows), np.float32)
+        first = 0
+        for part_ND in self.parts:
+            here = (rows >= first) & (rows < first + len(part_ND))
+            found[here] = part_ND[rows[here] - first].astype(np.float32) @ query_D
+            first += len(part_ND)
+        return found
 
     def _search_block(self, queries_QD: NDArray[np.float32], k: int) -> Sequence[Ranking]:
         rankings = [EMPTY] * len(queries_QD)

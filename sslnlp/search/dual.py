@@ -24,6 +24,8 @@ class DualEncoder:
 
     reads: Reads = "pictures"
     described = True
+    cosines = False
+    """Those of words and pictures are all small, however well they match (Liang et al., 2022, arXiv:2203.02053)."""
 
     def __init__(self, model: PictureEncoder, name: str, fingerprint: str) -> None:
         self.model, self.name, self.fingerprint = model, name, fingerprint

@@ -108,6 +108,11 @@ class Encoder:
         """Whether the model itself says how a text becomes a vector."""
         return self.settings.described
 
+    @property
+    def cosines(self) -> bool:
+        """Whether products of vectors are cosines, whose size says how alike two texts are."""
+        return self.settings.normalize
+
     def through(self, found: LinearMap) -> Encoder:
         """The same model, its vectors through one more map before they get length one. The fingerprint stays."""
         return self._with(vector_map=joined(self.settings.vector_map, found))

@@ -13,6 +13,7 @@ from sslnlp.search.defaults import RERANK_DEPTH, RERANK_WEIGHT
 from sslnlp.search.options import (
     AnnOption,
     DepthOption,
+    FusionOption,
     ModelOption,
     RerankerOption,
     VerifyOption,
@@ -64,6 +65,7 @@ def evaluate_command(
     depth: DepthOption = RERANK_DEPTH,
     rerank_weight: WeightOption = RERANK_WEIGHT,
     ann: AnnOption = False,
+    fusion: FusionOption = None,
     verify: VerifyOption = True,
 ) -> None:
     """Measure rankings (nDCG@10, MRR@10, recall@100, MAP) and test whether they differ by more than luck.
@@ -95,7 +97,14 @@ def evaluate_command(
     opened = None
     if index is not None:
         opened = Index(
-            index, model=model, reranker=reranker, depth=depth, rerank_weight=rerank_weight, ann=ann, verify=verify
+            index,
+            model=model,
+            reranker=reranker,
+            depth=depth,
+            rerank_weight=rerank_weight,
+            ann=ann,
+            fusion=fusion,
+            verify=verify,
         )
     modes = [] if opened is None else evaluate.modes_of(opened, mode)
     targets = {} if run is None else _run_files(run, modes)

@@ -1,17 +1,20 @@
-"""Joining rankings that do not share a scale."""
+"""Joining rankings: by ranks, which need no common scale, or by scores, which say how sure each part is."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sslnlp.arrays import Ints
 from sslnlp.search.ranking import EMPTY, Ranking, best
 
 RRF_K = 60
 """The constant of the paper: large enough that the first few ranks of one list cannot outvote agreement."""
+COSINE_WEIGHT = 2.0
+"""Of a squared cosine beside a BM25 score that is 1 at best: what an encoder is sure of has 0.6 to 0.8."""
 
 
 def reciprocal_rank_fusion(rankings: Sequence[Ranking], k: int) -> Ranking:
@@ -25,6 +28,33 @@ def reciprocal_rank_fusion(rankings: Sequence[Ranking], k: int) -> Ranking:
     rows, places = np.unique(np.concatenate([ranking.rows for ranking in rankings]), return_inverse=True)
     gains = np.concatenate([1.0 / (RRF_K + 1.0 + np.arange(len(ranking.rows))) for ranking in rankings])
     return best(np.bincount(places, weights=gains).astype(np.float64), k, rows)
+
+
+def score_fusion(
+    words: Ranking, near: Ranking, cosines: Callable[[Ints], NDArray[np.floating[Any]]], k: int, depth: int
+) -> Ranking:
+    """The best `k` by BM25 as a share of the best, plus twice the square of the cosine (nothing for one below 0).
+
+    Ranks cannot say that the best of a list is bad, and half of such a fusion is noise where the vectors are. Scores
+    can: a convex combination (Bruch et al., 2023, arXiv:2210.11934), here with cosines as they are, not stretched to
+    the best of them, since an encoder that finds nothing similar has small ones. `words` and `near` list `depth`
+    documents at most; `cosines` tells the cosine of rows that `near` does not list. Documents that a list of `depth`
+    cut off count there as its last. Equal sums keep the lower row first.
+    """
+    rows: Ints = np.union1d(words.rows, near.rows)
+    if not len(rows):
+        return EMPTY
+    sums = np.zeros(len(rows))
+    if len(words.rows):
+        sums += words.scores[-1] if len(words.rows) >= depth else 0
+        sums[np.searchsorted(rows, words.rows)] = words.scores
+        sums /= words.scores[0]
+    listed = np.searchsorted(rows, near.rows)
+    cosine = np.zeros(len(rows))
+    cosine[listed] = near.scores
+    others = np.setdiff1d(np.arange(len(rows)), listed)
+    cosine[others] = cosines(rows[others])
+    return best(sums + COSINE_WEIGHT * np.maximum(cosine, 0) ** 2, k, rows)
 
 
 def rescored(first: Ranking, scores: NDArray[np.floating[Any]], k: int, weight: float = 1.0) -> Ranking:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -16,7 +16,7 @@ from sslnlp.search.bm25 import BM25
 from sslnlp.search.changes import Added, add_documents, build_index, delete_documents
 from sslnlp.search.defaults import RERANK_DEPTH, RERANK_WEIGHT
 from sslnlp.search.documents import well_formed
-from sslnlp.search.fusion import reciprocal_rank_fusion, rescored
+from sslnlp.search.fusion import reciprocal_rank_fusion, rescored, score_fusion
 from sslnlp.search.loading import load_reranker, same_encoder, same_reranker
 from sslnlp.search.ranking import EMPTY, Ranking
 from sslnlp.search.segments import DELETED, TABLE, VECTORS, holds_pictures
@@ -29,6 +29,8 @@ __all__ = [  # what is made elsewhere is found here too: one place to import fro
 
 Mode = Literal["bm25", "dense", "fused", "reranked"]
 MODES: tuple[Mode, ...] = get_args(Mode)
+Fusion = Literal["scores", "ranks"]
+FUSIONS: tuple[Fusion, ...] = get_args(Fusion)
 DEPTH = 1000
 """How many documents of each part's ranking go into a fused one."""
 
@@ -62,8 +64,10 @@ class Index:
     `model` overrides where the encoder is found; it must be the one the index was made with. `reranker` (a folder or
     hub name of a cross-encoder; default: the one the index remembers, if any) adds the mode `reranked`, in which it
     reads the first `depth` documents and has `rerank_weight` (0 to 1) of the say in their order. `ann` searches the
-    vectors by their graph instead of exactly. Raises UserError when there is no index, when it is broken, and (at the
-    first search that needs it) when a model differs from the one remembered.
+    vectors by their graph instead of exactly. `fusion` joins BM25 and vectors by their "scores" (`score_fusion`) or
+    their "ranks" (`reciprocal_rank_fusion`); None: by scores where those of the vectors are cosines of texts. Raises
+    UserError when there is no index, when it is broken, and (at the first search that needs it) when a model differs
+    from the one remembered.
     """
 
     def __init__(
@@ -75,8 +79,11 @@ class Index:
         depth: int = RERANK_DEPTH,
         rerank_weight: float = RERANK_WEIGHT,
         ann: bool = False,
+        fusion: str | None = None,
         verify: bool = True,
     ) -> None:
+        if fusion is not None and fusion not in FUSIONS:
+            raise UserError(f"unknown fusion {fusion!r}.{suggest(fusion, FUSIONS)}")
         if depth < 1:
             raise UserError(f"the reranking depth must be at least 1, got {depth}")
         if not 0 <= rerank_weight <= 1:
@@ -95,7 +102,7 @@ class Index:
         self._folders = [self.path / segment["name"] for segment in self.facts["segments"]]
         deleted = np.load(self.path / self.facts["table"] / DELETED)
         self.documents = DocumentStore(self._folders, deleted.tolist())
-        self._ann = ann
+        self._ann, self._fusion = ann, fusion
         self.depth, self.rerank_weight = depth, rerank_weight
         self._model = model
         self._reranker = reranker
@@ -178,16 +185,41 @@ class Index:
         if mode != "dense":
             parts.append(("bm25", self.bm25.search(queries, depth)))
         if mode != "bm25":
-            parts.append(("dense", self._rank_dense(queries, depth)))
+            vectors = self._vectors(queries)
+            parts.append(("dense", self._rank_dense(vectors, len(queries), depth)))
         if mode == "fused":
-            pairs = zip(parts[0][1], parts[1][1], strict=True)
-            parts.append(("fused", [reciprocal_rank_fusion(pair, k) for pair in pairs]))
+            parts.append(("fused", self._fuse(parts[0][1], parts[1][1], vectors, k, depth)))
         return parts
 
-    def _rank_dense(self, queries: Sequence[str], k: int) -> list[Ranking]:
-        asked = [query for query in queries if query.strip()]
-        found = iter(self.dense.search(self.encoder.encode(asked, "query"), k)) if asked else iter(())
-        return [next(found) if query.strip() else EMPTY for query in queries]
+    def _vectors(self, queries: Sequence[str]) -> dict[int, Any]:
+        """Those of the queries that are not empty, by number."""
+        asked = [number for number, query in enumerate(queries) if query.strip()]
+        found = self.encoder.encode([queries[number] for number in asked], "query") if asked else ()
+        return dict(zip(asked, found, strict=True))
+
+    def _rank_dense(self, vectors: Mapping[int, Any], queries: int, k: int) -> list[Ranking]:
+        found = self.dense.search(np.stack(list(vectors.values())), k) if vectors else ()
+        near = dict(zip(vectors, found, strict=True))
+        return [near.get(number, EMPTY) for number in range(queries)]
+
+    def _fuse(
+        self, words: Sequence[Ranking], near: Sequence[Ranking], vectors: Mapping[int, Any], k: int, depth: int
+    ) -> list[Ranking]:
+        pairs = zip(words, near, strict=True)
+        if not self.fuses_by_scores:
+            return [reciprocal_rank_fusion(pair, k) for pair in pairs]
+        return [
+            score_fusion(*pair, partial(self.dense.scores, vectors[number]), k, depth) if number in vectors else EMPTY
+            for number, pair in enumerate(pairs)
+        ]
+
+    @property
+    def fuses_by_scores(self) -> bool:
+        """Raises UserError where that is asked for, and the scores of the vectors are no cosines of texts."""
+        if self._fusion == "scores" and not self.encoder.cosines:
+            why = "pictures and words" if self.pictures else "dot products"
+            raise UserError(f"the vectors of the index at {self.path} give {why} no cosines to add up: --fusion ranks")
+        return self._fusion != "ranks" and bool(self.encoder.cosines)
 
     def _rerank(self, query: str, first: Ranking, k: int) -> Ranking:
         texts = [self.documents[row].content for row in first.rows[: self.depth].tolist()]

@@ -23,4 +23,12 @@ WeightOption = Annotated[
     ),
 ]
 AnnOption = Annotated[bool, typer.Option("--ann", help="Search the vectors by their graph, not exactly.")]
+FusionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--fusion",
+        help="How BM25 and vectors are joined: by their scores (where those of the vectors are cosines of texts, the "
+        "default), or by their ranks.",
+    ),
+]
 VerifyOption = Annotated[bool, typer.Option(help="Compare every file's checksum first (a second per gigabyte).")]

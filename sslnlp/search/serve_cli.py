@@ -8,7 +8,15 @@ from typing import Annotated
 import typer
 
 from sslnlp.search.defaults import RERANK_WEIGHT
-from sslnlp.search.options import AnnOption, IndexArgument, ModelOption, RerankerOption, VerifyOption, WeightOption
+from sslnlp.search.options import (
+    AnnOption,
+    FusionOption,
+    IndexArgument,
+    ModelOption,
+    RerankerOption,
+    VerifyOption,
+    WeightOption,
+)
 
 
 def serve_command(
@@ -21,6 +29,7 @@ def serve_command(
     reranker: RerankerOption = None,
     rerank_weight: WeightOption = RERANK_WEIGHT,
     ann: AnnOption = False,
+    fusion: FusionOption = None,
     verify: VerifyOption = True,
 ) -> None:
     """A local page to try queries, and to see which part of the pipeline ranked what. Ctrl-C ends it.
@@ -31,7 +40,9 @@ def serve_command(
     from sslnlp.search.serve import LiveIndex, Server
 
     def opened() -> Index:
-        return Index(index, model=model, reranker=reranker, rerank_weight=rerank_weight, ann=ann, verify=verify)
+        return Index(
+            index, model=model, reranker=reranker, rerank_weight=rerank_weight, ann=ann, fusion=fusion, verify=verify
+        )
 
     live = LiveIndex(index, opened)
     with Server(live, index.resolve().name, host, port) as server, contextlib.suppress(KeyboardInterrupt):

@@ -12,7 +12,7 @@ DIMENSION = 8
 class Letters:
     """How often each of the first eight letters stands in a text."""
 
-    name, fingerprint, dimension, reads, described = "letters", "0", DIMENSION, "texts", True
+    name, fingerprint, dimension, reads, described, cosines = "letters", "0", DIMENSION, "texts", True, False
 
     def __init__(self) -> None:
         self.encoded: list[str] = []

@@ -43,7 +43,8 @@ def test_a_dense_index_answers_fused(tmp_path: Path, corpus: Path, make_encoder:
     (make_encoder(tmp_path / "bare") / "modules.json").unlink()
     bare = _run("index", corpus, "--out", tmp_path / "j", "--model", tmp_path / "bare")
     assert "does not say what it makes of a text's tokens, so their mean was taken" in bare.output
-    assert " 0.03" in _run("query", tmp_path / "i", "noise").output  # 1/61 + at least 1/65
+    assert "  1  0.03" in _run("query", tmp_path / "i", "noise", "--fusion", "ranks").output  # 1/61 + at least 1/65
+    assert "  1  2.9" in _run("query", tmp_path / "i", "noise").output  # the best of BM25, and a cosine of nearly 1
     stop_words = _run("query", tmp_path / "i", "of the")
     assert "contributed nothing" in stop_words.output
     assert "007" in stop_words.output

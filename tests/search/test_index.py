@@ -46,13 +46,32 @@ def test_dense_is_the_cosine_and_fused_joins_both(tmp_path: Path, corpus: Path, 
     assert [hit.row for hit in dense] == np.argsort(-cosine, kind="stable").tolist()
     assert [hit.score for hit in dense] == pytest.approx(sorted(cosine, reverse=True), abs=1e-5)
     bm25 = index.search(query, "bm25", k=5)
-    gains: dict[str, float] = {}
+    ranks: dict[str, float] = {}
+    scores: dict[str, float] = {}
     for hit in [*bm25, *dense]:
-        gains[hit.id] = gains.get(hit.id, 0.0) + 1 / (60 + hit.rank)
-    fused = index.search(query, k=3)  # fused is the default where there are vectors
-    assert [(hit.id, hit.score) for hit in fused] == [
-        (name, pytest.approx(gain)) for name, gain in sorted(gains.items(), key=lambda item: -item[1])[:3]
-    ]
+        ranks[hit.id] = ranks.get(hit.id, 0.0) + 1 / (60 + hit.rank)
+    for hit in dense:
+        scores[hit.id] = 2 * max(hit.score, 0) ** 2
+    for hit in bm25:
+        scores[hit.id] += hit.score / bm25[0].score
+    by_ranks = Index(tmp_path / "i", fusion="ranks").search(query, k=3)
+    for found, sums in ((index.search(query, k=3), scores), (by_ranks, ranks)):  # fused is the default with vectors
+        assert [(hit.id, hit.score) for hit in found] == [
+            (name, pytest.approx(total, abs=1e-5)) for name, total in sorted(sums.items(), key=lambda x: -x[1])[:3]
+        ]
+
+
+def test_dot_products_are_fused_by_ranks(tmp_path: Path, corpus: Path, make_encoder: Callable[..., Path]) -> None:
+    folder = make_encoder(tmp_path / "m", similarity_fn_name="dot")
+    steps = json.loads((folder / "modules.json").read_text())
+    (folder / "modules.json").write_text(json.dumps([step for step in steps if not step["type"].endswith("Normalize")]))
+    build_index(corpus, tmp_path / "i", model=str(folder))
+    by_ranks = Index(tmp_path / "i", fusion="ranks").search("flat plate")
+    assert Index(tmp_path / "i").search("flat plate") == by_ranks
+    with pytest.raises(UserError, match="give dot products no cosines to add up: --fusion ranks"):
+        Index(tmp_path / "i", fusion="scores").search("flat plate")
+    with pytest.raises(UserError, match=r"unknown fusion 'score'\. Did you mean 'scores'"):
+        Index(tmp_path / "i", fusion="score")
 
 
 def test_an_empty_query_among_many_has_no_results(built: Path) -> None:

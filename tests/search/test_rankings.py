@@ -14,7 +14,7 @@ from sslnlp.search import dense
 from sslnlp.search.analysis import Analyzer
 from sslnlp.search.bm25 import BM25, write_table
 from sslnlp.search.dense import DenseIndex
-from sslnlp.search.fusion import reciprocal_rank_fusion
+from sslnlp.search.fusion import reciprocal_rank_fusion, score_fusion
 from sslnlp.search.postings import Postings, write_postings
 from sslnlp.search.ranking import EMPTY, Ranking, best
 
@@ -92,3 +92,44 @@ def test_reciprocal_rank_fusion_by_hand() -> None:
     assert fused.scores.tolist() == pytest.approx([1 / 62 + 1 / 61, 1 / 61, 1 / 62, 1 / 63])
     assert reciprocal_rank_fusion([one, EMPTY], 2).rows.tolist() == [5, 2]
     assert len(reciprocal_rank_fusion([EMPTY, EMPTY], 2).rows) == 0
+
+
+def test_score_fusion_by_hand() -> None:
+    words = Ranking(np.array([5, 2, 9]), np.array([40.0, 20.0, 10.0]))
+    near = Ranking(np.array([2, 7, 3]), np.array([0.9, 0.5, -0.8]))
+    asked: list[int] = []
+
+    def cosines(rows: np.ndarray) -> np.ndarray:
+        asked.extend(rows.tolist())
+        return np.array([0.1, -0.2])[: len(rows)]  # of 5 and 9, which the list of the nearest does not hold
+
+    fused = score_fusion(words, near, cosines, 10, depth=4)
+    assert asked == [5, 9]
+    assert fused.rows.tolist() == [2, 5, 7, 9, 3]
+    assert fused.scores.tolist() == pytest.approx([0.5 + 2 * 0.81, 1 + 2 * 0.01, 2 * 0.25, 0.25, 0])
+    # A list that was cut off: those behind its end may have nearly as much as its last.
+    cut = score_fusion(words, near, cosines, 2, depth=3)
+    assert cut.rows.tolist() == [2, 5]
+    assert score_fusion(words, near, cosines, 5, depth=3).scores[2] == pytest.approx(0.25 + 2 * 0.25)
+    assert score_fusion(EMPTY, near, cosines, 2, depth=3).rows.tolist() == [2, 7]
+    assert len(score_fusion(EMPTY, EMPTY, cosines, 2, depth=3).rows) == 0
+
+
+def test_vectors_that_say_nothing_leave_the_order_of_words() -> None:
+    """Reciprocal ranks give them half of the say."""
+    words = Ranking(np.arange(50), np.linspace(20, 5, 50))
+    rows = np.random.default_rng(0).permutation(50)
+    near = Ranking(rows, 0.97 + np.linspace(1e-3, 0, 50))  # all beside each other
+    fused = score_fusion(words, near, lambda _: np.zeros(0), 50, depth=1000)
+    assert fused.rows.tolist() == list(range(50))
+    assert reciprocal_rank_fusion([words, near], 50).rows.tolist() != list(range(50))
+
+
+def test_scores_of_rows_are_those_of_the_search(tmp_path: Path) -> None:
+    vectors = np.random.default_rng(0).standard_normal((9, 4)).astype(np.float16)
+    np.save(tmp_path / "a.npy", vectors[:5])
+    np.save(tmp_path / "b.npy", vectors[5:])
+    index = DenseIndex([tmp_path / "a.npy", tmp_path / "b.npy"])
+    query = np.ones(4, np.float32)
+    found = index.search(query[None], 9)[0]
+    np.testing.assert_allclose(index.scores(query, found.rows), found.scores, rtol=1e-6)
