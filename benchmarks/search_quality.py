@@ -1,7 +1,7 @@
 """How good search is: BM25, vectors and both fused (and reranked), with significance against BM25.
 
     python -m benchmarks.search_quality DATA --model ENCODER --work FOLDER [--only NAME ...] [--out DIR]
-        [--reranker R] [--depth 100] [--rerank-weight 1]
+        [--reranker R] [--depth 100] [--rerank-weight 1] [--fusion scores|ranks]
     python -m benchmarks.search_quality --alarms
 
 DATA holds cranfield/ and npl/ (BEIR folders) and medquad/ and debian-pairs/ (test.parquet). The latter two are searches
@@ -25,10 +25,11 @@ from scipy.stats import ttest_rel
 
 from benchmarks.common import command
 from sslnlp.search.defaults import RERANK_DEPTH, RERANK_WEIGHT
-from sslnlp.search.evaluate import beir_files, evaluate_runs, load_judged, run_queries, write_json
+from sslnlp.search.evaluate import beir_files, evaluate_runs, load_judged, run_queries
 from sslnlp.search.evaluate_cli import print_evaluation
-from sslnlp.search.index import Index, build_index
+from sslnlp.search.index import FUSIONS, Index, build_index
 from sslnlp.search.significance import randomisation_p
+from sslnlp.writing import write_json
 
 PAIRS = {"medquad": ("question", "answer"), "debian-pairs": ("summary", "description")}
 COLLECTIONS = ("cranfield", "npl", *PAIRS)
@@ -56,7 +57,12 @@ def measure(name: str, options: argparse.Namespace) -> None:
     if not (place / "index.json").is_file():
         build_index(folder, place, model=options.model)
     index = Index(
-        place, model=options.model, reranker=options.reranker, depth=options.depth, rerank_weight=options.rerank_weight
+        place,
+        model=options.model,
+        reranker=options.reranker,
+        depth=options.depth,
+        rerank_weight=options.rerank_weight,
+        fusion=options.fusion,
     )
     judged = load_judged(index, *beir_files(folder))
     runs = {mode: run_queries(index, judged.queries, mode) for mode in index.modes}
@@ -97,6 +103,7 @@ def main() -> None:
     parser.add_argument("--reranker")
     parser.add_argument("--depth", type=int, default=RERANK_DEPTH)
     parser.add_argument("--rerank-weight", type=float, default=RERANK_WEIGHT)
+    parser.add_argument("--fusion", choices=FUSIONS)
     parser.add_argument("--work", type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--only", nargs="*", default=COLLECTIONS, choices=COLLECTIONS)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
+import importlib.util
 import re
 import sys
 from collections.abc import Callable
@@ -63,6 +66,17 @@ def test_bad_arguments_end_in_one_line(
     # What argparse refuses, or a line that is the exit itself.
     line = capsys.readouterr().err.strip().splitlines()[-1] if ended.value.code == 2 else str(ended.value.code)
     assert re.search(said, line), line
+
+
+@pytest.mark.parametrize("path", sorted(Path(data.__file__).parent.glob("*.py")), ids=lambda path: path.stem)
+def test_what_a_benchmark_imports_is_there(path: Path) -> None:
+    """Also inside its functions: they are run by hand, often months apart."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in ("benchmarks", "sslnlp"):
+            module = importlib.import_module(node.module)
+            for name in (alias.name for alias in node.names):
+                inside = hasattr(module, "__path__") and importlib.util.find_spec(f"{node.module}.{name}")
+                assert hasattr(module, name) or inside, f"{node.module} has no {name}"
 
 
 def test_the_short_loop_computes_the_stock_model_with_either_attention() -> None:
