@@ -147,7 +147,7 @@ for name, value in figures.items():
 #
 # ## Search
 #
-# One index holds BM25 and the vectors, and answers from either or from both, fused by rank.
+# One index holds BM25 and the vectors, and answers from either or from both, fused by their scores.
 
 # %%
 from sslnlp.search.index import Index, build_index
