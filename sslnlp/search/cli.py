@@ -79,15 +79,9 @@ def query_command(
 
     def answer() -> tuple[Index, list[tuple[Hit, Document]]]:
         opened = Index(
-            index,
-            model=model,
-            reranker=reranker,
-            depth=depth,
-            rerank_weight=rerank_weight,
-            ann=ann,
-            fusion=fusion,
+            index, model=model, reranker=reranker, depth=depth, rerank_weight=rerank_weight, ann=ann, fusion=fusion,
             verify=verify,
-        )
+        )  # fmt: skip
         hits = opened.search(text or "", mode, k) if picture is None else opened.search_picture(_content(picture), k)
         return opened, [(hit, opened.documents[hit.row]) for hit in hits]
 

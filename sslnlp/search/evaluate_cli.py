@@ -97,15 +97,9 @@ def evaluate_command(
     opened = None
     if index is not None:
         opened = Index(
-            index,
-            model=model,
-            reranker=reranker,
-            depth=depth,
-            rerank_weight=rerank_weight,
-            ann=ann,
-            fusion=fusion,
+            index, model=model, reranker=reranker, depth=depth, rerank_weight=rerank_weight, ann=ann, fusion=fusion,
             verify=verify,
-        )
+        )  # fmt: skip
     modes = [] if opened is None else evaluate.modes_of(opened, mode)
     targets = {} if run is None else _run_files(run, modes)
     for written in targets.values():

@@ -7,30 +7,22 @@ from typing import Annotated
 
 import typer
 
+from sslnlp.search import options
 from sslnlp.search.defaults import RERANK_WEIGHT
-from sslnlp.search.options import (
-    AnnOption,
-    FusionOption,
-    IndexArgument,
-    ModelOption,
-    RerankerOption,
-    VerifyOption,
-    WeightOption,
-)
 
 
 def serve_command(
-    index: IndexArgument,
+    index: options.IndexArgument,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Where to listen; 0 takes any free port.")] = 8765,
     host: Annotated[str, typer.Option(help="Address to listen at; the default is reached from this machine only.")] = (
         "127.0.0.1"
     ),
-    model: ModelOption = None,
-    reranker: RerankerOption = None,
-    rerank_weight: WeightOption = RERANK_WEIGHT,
-    ann: AnnOption = False,
-    fusion: FusionOption = None,
-    verify: VerifyOption = True,
+    model: options.ModelOption = None,
+    reranker: options.RerankerOption = None,
+    rerank_weight: options.WeightOption = RERANK_WEIGHT,
+    ann: options.AnnOption = False,
+    fusion: options.FusionOption = None,
+    verify: options.VerifyOption = True,
 ) -> None:
     """A local page to try queries, and to see which part of the pipeline ranked what. Ctrl-C ends it.
 
