@@ -10,6 +10,7 @@ import logging
 import math
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -39,6 +40,10 @@ UNKNOWN = 10_000
 
 _ASIDE = ".measured-"
 _GOLDEN = 0.6180339887498949
+USUAL = 10
+"""Held-out passes of a run."""
+EVALUATING = 0.25
+"""The most of a budget that goes to held-out passes, where the recipe does not say how far apart they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,11 +76,21 @@ class Pace:
             steps = max(least, steps - max(1, int(over / self.update / 2)))
         return steps
 
+    def spread(self, seconds: float, config: TrainConfig, *, spent: float = 0.0) -> tuple[int, int | None]:
+        """The updates that fit, as `steps` counts them, and how many lie between two held-out passes where these are to
+        be fewer than ten: as many as fit into a quarter of the time (`EVALUATING`), at least the last."""
+        passes = max(1, int(EVALUATING * seconds / self.evaluation)) if self.evaluation else USUAL
+        if config.eval_every is not None or passes >= USUAL:
+            return self.steps(seconds, config, spent=spent), None
+        once = replace(config, eval_every=sys.maxsize)
+        steps = self.steps(seconds, once, spent=spent + (passes - 1) * (self.evaluation + self.checkpoint))
+        return steps, math.ceil(steps / passes)
+
 
 def distances(steps: int, config: TrainConfig) -> tuple[int, int]:
     """Updates from one evaluation to the next, and from one checkpoint to the next: a tenth of the run where nothing
     else is given, rounded up, so that there are ten at most."""
-    tenth = max(1, math.ceil(steps / 10))
+    tenth = max(1, math.ceil(steps / USUAL))
     return config.eval_every or tenth, config.save_every or tenth
 
 
@@ -89,8 +104,9 @@ def occasions(steps: int, config: TrainConfig, *, evaluates: bool = True) -> tup
     return len(evaluations), len(checkpoints) + at_the_start
 
 
-def calibrate(trainer: Trainer, seconds: float) -> int:
-    """The number of steps that fit in `seconds`, the time it takes to find out included.
+def calibrate(trainer: Trainer, seconds: float) -> tuple[int, int | None]:
+    """The number of steps that fit in `seconds`, the time it takes to find out included, and the distance of held-out
+    passes (`Pace.spread`).
 
     About 3 % of the budget goes to timing; weights and optimiser are put back: training itself then starts at step 0
     with its schedule known. What the run's evaluations and checkpoints will take is set aside.
@@ -103,16 +119,17 @@ def calibrate(trainer: Trainer, seconds: float) -> int:
     pace = measure(trainer, **limits(seconds))
     trainer.objective.load_state_dict(before)
     trainer.reset()
-    steps = replace(pace, first=0.0).steps(seconds, trainer.config, spent=clock() - began)
-    steps = int(distributed.broadcast_number(float(steps)))
-    passes = 1 + occasions(steps, trainer.config)[0]  # one was timed
+    found = replace(pace, first=0.0).spread(seconds, trainer.config, spent=clock() - began)
+    steps, eval_every = (int(distributed.broadcast_number(float(number or 0))) for number in found)
+    config = replace(trainer.config, eval_every=eval_every or trainer.config.eval_every)
+    passes = 1 + occasions(steps, config)[0]  # one was timed
     if passes * pace.evaluation > seconds / 2:
         log.warning(
             "of the %.0f s of train.budget held-out passes take %.0f (%d of %.0f s): fewer held-out documents leave "
             "more for updates",
             *(seconds, passes * pace.evaluation, passes, pace.evaluation),
         )
-    return steps
+    return steps, eval_every or None
 
 
 def limits(budget: float) -> dict[str, float]:

@@ -19,6 +19,8 @@ class Progress:
     best: float | None = None
     best_step: int | None = None
     skipped: list[int] = field(default_factory=list)
+    eval_every: int | None = None
+    """Updates between two held-out passes, where a budget has room for fewer than usual."""
     valid: dict[str, float] = field(default_factory=dict)
     owed: bool = False
     """The held-out pass of this step is still to be made: the run was stopped before its end."""

@@ -131,6 +131,7 @@ class Trainer:
     def _run(self, progress: Progress) -> None:
         windows = self.windows(progress)
         eval_every, save_every = distances(progress.steps, self.config)
+        eval_every = progress.eval_every or eval_every
         running, clock = Running(progress.unlogged, self.device), time.perf_counter() - progress.unlogged_seconds
         self.module.train()
         batches = iterate(
@@ -209,7 +210,8 @@ class Trainer:
         else:
             windows = self.windows()
             self._set_horizon(None)
-            progress = Progress(steps=self._count_steps(windows.rows), rows=windows.rows, together=windows.together)
+            steps, eval_every = self._count_steps(windows.rows)
+            progress = Progress(steps, windows.rows, windows.together, eval_every=eval_every)
         self._set_horizon(progress)
         if self.accelerator.is_main_process:
             self.out.mkdir(parents=True, exist_ok=True)
@@ -222,17 +224,18 @@ class Trainer:
             self._save(progress)  # the number of steps is fixed from here on, and there is something to roll back to
         return progress
 
-    def _count_steps(self, rows: int) -> int:
+    def _count_steps(self, rows: int) -> tuple[int, int | None]:
+        """How many there are, and how far apart held-out passes are where a budget says so."""
         config = self.config
         if config.steps is not None:
-            return config.steps
+            return config.steps, None
         if config.epochs is not None:
-            return max(1, math.ceil(config.epochs * len(self.stream) / rows))
+            return max(1, math.ceil(config.epochs * len(self.stream) / rows)), None
         if config.budget is None:
             raise UserError("say how long to train: train.steps=1000, train.epochs=3 or train.budget=10m")
-        steps = calibrate(self, parse_duration(config.budget))
+        found = calibrate(self, parse_duration(config.budget))
         self._finite.settle()
-        return steps
+        return found
 
     @property
     def _sharded(self) -> bool:

@@ -199,6 +199,25 @@ def test_a_run_takes_the_sum_of_its_parts_and_a_budget_holds_it() -> None:
     assert replace(pace, evaluation=1e6).steps(1000.0, config) == pace.steps(1000.0, config, spent=2000.0) == 100
 
 
+@pytest.mark.parametrize(
+    ("takes", "passes"),
+    [(0.0, None), (20.0, None), (30.0, 8), (100.0, 2), (200.0, 1), (900.0, 1)],  # a quarter of 1,000 s, the last always
+)
+def test_held_out_passes_of_a_budget_take_a_quarter_at_most(takes: float, passes: int | None) -> None:
+    pace, config = Pace(update=2.0, evaluation=takes, checkpoint=1.0), TrainConfig()
+    steps, eval_every = pace.spread(1000.0, config, spent=50.0)
+    assert (eval_every is None) == (passes is None)
+    spread = replace(config, eval_every=eval_every)
+    if passes is not None:
+        assert occasions(steps, spread)[0] == passes
+    if takes < 900:
+        assert 0.96 * 950 < pace.seconds(steps, spread) <= 950
+    else:
+        assert steps == 100, "a fifth of the time is spent on updates, come what may"
+    given = replace(config, eval_every=10)  # what is asked for is done
+    assert pace.spread(1000.0, given) == (pace.steps(1000.0, given), None)
+
+
 def test_updates_are_timed_all_over_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Costs may change as it goes on; the clock here is the share of the run that an update stands at."""
     trainer = make_trainer("masked_lm", tmp_path, steps=1000, evaluate=lambda _: {"loss": 1.0})

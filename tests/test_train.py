@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
@@ -187,6 +188,33 @@ def test_a_budget_that_goes_into_held_out_passes_says_so(
     trainer._start(resume=False)
     assert said in caplog.text
     assert bool(caplog.records) == bool(said)
+
+
+def test_a_budget_has_as_many_held_out_passes_as_it_has_room_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, made = [0.0], [0]
+
+    def clock() -> float:
+        now[0] += 0.5
+        return now[0]
+
+    def evaluate(objective: Any) -> dict[str, float]:
+        now[0] += 6.0
+        made[0] += 1
+        return {"loss": 1.0}
+
+    def trainer() -> Trainer:
+        return make_trainer("masked_lm", tmp_path, steps=None, budget="60s", evaluate=evaluate)
+
+    monkeypatch.setattr(budget, "clock", clock)
+    started = trainer()._start(resume=False)
+    assert started.eval_every == math.ceil(started.steps / 2)
+    made[0] = 0
+    resumed = trainer()
+    resumed.fit(resume=True)
+    assert resumed.progress.eval_every == started.eval_every, "kept for the run that goes on"
+    assert made[0] == 2
 
 
 def test_what_a_run_killed_while_it_was_timed_left_behind_goes(tmp_path: Path) -> None:

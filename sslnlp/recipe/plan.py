@@ -250,7 +250,8 @@ def _expect(train: TrainConfig, pace: Pace, spent: float, figures: Mapping[str, 
         seconds = pace.seconds(steps, train)
     else:
         seconds = parse_duration(train.budget)
-        steps = replace(pace, first=0.0).steps(seconds, train, spent=spent)
+        steps, eval_every = replace(pace, first=0.0).spread(seconds, train, spent=spent)
+        train = replace(train, eval_every=eval_every or train.eval_every)
     evaluations, checkpoints = occasions(steps, train, evaluates=pace.evaluation > 0)
     return {
         "tokens_an_update": pace.tokens * world,

@@ -60,8 +60,9 @@ def score_fusion(
 def rescored(first: Ranking, scores: NDArray[np.floating[Any]], k: int, weight: float = 1.0) -> Ranking:
     """The best `k` when the first `len(scores)` documents of `first` are ordered anew by `scores`, float64.
 
-    With a `weight` below 1 both orders count, as in `reciprocal_rank_fusion`: the new one as `weight`, the old one as
-    the rest. A reranker of middling quality helps so where by itself it would spoil a good first place.
+    With a `weight` below 1 both scores count, each from 0 for the least to 1 for the best of these documents: the new
+    one as `weight`, the old one as the rest. A reranker of middling quality helps so where by itself it would spoil a
+    good first place.
 
     The others follow in their old order, each one below the last: 1, 2, 3, … less than the lowest new score, so that
     sorting by score (as trec_eval does) keeps the order, and recall and MAP still see the whole list.
@@ -69,11 +70,14 @@ def rescored(first: Ranking, scores: NDArray[np.floating[Any]], k: int, weight: 
     number = len(scores)
     new: NDArray[np.floating[Any]] = np.asarray(scores, np.float64)
     if weight < 1:
-        gains = 1.0 / (RRF_K + 1.0 + np.arange(number))
-        mixed = (1 - weight) * gains
-        mixed[np.argsort(-new, kind="stable")] += weight * gains
-        new = mixed
+        new = weight * _stretched(new) + (1 - weight) * _stretched(first.scores[:number])
     head = best(new, number, first.rows[:number])
     tail = first.rows[number:]
     below = head.scores[-1] - np.arange(1, len(tail) + 1)
     return Ranking(np.concatenate([head.rows, tail])[:k], np.concatenate([head.scores, below])[:k])
+
+
+def _stretched(scores: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """From 0 for the least to 1 for the best; 0 where all are equal."""
+    least, most = float(scores.min()), float(scores.max())
+    return np.asarray(scores - least, np.float64) / (most - least or 1.0)

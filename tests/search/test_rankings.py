@@ -14,7 +14,7 @@ from sslnlp.search import dense
 from sslnlp.search.analysis import Analyzer
 from sslnlp.search.bm25 import BM25, write_table
 from sslnlp.search.dense import DenseIndex
-from sslnlp.search.fusion import reciprocal_rank_fusion, score_fusion
+from sslnlp.search.fusion import reciprocal_rank_fusion, rescored, score_fusion
 from sslnlp.search.postings import Postings, write_postings
 from sslnlp.search.ranking import EMPTY, Ranking, best
 
@@ -123,6 +123,14 @@ def test_vectors_that_say_nothing_leave_the_order_of_words() -> None:
     fused = score_fusion(words, near, lambda _: np.zeros(0), 50, depth=1000)
     assert fused.rows.tolist() == list(range(50))
     assert reciprocal_rank_fusion([words, near], 50).rows.tolist() != list(range(50))
+
+
+def test_a_reranker_that_cannot_tell_leaves_the_order() -> None:
+    first = Ranking(np.array([5, 2, 9]), np.array([3.0, 2.0, 1.0]))
+    for scores in ([7.0, 7.0], [7.0]):
+        assert rescored(first, np.array(scores), 3, weight=0.5).rows.tolist() == [5, 2, 9]
+    assert rescored(first, np.array([1.0, 2.0]), 3, weight=0.6).rows.tolist() == [2, 5, 9]
+    assert rescored(first, np.array([1.0, 2.0]), 3, weight=0.4).rows.tolist() == [5, 2, 9]
 
 
 def test_scores_of_rows_are_those_of_the_search(tmp_path: Path) -> None:
