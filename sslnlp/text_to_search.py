@@ -31,10 +31,14 @@ RECIPES = {
     "contrastive": "embed_moco",
     "pairs": "finetune_ranking",
     "mined": "finetune_ranking",
-    "reranker": "finetune_reranker",
+    "reranker": "finetune_ranking",
 }
 # What the stage before leaves is a sentence encoder by its files, but nothing has compared its vectors yet.
-OWN_KEYS = {"contrastive": {"objective.whitening": 0.5}}
+OWN_KEYS = {
+    "contrastive": {"objective.whitening": "0.5"},
+    # A cross-encoder of the same weights has learnt nothing in a time after which this one helps (docs/results.md).
+    "reranker": {"objective.name": "late_interaction"},
+}
 ON_TEXT = ("masked", "retrieval", "contrastive")
 READ_FIRST = {
     "text": ("masked", "other text"),

@@ -2,5 +2,5 @@
 
 RERANK_DEPTH = 100
 """Documents of the first stage that the reranker reads."""
-RERANK_WEIGHT = 1.0
+RERANK_WEIGHT = 0.5
 """The reranker's say in the order of these."""

@@ -136,15 +136,17 @@ def test_a_reranker_and_a_graph_are_remembered(
     options = ("--model", make_encoder(tmp_path / "m"), "--ann", "--reranker", "any")
     made = _run("index", corpus, "--out", tmp_path / "i", *options)
     assert "16-dimensional float16 vectors + graph + reranker." in made.output
-    first = _run("query", tmp_path / "i", "plate", "-k", 1)
+    alone = ("--rerank-weight", 1)
+    first = _run("query", tmp_path / "i", "plate", "-k", 1, *alone)
     assert "007" in first.output  # the longest text, which lacks the word
+    assert "007" not in _run("query", tmp_path / "i", "plate", "-k", 1).output, "half of the say does not do that"
     assert "007" not in _run("query", tmp_path / "i", "plate", "-k", 1, "--mode", "bm25").output
-    assert _run("query", tmp_path / "i", "plate", "-k", 1, "--ann").output == first.output
+    assert _run("query", tmp_path / "i", "plate", "-k", 1, "--ann", *alone).output == first.output
     fused = _run("query", tmp_path / "i", "plate", "-k", 1, "--mode", "fused").output.split()[2]
     assert _run("query", tmp_path / "i", "plate", "-k", 1, "--depth", 1).output.split()[2] == fused
     monkeypatch.setattr(Longest, "fingerprint", "1")
     assert "changed since" in str(_run("query", tmp_path / "i", "plate").exception)
-    assert _run("query", tmp_path / "i", "plate", "-k", 1, "--reranker", "other").output == first.output
+    assert _run("query", tmp_path / "i", "plate", "-k", 1, "--reranker", "other", *alone).output == first.output
 
 
 def test_wrong_use_is_a_user_error(tmp_path: Path, corpus: Path, index: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from sslnlp.errors import UserError
 from sslnlp.search import loading, segments
+from sslnlp.search.defaults import RERANK_WEIGHT
 from sslnlp.search.index import Index, build_index
 
 
@@ -206,7 +207,7 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> WordCount:
 
 
 def test_reranked_orders_the_head_of_the_fused_list_and_keeps_the_rest(built: Path, counts: WordCount) -> None:
-    index = Index(built, reranker="any", depth=3)
+    index = Index(built, reranker="any", depth=3, rerank_weight=1)
     assert index.modes == ("bm25", "dense", "fused", "reranked")
     fused, reranked = index.search("noise plate", "fused", 5), index.search("noise plate", k=5)
     wanted = counts.score("noise plate", [index.documents[hit.row].content for hit in fused[:3]])
@@ -223,7 +224,7 @@ def test_the_first_stage_keeps_its_share_of_the_say(built: Path, counts: WordCou
     new = counts.score(query, [Index(built).documents[hit.row].content for hit in first[:4]])
     old = np.array([hit.score for hit in first[:4]])
     assert np.ptp(new)
-    for weight in (0.0, 0.3):
+    for weight in (0.0, 0.3, RERANK_WEIGHT):
         sums = weight * (new - new.min()) / np.ptp(new) + (1 - weight) * (old - old.min()) / np.ptp(old)
         found = Index(built, reranker="any", depth=4, rerank_weight=weight).search(query, k=5)
         order = np.argsort(-sums, kind="stable")
