@@ -36,8 +36,8 @@ def score_fusion(
     """The best `k` by BM25 as a share of the best, plus twice the square of the cosine (nothing for one below 0).
 
     Ranks cannot say that the best of a list is bad, and half of such a fusion is noise where the vectors are. Scores
-    can: a convex combination (Bruch et al., 2023, arXiv:2210.11934), here with cosines as they are, not stretched to
-    the best of them, since an encoder that finds nothing similar has small ones. `words` and `near` list `depth`
+    can (Bruch et al., 2023, arXiv:2210.11934, who weigh two scores), with cosines as they are, not stretched to the
+    best of them, since an encoder that finds nothing similar has small ones. `words` and `near` list `depth`
     documents at most; `cosines` tells the cosine of rows that `near` does not list. Documents that a list of `depth`
     cut off count there as its last. Equal sums keep the lower row first.
     """

@@ -206,7 +206,7 @@ class Index:
         self, words: Sequence[Ranking], near: Sequence[Ranking], vectors: Mapping[int, Any], k: int, depth: int
     ) -> list[Ranking]:
         pairs = zip(words, near, strict=True)
-        if not self.fuses_by_scores:
+        if not self._fuses_by_scores:
             return [reciprocal_rank_fusion(pair, k) for pair in pairs]
         return [
             score_fusion(*pair, partial(self.dense.scores, vectors[number]), k, depth) if number in vectors else EMPTY
@@ -214,7 +214,7 @@ class Index:
         ]
 
     @property
-    def fuses_by_scores(self) -> bool:
+    def _fuses_by_scores(self) -> bool:
         """Raises UserError where that is asked for, and the scores of the vectors are no cosines of texts."""
         if self._fusion == "scores" and not self.encoder.cosines:
             why = "pictures and words" if self.pictures else "dot products"
