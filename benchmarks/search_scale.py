@@ -55,7 +55,7 @@ def documents(first: int, last: int, seed: int = 0) -> Iterator[str]:
 class StandIn:
     """What an index needs of an encoder, without a network."""
 
-    name, fingerprint, reads = "stand-in", "0", "texts"
+    name, fingerprint, reads, described, cosines = "stand-in", "0", "texts", True, True
 
     def __init__(self, dimension: int) -> None:
         draws = np.random.default_rng(1)
