@@ -122,7 +122,7 @@ def calibrate(trainer: Trainer, seconds: float) -> tuple[int, int | None]:
     found = replace(pace, first=0.0).spread(seconds, trainer.config, spent=clock() - began)
     steps, eval_every = (int(distributed.broadcast_number(float(number or 0))) for number in found)
     config = replace(trainer.config, eval_every=eval_every or trainer.config.eval_every)
-    passes = 1 + occasions(steps, config)[0]  # one was timed
+    passes = occasions(steps, config)[0] + (trainer.timed is None)  # then a whole one was timed
     if passes * pace.evaluation > seconds / 2:
         log.warning(
             "of the %.0f s of train.budget held-out passes take %.0f (%d of %.0f s): fewer held-out documents leave "
@@ -205,14 +205,19 @@ def _middle(values: Sequence[float]) -> float:
 
 
 def _evaluation(trainer: Trainer) -> float:
+    """Seconds of a held-out pass."""
     if trainer.evaluate is None:
         return 0.0
-    began = clock()
+    walk, times = trainer.timed or (trainer.evaluate, 1.0)
     trainer.objective.eval()
     with distributed.alone():
-        trainer.evaluate(trainer.objective)
+        if trainer.timed:
+            walk(trainer.objective)  # the first batches of a shape set up kernels: not as many times over
+        began = clock()
+        walk(trainer.objective)
+        seconds = (clock() - began) * times
     trainer.module.train()
-    return clock() - began
+    return seconds
 
 
 def _checkpoint(trainer: Trainer) -> float:

@@ -62,8 +62,9 @@ class Trainer:
         config: see `TrainConfig`.
         out: the run's folder: `state/` and `metrics.jsonl` are written here.
         evaluate: held-out figures of the objective, called every `eval_every` steps on each rank alike.
+        timed: what stands in for `evaluate` where a budget asks how long that takes, and how many times as long it is.
         facts: recorded in every checkpoint (the resolved recipe).
-        on_progress: called with (step, steps, metrics) after each log, for a progress bar.
+        on_progress: called with (step, steps, metrics) after each log and held-out pass, for a progress bar.
     """
 
     def __init__(
@@ -75,12 +76,14 @@ class Trainer:
         *,
         out: Path,
         evaluate: Evaluate | None = None,
+        timed: tuple[Callable[[Objective], object], float] | None = None,
         facts: Mapping[str, Any] | None = None,
         on_progress: Callable[[int, int, Mapping[str, float]], None] | None = None,
     ) -> None:
         config = config.for_weights(objective.model)  # before they are cut over processes
         self.objective, self.collator, self.stream, self.config, self.out = objective, collator, stream, config, out
-        self.evaluate, self.facts, self.on_progress = evaluate, dict(facts or {}), on_progress
+        self.evaluate, self.timed = evaluate, timed
+        self.facts, self.on_progress = dict(facts or {}), on_progress
         sharding = sharding_asked()
         loggers: Any = list(config.trackers)
         self.accelerator = new_accelerator(
@@ -103,6 +106,7 @@ class Trainer:
         # Under FSDP2 the optimiser's flag would have to be a tensor of all ranks, so there it is read at once.
         self._finite = Finite(late=self.device.type == "cuda" and not self._sharded)
         self._signals = Signals()
+        self._logged: dict[str, float] = {}
         self._watch, self._chance = CollapseWatch(), ChanceWatch()
 
     # --- the page ----------------------------------------------------------------------------------------------------
@@ -316,10 +320,13 @@ class Trainer:
         if self.accelerator.is_main_process:
             self._watch(progress.step, values)
             self._chance(progress.step, progress.steps, values)
+        self._logged = values
+        self._show(progress)
+
+    def _show(self, progress: Progress) -> None:
         if self.on_progress is not None and self.accelerator.is_main_process:
-            self.on_progress(
-                progress.step, progress.steps, values | {f"valid_{k}": v for k, v in progress.valid.items()}
-            )
+            valid = {f"valid_{k}": v for k, v in progress.valid.items()}
+            self.on_progress(progress.step, progress.steps, self._logged | valid)
 
     def _write(self, step: int, values: Mapping[str, Any]) -> None:
         if self.accelerator.is_main_process:
@@ -342,6 +349,7 @@ class Trainer:
             return False, stop
         progress.valid, progress.owed = figures, False
         self._write(progress.step, {f"valid/{k}": v for k, v in figures.items()})
+        self._show(progress)
         name, direction = self.objective.best
         score = figures.get(name, figures.get("loss", math.nan))
         # Two devices may round unlike, and all ranks have to save together or not at all.

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -16,6 +17,8 @@ from torch import nn
 
 from sslnlp import budget
 from sslnlp.budget import Pace, occasions
+from sslnlp.data.stream import Stream
+from sslnlp.errors import UserError
 from sslnlp.last_layer import QUERIES
 from sslnlp.locks import locked
 from sslnlp.muon import Muon, hidden_matrices
@@ -23,6 +26,7 @@ from sslnlp.objectives.base import Objective
 from sslnlp.recipe import load_recipe
 from sslnlp.recipe.build import build_objective, build_parts, resolve
 from sslnlp.recipe.costs import _Ledger, _muon_temporaries, count, executed_pairs, memory
+from sslnlp.recipe.held_out import TIMED_BATCHES, HeldOut
 from sslnlp.recipe.plan import plan
 from sslnlp.train import TrainConfig
 from sslnlp.types import Batch
@@ -234,6 +238,58 @@ def test_updates_are_timed_all_over_the_run(tmp_path: Path, monkeypatch: pytest.
     assert pace.update == pytest.approx(0.5, abs=0.05)
     assert trainer.config.lr == make_trainer("masked_lm", tmp_path).config.lr
     assert not list(tmp_path.iterdir()), "the checkpoint that was timed is gone"
+
+
+@pytest.mark.parametrize("part", [True, False])
+def test_a_held_out_pass_is_timed_by_a_part_of_it(part: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once the kernels are set up, which the whole pass has to wait for once only."""
+    now, walks, passes = 0.0, 0, 0
+
+    def walk(_: Any) -> None:
+        nonlocal now, walks
+        now, walks = now + (0.5 if walks else 7.0), walks + 1
+
+    def evaluate(_: Any) -> dict[str, float]:
+        nonlocal now, passes
+        now, passes = now + 100.0, passes + 1
+        return {"loss": 1.0}
+
+    monkeypatch.setattr(budget, "clock", lambda: now)
+    trainer = make_trainer("masked_lm", tmp_path, evaluate=evaluate)
+    trainer.timed = (walk, 80.0) if part else None
+    assert budget.measure(trainer, at_least=-1.0).evaluation == (40.0 if part else 100.0)
+    assert (walks, passes) == ((2, 0) if part else (0, 1))
+    assert trainer.module.training
+
+
+def test_the_part_of_a_held_out_pass_is_from_all_over(text_file: Path) -> None:
+    recipe, _ = resolve(load_recipe("pretrain_bert", [*TINY, "data.valid_fraction=0.5", f"data.train={text_file}"]))
+    parts = build_parts(recipe)
+    assert parts.valid is not None
+    rows = len(parts.valid)
+    whole = HeldOut(parts, parts.valid, batch_size=max(1, rows // (5 * TIMED_BATCHES)))
+    assert whole.part() is not None
+    walk, times = whole.part() or pytest.fail("too few rows")
+    read: list[float] = []
+
+    def rows_of(positions: Any) -> list[Any]:
+        read.extend(positions)
+        return Stream.rows(parts.valid, positions)  # type: ignore[arg-type]
+
+    whole.valid.rows = rows_of  # type: ignore[method-assign]
+    objective = build_objective(parts)
+    walk(objective)
+    assert times == rows / len(read) > 2
+    assert len(np.unique(np.diff(read))) == 1
+    assert read[0] == 0
+    assert rows - read[-1] <= read[1]
+    assert not whole.called, "its figures and predictions are none of the run's"
+    assert HeldOut(parts, parts.valid, batch_size=rows // (2 * TIMED_BATCHES)).part() is None
+    # Nothing to score in any of them: an error of the pass itself, where it is made.
+    objective.num_targets = lambda batch: torch.zeros(1, dtype=torch.long)  # type: ignore[method-assign]
+    walk(objective)
+    with pytest.raises(UserError, match="no targets"):
+        whole(objective)
 
 
 # --- the whole -------------------------------------------------------------------------------------------------------

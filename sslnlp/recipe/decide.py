@@ -12,16 +12,15 @@ from torch import Tensor
 
 from sslnlp.data.stream import Stream, in_runs
 from sslnlp.evaluation.calibration import calibration_figures, f1_thresholds, unknown_figures
-from sslnlp.evaluation.held_out import evaluate_held_out, predict_rows
+from sslnlp.evaluation.held_out import predict_rows
 from sslnlp.objectives.base import Objective
 from sslnlp.recipe.build import Parts
+from sslnlp.recipe.held_out import SETTLED, HeldOut
 from sslnlp.writing import write_lines
 
 LEAST = 50
 """Held-out texts from which on something is settled by them."""
 PREDICTIONS = "held_out.jsonl"
-SETTLED = ("one", "several", "number")
-"""The kinds of labels of which there is one a text."""
 
 
 @dataclass
@@ -32,27 +31,6 @@ class Decided:
     fields: dict[str, Any] = field(default_factory=dict)
     """Of the export's configuration."""
     temperature: float = 1.0
-
-
-class HeldOut:
-    """The held-out pass of a run: the same rows and draws in every call. What the last call predicted of labelled texts
-    stays for `decide`, so that they are read once."""
-
-    def __init__(self, parts: Parts, valid: Stream, *, batch_size: int) -> None:
-        self.parts, self.valid, self.batch_size = parts, valid, batch_size
-        self.predicted: dict[str, Tensor] = {}
-        self.notes: list[str] = []
-        """Why the figures of the last call say little, where they do."""
-        self.called = False
-
-    def __call__(self, objective: Objective) -> dict[str, float]:
-        parts = self.parts
-        self.predicted, self.notes, self.called = {}, [], True
-        return evaluate_held_out(
-            objective, parts.collator, self.valid, batch_size=self.batch_size,
-            num_bytes=parts.valid_bytes, device=objective.device,
-            keep=self.predicted if parts.collator.label_kind in SETTLED else None, notes=self.notes,
-        )  # fmt: skip
 
 
 def decide(parts: Parts, objective: Objective, read: HeldOut | None, out: Path) -> Decided:

@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -20,8 +20,6 @@ from rich.table import Table
 
 from sslnlp import budget, distributed
 from sslnlp.budget import Pace, nearest_folder, occasions
-from sslnlp.data.stream import Stream
-from sslnlp.evaluation import evaluate_held_out
 from sslnlp.locks import Held, locked
 from sslnlp.models import count_parameters
 from sslnlp.objectives.base import Objective
@@ -31,19 +29,17 @@ from sslnlp.recipe.build import Parts, build_objective, build_parts, cache_folde
 from sslnlp.recipe.checks import check_compared
 from sslnlp.recipe.choose import choose, settle_rate
 from sslnlp.recipe.costs import count, memory
+from sslnlp.recipe.held_out import HeldOut
 from sslnlp.recipe.rows import ROWS, first_rows, remember
 from sslnlp.recipe.schema import Recipe
 from sslnlp.sharding import sharding_asked
 from sslnlp.sums import count_tokens
 from sslnlp.train import Trainer
 from sslnlp.train_config import TrainConfig, parse_duration
-from sslnlp.types import Batch, Row
+from sslnlp.types import Batch
 
-HELD_OUT_BATCHES = 12
-"""Held-out batches that are timed, from all over the held-out rows; the pass over all of them is that many times as
-long as they are more."""
 BEGIN_BATCHES = 20
-"""Batches that what comes before the first update (the fit of a head) is timed on, likewise."""
+"""Batches that what comes before the first update (the fit of a head) is timed on."""
 _ASIDE, _LOCK = ".plan-", "lock"
 
 
@@ -165,44 +161,21 @@ def _beginning(parts: Parts, objective: Objective) -> float:
     return (budget.clock() - began) * batches / timed
 
 
-class _Some:
-    """Every n-th of the held-out rows."""
-
-    def __init__(self, valid: Stream, rows: int) -> None:
-        self.valid, self.every = valid, math.ceil(len(valid) / rows)
-
-    def __len__(self) -> int:
-        return math.ceil(len(self.valid) / self.every)
-
-    def rows(self, positions: Sequence[int]) -> list[Row]:
-        return self.valid.rows([position * self.every for position in positions])
-
-
 def _measure(parts: Parts, objective: Objective) -> tuple[Pace, float]:
-    """The pace of the run on this machine, timed aside on the disk of `out`; and the seconds that a run under a budget
-    spends on the same."""
-    train, valid = parts.recipe.train, parts.valid
-    some = None if valid is None else _Some(valid, HELD_OUT_BATCHES * train.batch_size)
-
-    def evaluate(objective: Objective) -> dict[str, float]:
-        assert some is not None
-        return evaluate_held_out(objective, parts.collator, some, batch_size=train.batch_size, device=objective.device)
-
+    """The pace of the run on this machine, timed aside on the disk of `out`; and the seconds that took, as it does in a
+    run under a budget."""
+    train = parts.recipe.train
+    held_out = None if parts.valid is None else HeldOut(parts, parts.valid, batch_size=train.batch_size)
     with _aside(nearest_folder(Path(parts.recipe.out).expanduser())) as aside:
-        config = replace(train, trackers=[])
         trainer = Trainer(
-            objective, parts.collator, parts.stream, config,
-            out=aside, evaluate=None if some is None else evaluate, facts=parts.facts,
+            objective, parts.collator, parts.stream, replace(train, trackers=[]),
+            out=aside, evaluate=held_out, timed=None if held_out is None else held_out.part(), facts=parts.facts,
         )  # fmt: skip
         _forget_peak()
         limits = {} if train.budget is None else budget.limits(parse_duration(train.budget))
         began = budget.clock()
         pace = budget.measure(trainer, **limits)
-        spent = budget.clock() - began
-    if valid is None or some is None:
-        return pace, spent
-    whole = pace.evaluation * len(valid) / len(some)
-    return replace(pace, evaluation=whole), spent + whole - pace.evaluation
+        return pace, budget.clock() - began
 
 
 @contextlib.contextmanager

@@ -28,7 +28,8 @@ from sslnlp.recipe.biography import biography, card_facts
 from sslnlp.recipe.build import Parts, build_objective, build_parts, processes, resolve
 from sslnlp.recipe.checks import check_compared
 from sslnlp.recipe.choose import apply, choose, chosen_before, settle_rate
-from sslnlp.recipe.decide import HeldOut, decide, settle
+from sslnlp.recipe.decide import decide, settle
+from sslnlp.recipe.held_out import HeldOut
 from sslnlp.recipe.load import read_biography
 from sslnlp.recipe.out import check_data, check_out, check_place, sole
 from sslnlp.recipe.pseudo import with_pseudo_labels
@@ -172,10 +173,11 @@ def _train(
     evaluate = held_out if report is None else report.beside(held_out)
     if objective.concludes:  # until then there is nothing to measure
         evaluate = None
+    timed = held_out.part() if held_out is not None and evaluate is held_out else None
     with _progress(console) as on_progress:
         trainer = Trainer(
             objective, learnt.collator, learnt.stream, parts.recipe.train,
-            out=out, evaluate=evaluate, facts=story, on_progress=on_progress,
+            out=out, evaluate=evaluate, timed=timed, facts=story, on_progress=on_progress,
         )  # fmt: skip
         trainer.fit(resume)
     with alone():
