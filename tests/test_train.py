@@ -241,9 +241,16 @@ def test_the_best_weights_are_left_behind(tmp_path: Path) -> None:
         keep=1,
         evaluate=lambda objective: {"loss": next(losses)},
     )
-    states: list[str] = []
-    trainer.on_progress = lambda step, steps, metrics: states.append(digest(trainer.objective.state_dict()))
-    assert digest(trainer.fit().state_dict()) == states[1]
+    states: dict[int, str] = {}
+    shown: dict[int, float] = {}
+
+    def see(step: int, _: int, metrics: Any) -> None:
+        states[step] = digest(trainer.objective.state_dict())
+        shown[step] = metrics["valid_loss"] if "valid_loss" in metrics else math.nan
+
+    trainer.on_progress = see
+    assert digest(trainer.fit().state_dict()) == states[2]
+    assert shown == {1: 3.0, 2: 1.0, 3: 2.0, 4: 5.0, 5: 4.0}, "the figures of each pass, not of the one before"
     assert trainer.progress.best_step == 2
     kept = sorted(path.name for path in (tmp_path / "state").glob("step-*"))
     assert kept == ["step-00000002", "step-00000005"]
