@@ -83,10 +83,7 @@ class Journey:
         keys = [f"data.train={data}", f"out={place}", *([f"model.pretrained={start}"] if start is not None else [])]
         if not any(key.startswith(("train.steps=", "train.epochs=", "train.budget=")) for key in own):
             keys.append(f"train.budget={SHARES[stage] * self.seconds:.1f}s")
-        for key, value in OWN_KEYS.get(stage, {}).items():
-            if not any(given.startswith(f"{key}=") for given in own):
-                keys.append(f"{key}={value}")
-        recipe = load_recipe(RECIPES[stage], [*keys, *own])
+        recipe = stage_recipe(stage, [*keys, *own])
         time = recipe.train.budget or "as long as was said"
         self.tell(f"{stage}: {RECIPES[stage]} for {time}, from {start or 'nothing'}")
         run(recipe, resume=(place / "recipe.json").is_file(), console=self.console)
@@ -222,8 +219,10 @@ def _of_stage(stage: str) -> Iterator[None]:
 
 
 def stage_recipe(stage: str, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe of a stage under its own keys."""
-    return load_recipe(RECIPES[stage], list(overrides))
+    """The recipe of a stage under its own keys, and what a stage has of its own where these do not say otherwise."""
+    given = {override.partition("=")[0] for override in overrides}
+    own = [f"{key}={value}" for key, value in OWN_KEYS.get(stage, {}).items() if key not in given]
+    return load_recipe(RECIPES[stage], [*own, *overrides])
 
 
 def _by_stage(overrides: Sequence[str]) -> dict[str, list[str]]:

@@ -112,6 +112,10 @@ def test_from_an_encoder_and_on_from_where_it_was_stopped(files: dict[str, Path]
         (["--text", "a", "--encoder", "b"], "one of them"),
         (["--text", "a", "--set", "nothing.train.steps=3"], "is not STAGE.key=value"),
         (["--text", "a", "--set", "masked.train.nothing=3"], "unknown key 'train.nothing'"),
+        (
+            ["--text", "a", "--set", "reranker.objective.mini_batch_size=8"],
+            "'objective.mini_batch_size' for late",
+        ),
         (["--text", "a", "--budget", "soon"], "soon"),
         (["--text", "a", "--beir", "nowhere"], "nowhere does not exist"),
         (["--text", "{two}"], "which column of {two} is the text? It has a, b; say --set masked.data.text=NAME"),

@@ -80,3 +80,14 @@ class BM25:
         matched = np.flatnonzero(scores > 0)
         found = best(scores[matched], k, matched)
         return found if self._live is None else Ranking(self._live[found.rows], found.scores)
+
+    def scores(self, query: str, rows: Ints) -> NDArray[np.float32]:
+        """Those of the documents `rows` (in ascending order), as `search` gives them; 0 for one that shares no term."""
+        held = rows if self._live is None else np.searchsorted(self._live, rows)
+        table, found = self._model.scores, np.zeros(len(rows), np.float32)
+        for term in self._model.get_tokens_ids(self.analyzer.terms(query)):
+            span = slice(*table["indptr"][term : term + 2].tolist())
+            holding = table["indices"][span]
+            at = np.minimum(np.searchsorted(holding, held), len(holding) - 1)
+            found += np.where(holding[at] == held, table["data"][span][at], 0)
+        return found

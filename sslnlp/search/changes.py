@@ -105,8 +105,8 @@ def add_documents(
 ) -> Added:
     """Add the documents at `data` to an index; only they are read, counted and encoded.
 
-    Afterwards the index ranks as one built from all its documents at once, the new ones last. `model` says where the
-    index's encoder is, if it moved. Documents whose id the index holds already replace those with `replace`. Raises
+    Afterwards the index ranks as one built from all its documents at once, the new ones last (but that a whitened one
+    keeps the map of the documents it was made of). `model` says where the index's encoder is, if it moved. Documents whose id the index holds already replace those with `replace`. Raises
     UserError and leaves the index as it was when there is none, for such ids without `replace`, for another model
     than the index's, and for whatever `build_index` refuses.
     """
@@ -141,7 +141,7 @@ def add_documents(
 def delete_documents(index: str | Path, ids: Iterable[str]) -> int:
     """Take the documents with these ids out of an index; returns how many that were.
 
-    Afterwards it ranks as one built from the documents that are left. Raises UserError and changes nothing for an id
+    Afterwards it ranks as one built from the documents that are left (but for the map, as above). Raises UserError and changes nothing for an id
     that the index does not hold, and when no document would be left.
     """
     index, wanted = Path(index), list(dict.fromkeys(ids))

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from sslnlp.arrays import Ints
 from sslnlp.search.ranking import EMPTY, Ranking, best
 
+Scores = Callable[[Ints], NDArray[np.floating[Any]]]
+"""Rows in ascending order -> their scores for a query."""
 RRF_K = 60
 """The constant of the paper: large enough that the first few ranks of one list cannot outvote agreement."""
 COSINE_WEIGHT = 2.0
@@ -30,31 +32,28 @@ def reciprocal_rank_fusion(rankings: Sequence[Ranking], k: int) -> Ranking:
     return best(np.bincount(places, weights=gains).astype(np.float64), k, rows)
 
 
-def score_fusion(
-    words: Ranking, near: Ranking, cosines: Callable[[Ints], NDArray[np.floating[Any]]], k: int, depth: int
-) -> Ranking:
+def score_fusion(words: Ranking, near: Ranking, counted: Scores, cosines: Scores, k: int) -> Ranking:
     """The best `k` by BM25 as a share of the best, plus twice the square of the cosine (nothing for one below 0).
 
     Ranks cannot say that the best of a list is bad, and half of such a fusion is noise where the vectors are. Scores
     can (Bruch et al., 2023, arXiv:2210.11934, who weigh two scores), with cosines as they are, not stretched to the
-    best of them, since an encoder that finds nothing similar has small ones. `words` and `near` list `depth`
-    documents at most; `cosines` tells the cosine of rows that `near` does not list. Documents that a list of `depth`
-    cut off count there as its last. Equal sums keep the lower row first.
+    best of them, since an encoder that finds nothing similar has small ones. `counted` and `cosines` tell the BM25
+    score and the cosine of rows that `words`, or `near`, does not list. Equal sums keep the lower row first.
     """
     rows: Ints = np.union1d(words.rows, near.rows)
     if not len(rows):
         return EMPTY
-    sums = np.zeros(len(rows))
-    if len(words.rows):
-        sums += words.scores[-1] if len(words.rows) >= depth else 0
-        sums[np.searchsorted(rows, words.rows)] = words.scores
-        sums /= words.scores[0]
-    listed = np.searchsorted(rows, near.rows)
-    cosine = np.zeros(len(rows))
-    cosine[listed] = near.scores
-    others = np.setdiff1d(np.arange(len(rows)), listed)
-    cosine[others] = cosines(rows[others])
-    return best(sums + COSINE_WEIGHT * np.maximum(cosine, 0) ** 2, k, rows)
+    share = _scores(rows, words, counted) / (words.scores[0] if len(words.rows) else 1.0)
+    return best(share + COSINE_WEIGHT * np.maximum(_scores(rows, near, cosines), 0) ** 2, k, rows)
+
+
+def _scores(rows: Ints, listed: Ranking, others: Scores) -> NDArray[np.float64]:
+    """Of each of `rows`, in ascending order: as the list has it, or as `others` tells."""
+    found, at = np.zeros(len(rows)), np.searchsorted(rows, listed.rows)
+    found[at] = listed.scores
+    missing = np.setdiff1d(np.arange(len(rows)), at)
+    found[missing] = others(rows[missing])
+    return found
 
 
 def rescored(first: Ranking, scores: NDArray[np.floating[Any]], k: int, weight: float = 1.0) -> Ranking:

@@ -188,7 +188,7 @@ class Index:
             vectors = self._vectors(queries)
             parts.append(("dense", self._rank_dense(vectors, len(queries), depth)))
         if mode == "fused":
-            parts.append(("fused", self._fuse(parts[0][1], parts[1][1], vectors, k, depth)))
+            parts.append(("fused", self._fuse(queries, parts[0][1], parts[1][1], vectors, k)))
         return parts
 
     def _vectors(self, queries: Sequence[str]) -> dict[int, Any]:
@@ -203,15 +203,15 @@ class Index:
         return [near.get(number, EMPTY) for number in range(queries)]
 
     def _fuse(
-        self, words: Sequence[Ranking], near: Sequence[Ranking], vectors: Mapping[int, Any], k: int, depth: int
+        self, queries: Sequence[str], words: list[Ranking], near: list[Ranking], vectors: Mapping[int, Any], k: int
     ) -> list[Ranking]:
-        pairs = zip(words, near, strict=True)
         if not self._fuses_by_scores:
-            return [reciprocal_rank_fusion(pair, k) for pair in pairs]
-        return [
-            score_fusion(*pair, partial(self.dense.scores, vectors[number]), k, depth) if number in vectors else EMPTY
-            for number, pair in enumerate(pairs)
-        ]
+            return [reciprocal_rank_fusion(pair, k) for pair in zip(words, near, strict=True)]
+        fused = [EMPTY] * len(queries)
+        for number, vector in vectors.items():
+            counted, cosines = partial(self.bm25.scores, queries[number]), partial(self.dense.scores, vector)
+            fused[number] = score_fusion(words[number], near[number], counted, cosines, k)
+        return fused
 
     @property
     def _fuses_by_scores(self) -> bool:

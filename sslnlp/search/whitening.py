@@ -40,6 +40,7 @@ _BLOCK = 64
 
 def fit_once(work: Work, encoder: Any, asked: bool | None, batch_size: int, progress: Progress) -> Any:
     """The encoder of a new index: `encoder`, or that with a map behind its own, which is left in the folder of `work`.
+    A run that is stopped in here begins the fit anew: two thousand short encodings.
 
     `asked`: whether there is to be one; None: where the model does not say how its vectors are made and these lie
     beside each other. Raises UserError where one is asked for and cannot be.
@@ -54,7 +55,12 @@ def fit_once(work: Work, encoder: Any, asked: bool | None, batch_size: int, prog
                     "out"
                 )
             if len(texts) >= FEWEST:
-                found = _fit(encoder, texts, 0.0 if asked else ALIKE, batch_size, progress)
+                found = _fit(encoder, texts, -1.0 if asked else ALIKE, batch_size, progress)
+            if asked and found is None:
+                raise UserError(
+                    "--whiten takes out what the vectors of the documents share, and these are all the same, or no "
+                    "numbers: leave it out"
+                )
         shutil.rmtree(work.folder / MAP, ignore_errors=True)  # of a run that was stopped while it wrote it
         if found is not None:
             save_dense(work.folder, MAP, found)
@@ -68,7 +74,7 @@ def _sample(store: DocumentStore) -> list[str]:
 
 
 def _fit(encoder: Encoder, texts: Sequence[str], alike: float, batch_size: int, progress: Progress) -> LinearMap | None:
-    """None where the mean cosine of the documents is below `alike`, or there is nothing to take out."""
+    """None where the mean cosine of the documents is below `alike`, or no two vectors differ."""
     bare = encoder.unscaled()
     pieces = [piece for piece in _pieces(encoder, texts) if piece]
     progress("whitening", 0, len(texts) + len(pieces))
@@ -94,14 +100,21 @@ def _encoded(
 
 
 def _pieces(encoder: Encoder, texts: Sequence[str]) -> Iterator[str]:
-    """A few tokens in a row of each text."""
+    """A few tokens in a row of each text, from the first letter of a word on. None where the tokenizer, one in Python,
+    does not tell where its tokens stand."""
+    if not getattr(encoder.tokenizer, "is_fast", False):
+        return
     draw = random.Random(0)
     for text in texts:
-        ids = encoder.tokenizer(text, add_special_tokens=False, truncation=True, max_length=encoder.max_length)
-        ids = ids["input_ids"]
-        length = min(draw.randint(*TOKENS), len(ids))
-        start = draw.randint(0, len(ids) - length)
-        yield encoder.tokenizer.decode(ids[start : start + length]).strip()
+        read = encoder.tokenizer(
+            text, add_special_tokens=False, truncation=True, max_length=encoder.max_length, return_offsets_mapping=True
+        )
+        places, words = read["offset_mapping"], read.word_ids()
+        length = min(draw.randint(*TOKENS), len(places))
+        start = draw.randint(0, len(places) - length)
+        while start and words[start] == words[start - 1]:
+            start -= 1
+        yield text[places[start][0] : places[start + length - 1][1]].strip() if places else ""
 
 
 def mean_cosine(vector_NH: NDArray[np.floating[Any]]) -> float:

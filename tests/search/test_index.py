@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from sslnlp.errors import UserError
 from sslnlp.search import loading, segments
+from sslnlp.search.changes import delete_documents
 from sslnlp.search.defaults import RERANK_WEIGHT
 from sslnlp.search.index import Index, build_index
 
@@ -60,6 +62,36 @@ def test_dense_is_the_cosine_and_fused_joins_both(tmp_path: Path, corpus: Path, 
         assert [(hit.id, hit.score) for hit in found] == [
             (name, pytest.approx(total, abs=1e-5)) for name, total in sorted(sums.items(), key=lambda x: -x[1])[:3]
         ]
+
+
+def test_scores_of_single_documents_are_those_of_the_list(tmp_path: Path) -> None:
+    """Of documents behind the end of the list, too, and after some are gone."""
+    draw = random.Random(0)
+    lines = [{"id": f"d{n}", "text": " ".join(draw.choices(["lift", "drag", "wing", "the"], k=6))} for n in range(80)]
+    lines.append({"id": "other", "text": "nothing of it"})
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    build_index(tmp_path / "d.jsonl", tmp_path / "i")
+    delete_documents(tmp_path / "i", ["d3", "d7", "d50"])
+    index = Index(tmp_path / "i")
+    for query in ("lift", "drag drag wing", "nothing", "the unknown", ""):
+        found = index.bm25.search([query], 1000)[0]
+        rows = np.array([row for row in range(81) if row not in (3, 7, 50)])
+        expected = np.zeros(81, np.float32)
+        expected[found.rows] = found.scores
+        np.testing.assert_array_equal(index.bm25.scores(query, rows), expected[rows])
+    assert len(index.bm25.scores("lift", rows[:0])) == 0
+
+
+def test_what_a_list_cut_off_has_its_own_score(
+    tmp_path: Path, corpus: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_index(corpus, tmp_path / "i", model=str(encoder), dtype="float32")
+    queries = ["wings flat plate slipstream", "noise", "heat of the plate", "flat"]
+    whole = [Index(tmp_path / "i").search(query, k=5) for query in queries]
+    monkeypatch.setattr("sslnlp.search.index.DEPTH", 1)  # every list has one document: what is joined, two
+    for query, hits in zip(queries, whole, strict=True):
+        (best,) = Index(tmp_path / "i").search(query, k=1)
+        assert best.score == pytest.approx({hit.id: hit.score for hit in hits}[best.id])
 
 
 def test_dot_products_are_fused_by_ranks(tmp_path: Path, corpus: Path, make_encoder: Callable[..., Path]) -> None:

@@ -103,16 +103,18 @@ def test_score_fusion_by_hand() -> None:
         asked.extend(rows.tolist())
         return np.array([0.1, -0.2])[: len(rows)]  # of 5 and 9, which the list of the nearest does not hold
 
-    fused = score_fusion(words, near, cosines, 10, depth=4)
-    assert asked == [5, 9]
+    def counted(rows: np.ndarray) -> np.ndarray:
+        asked.extend(rows.tolist())
+        return np.array([0.0, 4.0])[: len(rows)]  # of 3 and 7: one was cut off, the other has no word of the query
+
+    fused = score_fusion(words, near, counted, cosines, 10)
+    assert asked == [3, 7, 5, 9]
     assert fused.rows.tolist() == [2, 5, 7, 9, 3]
-    assert fused.scores.tolist() == pytest.approx([0.5 + 2 * 0.81, 1 + 2 * 0.01, 2 * 0.25, 0.25, 0])
-    # A list that was cut off: those behind its end may have nearly as much as its last.
-    cut = score_fusion(words, near, cosines, 2, depth=3)
-    assert cut.rows.tolist() == [2, 5]
-    assert score_fusion(words, near, cosines, 5, depth=3).scores[2] == pytest.approx(0.25 + 2 * 0.25)
-    assert score_fusion(EMPTY, near, cosines, 2, depth=3).rows.tolist() == [2, 7]
-    assert len(score_fusion(EMPTY, EMPTY, cosines, 2, depth=3).rows) == 0
+    assert fused.scores.tolist() == pytest.approx([0.5 + 2 * 0.81, 1 + 2 * 0.01, 0.1 + 2 * 0.25, 0.25, 0])
+    assert score_fusion(words, near, counted, cosines, 2).rows.tolist() == [2, 5]
+    none = np.zeros_like
+    assert score_fusion(EMPTY, near, none, none, 2).rows.tolist() == [2, 7]
+    assert len(score_fusion(EMPTY, EMPTY, none, none, 2).rows) == 0
 
 
 def test_vectors_that_say_nothing_leave_the_order_of_words() -> None:
@@ -120,7 +122,7 @@ def test_vectors_that_say_nothing_leave_the_order_of_words() -> None:
     words = Ranking(np.arange(50), np.linspace(20, 5, 50))
     rows = np.random.default_rng(0).permutation(50)
     near = Ranking(rows, 0.97 + np.linspace(1e-3, 0, 50))  # all beside each other
-    fused = score_fusion(words, near, lambda _: np.zeros(0), 50, depth=1000)
+    fused = score_fusion(words, near, np.zeros_like, np.zeros_like, 50)
     assert fused.rows.tolist() == list(range(50))
     assert reciprocal_rank_fusion([words, near], 50).rows.tolist() != list(range(50))
 

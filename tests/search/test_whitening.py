@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,8 +21,9 @@ from sslnlp.search import segments
 from sslnlp.search.encoder import Encoder
 from sslnlp.search.index import Index, add_documents, build_index, delete_documents
 from sslnlp.search.loading import MAP, load_encoder
-from sslnlp.search.whitening import mean_cosine
+from sslnlp.search.whitening import _pieces, mean_cosine
 from tests.search.conftest import WORDS
+from tests.tiny_tokenizers import tiny
 
 Make = Callable[..., Path]
 TEXTS = [" ".join(random.Random(n).choices(WORDS, k=9)) for n in range(60)]
@@ -68,6 +72,8 @@ def test_a_sentence_encoder_is_left_as_it_is_unless_asked(tmp_path: Path, make_e
     # The same weights, of which nobody knows what they are, but whose vectors do not lie beside each other.
     apart = bare(tmp_path / "apart", make_encoder, shared=0)
     assert not build_index(data, tmp_path / "k", model=apart)["dense"]["whitened"]
+    assert mean_cosine(vectors(tmp_path / "k")) < 0
+    assert build_index(data, tmp_path / "l", model=apart, whiten=True)["dense"]["whitened"], "below 0, and asked for"
 
 
 def test_the_map_stays_with_the_index(tmp_path: Path, make_encoder: Make) -> None:
@@ -117,3 +123,21 @@ def test_documents_that_are_all_alike_have_nothing_to_take_out(tmp_path: Path, m
     model = bare(tmp_path / "m", make_encoder)
     data = written(tmp_path / "d.jsonl", ["flat"] * 20)
     assert not build_index(data, tmp_path / "i", model=model)["dense"]["whitened"]
+    with pytest.raises(UserError, match="these are all the same, or no numbers: leave it out"):
+        build_index(data, tmp_path / "j", model=model, whiten=True)
+    assert not (tmp_path / "j").exists()
+
+
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece", "unigram"])
+def test_pieces_begin_with_a_word_of_the_text(kind: str) -> None:
+    reader: Any = SimpleNamespace(tokenizer=tiny(kind), max_length=512)
+    some = ["flat", "wings,", "unheardof", "(lift)"]
+    texts = [" ".join(random.Random(n).choices(some, k=40)) for n in range(50)]
+    assert len(reader.tokenizer.tokenize("unheardof")) > 2
+    pieces = list(_pieces(reader, texts))
+    for piece, text in zip(pieces, texts, strict=True):
+        assert re.search(r"(?:\b|(?<!\w))" + re.escape(piece), text), piece
+        assert 4 <= len(reader.tokenizer.tokenize(piece)) <= 16 + len("unheardof")
+    assert len({len(piece) for piece in pieces}) > 10
+    assert list(_pieces(reader, ["", "  "])) == ["", ""]
+    assert list(_pieces(SimpleNamespace(tokenizer=SimpleNamespace(is_fast=False)), texts)) == []  # type: ignore[arg-type]
