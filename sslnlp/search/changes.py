@@ -106,8 +106,8 @@ def add_documents(
     """Add the documents at `data` to an index; only they are read, counted and encoded.
 
     Afterwards the index ranks as one built from all its documents at once, the new ones last (but that a whitened one
-    keeps the map of the documents it was made of). `model` says where the index's encoder is, if it moved. Documents whose id the index holds already replace those with `replace`. Raises
-    UserError and leaves the index as it was when there is none, for such ids without `replace`, for another model
+    keeps the map of the documents it was made of). `model` says where the index's encoder is, if it moved. Documents
+    whose id the index holds already replace those with `replace`. Raises UserError and leaves the index as it was when there is none, for such ids without `replace`, for another model
     than the index's, and for whatever `build_index` refuses.
     """
     index = Path(index)
@@ -141,8 +141,8 @@ def add_documents(
 def delete_documents(index: str | Path, ids: Iterable[str]) -> int:
     """Take the documents with these ids out of an index; returns how many that were.
 
-    Afterwards it ranks as one built from the documents that are left (but for the map, as above). Raises UserError and changes nothing for an id
-    that the index does not hold, and when no document would be left.
+    Afterwards it ranks as one built from the documents that are left (but that a whitened one keeps its map). Raises
+    UserError and changes nothing for an id that the index does not hold, and when no document would be left.
     """
     index, wanted = Path(index), list(dict.fromkeys(ids))
     manifest.read(index, verify=False)
