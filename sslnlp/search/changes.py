@@ -107,8 +107,9 @@ def add_documents(
 
     Afterwards the index ranks as one built from all its documents at once, the new ones last (but that a whitened one
     keeps the map of the documents it was made of). `model` says where the index's encoder is, if it moved. Documents
-    whose id the index holds already replace those with `replace`. Raises UserError and leaves the index as it was when there is none, for such ids without `replace`, for another model
-    than the index's, and for whatever `build_index` refuses.
+    whose id the index holds already replace those with `replace`. Raises UserError and leaves the index as it was when
+    there is none, for such ids without `replace`, for another model than the index's, and for whatever `build_index`
+    refuses.
     """
     index = Path(index)
     manifest.read(index, verify=False)  # an index, or an error that says so, before anything is written
