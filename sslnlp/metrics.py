@@ -12,6 +12,8 @@ from sslnlp.errors import UserError
 from sslnlp.writing import naming, write_lines
 
 TRACKERS = ("tensorboard", "trackio")
+REPORT = "report/"
+"""Before the names of a report card's figures: the held-out pass has some of the same name."""
 
 
 class MetricsLog:

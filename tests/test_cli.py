@@ -51,6 +51,16 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
         assert name in done.stdout
 
 
+def test_a_run_waits_for_no_library_it_does_not_use() -> None:
+    """`evaluate` brings scipy.stats, which is seconds; a run that has no metric of theirs starts without."""
+    code = (
+        "import sys, sslnlp.recipe.running;"
+        "heavy = {'evaluate', 'scipy.stats', 'sklearn', 'sentence_transformers', 'matplotlib'} & set(sys.modules);"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["--version"]) == 0
     assert capsys.readouterr().out.strip() == f"sslnlp {__version__}"

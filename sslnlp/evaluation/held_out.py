@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from importlib import import_module
 
 import numpy as np
 import torch
@@ -17,34 +18,34 @@ from sslnlp.data.stream import Rows, in_runs
 from sslnlp.distributed import alone
 from sslnlp.errors import UserError
 from sslnlp.evaluation.caveats import caveat
-from sslnlp.evaluation.classification import (
-    classification_measures,
-    multi_label_measures,
-    ordinal_measures,
-    regression_measures,
-)
-from sslnlp.evaluation.detection import detection_measures
-from sslnlp.evaluation.image_text import image_text_measures
-from sslnlp.evaluation.latent import latent_measures
-from sslnlp.evaluation.ranking import known_item_measures
-from sslnlp.evaluation.reranking import reranking_measures
-from sslnlp.evaluation.tagging import tagging_measures
 from sslnlp.nn import evaluating
 from sslnlp.objectives.base import Objective
 from sslnlp.signals import heed
 from sslnlp.sums import add_sums, ratios
 
-MEASURES: dict[str, Callable[[Mapping[str, Tensor]], dict[str, float]]] = {
-    "classification": classification_measures,
-    "detection": detection_measures,
-    "image_text": image_text_measures,
-    "latent": latent_measures,
-    "multi_label": multi_label_measures,
-    "ordinal": ordinal_measures,
-    "ranking": known_item_measures,
-    "regression": regression_measures,
-    "tagging": tagging_measures,
-    "reranking": reranking_measures,
+
+def _imported(module: str, name: str) -> Callable[[Mapping[str, Tensor]], dict[str, float]]:
+    """The function, imported when it is called: most of them bring `evaluate`, which is seconds, and no run that
+    pretrains a language model asks for it."""
+
+    def measure(predicted: Mapping[str, Tensor]) -> dict[str, float]:
+        found: dict[str, float] = getattr(import_module(f"sslnlp.evaluation.{module}"), name)(predicted)
+        return found
+
+    return measure
+
+
+MEASURES = {
+    "classification": _imported("classification", "classification_measures"),
+    "detection": _imported("detection", "detection_measures"),
+    "image_text": _imported("image_text", "image_text_measures"),
+    "latent": _imported("latent", "latent_measures"),
+    "multi_label": _imported("classification", "multi_label_measures"),
+    "ordinal": _imported("classification", "ordinal_measures"),
+    "ranking": _imported("ranking", "known_item_measures"),
+    "regression": _imported("classification", "regression_measures"),
+    "tagging": _imported("tagging", "tagging_measures"),
+    "reranking": _imported("reranking", "reranking_measures"),
 }
 
 

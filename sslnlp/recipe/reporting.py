@@ -7,18 +7,21 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase, VisionTextDualEncoderModel
 
+from sslnlp.card import ReportRow
 from sslnlp.collators.base import Collator
 from sslnlp.distributed import world_size
 from sslnlp.errors import UserError
-from sslnlp.metrics import read_metrics
+from sslnlp.metrics import REPORT, read_metrics
 from sslnlp.objectives.base import Objective
 from sslnlp.picture_encoder import PictureEncoder
 from sslnlp.recipe.build import Parts, cache_folder
 from sslnlp.recipe.schema import Recipe
+from sslnlp.report import make_report
 from sslnlp.report.card import Card, measure
 from sslnlp.report.material import Material, held_out_texts
 from sslnlp.report.picture_card import PictureSubject, measure_pictures
 from sslnlp.report.picture_material import PictureMaterial
+from sslnlp.report.sections import short_form
 from sslnlp.report.subject import in_memory
 from sslnlp.search.encoder import EncoderSettings
 from sslnlp.sharding import sharding_asked
@@ -26,9 +29,6 @@ from sslnlp.sharding import sharding_asked
 Evaluate = Callable[[Objective], dict[str, float]]
 Measure = Callable[[Objective, bool], Card]
 """The card of a model as it stands; whether it is also asked for what is looked at."""
-
-PREFIX = "report/"
-"""Before the names of the card's figures in metrics.jsonl: the held-out pass has some of the same name."""
 
 
 class RunReport:
@@ -46,6 +46,14 @@ class RunReport:
         """Of the model as it stands."""
         return self._measure(objective, True)
 
+    def rows(self, card: Card) -> list[ReportRow]:
+        """What the model card says of it."""
+        return short_form(card)
+
+    def page(self, card: Card, out: Path) -> Path:
+        """Write report.html and report.json of the run in `out`; returns the page's path."""
+        return make_report(out, cards={out.name: card})
+
     def beside(self, evaluate: Evaluate | None) -> Evaluate | None:
         """The held-out pass with the card's figures joined to every `report.every`-th one."""
         if evaluate is None or self.every == 0:
@@ -61,7 +69,7 @@ class RunReport:
                 number = self._evaluations = self._evaluations + 1
             if number % self.every == 0:
                 card = self._measure(objective, False)
-                found |= {PREFIX + name: figure.value for name, figure in card.figures.items()}
+                found |= {REPORT + name: figure.value for name, figure in card.figures.items()}
             return found
 
         return both
@@ -100,11 +108,6 @@ class RunReport:
 def evaluations_in(metrics: Path) -> int:
     """How many held-out passes a run has logged."""
     return sum(any(key.startswith("valid/") for key in line) for line in read_metrics(metrics))
-
-
-def run_report(parts: Parts) -> RunReport | None:
-    """None where the recipe asks for no report card. Raises `UserError` for files that cannot be used."""
-    return RunReport(parts) if parts.recipe.report.asked else None
 
 
 def corrupting(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Collator | None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -19,6 +19,7 @@ from sslnlp.errors import UserError
 from sslnlp.evaluation.beir import beir_measures
 from sslnlp.export import export_model
 from sslnlp.lora import merged
+from sslnlp.metrics import REPORT
 from sslnlp.models import count_parameters
 from sslnlp.objectives.base import Objective
 from sslnlp.precision import fitting_precision, float32_by_default
@@ -33,15 +34,15 @@ from sslnlp.recipe.held_out import HeldOut
 from sslnlp.recipe.load import read_biography
 from sslnlp.recipe.out import check_data, check_out, check_place, sole
 from sslnlp.recipe.pseudo import with_pseudo_labels
-from sslnlp.recipe.reporting import PREFIX, RunReport, run_report
 from sslnlp.recipe.rows import cut_short, first_rows, remember, training_rows
 from sslnlp.recipe.schema import Recipe
-from sslnlp.report import make_report
-from sslnlp.report.sections import short_form
 from sslnlp.sharding import sharding_asked
 from sslnlp.tokenizer.specials import forget_last_call
 from sslnlp.train import Trainer
 from sslnlp.writing import room_in, write_json
+
+if TYPE_CHECKING:
+    from sslnlp.recipe.reporting import RunReport
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ def _run(recipe: Recipe, inherited: Mapping[str, Any], out: Path, *, resume: boo
     _tell_size(console, objective)
     parts = settle_rate(parts, objective)
     _tell(console, "chosen (give a key to choose otherwise)", parts.chosen)
-    report = run_report(parts)
+    report = _report(parts)
     if _half_would_do(parts.recipe):
         console.print("this machine has units for bf16: train.precision=bf16 trains faster", style="dim")
     if (objective.begins or objective.pseudo_labels) and sharding_asked() is None:
@@ -127,6 +128,15 @@ def _run(recipe: Recipe, inherited: Mapping[str, Any], out: Path, *, resume: boo
             shutil.rmtree(out, ignore_errors=True)
         raise
     _finish(parts, objective, held_out, trainer, out, story, console, report)
+
+
+def _report(parts: Parts) -> RunReport | None:
+    """None where the recipe asks for no report card. Raises `UserError` for files that cannot be used."""
+    if not parts.recipe.report.asked:
+        return None
+    from sslnlp.recipe.reporting import RunReport  # with all that measures, which is seconds
+
+    return RunReport(parts)
 
 
 def _half_would_do(recipe: Recipe) -> bool:
@@ -239,7 +249,9 @@ def _finish(
         story |= {"result": result}
         write_json(out / "recipe.json", story)
         card = report.card(objective) if report is not None else None
-        facts = replace(card_facts(parts, story), report=short_form(card) if card is not None else ())
+        facts = card_facts(parts, story)
+        if report is not None and card is not None:
+            facts = replace(facts, report=report.rows(card))
         export_model(
             merged(objective.exported), parts.tokenizer, out / "export",
             card=facts, recipe=story, pooling=objective.pooling,
@@ -254,9 +266,9 @@ def _finish(
             console.print(note, highlight=False, markup=False, soft_wrap=True)
         for title, lines in samples.items():
             console.print(f"{title}:", *(f"  {line}" for line in lines), sep="\n", highlight=False, markup=False)
-        if card is not None:
+        if report is not None and card is not None:
             _tell(console, "report card", {name: figure.value for name, figure in card.figures.items()})
-            console.print(f"report: {make_report(out, cards={out.name: card})}", highlight=False, markup=False)
+            console.print(f"report: {report.page(card, out)}", highlight=False, markup=False)
         console.print(f"done: {out / 'export'}", highlight=False, markup=False)
     wait()
 
@@ -276,7 +288,7 @@ def _measure(parts: Parts, objective: Objective, held_out: HeldOut | None, train
             collator: Any = parts.collator
             figures |= beir_measures(embedder, collator, folder, batch_size=parts.recipe.train.batch_size)
     # The card's, of an evaluation that had one, are measured once more at the end, and told with their intervals.
-    return {name: float(value) for name, value in figures.items() if not name.startswith(PREFIX)}
+    return {name: float(value) for name, value in figures.items() if not name.startswith(REPORT)}
 
 
 def _tell(console: Console, title: str, facts: Mapping[str, Any]) -> None:
