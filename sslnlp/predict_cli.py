@@ -27,17 +27,19 @@ def predict_command(
     ] = None,
     top: Annotated[int, typer.Option(min=0, help="Classes with their probabilities; 0: all.")] = 5,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts or pictures at once.")] = 32,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Take the place of a file that is there.")] = False,
 ) -> None:
     """Classify every text of a file, or with --labels every picture: labels with probabilities."""
     from sslnlp.predict_rows import check_rows
     from sslnlp.search.model_folder import resolve
-    from sslnlp.writing import check_output
+    from sslnlp.writing import check_new, check_output
 
     if labels is None and template:
         raise UserError("--template is what the names of --labels are put into: give --labels too")
     if labels is not None and pair is not None:
         raise UserError("--labels classifies pictures, which have no --pair")
-    check_output(out, labels)
+    check_output(out, labels, data)
+    check_new(out, overwrite)
     if labels is None:
         check_rows(model, data, text, pair)
     else:

@@ -30,6 +30,12 @@ def check_output(path: str | Path, *inputs: str | Path | None) -> None:
             raise UserError(f"{path} lies in {known}, which is to be read: name a file elsewhere to write to")
 
 
+def check_new(path: str | Path, overwrite: bool) -> None:
+    """Raises UserError where `path` is a file already, and is not to be overwritten."""
+    if Path(path).is_file() and not overwrite:
+        raise UserError(f"{path} is there already: name another file, or add --overwrite")
+
+
 @contextlib.contextmanager
 def naming(path: str | Path) -> Iterator[None]:
     """An error of the disk while `path` is written is one line that names it, and says what to do."""

@@ -191,7 +191,9 @@ def test_unlabelled_texts_are_counted_without_those_that_are_measured(few: Path,
     assert measures(few)["accuracy"] > 0.6
 
 
-def test_a_file_is_predicted_whole_or_not_at_all(single: Path, files: dict[str, Path], tmp_path: Path) -> None:
+def test_a_file_is_predicted_whole_or_not_at_all(
+    single: Path, files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "said" / "predictions.jsonl"
     arguments = ["predict", str(single / "export"), str(files["valid"]), "--out", str(out), "--top", "2"]
     assert run_command(arguments) == 0
@@ -205,6 +207,11 @@ def test_a_file_is_predicted_whole_or_not_at_all(single: Path, files: dict[str, 
     with pytest.raises(UserError, match="line 2 is not JSON"):
         predict_file(str(single / "export"), broken, tmp_path / "none.jsonl")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.jsonl", "said"]
+    assert run_command(arguments) == 2
+    assert f"{out} is there already: name another file, or add --overwrite" in capsys.readouterr().err
+    arguments[arguments.index("--top") + 1] = "1"
+    assert run_command([*arguments, "--overwrite"]) == 0
+    assert len(json.loads(out.read_text().splitlines()[0])["probabilities"]) == 1
 
 
 def test_what_is_read_is_not_written_over(single: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,7 +34,7 @@ COMMANDS = {
     "plan": "recipe overrides",
     "report": "runs",
     "curve": "overrides --draws --keep --labels --method --out --seeds",
-    "predict": "model data --batch-size --labels --out --pair --template --text --top",
+    "predict": "model data --batch-size --labels --out --overwrite --pair --template --text --top",
     "push": "run repo_id --private --revision",
     "search build": "pairs --beir --budget --documents --encoder --out --set --text",
     "search index": (
@@ -44,8 +44,8 @@ COMMANDS = {
     "search add": "index data --batch-size --id-column --image-column --model --replace --text-column --title-column",
     "search delete": "index ids --ids",
     "search mine": (
-        "pairs --batch-size --bm25 --corpus --depth --language --margin --model --negatives --out --positive-column "
-        "--query-column --reranker --sample --seed --skip-top --text-column --title-column"
+        "pairs --batch-size --bm25 --corpus --depth --language --margin --model --negatives --out --overwrite "
+        "--positive-column --query-column --reranker --sample --seed --skip-top --text-column --title-column"
     ),
     "search query": (
         "index text --ann --depth --fusion --k --mode --model --no-verify --picture --rerank-weight --reranker "

@@ -79,6 +79,8 @@ def build_index(
         source = open_source(data, columns, encoder)
         if reranker is not None and not source.captioned:
             raise UserError(f"a reranker reads words, and no picture at {data} has a caption: leave --reranker out")
+        if (before := manifest.documents_in(out)) is not None:
+            say(f"The index of {before:,} documents that is at {out} will be replaced, at the end.")
         key = _key(out, "index", source, columns, {**facts, "reranker": None, "whiten": whiten})
         work = take_up(out, key, say)
         with kept_unless_wrong(work):

@@ -113,6 +113,13 @@ def read(out: Path, *, verify: bool = True) -> dict[str, Any]:
                 raise
 
 
+def documents_in(out: Path) -> int | None:
+    """How many an index at `out` holds; None where there is none that can be opened."""
+    with contextlib.suppress(UserError):
+        return int(read(out, verify=False)["documents"]["count"])
+    return None
+
+
 def steady(out: Path, answer: Callable[[], T]) -> T:
     """`answer()`, which opens and reads the index at `out`; once more where a writer took files away in between."""
     while True:

@@ -44,6 +44,7 @@ def mine_command(
     positive_column: Annotated[str | None, typer.Option(help="Column of PAIRS with the relevant text.")] = None,
     title_column: Annotated[str | None, typer.Option(help="Column of the corpus with a title.")] = None,
     text_column: Annotated[str | None, typer.Option(help="Column of the corpus with the text.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Take the place of a file that is there.")] = False,
 ) -> None:
     """Give each pair hard negatives: what a search ranks high and is not relevant.
 
@@ -52,11 +53,14 @@ def mine_command(
     from sslnlp.data.files import check_there
     from sslnlp.search.documents import Columns, check_documents
     from sslnlp.search.model_folder import resolve
+    from sslnlp.writing import check_new, check_output
 
     corpus_columns = Columns(None, title_column, text_column)
     if corpus is None and (title_column is not None or text_column is not None):
         raise UserError("--title-column and --text-column are columns of a --corpus: name that too")
     check_there(str(pairs))
+    check_output(out, pairs, corpus)
+    check_new(out, overwrite)
     if corpus is not None:
         check_documents(corpus, corpus_columns)
     for name in filter(None, (model, reranker)):

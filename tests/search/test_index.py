@@ -64,6 +64,15 @@ def test_dense_is_the_cosine_and_fused_joins_both(tmp_path: Path, corpus: Path, 
         ]
 
 
+def test_an_index_that_is_replaced_is_named(tmp_path: Path, corpus: Path) -> None:
+    said: list[str] = []
+    build_index(corpus, tmp_path / "i", say=said.append)
+    assert said == []
+    delete_documents(tmp_path / "i", [Index(tmp_path / "i").documents[0].id])
+    build_index(corpus, tmp_path / "i", say=said.append)
+    assert said == [f"The index of 4 documents that is at {tmp_path / 'i'} will be replaced, at the end."]
+
+
 def test_scores_of_single_documents_are_those_of_the_list(tmp_path: Path) -> None:
     """Of documents behind the end of the list, too, and after some are gone."""
     draw = random.Random(0)

@@ -254,12 +254,17 @@ def test_wrong_use_is_one_line_and_leaves_the_former_file(tmp_path: Path) -> Non
         ((tmp_path / "gone.jsonl", "--out", out), "gone.jsonl"),
     ]
     for arguments, message in cases:
-        error = command(*arguments).exception
+        error = command(*arguments, "--overwrite").exception
         assert isinstance(error, UserError), (arguments, error)
         assert message in str(error)
         assert "\n" not in str(error)
         assert out.read_text() == "former"
         assert not list(tmp_path.glob(".*unfinished"))
+    error = command(pairs, "--out", out, "--negatives", 2).exception
+    assert str(error) == f"{out} is there already: name another file, or add --overwrite"
+    assert out.read_text() == "former"
+    assert command(pairs, "--out", out, "--negatives", 2, "--overwrite").exit_code == 0
+    assert len(out.read_text().splitlines()) == 6
 
 
 def test_pairs_and_corpus_are_not_written_over(tmp_path: Path) -> None:
