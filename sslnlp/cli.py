@@ -83,6 +83,9 @@ def quickstart(
     from sslnlp.train_config import parse_duration
 
     parse_duration(budget)
+    from sslnlp.quickstart.begun import begun_in
+
+    begun_in(out)
     from sslnlp.quickstart.run import quickstart as tell
 
     tell(out, budget=budget)
@@ -140,9 +143,11 @@ def prepare(
 
     asked = load_complete(recipe, overrides or [])
     from sslnlp.data.dealing import Shard
+
+    part = None if shard is None else Shard.parse(shard)
     from sslnlp.recipe.prepare import prepare as make
 
-    make(asked, shard=None if shard is None else Shard.parse(shard), merge=merge)
+    make(asked, shard=part, merge=merge)
 
 
 @app.command()

@@ -56,8 +56,10 @@ def lines(path: Path) -> Iterator[str]:
                     if raw.startswith(b"\xef\xbb\xbf"):
                         raw, offset = raw[3:], 3
                 if (nul := raw.find(0)) >= 0:
+                    place = f"line {number}, byte {offset + nul}"
                     raise UserError(
-                        f"{path} holds a NUL byte (line {number}, byte {offset + nul}): is it a binary file? Remove it"
+                        f"{path} holds a NUL byte ({place}): is it a binary file? Take it out of the data, or the byte "
+                        "out of it"
                     )
                 try:
                     end = len(raw) - raw.endswith(b"\n") - raw.endswith(b"\r\n")

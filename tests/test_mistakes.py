@@ -41,6 +41,8 @@ curve data.train=here.csv data.valid=nowhere.csv
 curve data.train=here.csv data.vald=nowhere.csv
 curve data.train=here.csv data.valid=empty.csv
 curve data.train=here.csv data.valid=here.csv model.pretrained=./nowhere
+curve data.train=here.csv
+train pretrain_bert data.train=here.csv train.processes=2
 tokenizer nowhere.txt --out tokenizer
 tokenizer empty.txt --out tokenizer
 predict model nowhere.csv --out said.jsonl
@@ -80,6 +82,7 @@ report run documents=many
 report run pairs=nowhere.jsonl
 report run against=taken
 quickstart --budget soon
+quickstart --out taken
 """
 
 
@@ -104,6 +107,15 @@ search serve nowhere
 """What opens an index, which is made with numpy."""
 
 
+OF_TABLES = """
+train pretrain_bert data.train=here.csv data.text=body
+train finetune_classification data.train=here.csv data.label=labl
+train finetune_ranking data.train=here.csv data.columns.query=ask
+preview pretrain_bert data.train=here.csv data.text=body
+"""
+"""What reads the head of a table, with pandas and pyarrow."""
+
+
 def test_a_mistake_is_told_before_anything_heavy_is_imported(tmp_path: Path) -> None:
     """Not timed: what makes a line late is what is imported before it, torch and transformers, which take seconds."""
     files = {
@@ -120,7 +132,8 @@ def test_a_mistake_is_told_before_anything_heavy_is_imported(tmp_path: Path) -> 
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content)
-    mistakes, of_search = (commands.strip().splitlines() for commands in (MISTAKES, OF_SEARCH))
+    lists = (MISTAKES, OF_SEARCH, OF_TABLES)
+    mistakes, of_search, of_tables = (commands.strip().splitlines() for commands in lists)
     code = (
         "import sys; from sslnlp.cli import run_command\n"
         "heavy = {'torch', 'transformers', 'datasets', 'evaluate', 'scipy', 'numpy'}\n"
@@ -132,13 +145,15 @@ def test_a_mistake_is_told_before_anything_heavy_is_imported(tmp_path: Path) -> 
         "heavy -= {'scipy', 'numpy'}\n"
         "assert run_command(['search', 'index', 'here.csv', '--out', 'index']) == 0\n"
         f"tell({of_search})\n"
+        "heavy -= {'datasets'}\n"
+        f"tell({of_tables})\n"
     )
     variables = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     said = done.stderr.splitlines()
-    assert [line.startswith("error: ") for line in said] == [True] * len(mistakes + of_search), said
+    assert [line.startswith("error: ") for line in said] == [True] * len(mistakes + of_search + of_tables), said
     shutil.rmtree(tmp_path / "index")
     assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == files.keys()
     assert len(list(tmp_path.iterdir())) == len({name.partition("/")[0] for name in files})

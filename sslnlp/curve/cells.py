@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sslnlp.data import DataConfig
 from sslnlp.errors import UserError
 from sslnlp.recipe import Recipe, to_dict
 from sslnlp.writing import replacing, write_json
@@ -42,6 +43,12 @@ class Measured:
     measures: dict[str, float] = field(default_factory=dict)
     error: str | None = None
     seconds: float = 0.0
+
+
+def check_test_rows(data: DataConfig) -> None:
+    """Refuse data without rows of its own to measure on."""
+    if data.valid is None:
+        raise UserError("a label curve needs test rows: give data.valid=FILE")
 
 
 def parse_labels(text: str) -> list[int | None]:

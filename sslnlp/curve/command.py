@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Grid
 
-from sslnlp.curve.cells import FRESH, LARGEST, LEXICAL, Measured, parse_labels
+from sslnlp.curve.cells import FRESH, LARGEST, LEXICAL, Measured, check_test_rows, parse_labels
 from sslnlp.errors import UserError
 from sslnlp.quiet import progress_bar
 from sslnlp.recipe import Recipe, load_recipe
@@ -48,6 +48,7 @@ def curve(
     numbers = parse_labels(labels)
     for recipe in recipes.values():
         check_inputs(recipe)
+        check_test_rows(recipe.data)
     from sslnlp.curve.run import label_curve  # brings torch, without which the above is looked at
 
     with progress_bar(console) as progress:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from sslnlp.curve.cells import FRESH, LEXICAL, Cell, Measured, Results, cells
+from sslnlp.curve.cells import FRESH, LEXICAL, Cell, Measured, Results, cells, check_test_rows
 from sslnlp.curve.page import write_page
 from sslnlp.data.labelled import labelled
 from sslnlp.data.table_rows import TableRows
@@ -67,8 +67,7 @@ def label_curve(
 
 def _prepared(recipe: Recipe) -> Recipe:
     """The recipe with nothing chosen by the held-out rows, which are the test rows here."""
-    if recipe.data.valid is None:
-        raise UserError("a label curve needs test rows: give data.valid=FILE")
+    check_test_rows(recipe.data)
     if recipe.collator_class.label_kind != "one":
         raise UserError(
             f"a label curve is of classifiers with one class a text, not of objective {recipe.objective.name!r}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import numpy.typing as npt
 from sslnlp.arrays import Bools, Ints
 from sslnlp.data.config import DataConfig, all_held_out
 from sslnlp.data.hashes import HashSet, hash_texts
-from sslnlp.data.label_kinds import KINDS, Label, class_names, few
+from sslnlp.data.label_kinds import KINDS, SEPARATOR, Label, class_names, few
 from sslnlp.data.names import TEXT_PAIRS
 from sslnlp.data.sources import text_column
 from sslnlp.data.stream import in_runs
@@ -23,6 +24,7 @@ from sslnlp.data.table_rows import TableRows, find_column, held_out, open_table,
 from sslnlp.errors import UserError, suggest, usual_name
 from sslnlp.rng import Permutation
 
+log = logging.getLogger(__name__)
 LABEL_NAMES = ("label", "labels", "class", "category", "intent", "score", "target")
 
 
@@ -100,6 +102,8 @@ def labelled(
     left_out = f" ({facts['overlap']} of its rows are in data.valid too and were left out)" if facts["overlap"] else ""
     known = set().union(*read.classes())
     ordered = _ordered(known, names, table.features[label], config, left_out) if kind != "number" else []
+    if kind == "one":
+        _tell_joined(ordered)
     unseen = sorted(set().union(*held.classes()) - set(ordered))
     if unseen:
         raise UserError(
@@ -212,6 +216,17 @@ class _Read:
     def rows(self, table: datasets.Dataset, columns: Mapping[str, str], number: dict[str, int]) -> TableRows:
         encoded = KINDS[self.kind].encode(self.labels, number)
         return TableRows(table, self.index, columns=columns, extra={"label": encoded})
+
+
+def _tell_joined(names: Sequence[str]) -> None:
+    """Say so where classes look like several labels in a cell each: fewer stand between the signs than there are."""
+    joined = [name for name in names if SEPARATOR in name.strip(SEPARATOR)]
+    if joined and len({part.strip() for name in names for part in name.split(SEPARATOR)}) < len(names):
+        log.warning(
+            "each label such as %r counts as a class of its own: for texts of several classes take "
+            "objective.name=multi_label",
+            joined[0],
+        )
 
 
 def _read_labelled(table: datasets.Dataset, columns: Mapping[str, str], label: str, kind: str) -> _Read:

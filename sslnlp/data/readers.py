@@ -40,7 +40,7 @@ def options_of(extension: str, files: list[Path]) -> dict[str, Any]:
     if LOADERS[extension] != "csv":
         return {}
     # Everything is text: "007" must not become 7, and "NA" and "null" are words, not missing values.
-    texts = datasets.Features({name: datasets.Value("string") for name in _column_names(extension, files[0])})
+    texts = datasets.Features({name: datasets.Value("string") for name in column_names(extension, files[0])})
     return {"keep_default_na": False, "sep": _separator(extension, files[0]), "features": texts}
 
 
@@ -169,7 +169,7 @@ def _has_rows(extension: str, file: Path) -> bool:
         case ".parquet":
             return next(parquet_rows([file]), None) is not None
         case _:
-            return bool(_column_names(extension, file))
+            return bool(column_names(extension, file))
 
 
 def _exactly(files: list[Path]) -> list[str]:
@@ -183,11 +183,11 @@ def alike(extension: str, files: list[Path]) -> Iterator[list[Path]]:
     if len(files) == 1:
         yield files
         return
-    for _, run in groupby(files, lambda file: (_separator(extension, file), sorted(_column_names(extension, file)))):
+    for _, run in groupby(files, lambda file: (_separator(extension, file), sorted(column_names(extension, file)))):
         yield list(run)
 
 
-def _column_names(extension: str, file: Path) -> list[str]:
+def column_names(extension: str, file: Path) -> list[str]:
     """The columns of a table: of `.json` and `.jsonl` those of the first row."""
     match extension:
         case ".csv" | ".tsv":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import statistics
 import time
@@ -18,6 +17,7 @@ from rich.table import Table as Grid
 from sslnlp.errors import UserError
 from sslnlp.precision import fitting_precision
 from sslnlp.quickstart import baselines, samples
+from sslnlp.quickstart.begun import BEGUN, begun_in
 from sslnlp.quickstart.corpus import Corpus, fingerprint, write_corpus
 from sslnlp.quickstart.harvest import harvest
 from sslnlp.quickstart.plan import CLASSIFIER_ROWS, QUERY_LENGTH, RANKER_ROWS, TEXT_LENGTH, Plan
@@ -33,7 +33,6 @@ from sslnlp.writing import write_json
 
 DRAWS = {8: 3, 64: 1}
 """Labels a class -> how many draws of the training rows: with few labels the draw decides much, so several are made."""
-BEGUN = "quickstart.json"
 """What it was begun with: only the same may go on in its folder."""
 COLUMNS = ("task", "figure", "pretrained", "untrained", "baseline", "baseline's figure", "guessing")
 
@@ -89,7 +88,7 @@ def quickstart(out: Path, budget: str = "5m", *, console: Console | None = None)
 
 
 def _tell_all(out: Path, budget: str, console: Console) -> Path:
-    before = _before(out)
+    before = begun_in(out)
     began = time.monotonic()
     found = harvest()
     given = {"seconds": parse_duration(budget), "corpus": fingerprint(found)}
@@ -113,16 +112,6 @@ def _tell_all(out: Path, budget: str, console: Console) -> Path:
     page = _report(story, shown)
     _print(story, shown, page)
     return page
-
-
-def _before(out: Path) -> dict[str, Any]:
-    """What a quickstart that was stopped in `out` was begun with; empty where there is none."""
-    if (out / BEGUN).is_file() and not (out / "report.html").exists():
-        before: dict[str, Any] = json.loads((out / BEGUN).read_text(encoding="utf-8"))
-        return before
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{str(out)!r} is not empty; give another --out, or remove it")
-    return {}
 
 
 def _pretrain(story: Story) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from sslnlp.data.files import check_there
-from sslnlp.errors import UserError
+from sslnlp.data.config import DataConfig
+from sslnlp.data.files import check_there, kind, look_up
+from sslnlp.errors import UserError, suggest
 from sslnlp.recipe.load import load_recipe
 from sslnlp.recipe.schema import Recipe
 
@@ -26,7 +27,23 @@ def check_inputs(recipe: Recipe) -> None:
         is_model_folder(recipe.model.pretrained)
     data, report = recipe.data, recipe.report
     check_there(data.train, data.valid, data.unlabelled, data.out_of_scope)
+    _check_columns(data)
     check_there(report.texts, report.pictures, report.pairs, report.sts, report.probe_train, report.probe_test)
+
+
+def _check_columns(data: DataConfig) -> None:
+    """Refuse a column that a recipe names and that the header of a table does not; what needs rows waits for them."""
+    named = {"text": data.text, "label": data.label, **{f"columns.{ours}": name for ours, name in data.columns.items()}}
+    specs = [data.train] if isinstance(data.train, str) else data.train or []
+    tables = [path for spec in specs for path in look_up(spec) or () if kind(path) in (".csv", ".tsv", ".parquet")]
+    if not tables or not any(named.values()):
+        return
+    from sslnlp.data.readers import column_names
+
+    there = column_names(kind(tables[0]), tables[0])
+    for key, name in named.items():
+        if name is not None and name not in there:
+            raise UserError(f"{tables[0]} has no column {name!r} ({data.name_of(key)}).{suggest(name, there)}")
 
 
 def check_complete(recipe: Recipe) -> None:

@@ -178,7 +178,8 @@ def _set(recipe: Recipe, key: str, value: Any) -> None:
     name, _, inner = rest.partition(".")
     accepted = fields_of(config)
     if name not in accepted:
-        raise UserError(f"unknown key {key!r}.{suggest(name, accepted)}")
+        near, groups = suggest(name, accepted), [g for g in SECTIONS if name in fields_of(getattr(recipe, g))]
+        raise UserError(f"unknown key {key!r}." + (f" Did you mean '{groups[0]}.{rest}'?" if groups else near))
     if inner:
         _set_inside(config, key, name, inner, value, accepted[name])
     else:

@@ -210,7 +210,10 @@ def test_a_failed_rebuild_leaves_the_old_index_and_its_own_work(
     assert len(Index(built).search("plate", "bm25")) == 3
     said: list[str] = []
     build_index(corpus, built, say=said.append)
-    assert said == ["Going on where a run was interrupted: 5 documents read and counted."]
+    assert said == [
+        f"The index of 5 documents that is at {built} will be replaced, at the end.",
+        "Going on where a run was interrupted: 5 documents read and counted.",
+    ]
     assert Index(built).modes == ("bm25",)
 
 
