@@ -43,7 +43,7 @@ def build_config(
     if tokenizer is not None:
         names = [f"{name}_token_id" for name in ("pad", "bos", "eos", "cls", "sep")]
         ids = {name: getattr(tokenizer, name) for name in names}
-        extra = {"vocab_size": vocabulary_size(tokenizer)} | extra
+        fields |= {"vocab_size": vocabulary_size(tokenizer)}
     if config.architecture == "roberta":
         fields["max_position_embeddings"] = max_length + (ids["pad_token_id"] or 0) + 1
     default = AutoConfig.for_model(config.architecture)
@@ -96,7 +96,7 @@ def build_model(
         else:
             model = _fresh(config, tokenizer, wraps, max_length, extra)
         if tokenizer is not None:
-            _check_contract(model, tokenizer, max_length)
+            _check_contract(model, tokenizer, max_length, fresh=config.pretrained is None)
         adapt(model)
         if config.lora_rank is not None:
             add_lora(model, config.lora_rank, new)
@@ -223,13 +223,17 @@ def max_positions(config: PreTrainedConfig) -> int | None:
     return None if length is None else length - position_offset(config)
 
 
-def _check_contract(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+def _check_contract(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int, *, fresh: bool
+) -> None:
     vocabulary = model.get_input_embeddings().weight.shape[0]
     if (size := vocabulary_size(tokenizer)) > vocabulary:
-        raise UserError(
-            f"the tokenizer has {size} tokens but the model embeds {vocabulary}; "
-            f"use the tokenizer the model was trained with"
+        advice = (
+            f"leave model.config.vocab_size out, or give {size} or more"
+            if fresh
+            else "use the tokenizer the model was trained with"
         )
+        raise UserError(f"the tokenizer has {size} tokens but the model embeds {vocabulary}; {advice}")
     longest = max_positions(model.config)
     if longest is not None and max_length > longest:
         raise UserError(

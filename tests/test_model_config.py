@@ -61,6 +61,12 @@ def test_any_field_of_the_configuration_can_be_set(tokenizer: PreTrainedTokenize
     assert build_model(config, tokenizer, AutoModel, max_length=64).config.hidden_size == 96
 
 
+def test_a_vocabulary_may_be_larger_than_the_tokenizers(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Rounded up for the products of a GPU, say."""
+    config = ModelConfig(architecture="bert", size="nano", config={"vocab_size": 1024})
+    assert build_model(config, tokenizer, AutoModel, max_length=64).get_input_embeddings().num_embeddings == 1024
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -69,6 +75,7 @@ def test_any_field_of_the_configuration_can_be_set(tokenizer: PreTrainedTokenize
         ({"dropout": 1.0}, "dropout must be in"),
         ({"config": {"hiden_size": 3}}, "Did you mean 'hidden_size'"),
         ({"architecture": "bert", "config": {"hidden_size": 65}}, "not valid for bert|65"),
+        ({"config": {"vocab_size": 10}}, r"embeds 10; leave model.config.vocab_size out, or give \d+ or more"),
         ({"architecture": "gpt2"}, "no ForMaskedLM form"),
         ({"pretrained": "nowhere/at/all"}, "cannot load model.pretrained=nowhere"),
     ],

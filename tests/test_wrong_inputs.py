@@ -78,6 +78,7 @@ CASES = [
     Wrong("damaged parquet", with_file("t.parquet", b"PAR1 but no more"), "parquet"),
     Wrong("damaged gzip", with_file("t.txt.gz", b"\x1f\x8b no gzip"), "t.txt.gz"),
     Wrong("unknown key", pretrain("train.step=5"), "Did you mean 'steps'"),
+    Wrong("key of another group", pretrain("train.processes=5"), "Did you mean 'data.processes'"),
     Wrong("unknown section", pretrain("trian.steps=5"), "Did you mean 'train'"),
     Wrong("section for a key", pretrain("train=5"), "group of keys"),
     Wrong("unknown option", pretrain("collator.rte=0.2"), "Did you mean 'rate'"),

@@ -106,13 +106,15 @@ def _bound_lengths(recipe: Recipe) -> None:
 
 
 def _check_options(recipe: Recipe) -> None:
-    """Make the collator once before text is read, which refuses wrong values."""
+    """Make the collator, and the configuration of a fresh model, once before text is read: they refuse wrong values."""
     if not recipe.collator_class.reads_text:
         _collator(recipe, None, picture_facts(recipe.model))
     elif recipe.tokenizer.path is not None:
         _collator(recipe, load_tokenizer(recipe.tokenizer.path), {})
     else:
         _collator(recipe, stand_in(), {})
+    if recipe.model.pretrained is None and recipe.collator_class.reads_text:
+        build_config(recipe.model, stand_in(), recipe.data.seq_length)
 
 
 def cache_folder(recipe: Recipe) -> Path:

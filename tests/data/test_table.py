@@ -324,3 +324,14 @@ def test_tags_are_called_as_labels_are(load):
 def test_words_and_tags_that_are_none_are_refused_with_their_row(load, row, message):
     with pytest.raises(UserError, match=message):
         load(tagged, [{"tokens": ["x"], "tags": ["O"]}, row])
+
+
+def test_several_labels_in_a_cell_are_told_from_names_with_the_sign(load, caplog):
+    rows = [{"text": f"a {n}", "label": label} for n, label in enumerate(["med", "fin", "med|fin", "fin|code"] * 3)]
+    load(labelled, rows, valid_fraction=0)
+    assert "each label such as 'fin|code' counts as a class of its own" in caplog.text
+    assert "objective.name=multi_label" in caplog.text
+    caplog.clear()
+    load(labelled, [{**row, "label": row["label"].replace("fin|code", "x|")} for row in rows[:2] + rows[3:4]])
+    load(labelled, [{"text": f"a {n}", "label": label} for n, label in enumerate(["in|out", "up|down"] * 3)])
+    assert not caplog.text
