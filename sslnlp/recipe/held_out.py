@@ -16,7 +16,7 @@ from sslnlp.types import Row
 
 SETTLED = ("one", "several", "number")
 """The kinds of labels of which there is one a text."""
-TIMED_BATCHES = 12
+TIMED_BATCHES = 5
 """Held-out batches that are timed, from all over the held-out rows, where these have more than twice as many."""
 
 
