@@ -32,18 +32,23 @@ def check_inputs(recipe: Recipe) -> None:
 
 
 def _check_columns(data: DataConfig) -> None:
-    """Refuse a column that a recipe names and that the header of a table does not; what needs rows waits for them."""
-    named = {"text": data.text, "label": data.label, **{f"columns.{ours}": name for ours, name in data.columns.items()}}
+    """Refuse a column that a recipe names and no header of a table does; what needs rows waits for them."""
+    given = {"text": data.text, "label": data.label, **{f"columns.{ours}": name for ours, name in data.columns.items()}}
+    named = {key: name for key, name in given.items() if name is not None}
     specs = [data.train] if isinstance(data.train, str) else data.train or []
     tables = [path for spec in specs for path in look_up(spec) or () if kind(path) in (".csv", ".tsv", ".parquet")]
-    if not tables or not any(named.values()):
+    if not tables or not named:
         return
     from sslnlp.data.readers import column_names
 
-    there = column_names(kind(tables[0]), tables[0])
-    for key, name in named.items():
-        if name is not None and name not in there:
-            raise UserError(f"{tables[0]} has no column {name!r} ({data.name_of(key)}).{suggest(name, there)}")
+    there: dict[str, None] = {}
+    for table in tables:
+        there |= dict.fromkeys(column_names(kind(table), table))
+        if there.keys() >= set(named.values()):
+            return
+    key, name = next((key, name) for key, name in named.items() if name not in there)
+    where = specs[0] if len(specs) == 1 else "data.train"
+    raise UserError(f"{where} has no column {name!r} ({data.name_of(key)}).{suggest(name, there)}")
 
 
 def check_complete(recipe: Recipe) -> None:

@@ -17,7 +17,7 @@ from sslnlp.types import Row
 SETTLED = ("one", "several", "number")
 """The kinds of labels of which there is one a text."""
 TIMED_BATCHES = 5
-"""Held-out batches that are timed, from all over the held-out rows, where these have more than twice as many."""
+"""Held-out batches that are timed, from all over the held-out rows, where these have three times as many or more."""
 
 
 class HeldOut:
