@@ -5,6 +5,7 @@ What trains, mines and indexes is imported where it is called: it brings torch, 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,13 +19,14 @@ from sslnlp.data.files import check_there
 from sslnlp.errors import UserError
 from sslnlp.recipe import Recipe, load_recipe, read_result
 from sslnlp.recipe.complete import is_model_folder
+from sslnlp.recipe.load import read_biography
 from sslnlp.search.documents import check_documents
 from sslnlp.search.model_folder import read_json
 from sslnlp.train_config import parse_duration
 from sslnlp.writing import sha256_of, write_json
 
 SHARES = {"masked": 0.35, "retrieval": 0.15, "contrastive": 0.15, "pairs": 0.1, "mined": 0.1, "reranker": 0.15}
-"""Parts of the budget. Without text, or with an encoder to start from, the first three are not run."""
+"""Parts of the budget, of the stages that are run: with an encoder to start from, the last three."""
 RECIPES = {
     "masked": "pretrain_bert",
     "retrieval": "embed_retromae",
@@ -59,7 +61,15 @@ class Journey:
     overrides: dict[str, list[str]]
     """Stage -> keys of its recipe."""
     console: Console
+    stages: Sequence[str] = tuple(SHARES)
+    """Those that are run."""
     done: list[str] = field(default_factory=list)
+    began: float = field(default_factory=lambda: time.monotonic())
+    left: float = field(init=False)
+    """Of `seconds`, when this call began: the shares of what was not finished."""
+
+    def __post_init__(self) -> None:
+        self.left = sum(self.share(stage) for stage in self.stages if not self.finished(stage))
 
     def tell(self, line: str) -> None:
         """One line to the person."""
@@ -69,6 +79,17 @@ class Journey:
     def finished(self, stage: str) -> bool:
         """Whether the stage has left its export."""
         return (self.out / stage / "export" / "config.json").is_file()
+
+    def share(self, stage: str) -> float:
+        """Seconds of the budget that are a stage's by right."""
+        return self.seconds * SHARES[stage] / sum(SHARES[one] for one in self.stages)
+
+    def seconds_for(self, stage: str) -> float:
+        """Those that it gets: its part of what is left now, since imports, held-out passes and mining take time that is
+        no stage's, but half of its share in any case."""
+        to_come = self.stages[self.stages.index(stage) :]
+        left = self.left - (time.monotonic() - self.began)
+        return max(self.share(stage) / 2, left * SHARES[stage] / sum(SHARES[one] for one in to_come))
 
     def train(self, stage: str, start: str | None, data: Path | str) -> str:
         """Run a stage's recipe from the export `start` and return its own; one that is finished is left as it is."""
@@ -82,7 +103,7 @@ class Journey:
         own = self.overrides.get(stage, [])
         keys = [f"data.train={data}", f"out={place}", *([f"model.pretrained={start}"] if start is not None else [])]
         if not any(key.startswith(("train.steps=", "train.epochs=", "train.budget=")) for key in own):
-            keys.append(f"train.budget={SHARES[stage] * self.seconds:.1f}s")
+            keys.append(f"train.budget={_begun_with(place) or f'{self.seconds_for(stage):.1f}s'}")
         recipe = stage_recipe(stage, [*keys, *own])
         time = recipe.train.budget or "as long as was said"
         self.tell(f"{stage}: {RECIPES[stage]} for {time}, from {start or 'nothing'}")
@@ -123,7 +144,8 @@ def text_to_search(
     """Pretrain on `text` (masked, then for retrieval, then contrastive) or start from `encoder`; fine-tune on `pairs`,
     mine negatives with what came out, fine-tune on them, train a reranker, index `documents`, measure on `beir`.
 
-    `budget` is the wall clock of all training together. `overrides` are keys of a stage's recipe, `STAGE.key=value`
+    `budget` is the wall clock of all stages and the mining between them, as near as they come to it; the index is made
+    after it. `overrides` are keys of a stage's recipe, `STAGE.key=value`
     (`masked.model.size=small`). Returns the index's folder. A call with the same `out` goes on where the last one was
     stopped, and raises `UserError` where that was from other text, pairs or keys. Also for what cannot be read, before
     anything is trained where it can be seen.
@@ -137,7 +159,8 @@ def text_to_search(
     if encoder is not None:
         is_model_folder(encoder)
     check_documents(documents)
-    journey = Journey(out, parse_duration(budget), _by_stage(overrides), console or Console(stderr=True))
+    stages = tuple(stage for stage in SHARES if text is not None or stage not in ON_TEXT)
+    journey = Journey(out, parse_duration(budget), _by_stage(overrides), console or Console(stderr=True), stages)
     _check(journey, pairs, text)
     _remember(journey, {"text": _named(text), "encoder": _named(encoder), "pairs": _contents(pairs)})
     start = encoder
@@ -158,6 +181,14 @@ def text_to_search(
         evaluate(index, beir)
     journey.tell(f'Try: sslnlp search query {index} "your words", or sslnlp search serve {index}')
     return index
+
+
+def _begun_with(place: Path) -> str | None:
+    """The budget of a run that was stopped in `place`, which it goes on with; None where there is none."""
+    if not (place / "recipe.json").is_file():
+        return None
+    budget: str | None = read_biography(place / "recipe.json")["recipe"]["train"]["budget"]
+    return budget
 
 
 def _check(journey: Journey, pairs: Path, text: str | None) -> None:

@@ -16,7 +16,7 @@ def build_command(
     documents: Annotated[Path, typer.Option(help="What is to be searched, as `sslnlp search index` reads it.")],
     text: Annotated[str | None, typer.Option(help="Text to pretrain on: a file, glob, folder or hub name.")] = None,
     encoder: Annotated[str | None, typer.Option(help="Or an encoder to start from (an export, a hub name).")] = None,
-    budget: Annotated[str, typer.Option(help="Time for all training together, e.g. 30m, 2h.")] = "30m",
+    budget: Annotated[str, typer.Option(help="Time for all but the index, e.g. 30m, 2h.")] = "30m",
     beir: Annotated[Path | None, typer.Option(help="A BEIR folder to measure the index on in the end.")] = None,
     keys: Annotated[
         list[str] | None,

@@ -10,8 +10,10 @@ from rich.console import Console
 
 from sslnlp.cli import run_command
 from sslnlp.errors import UserError
+from sslnlp.recipe import Recipe
 from sslnlp.search.index import Index
-from sslnlp.text_to_search import RECIPES, text_to_search
+from sslnlp.text_to_search import RECIPES, Journey, text_to_search
+from sslnlp.train_config import parse_duration
 from tests.contract import corpus
 
 
@@ -143,3 +145,38 @@ def test_a_folder_of_other_files_is_left_alone(
     assert run_command([*begin, str(files["text"]), "--out", str(tmp_path)]) == 2
     assert "already holds other files (notes.txt): choose another --out" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_budget_is_divided_over_the_stages_that_are_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what is no stage's (imports, mining) taken off those to come, but half of a stage's share in any case."""
+    now = 0.0
+    monkeypatch.setattr("sslnlp.text_to_search.time.monotonic", lambda: now)
+    journey = Journey(tmp_path, 700.0, {}, Console(quiet=True), ("pairs", "mined", "reranker"))  # 0.1, 0.1 and 0.15
+    assert journey.seconds_for("pairs") == pytest.approx(200)
+    now = 250.0
+    assert journey.seconds_for("mined") == pytest.approx(450 * 0.1 / 0.25)
+    now = 450.0
+    assert journey.seconds_for("reranker") == pytest.approx(250)
+    now = 690.0
+    assert journey.seconds_for("reranker") == pytest.approx(150)
+    (tmp_path / "pairs" / "export").mkdir(parents=True)
+    (tmp_path / "pairs" / "export" / "config.json").touch()
+    assert Journey(tmp_path, 700.0, {}, Console(quiet=True), journey.stages).seconds_for("mined") == pytest.approx(200)
+
+
+def test_a_stage_that_was_stopped_goes_on_with_its_own_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one would make it another run, which a resume refuses."""
+    asked: list[tuple[str | None, bool]] = []
+
+    def run(recipe: Recipe, *, resume: bool, console: Console) -> None:
+        asked.append((recipe.train.budget, resume))
+        story = {"recipe": {"train": {"budget": recipe.train.budget}}, "result": {"steps": 1, "measures": {}}}
+        (tmp_path / "pairs").mkdir(exist_ok=True)
+        (tmp_path / "pairs" / "recipe.json").write_text(json.dumps(story))
+
+    monkeypatch.setattr("sslnlp.recipe.run", run)
+    for seconds in (100.0, 900.0):
+        Journey(tmp_path, seconds, {}, Console(quiet=True), ("pairs",)).train("pairs", None, "pairs.jsonl")
+    (budget, fresh), again = asked
+    assert (fresh, again) == (False, (budget, True))
+    assert parse_duration(budget or "") == pytest.approx(100, abs=1)
