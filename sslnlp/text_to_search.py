@@ -61,7 +61,7 @@ class Journey:
     overrides: dict[str, list[str]]
     """Stage -> keys of its recipe."""
     console: Console
-    stages: Sequence[str] = tuple(SHARES)
+    stages: Sequence[str]
     """Those that are run."""
     done: list[str] = field(default_factory=list)
     began: float = field(default_factory=lambda: time.monotonic())

@@ -52,7 +52,7 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
 
 
 def test_a_run_waits_for_no_library_it_does_not_use() -> None:
-    """`evaluate` brings scipy.stats, which is seconds; a run that has no metric of theirs starts without."""
+    """`evaluate` brings scipy.stats; a run that has no metric of theirs starts without."""
     code = (
         "import sys, sslnlp.recipe.running;"
         "heavy = {'evaluate', 'scipy.stats', 'sklearn', 'sentence_transformers', 'matplotlib'} & set(sys.modules);"

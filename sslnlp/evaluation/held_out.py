@@ -25,8 +25,8 @@ from sslnlp.sums import add_sums, ratios
 
 
 def _imported(module: str, name: str) -> Callable[[Mapping[str, Tensor]], dict[str, float]]:
-    """The function, imported when it is called: most of them bring `evaluate`, which is seconds, and no run that
-    pretrains a language model asks for it."""
+    """The function, imported when it is called: most of them bring `evaluate` and scipy.stats, which no run that
+    pretrains a language model has to wait for."""
 
     def measure(predicted: Mapping[str, Tensor]) -> dict[str, float]:
         found: dict[str, float] = getattr(import_module(f"sslnlp.evaluation.{module}"), name)(predicted)

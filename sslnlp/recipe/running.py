@@ -134,7 +134,7 @@ def _report(parts: Parts) -> RunReport | None:
     """None where the recipe asks for no report card. Raises `UserError` for files that cannot be used."""
     if not parts.recipe.report.asked:
         return None
-    from sslnlp.recipe.reporting import RunReport  # with all that measures, which is seconds
+    from sslnlp.recipe.reporting import RunReport  # with all that measures
 
     return RunReport(parts)
 
