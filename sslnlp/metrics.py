@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,12 @@ class MetricsLog:
         line = {"step": step} | {k: _plain(v) for k, v in values.items()}
         with naming(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def tokens_per_second(path: Path) -> float:
+    """That a finished run was trained at: the median over its log, so that a busy moment does not count."""
+    speeds = [line["train/tokens_per_second"] for line in read_metrics(path) if "train/loss" in line]
+    return float(statistics.median(speeds))
 
 
 def _plain(value: Any) -> Any:

@@ -17,6 +17,7 @@ from rich.console import Console
 from sslnlp.data import DataConfig
 from sslnlp.data.files import check_there
 from sslnlp.errors import UserError
+from sslnlp.metrics import tokens_per_second
 from sslnlp.recipe import Recipe, load_recipe, read_result
 from sslnlp.recipe.complete import is_model_folder
 from sslnlp.recipe.load import read_biography
@@ -35,13 +36,21 @@ RECIPES = {
     "mined": "finetune_ranking",
     "reranker": "finetune_ranking",
 }
-# What the stage before leaves is a sentence encoder by its files, but nothing has compared its vectors yet.
-OWN_KEYS = {
-    "contrastive": {"objective.whitening": "0.5"},
-    # A cross-encoder of the same weights has learnt nothing in a time after which this one helps (docs/results.md).
-    "reranker": {"objective.name": "late_interaction"},
-}
 ON_TEXT = ("masked", "retrieval", "contrastive")
+ON_PAIRS = ("pairs", "mined", "reranker")
+# A stage has a part of the time, and its figures are on the way: a quarter of what is held out of a run on its own. The
+# same where the same is read, so that no stage trains on what another one holds out, and tokens are stored once.
+_LESS_TEXT, _FEWER_PAIRS = {"data.valid_tokens": "50000"}, {"data.valid_rows": "500"}
+OWN_KEYS = {
+    "masked": _LESS_TEXT,
+    "retrieval": _LESS_TEXT,
+    # What the stage before leaves is a sentence encoder by its files, but nothing has compared its vectors yet.
+    "contrastive": {**_LESS_TEXT, "objective.whitening": "0.5"},
+    "pairs": _FEWER_PAIRS,
+    "mined": _FEWER_PAIRS,
+    # A cross-encoder of the same weights has learnt nothing in a time after which this one helps (docs/results.md).
+    "reranker": {**_FEWER_PAIRS, "objective.name": "late_interaction"},
+}
 READ_FIRST = {
     "text": ("masked", "other text"),
     "encoder": ("pairs", "another encoder"),
@@ -50,6 +59,9 @@ READ_FIRST = {
 """Input -> the first stage that reads it, and what that was made from when it is no longer the same."""
 INPUTS = "build.json"
 NEGATIVES = 7
+LEAST_MINED = 2_000
+"""Pairs: those that are held out are among them."""
+HOW_LONG = ("train.steps=", "train.epochs=", "train.budget=")
 
 
 @dataclass
@@ -102,7 +114,7 @@ class Journey:
             return str(export)
         own = self.overrides.get(stage, [])
         keys = [f"data.train={data}", f"out={place}", *([f"model.pretrained={start}"] if start is not None else [])]
-        if not any(key.startswith(("train.steps=", "train.epochs=", "train.budget=")) for key in own):
+        if not _says_how_long(own):
             keys.append(f"train.budget={_begun_with(place) or f'{self.seconds_for(stage):.1f}s'}")
         recipe = stage_recipe(stage, [*keys, *own])
         time = recipe.train.budget or "as long as was said"
@@ -123,9 +135,28 @@ class Journey:
             self.tell(f"negatives: found in {mined}")
             return mined
         columns = stage_recipe("pairs", self.overrides.get("pairs", [])).data.columns
-        found = mine(pairs, mined, model=model, bm25=True, columns=columns, options=Mining(negatives=NEGATIVES))
-        self.tell(f"negatives: {NEGATIVES} for each of {found.written:,} pairs, out of {found.documents:,} documents")
+        options, limit = Mining(negatives=NEGATIVES), self.readable()
+        found = mine(pairs, mined, model=model, bm25=True, columns=columns, limit=limit, options=options)
+        of_all = f" of {found.pairs:,}" if found.asked < found.pairs else ""
+        self.tell(
+            f"negatives: {NEGATIVES} for each of {found.written:,}{of_all} pairs, out of {found.documents:,} documents"
+        )
         return mined
+
+    def readable(self) -> int | None:
+        """Pairs that the stages to come can read in their time at most, going by the one before: with negatives a pair
+        takes them at least twice as long. None where their keys say how long they are."""
+        to_come = ON_PAIRS[1:]
+        if any(_says_how_long(self.overrides.get(stage, [])) for stage in to_come):
+            return None
+        before = self.out / ON_PAIRS[0]
+        story, result = read_biography(before / "recipe.json"), read_result(before)
+        train = story["recipe"]["train"]
+        rows = result["steps"] * train["batch_size"] * train["accumulate"] * story["processes"]
+        if not result["tokens_seen"]:
+            return None
+        a_second = tokens_per_second(before / "metrics.jsonl") * rows / result["tokens_seen"]
+        return max(LEAST_MINED, int(a_second * max(self.share(stage) for stage in to_come) / 2))
 
 
 def text_to_search(
@@ -181,6 +212,10 @@ def text_to_search(
         evaluate(index, beir)
     journey.tell(f'Try: sslnlp search query {index} "your words", or sslnlp search serve {index}')
     return index
+
+
+def _says_how_long(keys: Sequence[str]) -> bool:
+    return any(key.startswith(HOW_LONG) for key in keys)
 
 
 def _begun_with(place: Path) -> str | None:
@@ -252,7 +287,7 @@ def _of_stage(stage: str) -> Iterator[None]:
 def stage_recipe(stage: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe of a stage under its own keys, and what a stage has of its own where these do not say otherwise."""
     given = {override.partition("=")[0] for override in overrides}
-    own = [f"{key}={value}" for key, value in OWN_KEYS.get(stage, {}).items() if key not in given]
+    own = [f"{key}={value}" for key, value in OWN_KEYS[stage].items() if key not in given]
     return load_recipe(RECIPES[stage], [*own, *overrides])
 
 

@@ -44,7 +44,7 @@ COMMANDS = {
     "search add": "index data --batch-size --id-column --image-column --model --replace --text-column --title-column",
     "search delete": "index ids --ids",
     "search mine": (
-        "pairs --batch-size --bm25 --corpus --depth --language --margin --model --negatives --out --overwrite "
+        "pairs --batch-size --bm25 --corpus --depth --language --limit --margin --model --negatives --out --overwrite "
         "--positive-column --query-column --reranker --sample --seed --skip-top --text-column --title-column"
     ),
     "search query": (
@@ -63,7 +63,7 @@ adapt.batch_size adapt.lr adapt.objective adapt.seq_length adapt.steps
 collator.name
 data.beir data.cache data.columns data.deduplicate data.draw data.label data.labels_per_class data.licence data.limit
 data.out_of_scope data.packing data.processes data.seq_length data.split_text data.streaming data.text data.train
-data.unlabelled data.valid data.valid_fraction data.valid_tokens
+data.unlabelled data.valid data.valid_fraction data.valid_rows data.valid_tokens
 model.architecture model.config model.dropout model.embedding_init model.fresh model.lora_rank model.pretrained
 model.reinit_layers model.size name objective.name out
 report.beir report.documents report.every report.label report.pairs report.pictures report.probe_test

@@ -12,7 +12,7 @@ from sslnlp.cli import run_command
 from sslnlp.errors import UserError
 from sslnlp.recipe import Recipe
 from sslnlp.search.index import Index
-from sslnlp.text_to_search import RECIPES, Journey, text_to_search
+from sslnlp.text_to_search import LEAST_MINED, RECIPES, Journey, text_to_search
 from sslnlp.train_config import parse_duration
 from tests.contract import corpus
 
@@ -162,6 +162,28 @@ def test_a_budget_is_divided_over_the_stages_that_are_run(tmp_path: Path, monkey
     (tmp_path / "pairs" / "export").mkdir(parents=True)
     (tmp_path / "pairs" / "export" / "config.json").touch()
     assert Journey(tmp_path, 700.0, {}, Console(quiet=True), journey.stages).seconds_for("mined") == pytest.approx(200)
+
+
+def test_as_many_pairs_are_mined_as_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sslnlp.text_to_search.time.monotonic", lambda: 0.0)
+    (tmp_path / "pairs" / "export").mkdir(parents=True)
+    (tmp_path / "pairs" / "export" / "config.json").touch()
+    train = {"batch_size": 16, "accumulate": 2}
+    story = {"recipe": {"train": train}, "processes": 2, "result": {"steps": 10, "tokens_seen": 64_000}}  # 100 a pair
+    (tmp_path / "pairs" / "recipe.json").write_text(json.dumps(story))
+    lines = [
+        {"step": n, "train/loss": 1.0, "train/tokens_per_second": speed} for n, speed in enumerate((9e3, 20e3, 5e4))
+    ]
+    (tmp_path / "pairs" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def readable(seconds: float, *keys: str) -> int | None:
+        stages = ("pairs", "mined", "reranker")
+        return Journey(tmp_path, seconds, {"mined": list(keys)}, Console(quiet=True), stages).readable()
+
+    assert readable(700.0) == 200 * 300 / 2  # pairs a second, seconds of the reranker
+    assert readable(7.0) == LEAST_MINED
+    assert readable(700.0, "train.lr=1e-3") == 30_000
+    assert readable(700.0, "train.epochs=1") is None
 
 
 def test_a_stage_that_was_stopped_goes_on_with_its_own_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,6 +30,8 @@ class DataConfig:
     """Share of documents held out when `valid` is None; 0 holds out none."""
     valid_tokens: int | None = 200_000
     """At most this many held-out tokens, in whole documents taken in the order of their hashes. None: no cap."""
+    valid_rows: int | None = 2_000
+    """At most this many held-out pairs, labelled texts or pictures, in the order of their hashes. None: no cap."""
     seq_length: int = 128
     """Tokens of a row."""
     packing: str = "pack"
@@ -70,7 +72,7 @@ class DataConfig:
             raise UserError(f"data.valid_fraction must be at least 0 and below 1, got {self.valid_fraction}")
         if self.seq_length < 4:
             raise UserError(f"data.seq_length must be at least 4, got {self.seq_length}")
-        for name in ("valid_tokens", "limit", "processes", "labels_per_class"):
+        for name in ("valid_tokens", "valid_rows", "limit", "processes", "labels_per_class"):
             number = getattr(self, name)
             if number is not None and number < 1:
                 raise UserError(f"data.{name} must be at least 1 (or left out), got {number}")

@@ -89,7 +89,7 @@ def labelled(
             raise all_held_out(config)
         read = read.only(~leaked)
     else:
-        mask = held_out(read.hashes, config.valid_fraction)
+        mask = held_out(read.hashes, config)
         held, held_table, read = read.only(mask), table, read.only(~mask)
     if config.deduplicate:
         fresh = HashSet().add(read.row_hashes)

@@ -9,11 +9,10 @@ from typing import Any
 
 import datasets
 import numpy as np
-import numpy.typing as npt
 
 from sslnlp.arrays import Ints
 from sslnlp.data.config import DataConfig, all_held_out
-from sslnlp.data.hashes import HashSet, hash_texts
+from sslnlp.data.hashes import Hashes, HashSet, hash_same, hash_texts
 from sslnlp.data.table_rows import TableRows, find_column, held_out, open_table, set_of
 from sslnlp.errors import UserError
 
@@ -48,27 +47,29 @@ def paired(config: DataConfig, *, cache_dir: str | Path | None = None) -> Paired
     """
     table, fingerprint = open_table(config, "train", cache_dir)
     columns = _columns(table, config, str(config.train))
-    kept, hashes = _read_pairs(table, columns, config)
+    kept, hashes, queries = _read_pairs(table, columns, config)
     facts: dict[str, Any] = {"read": len(table), "empty": len(table) - len(kept), "duplicates": 0, "overlap": 0}
     facts.update(columns=columns, fingerprint=fingerprint, sources={"train": str(config.train)})
     valid = None
     if config.valid is not None:
         held_table, facts["valid_fingerprint"] = open_table(config, "valid", cache_dir)
         held_columns = _columns(held_table, config, str(config.valid), like=columns)
-        held_kept, held_hashes = _read_pairs(held_table, held_columns, config)
+        held_kept, held_hashes, _ = _read_pairs(held_table, held_columns, config)
         facts["sources"]["valid"] = str(config.valid)
         leaked = set_of(held_hashes).contains(hashes)
         facts["overlap"] = int(leaked.sum())
         if leaked.size and leaked.all():
             raise all_held_out(config)
-        kept, hashes = kept[~leaked], hashes[~leaked]
+        kept, hashes, queries = kept[~leaked], hashes[~leaked], queries[~leaked]
         valid = TableRows(held_table, held_kept, columns=held_columns) if len(held_kept) else None
     if config.deduplicate:
         fresh = HashSet().add(hashes)
         facts["duplicates"] = int((~fresh).sum())
-        kept, hashes = kept[fresh], hashes[fresh]
+        kept, hashes, queries = kept[fresh], hashes[fresh], queries[fresh]
     if config.valid is None:
-        mask = held_out(hashes, config.valid_fraction)
+        # By the query, so that none is on both sides; where there are too few for a share of them, by the pair.
+        several = len(np.unique(queries)) * config.valid_fraction >= 1
+        mask = held_out(queries if several else hashes, config)
         valid = TableRows(table, kept[mask], columns=columns) if mask.any() else None
         kept = kept[~mask]
     if not len(kept):
@@ -103,26 +104,27 @@ def _are_scores(table: datasets.Dataset, found: str, given: str | None, columns:
     return given is not None or (numbers and "negative" in columns)
 
 
-def _read_pairs(
-    table: datasets.Dataset, columns: Mapping[str, str], config: DataConfig
-) -> tuple[Ints, npt.NDArray[np.uint64]]:
-    """Index of the rows that have query and positive, and the hash of each such pair."""
+def _read_pairs(table: datasets.Dataset, columns: Mapping[str, str], config: DataConfig) -> tuple[Ints, Hashes, Hashes]:
+    """Index of the rows that have query and positive, and the hashes of each such pair and of its query."""
     query, positive = columns["query"], columns["positive"]
     if query == positive:
         say = config.name_of("columns.positive", "NAME")
         raise UserError(f"query and positive are both column {query!r}; name them: {say}")
     index: list[int] = []
-    hashes: list[npt.NDArray[np.uint64]] = [np.empty(0, np.uint64)]
+    hashes: list[Hashes] = [np.empty(0, np.uint64)]
+    queries: list[Hashes] = [np.empty(0, np.uint64)]
     at = 0
     for batch in table.select_columns([query, positive]).iter(batch_size=1024):
-        kept = []
+        kept, asked = [], []
         for a, b in zip(batch[query], batch[positive], strict=True):
             for name, value in ((query, a), (positive, b)):
                 if value is not None and not isinstance(value, str):
                     raise UserError(f"column {name!r} holds {type(value).__name__}, not text; name another")
             if a and b and a.strip() and b.strip():
                 kept.append(f"{a}\x1f{b}")
+                asked.append(a)
                 index.append(at)
             at += 1
         hashes.append(hash_texts(kept))
-    return np.array(index, np.int64), np.concatenate(hashes)
+        queries.append(hash_same(asked))
+    return np.array(index, np.int64), np.concatenate(hashes), np.concatenate(queries)

@@ -132,7 +132,7 @@ def pictured(config: DataConfig, *, cache_dir: str | Path | None = None, caption
         facts["overlap"] = int(leaked.sum())
         read = read.only(~leaked)
     else:
-        mask = held_out(read.hashes, config.valid_fraction)
+        mask = held_out(read.hashes, config)
         held, read = read.only(mask), read.only(~mask)
     if config.deduplicate:
         fresh = HashSet().add(read.row_hashes())

@@ -98,9 +98,12 @@ def set_of(hashes: npt.NDArray[np.uint64]) -> HashSet:
     return found
 
 
-def held_out(hashes: npt.NDArray[np.uint64], fraction: float) -> Bools:
-    """Rows whose hash is among the smallest; at least one text where there are two and a share is asked for."""
-    if fraction == 0 or len(np.unique(hashes)) < 2:
+def held_out(hashes: npt.NDArray[np.uint64], config: DataConfig) -> Bools:
+    """Rows whose hash is among the smallest, `config.valid_fraction` of them but not more than `config.valid_rows`; at
+    least one text where there are two and a share is asked for. Rows of one hash stay on one side."""
+    if config.valid_fraction == 0 or len(np.unique(hashes)) < 2:
         return np.zeros(len(hashes), bool)
-    bound = max(int(fraction * 2.0**64), int(hashes.min()) + 1)
-    return np.asarray(hashes < np.uint64(bound))
+    bound = int(config.valid_fraction * 2.0**64)
+    if config.valid_rows is not None and config.valid_rows < len(hashes):
+        bound = min(bound, int(np.partition(hashes, config.valid_rows)[config.valid_rows]))
+    return np.asarray(hashes < np.uint64(max(bound, int(hashes.min()) + 1)))

@@ -68,7 +68,7 @@ def tagged(config: DataConfig, *, names: list[str] | None = None, cache_dir: str
         if len(rows) and not kept.any():
             raise all_held_out(config)
     else:
-        mask = held_out(hashes, config.valid_fraction)
+        mask = held_out(hashes, config)
         seen = {tag for row in labels[~mask] for tag in row}
         mask &= np.array([seen.issuperset(row) for row in labels], bool)
         held_table, held_rows, held_labels, kept = table, rows[mask], labels[mask], ~mask

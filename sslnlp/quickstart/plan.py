@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sslnlp.data.config import DataConfig
-from sslnlp.metrics import read_metrics
+from sslnlp.metrics import tokens_per_second
 from sslnlp.model_config import ModelConfig
 from sslnlp.quickstart.corpus import Corpus
 from sslnlp.recipe import Options, Recipe, TokenizerConfig, TrainConfig
@@ -42,7 +41,7 @@ class Plan:
         One number for all of them, fixed before the first: what is compared has been trained alike.
         """
         seconds = SHARES[part] * self.seconds / runs
-        return max(5, min(most, int(seconds * speed(self.out / "encoder") / tokens)))
+        return max(5, min(most, int(seconds * tokens_per_second(self.out / "encoder" / "metrics.jsonl") / tokens)))
 
     @property
     def encoder_export(self) -> str:
@@ -143,9 +142,3 @@ class Plan:
             keep=1,
             precision=self.precision,
         )
-
-
-def speed(run: Path) -> float:
-    """Tokens a second of a finished run: the median over its log, so that a busy moment does not count."""
-    speeds = [line["train/tokens_per_second"] for line in read_metrics(run / "metrics.jsonl") if "train/loss" in line]
-    return float(statistics.median(speeds))

@@ -35,6 +35,9 @@ def mine_command(
     ] = 0.95,
     sample: Annotated[bool, typer.Option("--sample", help="Draw from the ranking instead of taking its best.")] = False,
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only for so many pairs, those of the smallest hash of the query.")
+    ] = None,
     corpus: Annotated[
         Path | None, typer.Option(help="Take negatives from these documents (as `search index` reads them).")
     ] = None,
@@ -89,6 +92,7 @@ def mine_command(
             options=options,
             language=language,
             corpus=corpus,
+            limit=limit,
             columns={ours: theirs for ours, theirs in named.items() if theirs is not None},
             corpus_columns=corpus_columns,
             batch_size=batch_size,
@@ -99,7 +103,7 @@ def mine_command(
 
 
 def _summary(mined: Mined, negatives: int, margin: float) -> str:
-    counts, lost = mined.counts, mined.pairs - mined.written
+    counts, lost = mined.counts, mined.asked - mined.written
     parts = [f"{counts['relevant']:,} known to be relevant", f"{counts['copies']:,} near-copies"]
     if margin > 0:
         parts.append(f"{counts['margin']:,} not below {margin:g} of the positive's score")

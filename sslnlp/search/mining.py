@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sslnlp.arrays import Ints
 from sslnlp.data.config import OptionData
 from sslnlp.data.hashes import Hashes, HashSet, hash_same
 from sslnlp.data.paired import paired
@@ -45,8 +46,10 @@ class Mined(NamedTuple):
     """Rows of the file."""
     pairs: int
     """Of those, the ones with both texts, repeats taken out."""
+    asked: int
+    """Of those, the ones that negatives were looked for: `limit` of them."""
     written: int
-    """Pairs with their negatives; for the others the whole corpus held too few."""
+    """Pairs with their negatives; for the others asked the whole corpus held too few."""
     documents: int
     """Documents that negatives came from."""
     counts: dict[str, int]
@@ -65,6 +68,7 @@ def mine(
     language: str = "english",
     corpus: str | Path | None = None,
     columns: Mapping[str, str] | None = None,
+    limit: int | None = None,
     corpus_columns: Columns = Columns(),  # noqa: B008 (immutable)
     batch_size: int = 32,
     block: int = _BLOCK,
@@ -76,7 +80,9 @@ def mine(
     `corpus` (what `sslnlp search index` reads); they are ranked by `bm25`, by `model` (an encoder), or by both, fused.
     The score that `options.margin` judges is that of BM25, the cosine where there is a model, and the reranker's where
     there is one: its scores are logits, so there a share is one of the odds, exp(score - positive's). A pair that has
-    too few negatives within `options.depth` is filled up with documents drawn at random, which no margin judges.
+    too few negatives within `options.depth` is filled up with documents drawn at random, which no margin judges. With a
+    `limit` only so many pairs get negatives, as they would without it: those whose queries have the smallest hashes,
+    which training holds out first.
 
     The same input gives the same file, whatever the `block` of queries in memory at once. Killed or interrupted, the
     same call does not index anew what it had indexed. Raises UserError, and leaves
@@ -106,9 +112,10 @@ def mine(
         index = _indexed(folder, model, language, batch_size, progress)
         retriever = Retriever(index, dense=model is not None, bm25=bm25, depth=options.depth, batch_size=batch_size)
         miner = Miner(retriever, known, number, options, judge, batch_size=batch_size)
-        written = _write(folder / out.name, _mined(miner, rows, block, progress))
+        chosen = _chosen(query, limit)
+        written = _write(folder / out.name, _mined(miner, rows.take(chosen), chosen, block, progress))
         os.replace(folder / out.name, out)
-    return Mined(table.facts["read"], len(rows), written, number, miner.counts)
+    return Mined(table.facts["read"], len(rows), len(chosen), written, number, miner.counts)
 
 
 @contextlib.contextmanager
@@ -185,10 +192,18 @@ def _write_corpus(
     return np.fromiter(hashes, np.uint64, len(hashes)), len(hashes) if corpus is None else given
 
 
-def _mined(miner: Miner, rows: TableRows, block: int, progress: Progress) -> Iterator[dict[str, Any]]:
+def _chosen(query: Hashes, limit: int | None) -> Ints:
+    """The rows that get negatives, in their order."""
+    if limit is None or limit >= len(query):
+        return np.arange(len(query))
+    return np.sort(np.argsort(query, kind="stable")[:limit])
+
+
+def _mined(miner: Miner, rows: TableRows, numbers: Ints, block: int, progress: Progress) -> Iterator[dict[str, Any]]:
+    """`numbers` are those of the rows among all, by which a row's draws are the same under any limit."""
     start = 0
     for some in in_runs(rows, block):
-        yield from miner.mined(some, start)
+        yield from miner.mined(some, numbers[start : start + len(some)].tolist())
         progress("mine", len(some), len(rows))
         start += len(some)
 

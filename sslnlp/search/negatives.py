@@ -145,15 +145,15 @@ class Miner:
         self._store, self._analyzer = retriever.index.documents, retriever.index.analyzer
         self._terms_of = lru_cache(_CACHED_TERMS)(lambda row: self._terms(self._text(row)))
 
-    def mined(self, rows: Sequence[Mapping[str, Any]], start: int) -> Iterator[dict[str, Any]]:
-        """The pairs numbered from `start` with their negatives, without those that cannot have as many."""
+    def mined(self, rows: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
+        """The pairs of these numbers with their negatives, without those that cannot have as many."""
         queries = [well_formed(row["query"]) for row in rows]
         asked, texts = (hash_same([row[side] for row in rows]) for side in ("query", "positive"))
         found = self.retriever.search(queries, [self.known.row_of(text) for text in texts])
         for at, row in enumerate(rows):
             positive = well_formed(row["positive"])
             relevant = self.known.relevant(asked[at])
-            pair = Pair(start + at, queries[at], positive, relevant, self._terms(positive))
+            pair = Pair(numbers[at], queries[at], positive, relevant, self._terms(positive))
             if (mined := self._mined(pair, found[at])) is not None:
                 yield mined
 

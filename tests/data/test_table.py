@@ -143,6 +143,33 @@ def test_pairs_by_common_names_and_by_given_ones(load):
         load(paired, [{"question": "x", "reply": "y"}])
 
 
+def test_a_query_is_on_one_side_only(load):
+    rows = [{"query": f"q {i % 50}" if i % 2 else f" Q {i % 50}", "positive": f"p {i}"} for i in range(400)]
+    got = load(paired, rows, valid_fraction=0.2)
+    sides = [{row["query"].strip().lower() for row in side.rows(range(len(side)))} for side in (got.train, got.valid)]
+    assert not sides[0] & sides[1]
+    assert len(sides[0] | sides[1]) == 50
+    assert len(got.valid) == 8 * len(sides[1])
+    few = [{"query": "ab"[i % 2], "positive": f"p {i}"} for i in range(400)]
+    assert 0 < len(load(paired, few, valid_fraction=0.05).valid) < 50  # not half of them
+
+
+@pytest.mark.parametrize("reader", [labelled, paired])
+def test_so_many_rows_are_held_out_at_most(load, reader):
+    rows = [{"text": f"text {i}", "query": f"query {i}", "label": "ab"[i % 2]} for i in range(300)]
+    held = [
+        {str(row) for row in got.valid.rows(range(len(got.valid)))}
+        for got in (load(reader, rows, valid_fraction=0.3, valid_rows=most) for most in (None, 40, 20, 1))
+    ]
+    assert 60 < len(held[0]) < 120
+    assert [len(rows) for rows in held[1:]] == [40, 20, 1]
+    assert held[3] < held[2] < held[1] < held[0]  # in one order
+    twice = load(reader, [row for row in rows for _ in range(2)], valid_fraction=0.3, valid_rows=3, deduplicate=False)
+    assert len(twice.valid) == 2  # the copies of a text stay together
+    with pytest.raises(UserError, match=r"data.valid_rows must be at least 1 \(or left out\), got 0"):
+        load(reader, rows, valid_rows=0)
+
+
 def test_a_teachers_scores_come_along_where_they_are_lists_beside_negatives(load):
     rows = [
         {"query": f"q {i}", "positive": f"a {i}", "negatives": ["x", "y"], "scores": [3.5, i / 2, 0.0]}

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 from sslnlp.data import DataConfig
+from sslnlp.data.hashes import hash_same
 from sslnlp.data.paired import paired
 from sslnlp.errors import UserError
 from sslnlp.search import mining
@@ -210,6 +211,28 @@ def test_the_file_is_the_same_whatever_is_in_memory_at_once(
         mine(pairs, tmp_path / "o.jsonl", model=model, block=block, options=Mining(negatives=4, sample=True))
         files.append((tmp_path / "o.jsonl").read_bytes())
     assert files[0] == files[1] == files[2]
+
+
+def test_under_a_limit_some_pairs_have_the_negatives_that_they_have_without(tmp_path: Path) -> None:
+    rows = pairs_of([*ZEBRAS, *(row["text"] for row in DOCUMENTS)], ["zebra", "zebra word2x1", "a plate", "the"])
+    pairs, options = write(tmp_path / "pairs.jsonl", rows), Mining(negatives=2, sample=True, margin=0.0)
+    counted = mine(pairs, tmp_path / "all.jsonl", options=options)
+    whole = (tmp_path / "all.jsonl").read_text().splitlines()
+    some = mine(pairs, tmp_path / "some.jsonl", options=options, limit=4)
+    found = (tmp_path / "some.jsonl").read_text().splitlines()
+    assert (some.asked, some.written, some.pairs, some.documents) == (4, 4, len(rows), counted.documents)
+    assert found == [line for line in whole if line in found]  # in the order of the pairs
+    first = sorted(hash_same([row["query"] for row in rows]).tolist())[:4]
+    assert sorted(hash_same([json.loads(line)["query"] for line in found]).tolist()) == first
+    # What training holds out of all pairs is among them, and so it is held out of these.
+    parts = [
+        paired(DataConfig(train=str(path), valid_fraction=0.5, valid_rows=3), cache_dir=tmp_path / "c").valid
+        for path in (pairs, tmp_path / "some.jsonl")
+    ]
+    assert all(part is not None and len(part) == 3 for part in parts)
+    assert [[row["query"] for row in part.rows(range(3))] for part in parts if part] == [
+        [row["query"] for row in rows if hash_same([row["query"]])[0] in first[:3]]
+    ] * 2
 
 
 # --- the command ----------------------------------------------------------------------------------------------------
