@@ -21,7 +21,7 @@ from sslnlp.metrics import tokens_per_second
 from sslnlp.recipe import Recipe, load_recipe, read_result
 from sslnlp.recipe.complete import is_model_folder
 from sslnlp.recipe.load import read_biography
-from sslnlp.search.documents import check_documents
+from sslnlp.search.documents import check_documents, read_documents
 from sslnlp.search.model_folder import read_json
 from sslnlp.train_config import parse_duration
 from sslnlp.writing import sha256_of, write_json
@@ -190,6 +190,8 @@ def text_to_search(
     if encoder is not None:
         is_model_folder(encoder)
     check_documents(documents)
+    if beir is not None:
+        _check_judged(beir, documents)
     stages = tuple(stage for stage in SHARES if text is not None or stage not in ON_TEXT)
     journey = Journey(out, parse_duration(budget), _by_stage(overrides), console or Console(stderr=True), stages)
     _check(journey, pairs, text)
@@ -242,6 +244,16 @@ def _check(journey: Journey, pairs: Path, text: str | None) -> None:
             with _of_stage(stage):
                 data = _data(journey, stage, text)
                 next(open_part(data, "train", None).documents(data.text, data.split_text), None)
+
+
+def _check_judged(beir: Path, documents: Path) -> None:
+    """Raises `UserError` where `beir` judges no document of these."""
+    from sslnlp.search.evaluate import beir_files, load_judged
+
+    queries, qrels = beir_files(beir)
+    judged = {document for found in load_judged(None, queries, qrels).qrels.values() for document in found}
+    if not any(document.id in judged for document in read_documents(documents)):
+        raise UserError(f"{documents} has no document that {qrels} judges: do their ids match?")
 
 
 def _remember(journey: Journey, inputs: dict[str, str | None]) -> None:

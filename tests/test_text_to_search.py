@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,7 @@ def test_from_an_encoder_and_on_from_where_it_was_stopped(files: dict[str, Path]
         ),
         (["--text", "a", "--budget", "soon"], "soon"),
         (["--text", "a", "--beir", "nowhere"], "nowhere does not exist"),
+        (["--encoder", "e", "--beir", "{other}"], "has no document that {other}/qrels/test.tsv judges: do their ids"),
         (["--text", "{two}"], "which column of {two} is the text? It has a, b; say --set masked.data.text=NAME"),
         (["--text", "{two}", "--set", "masked.data.text=a"], "say --set retrieval.data.text=NAME"),
         (["--encoder", "e", "--set", "pairs.data.columns.query=nothing"], "has no column 'nothing'"),
@@ -130,10 +132,13 @@ def test_wrong_arguments_are_one_clear_line(
 ) -> None:
     two = tmp_path / "two.jsonl"
     two.write_text(json.dumps({"a": "one text", "b": "another"}) + "\n")
+    other = shutil.copytree(files["beir"], tmp_path / "other")
+    judged = (other / "qrels" / "test.tsv").read_text()
+    (other / "qrels" / "test.tsv").write_text(judged.replace("\td", "\tdoc"))
     begin = ["search", "build", str(files["pairs"]), "--documents", str(files["documents"])]
-    filled = [argument.format(two=two) for argument in arguments]
+    filled = [argument.format(two=two, other=other) for argument in arguments]
     assert run_command([*begin, "--out", str(tmp_path / "out"), *filled]) == 2
-    assert message.format(two=two) in capsys.readouterr().err
+    assert message.format(two=two, other=other) in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
