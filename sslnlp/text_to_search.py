@@ -135,28 +135,34 @@ class Journey:
             self.tell(f"negatives: found in {mined}")
             return mined
         columns = stage_recipe("pairs", self.overrides.get("pairs", [])).data.columns
-        options, limit = Mining(negatives=NEGATIVES), self.readable()
-        found = mine(pairs, mined, model=model, bm25=True, columns=columns, limit=limit, options=options)
+        limit, corpus_limit = self.limits()
+        found = mine(
+            pairs, mined, model=model, bm25=True, columns=columns, limit=limit, corpus_limit=corpus_limit,
+            options=Mining(negatives=NEGATIVES),
+        )  # fmt: skip
         of_all = f" of {found.pairs:,}" if found.asked < found.pairs else ""
         self.tell(
             f"negatives: {NEGATIVES} for each of {found.written:,}{of_all} pairs, out of {found.documents:,} documents"
         )
         return mined
 
-    def readable(self) -> int | None:
-        """Pairs that the stages to come can read in their time at most, going by the one before: with negatives a pair
-        takes them at least twice as long. None where their keys say how long they are."""
+    def limits(self) -> tuple[int | None, int | None]:
+        """Of the mining, going by the stage before: as many pairs as those to come can read in their time at most (with
+        negatives one takes them at least twice as long), and as many documents as are encoded in that of the next (one
+        takes a third of what a pair takes in training, or less). None where their keys say how long they are."""
         to_come = ON_PAIRS[1:]
         if any(_says_how_long(self.overrides.get(stage, [])) for stage in to_come):
-            return None
+            return None, None
         before = self.out / ON_PAIRS[0]
         story, result = read_biography(before / "recipe.json"), read_result(before)
         train = story["recipe"]["train"]
         rows = result["steps"] * train["batch_size"] * train["accumulate"] * story["processes"]
         if not result["tokens_seen"]:
-            return None
+            return None, None
         a_second = tokens_per_second(before / "metrics.jsonl") * rows / result["tokens_seen"]
-        return max(LEAST_MINED, int(a_second * max(self.share(stage) for stage in to_come) / 2))
+        read = a_second * max(self.share(stage) for stage in to_come) / 2
+        encoded = a_second * self.share("mined") * 3
+        return max(LEAST_MINED, int(read)), max(LEAST_MINED, int(encoded))
 
 
 def text_to_search(

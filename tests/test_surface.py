@@ -44,8 +44,9 @@ COMMANDS = {
     "search add": "index data --batch-size --id-column --image-column --model --replace --text-column --title-column",
     "search delete": "index ids --ids",
     "search mine": (
-        "pairs --batch-size --bm25 --corpus --depth --language --limit --margin --model --negatives --out --overwrite "
-        "--positive-column --query-column --reranker --sample --seed --skip-top --text-column --title-column"
+        "pairs --batch-size --bm25 --corpus --corpus-limit --depth --language --limit --margin --model --negatives "
+        "--out --overwrite --positive-column --query-column --reranker --sample --seed --skip-top --text-column "
+        "--title-column"
     ),
     "search query": (
         "index text --ann --depth --fusion --k --mode --model --no-verify --picture --rerank-weight --reranker "

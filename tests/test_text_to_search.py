@@ -169,7 +169,7 @@ def test_a_budget_is_divided_over_the_stages_that_are_run(tmp_path: Path, monkey
     assert Journey(tmp_path, 700.0, {}, Console(quiet=True), journey.stages).seconds_for("mined") == pytest.approx(200)
 
 
-def test_as_many_pairs_are_mined_as_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_as_much_is_mined_as_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sslnlp.text_to_search.time.monotonic", lambda: 0.0)
     (tmp_path / "pairs" / "export").mkdir(parents=True)
     (tmp_path / "pairs" / "export" / "config.json").touch()
@@ -181,14 +181,16 @@ def test_as_many_pairs_are_mined_as_can_be_read(tmp_path: Path, monkeypatch: pyt
     ]
     (tmp_path / "pairs" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
-    def readable(seconds: float, *keys: str) -> int | None:
+    def limits(seconds: float, *keys: str) -> tuple[int | None, int | None]:
         stages = ("pairs", "mined", "reranker")
-        return Journey(tmp_path, seconds, {"mined": list(keys)}, Console(quiet=True), stages).readable()
+        journey = Journey(tmp_path, seconds, {"mined": list(keys)}, Console(quiet=True), stages)
+        return journey.limits()
 
-    assert readable(700.0) == 200 * 300 / 2  # pairs a second, seconds of the reranker
-    assert readable(7.0) == LEAST_MINED
-    assert readable(700.0, "train.lr=1e-3") == 30_000
-    assert readable(700.0, "train.epochs=1") is None
+    # 200 pairs a second: those of the 300 s of the reranker, at half of that, and documents of the 200 s of mined.
+    assert limits(700.0) == (200 * 300 // 2, 200 * 200 * 3)
+    assert limits(7.0) == (LEAST_MINED, LEAST_MINED)
+    assert limits(700.0, "train.lr=1e-3") == limits(700.0)
+    assert limits(700.0, "train.epochs=1") == (None, None)
 
 
 def test_a_stage_that_was_stopped_goes_on_with_its_own_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

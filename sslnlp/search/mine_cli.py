@@ -41,6 +41,9 @@ def mine_command(
     corpus: Annotated[
         Path | None, typer.Option(help="Take negatives from these documents (as `search index` reads them).")
     ] = None,
+    corpus_limit: Annotated[
+        int | None, typer.Option(min=1, help="Take negatives from so many documents, those of the smallest hash.")
+    ] = None,
     language: Annotated[str, typer.Option(help="Stemmer and stop words of BM25; 'none' for neither.")] = "english",
     batch_size: Annotated[int, typer.Option(min=1, help="Texts encoded at once.")] = 32,
     query_column: Annotated[str | None, typer.Option(help="Column of PAIRS with the query.")] = None,
@@ -93,6 +96,7 @@ def mine_command(
             language=language,
             corpus=corpus,
             limit=limit,
+            corpus_limit=corpus_limit,
             columns={ours: theirs for ours, theirs in named.items() if theirs is not None},
             corpus_columns=corpus_columns,
             batch_size=batch_size,

@@ -21,10 +21,10 @@ import numpy as np
 
 from sslnlp.arrays import Ints
 from sslnlp.data.config import OptionData
-from sslnlp.data.hashes import Hashes, HashSet, hash_same
+from sslnlp.data.hashes import Hashes, hash_same
 from sslnlp.data.paired import paired
 from sslnlp.data.stream import in_runs
-from sslnlp.data.table_rows import TableRows
+from sslnlp.data.table_rows import TableRows, set_of
 from sslnlp.errors import UserError
 from sslnlp.locks import exclusive
 from sslnlp.search.documents import Columns, data_fingerprint, read_documents
@@ -69,6 +69,7 @@ def mine(
     corpus: str | Path | None = None,
     columns: Mapping[str, str] | None = None,
     limit: int | None = None,
+    corpus_limit: int | None = None,
     corpus_columns: Columns = Columns(),  # noqa: B008 (immutable)
     batch_size: int = 32,
     block: int = _BLOCK,
@@ -82,7 +83,8 @@ def mine(
     there is one: its scores are logits, so there a share is one of the odds, exp(score - positive's). A pair that has
     too few negatives within `options.depth` is filled up with documents drawn at random, which no margin judges. With a
     `limit` only so many pairs get negatives, as they would without it: those whose queries have the smallest hashes,
-    which training holds out first.
+    which training holds out first. With a `corpus_limit` they come from so many documents, those of the smallest
+    hashes (and from the positives of the pairs that get some, where there is no corpus).
 
     The same input gives the same file, whatever the `block` of queries in memory at once. Killed or interrupted, the
     same call does not index anew what it had indexed. Raises UserError, and leaves
@@ -102,7 +104,9 @@ def mine(
         table = paired(asked, cache_dir=folder / "tables")
         rows = table.train
         query, positive = _read_hashes(rows, block)
-        hashes, number = _write_corpus(folder / "corpus.jsonl", rows, block, positive, corpus, corpus_columns)
+        chosen = _chosen(query, limit)
+        given = _Corpus(corpus, corpus_columns, positive, block) if corpus is not None else None
+        hashes, number = _write_corpus(folder / "corpus.jsonl", rows, positive, chosen, given, corpus_limit, block)
         if number <= options.negatives:
             raise UserError(
                 f"{corpus or pairs} holds {number} different documents: too few for {options.negatives} negatives "
@@ -112,7 +116,6 @@ def mine(
         index = _indexed(folder, model, language, batch_size, progress)
         retriever = Retriever(index, dense=model is not None, bm25=bm25, depth=options.depth, batch_size=batch_size)
         miner = Miner(retriever, known, number, options, judge, batch_size=batch_size)
-        chosen = _chosen(query, limit)
         written = _write(folder / out.name, _mined(miner, rows.take(chosen), chosen, block, progress))
         os.replace(folder / out.name, out)
     return Mined(table.facts["read"], len(rows), len(chosen), written, number, miner.counts)
@@ -161,15 +164,43 @@ def _read_hashes(rows: TableRows, block: int) -> tuple[Hashes, Hashes]:
     return query, positive
 
 
+class _Corpus(NamedTuple):
+    """Documents that are not the pairs' own."""
+
+    path: str | Path
+    columns: Columns
+    positive: Hashes
+    """Of all pairs."""
+    block: int
+
+    def runs(self) -> Iterator[tuple[list[str], Hashes]]:
+        """Some documents at a time, and their hashes."""
+        positives = set_of(self.positive)
+        documents = (document for document in read_documents(self.path, self.columns) if document.content)
+        while found := list(islice(documents, self.block)):
+            texts = [document.content for document in found]
+            whole, untitled = hash_same(texts), hash_same([document.text for document in found])
+            # A pair may hold the text of a document without its title: that is the same document.
+            yield texts, np.where(positives.contains(untitled) & ~positives.contains(whole), untitled, whole)
+
+
 def _write_corpus(
-    path: Path, rows: TableRows, block: int, positive: Hashes, corpus: str | Path | None, columns: Columns
+    path: Path,
+    rows: TableRows,
+    positive: Hashes,
+    chosen: Ints,
+    corpus: _Corpus | None,
+    limit: int | None,
+    block: int,
 ) -> tuple[Hashes, int]:
-    """Write the different documents, and behind them the positives that are not among them: those are ranked and
-    scored, but nobody's negatives. `positive` are the hashes of all positives. Returns every document's hash, and how
-    many may be negatives."""
+    """Write the different documents, and behind those of a corpus the positives that are not among them: those are
+    ranked and scored, but nobody's negatives. `positive` are the hashes of all positives, `chosen` the rows that get
+    negatives, whose positives have to be there. Returns every document's hash, and how many may be negatives."""
+    bound = np.uint64(2**64 - 1)
+    if limit is not None:
+        known = np.unique(positive if corpus is None else np.concatenate([keys for _, keys in corpus.runs()]))
+        bound = known[min(limit, len(known)) - 1]
     hashes: dict[int, None] = {}
-    positives = HashSet()
-    positives.add(positive)
 
     def add(texts: Sequence[str], keys: Hashes) -> None:
         for text, key in zip(texts, keys.tolist(), strict=True):
@@ -178,18 +209,16 @@ def _write_corpus(
                 hashes[key] = None
 
     with open(path, "w", encoding="ascii") as file:
-        if corpus is not None:
-            documents = (document for document in read_documents(corpus, columns) if document.content)
-            while found := list(islice(documents, block)):
-                texts = [document.content for document in found]
-                whole, untitled = hash_same(texts), hash_same([document.text for document in found])
-                # A pair may hold the text of a document without its title: that is the same document.
-                add(texts, np.where(positives.contains(untitled) & ~positives.contains(whole), untitled, whole))
+        for texts, keys in corpus.runs() if corpus is not None else ():
+            few = np.flatnonzero(keys <= bound)
+            add([texts[at] for at in few], keys[few])
         given = len(hashes)
-        for some in in_runs(rows, block):
+        wanted = positive <= bound
+        wanted[chosen] = True
+        for some in in_runs(rows.take(np.flatnonzero(wanted)), block):
             texts = [row["positive"] for row in some]
             add(texts, hash_same(texts))
-    return np.fromiter(hashes, np.uint64, len(hashes)), len(hashes) if corpus is None else given
+    return np.fromiter(hashes, np.uint64, len(hashes)), given if corpus is not None else len(hashes)
 
 
 def _chosen(query: Hashes, limit: int | None) -> Ints:

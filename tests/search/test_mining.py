@@ -235,6 +235,29 @@ def test_under_a_limit_some_pairs_have_the_negatives_that_they_have_without(tmp_
     ] * 2
 
 
+def test_under_a_corpus_limit_negatives_come_from_so_many_documents(tmp_path: Path) -> None:
+    rows = pairs_of([*ZEBRAS, *(row["text"] for row in DOCUMENTS)], ["zebra", "zebra word2x1", "a plate", "the"])
+    pairs, out = write(tmp_path / "pairs.jsonl", rows), tmp_path / "out.jsonl"
+    texts = [f"{text} zebra" for text in ZEBRAS] + [f"plain {n}" for n in range(40)]
+    corpus = write(tmp_path / "corpus.jsonl", [{"text": text} for text in [*texts, *texts]])
+    options = Mining(negatives=2, margin=0.0)
+
+    def first(some: Sequence[str], number: int) -> set[str]:
+        return {text for _, text in sorted(zip(hash_same(some).tolist(), some, strict=True))[:number]}
+
+    mined = mine(pairs, out, options=options, corpus=corpus, corpus_limit=9)
+    found = [json.loads(line) for line in out.read_text().splitlines()]
+    assert (mined.documents, len(found)) == (9, len(rows))
+    assert {text for row in found for text in row["negatives"]} <= first(texts, 9)
+    # Without a corpus the positives of the pairs that get some are there in any case.
+    mined = mine(pairs, out, options=options, limit=3, corpus_limit=4)
+    found = [json.loads(line) for line in out.read_text().splitlines()]
+    there = first([row["positive"] for row in rows], 4) | {row["positive"] for row in found}
+    assert mined.documents == len(there)
+    assert {text for row in found for text in row["negatives"]} <= there
+    assert mine(pairs, out, options=options, corpus_limit=900).documents == len(rows)
+
+
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
