@@ -3,7 +3,7 @@
     sslnlp train embed_retromae data.train=corpus.txt
 
 The export fills masks as any masked LM and is a sentence-transformers model. It is made to be fine-tuned:
-sslnlp train finetune_ranking model.pretrained=out/retromae/export objective.pooling=cls data.train=pairs.jsonl
+sslnlp train finetune_ranking model.pretrained=out/retromae/export data.train=pairs.jsonl
 """
 
 import sys

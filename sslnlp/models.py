@@ -13,6 +13,7 @@ from sslnlp.adapt import adapt
 from sslnlp.architectures import ARCHITECTURES, STARTS, position_offset, size_of
 from sslnlp.errors import UserError, reason_of, suggest
 from sslnlp.lora import add_lora
+from sslnlp.masks import is_causal
 from sslnlp.model_config import ModelConfig
 from sslnlp.modes import self_check
 from sslnlp.tokenizer.specials import vocabulary_size
@@ -92,7 +93,7 @@ def build_model(
         torch.manual_seed(seed)
         new: list[str] = []
         if config.pretrained:
-            model, new = _load(config, wraps, extra)
+            model, new = _load(config, tokenizer, wraps, extra)
         else:
             model = _fresh(config, tokenizer, wraps, max_length, extra)
         if tokenizer is not None:
@@ -146,7 +147,9 @@ def _started(wraps: Any, stock: PreTrainedConfig) -> PreTrainedModel:
     return model.float()
 
 
-def _load(config: ModelConfig, wraps: Any, extra: dict[str, Any]) -> tuple[PreTrainedModel, list[str]]:
+def _load(
+    config: ModelConfig, tokenizer: PreTrainedTokenizerBase | None, wraps: Any, extra: dict[str, Any]
+) -> tuple[PreTrainedModel, list[str]]:
     """The model, and the names of its weights that are new."""
     path = str(config.pretrained)
     try:
@@ -158,7 +161,7 @@ def _load(config: ModelConfig, wraps: Any, extra: dict[str, Any]) -> tuple[PreTr
             if name not in known:
                 raise UserError(f"unknown model.config.{name} for {path}.{suggest(name, known)}")
         dropouts = {name: config.dropout for name in _DROPOUTS if hasattr(stock, name)}
-        stock.update(dropouts | config.config | extra)
+        stock.update(dropouts | _padding(wraps, stock, tokenizer) | config.config | extra)
         if config.fresh:
             stock.name_or_path = ""  # what stands beside the weights there (`vector_map`) does not go with new ones
             model = _started(wraps, stock)
@@ -179,6 +182,13 @@ def _load(config: ModelConfig, wraps: Any, extra: dict[str, Any]) -> tuple[PreTr
     if config.reinit_layers:
         missing += _reinit(model, wraps, config.reinit_layers)
     return model, missing
+
+
+def _padding(wraps: Any, stock: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, int]:
+    """The tokenizer's padding, by which a stock decoder finds the last token of a text that it classifies."""
+    own = tokenizer.pad_token_id if tokenizer is not None else None
+    reads_it = wraps.__name__ == "AutoModelForSequenceClassification" and is_causal(stock)
+    return {"pad_token_id": own} if reads_it and own is not None else {}
 
 
 def _reinit(model: PreTrainedModel, wraps: Any, layers: int) -> list[str]:

@@ -6,6 +6,7 @@ weight decay follow Liu et al. (2025), "Muon is scalable for LLM training", so l
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any, overload
@@ -13,7 +14,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw as adamw_
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from sslnlp.distributed import cut_like, whole
@@ -27,7 +28,8 @@ MOMENTUM_WARMUP = 300
 """Updates over which the momentum rises: early gradients are stale sooner."""
 
 FUSED = {"Wqkv": 3, "qkv": 3, "qkv_proj": 3, "c_attn": 3, "Wi": 2, "gate_up_proj": 2}
-"""Name of a stock layer that holds several matrices side by side -> how many: each is made orthogonal by itself."""
+"""Name of a stock layer that holds several matrices side by side -> how many: each is made orthogonal by itself. Three
+are queries, keys and values, of which there may be fewer heads of the last two (`num_key_value_heads`)."""
 
 SMALLEST = 16
 """A matrix with fewer rows or columns (a head with few classes) has no spectrum worth evening out."""
@@ -76,28 +78,41 @@ def momentum_at(update: Tensor) -> Tensor:
     return low + (high - low) * (update / MOMENTUM_WARMUP).clamp(max=1.0)
 
 
-def hidden_matrices(module: nn.Module) -> dict[Tensor, tuple[int, bool]]:
-    """The trainable matrices inside the network -> (how many lie side by side in it, whether stored input-first).
+def hidden_matrices(module: nn.Module) -> dict[Tensor, tuple[tuple[int, ...], bool]]:
+    """The trainable matrices inside the network -> (outputs of those that lie side by side in it, whether it is stored
+    input-first).
 
     Left out: embeddings, the output head (tied or not), vectors, and matrices with a side below `SMALLEST`.
     """
     outside = embedding_tables(module)
+    shares: dict[nn.Module, tuple[int, ...]] = {}
     for part in module.modules():
         if isinstance(part, PreTrainedModel):
+            shares |= dict.fromkeys(part.modules(), _heads(part.config))
             head: Any = part.get_output_embeddings()
             if head is not None:
                 outside.update(head.parameters())
-    found: dict[Tensor, tuple[int, bool]] = {}
+    found: dict[Tensor, tuple[tuple[int, ...], bool]] = {}
     for name, part in module.named_modules():
         if not isinstance(part, nn.Linear | Conv1D) or part.weight in outside or not part.weight.requires_grad:
             continue
         parts, input_first = FUSED.get(name.rpartition(".")[2], 1), isinstance(part, Conv1D)
         outputs, inputs = part.weight.shape[::-1] if input_first else part.weight.shape
-        if outputs % parts:
-            parts = 1
-        if min(outputs // parts, inputs) >= SMALLEST:
-            found[part.weight] = (parts, input_first)
+        heads = shares.get(part, (1, 1, 1)) if parts == 3 else (1,) * parts
+        if outputs % sum(heads):
+            heads = (1,)
+        sizes = tuple(outputs // sum(heads) * some for some in heads)
+        if min(*sizes, inputs) >= SMALLEST:
+            found[part.weight] = (sizes, input_first)
     return found
+
+
+def _heads(config: PreTrainedConfig) -> tuple[int, int, int]:
+    """Of queries, keys and values, in the smallest numbers."""
+    queries = getattr(config, "num_attention_heads", 1)
+    others = 1 if getattr(config, "multi_query", False) else getattr(config, "num_key_value_heads", None) or queries
+    least = math.gcd(queries, others)
+    return queries // least, others // least, others // least
 
 
 class Muon(torch.optim.Optimizer):
@@ -225,5 +240,8 @@ class Muon(torch.optim.Optimizer):
 
     def _pieces(self, p: Tensor, tensor: Tensor) -> Iterator[Tensor]:
         """Views of the matrices that lie side by side in a parameter, outputs first."""
-        parts, input_first = self._layout[p]
-        yield from (tensor.mT if input_first else tensor).chunk(parts, dim=0)
+        sizes, input_first = self._layout[p]
+        outputs_first, start = tensor.mT if input_first else tensor, 0
+        for size in sizes:
+            yield outputs_first.narrow(0, start, size)
+            start += size

@@ -45,7 +45,7 @@ OWN_KEYS = {
     "masked": _LESS_TEXT,
     "retrieval": _LESS_TEXT,
     # What the stage before leaves is a sentence encoder by its files, but nothing has compared its vectors yet.
-    "contrastive": {**_LESS_TEXT, "objective.whitening": "0.5"},
+    "contrastive": {**_LESS_TEXT, "objective.whitening": "0.5", "objective.pooling": "mean"},
     "pairs": _FEWER_PAIRS,
     "mined": _FEWER_PAIRS,
     # A cross-encoder of the same weights has learnt nothing in a time after which this one helps (docs/results.md).

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,13 @@ from sslnlp.writing import write_json
 
 log = logging.getLogger(__name__)
 WEIGHTS, WEIGHTS_OF_OLD = "model.safetensors", "pytorch_model.bin"
+_POOLINGS = {"mean": "mean", "cls": "cls", "lasttoken": "last", "weightedmean": "weighted"}
+_POOLING_FLAGS = {
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_lasttoken": "lasttoken",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+}
 LINEAR = "torch.nn.modules.linear.Identity"
 """The activation of a `Dense` that has none."""
 
@@ -101,19 +108,49 @@ def _read_dense(folder: Path) -> LinearMap:
     return LinearMap(weight, weight.new_zeros(len(weight)) if bias is None else bias.float())
 
 
-def is_encoder(name: str) -> bool:
-    """Whether a pretrained model of this name or folder says how its vectors are made: it is a sentence encoder."""
-    return _described(name) is not None
+def is_encoder(name: str, pooling: str | None) -> bool:
+    """Whether a pretrained model of this name or folder says how its vectors are made, and not by another pooling: it
+    is a sentence encoder, and its vectors were trained to be compared."""
+    return _described(name) is not None and pooling_of_model(name) in (None, pooling)
 
 
-def map_of_model(name: str) -> LinearMap | None:
-    """What a pretrained model of this name or folder does to its pooled vectors, where it says so and it is linear."""
+def pooling_of_model(name: str) -> str | None:
+    """How a pretrained model of this name or folder pools (a name of `nn.POOLINGS`); None where it does not say, or
+    says what is unknown here."""
     file = _described(name)
     if file is None:
         return None
     try:
-        steps = json.loads(file.read_text(encoding="utf-8"))
-        places = places_of_maps([(str(step["type"]).rsplit(".", 1)[-1], str(step["path"])) for step in steps])
+        place = next((path for kind, path in _steps(file) if kind == "Pooling"), None)
+        found = _fetched(name, f"{place}/config.json") if place is not None else None
+        return None if found is None else pooling_of(json.loads(found.read_text(encoding="utf-8")))
+    except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def pooling_of(config: Mapping[str, Any]) -> str:
+    """The name in `nn.POOLINGS` of what the configuration of a `Pooling` asks for; else `UserError`."""
+    flags = [flag for flag, on in config.items() if flag.startswith("pooling_mode_") and on]
+    mode = config.get("pooling_mode") or "+".join(_POOLING_FLAGS.get(flag, flag) for flag in flags) or "mean"
+    if mode not in _POOLINGS:
+        raise UserError(f"pools by {mode!r}; sslnlp knows {', '.join(_POOLINGS)}")
+    return _POOLINGS[mode]
+
+
+def _steps(file: Path) -> list[tuple[str, str]]:
+    """(kind, path) of the modules that a `modules.json` names."""
+    steps = json.loads(file.read_text(encoding="utf-8"))
+    return [(str(step["type"]).rsplit(".", 1)[-1], str(step["path"])) for step in steps]
+
+
+def map_of_model(name: str, pooling: str | None = None) -> LinearMap | None:
+    """What a pretrained model of this name or folder does to its pooled vectors, where it says so, it is linear, and it
+    was fitted to vectors of this `pooling` (None: any)."""
+    file = _described(name)
+    if file is None or (pooling is not None and not is_encoder(name, pooling)):
+        return None
+    try:
+        places = places_of_maps(_steps(file))
         for place in places:
             for part in ("config.json", WEIGHTS, WEIGHTS_OF_OLD):
                 _fetched(name, f"{place}/{part}")

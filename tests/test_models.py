@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
     LlamaConfig,
     MistralConfig,
     MPNetConfig,
@@ -253,6 +254,29 @@ def test_what_a_decoder_starts_from_can_be_told(tokenizer: PreTrainedTokenizerBa
     check_config(config, Seq2SeqLM, 64)
     for settings in (model.config, model.generation_config):
         assert {name: getattr(settings, name) for name in fields} == fields
+
+
+@pytest.mark.parametrize("given", [None, 7])
+def test_a_decoder_that_classifies_knows_the_padding(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, given: int | None
+) -> None:
+    """By it a stock head finds the last token: without one it refuses a batch, by another it reads at the padding."""
+    stock = of_kind("qwen2", AutoModelForCausalLM, pad_token_id=given)
+    stock.save_pretrained(tmp_path)
+    config = ModelConfig(pretrained=str(tmp_path))
+    model = build_model(config, tokenizer, AutoModelForSequenceClassification, max_length=64, num_labels=2).eval()
+    assert model.config.pad_token_id == tokenizer.pad_token_id
+    texts = ["a cat", "a dog that sat on a mat and on another one"]
+    batch = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
+    alone = tokenizer(texts[:1], return_tensors="pt")
+    inputs = [{name: part[name] for name in ("input_ids", "attention_mask")} for part in (batch, alone)]
+    with torch.no_grad():
+        torch.testing.assert_close(model(**inputs[0]).logits[:1], model(**inputs[1]).logits)
+    encoder = of_kind("bert", AutoModelForMaskedLM, pad_token_id=5)  # its embeddings and positions may go by its own
+    encoder.save_pretrained(tmp_path / "encoder")
+    config = ModelConfig(pretrained=str(tmp_path / "encoder"))
+    read = build_model(config, tokenizer, AutoModelForSequenceClassification, max_length=64, num_labels=2)
+    assert read.config.pad_token_id == 5
 
 
 def test_a_stock_pipeline_stops_where_the_positions_end(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:

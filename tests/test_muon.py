@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import Phi3Config, Phi3ForCausalLM
 
 from sslnlp import muon
 from sslnlp.muon import Muon, hidden_matrices, momentum_at, orthogonalise
@@ -111,11 +112,30 @@ def test_matrices_inside_the_network(objective: str, architecture: str, fused: d
     assert found
     tables = {part.weight for part in module.modules() if isinstance(part, nn.Embedding)}
     assert tables.isdisjoint(hidden_matrices(module))
-    for name, (parts, input_first) in found.items():
-        assert parts == fused.get(name.split(".")[-2], 1)
+    for name, (sizes, input_first) in found.items():
+        assert len(set(sizes)) == 1
+        assert len(sizes) == fused.get(name.split(".")[-2], 1)
         assert input_first == (architecture == "gpt2")
     head = module.model.get_output_embeddings()
     assert head is None or names.get(head.weight) not in found
+
+
+def test_keys_and_values_may_have_fewer_heads_than_queries() -> None:
+    fields = {"num_attention_heads": 4, "num_key_value_heads": 1, "num_hidden_layers": 1, "vocab_size": 64}
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    model = Phi3ForCausalLM(Phi3Config(hidden_size=64, intermediate_size=64, **fields, **ids))
+    layer, found = model.model.layers[0], hidden_matrices(model)
+    assert found[layer.self_attn.qkv_proj.weight] == ((64, 16, 16), False)
+    assert found[layer.self_attn.o_proj.weight] == ((64,), False)
+    assert found[layer.mlp.gate_up_proj.weight] == ((64, 64), False)
+    optimizer = Muon(model, lr=0.1, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.0)
+    qkv = layer.self_attn.qkv_proj.weight
+    before = qkv.detach().clone()
+    qkv.grad = torch.randn(qkv.shape, generator=torch.Generator().manual_seed(0))
+    qkv.grad[64:80] *= 1000  # of the keys, which would leave nothing to what they are one matrix with
+    optimizer.step()
+    moved = [float(part.square().mean().sqrt()) for part in (qkv.detach() - before).split([64, 16, 16])]
+    assert max(moved) / min(moved) < 1.3
 
 
 def test_parts_side_by_side_are_updated_apart() -> None:

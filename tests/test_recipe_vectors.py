@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from sentence_transformers import SentenceTransformer
 
 from sslnlp.recipe import load_recipe, read_result, run
 from sslnlp.search.encoder import Encoder
-from sslnlp.vector_map import map_of_model
+from sslnlp.vector_map import map_of_model, pooling_of_model
 from tests.contract import corpus
 
 TINY = ["model.size=nano", "train.steps=3", "train.batch_size=2", "tokenizer.vocab_size=520", "data.seq_length=32"]
@@ -44,6 +46,22 @@ def test_what_is_done_to_vectors_is_handed_on(bert: Path, tmp_path: Path) -> Non
     assert all(maps[name] is not None for name in ("first", "second", "fresh"))
     assert torch.equal(maps["first"].weight, maps["second"].weight)
     assert not torch.allclose(maps["first"].weight, maps["fresh"].weight, atol=1e-3)
+
+
+def test_the_pooling_of_a_sentence_encoder_is_handed_on(bert: Path, tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("\n".join(json.dumps({"query": text[:20], "positive": text}) for text in corpus()[:60]))
+    small, start = [*TINY, f"data.train={pairs}", "train.steps=1"], f"model.pretrained={tmp_path / 'first' / 'export'}"
+    first = [f"model.pretrained={bert / 'export'}", "objective.pooling=cls"]
+    said = {}
+    for name, keys in {"first": first, "next": [start], "given": [start, "objective.pooling=mean"]}.items():
+        console = Console(file=StringIO(), width=300)
+        out = run(load_recipe("finetune_ranking", [*small, *keys, f"out={tmp_path / name}"]), console=console)
+        said[name] = console.file.getvalue()
+        pooling = {"first": "cls", "next": "cls", "given": "mean"}[name]
+        assert pooling_of_model(str(out / "export")) == pooling
+    assert "objective.pooling cls" in said["next"]
+    assert "objective.pooling" not in said["given"]
 
 
 def test_held_out_figures_are_those_of_the_map_that_is_exported(bert: Path, tmp_path: Path) -> None:

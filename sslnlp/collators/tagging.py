@@ -101,6 +101,8 @@ def _where(words: Sequence[str], between: int, offsets_S2: Ints) -> tuple[Ints, 
     lengths = np.array([len(word) for word in words], np.int64)
     ends = np.cumsum(lengths + between) - between
     written = np.flatnonzero(lengths)  # a word of no letter has no token
+    if not len(written):
+        return np.full(len(offsets_S2), -1, np.int64), np.full(len(words), -1, np.int64)
     end, start = ends[written], (ends - lengths)[written]
     first, last = offsets_S2[:, 0], offsets_S2[:, 1]
     found = np.searchsorted(end, first, side="right")

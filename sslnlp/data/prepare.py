@@ -87,17 +87,18 @@ def prepared(folder: Path) -> Prepared:
 def sample_texts(config: DataConfig, n_bytes: int, *, spread: bool = True) -> Iterator[str]:
     """About `n_bytes` of training text, spread evenly over the corpus, in pieces of at most 64 Ki characters.
 
-    What a tokenizer is trained on: text that is or may be held out is not among it. A corpus larger than `n_bytes`
-    is read twice, once to know its size; a stream, or without `spread` anything, is read from its beginning. Raises
-    `UserError` where all text is in `data.valid` too.
+    What a tokenizer is trained on: text that is or may be held out is not among it. A corpus is read twice, once to
+    know its size and what is held out of it. A stream, or without `spread` anything, is read once, from its beginning:
+    of a very small one the document that is held out in any case may be among it. Raises `UserError` where all text is
+    in `data.valid` too.
     """
     source = open_part(config, "train", config.cache)
     valid = _hash_all(open_part(config, "valid", config.cache), config) if config.valid is not None else None
-    share = 1.0
+    fraction = config.valid_fraction if valid is None else 0.0
+    share, held = 1.0, int(fraction * 2**64)
     if spread and not config.streaming:
-        total = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts_of(source, config))
-        share = min(1.0, n_bytes / max(1, total))
-    held = int((config.valid_fraction if valid is None else 0) * 2**64)
+        total, smallest = _measure(texts_of(source, config), split.HeldOut(fraction, config.valid_tokens))
+        share, held = min(1.0, n_bytes / max(1, total)), max(held, smallest)
     left = n_bytes
     given = overlap = False
     for batch in by_size(texts_of(source, config), len, 4 * BATCH_CHARS):
@@ -116,6 +117,16 @@ def sample_texts(config: DataConfig, n_bytes: int, *, spread: bool = True) -> It
                     return
     if overlap and not given:
         raise all_held_out(config)
+
+
+def _measure(texts: Iterator[str], held_out: split.HeldOut) -> tuple[int, int]:
+    """Bytes of all texts, and the hash below which one may be held out: of few, that may be none below the share."""
+    total = 0
+    for batch in by_size(texts, len, 4 * BATCH_CHARS):
+        total += sum(len(text.encode("utf-8", "surrogatepass")) for text in batch)
+        chars = np.array([len(text) if text.strip() else -1 for text in batch], np.int64)
+        held_out.offer(split.Documents(hash_texts(batch), chars, lambda i: 0), chars >= 0)
+    return total, held_out.bound()
 
 
 def texts_of(source: Source, config: DataConfig) -> Iterator[str]:

@@ -84,20 +84,21 @@ def relevant_pairs(query_Q: Tensor, document_D: Tensor, pair_query_P: Tensor, pa
     query of the same text with a document of the same text. Besides a query's own document such a candidate would be
     a false negative.
     """
-    # Texts are numbered by where they stand among the sorted ones of the pairs: no product over all pairs.
-    asked_P, text_P = pair_query_P.sort().values, pair_document_P.sort().values
-    joined_PP = torch.zeros(len(asked_P) + 1, len(text_P) + 1, dtype=torch.bool, device=query_Q.device)
-    joined_PP[torch.searchsorted(asked_P, pair_query_P), torch.searchsorted(text_P, pair_document_P)] = True
-    return joined_PP[_place(asked_P, query_Q)][:, _place(text_P, document_D)]
+    # Texts are numbered by where they stand among the sorted queries, and among the sorted documents of the pairs: no
+    # product over all pairs, and where few queries are asked no matrix of all pairs with all.
+    asked_Q, text_P = query_Q.sort().values, pair_document_P.sort().values
+    joined_QP = torch.zeros(len(asked_Q) + 1, len(text_P) + 1, dtype=torch.bool, device=query_Q.device)
+    joined_QP[_place(asked_Q, pair_query_P), torch.searchsorted(text_P, pair_document_P)] = True
+    return joined_QP[_place(asked_Q, query_Q)][:, _place(text_P, document_D)]
 
 
-def _place(sorted_P: Tensor, value_N: Tensor) -> Tensor:
-    """The first place of each value among the sorted ones; P of a value that is not there."""
-    place_N = torch.searchsorted(sorted_P, value_N)
-    if len(sorted_P) == 0:
+def _place(sorted_K: Tensor, value_N: Tensor) -> Tensor:
+    """The first place of each value among the K sorted ones; K of a value that is not there."""
+    place_N = torch.searchsorted(sorted_K, value_N)
+    if len(sorted_K) == 0:
         return place_N
-    there_N = sorted_P[place_N.clamp(max=len(sorted_P) - 1)] == value_N
-    return torch.where(there_N, place_N, len(sorted_P))
+    there_N = sorted_K[place_N.clamp(max=len(sorted_K) - 1)] == value_N
+    return torch.where(there_N, place_N, len(sorted_K))
 
 
 def false_negatives(query_QT: Tensor, document_DT: Tensor, pair_query_PT: Tensor, pair_document_PT: Tensor) -> Tensor:

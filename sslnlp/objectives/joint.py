@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from sslnlp.errors import UserError, suggest
+from sslnlp.nn import evaluating
 from sslnlp.objectives import get_objective
 from sslnlp.objectives.base import Objective
 from sslnlp.registry import bound_class, keywords_of
@@ -135,15 +136,17 @@ class Joint(Objective):
 
     def begin(self, batches: Iterable[Batch]) -> None:
         rows = list(batches)
-        for _, part in self._each():
-            if part.begins:
-                part.begin(batch[part.collator] for batch in rows)
+        with evaluating(self):  # a part does not hold the model as its own, and would leave it training
+            for _, part in self._each():
+                if part.begins:
+                    part.begin(batch[part.collator] for batch in rows)
 
     def refit(self, batches: Iterable[Batch], held_out: Iterable[Batch]) -> None:
         rows, others = list(batches), list(held_out)
-        for _, part in self._each():
-            if part.refits:
-                part.refit((batch[part.collator] for batch in rows), (batch[part.collator] for batch in others))
+        with evaluating(self):
+            for _, part in self._each():
+                if part.refits:
+                    part.refit((batch[part.collator] for batch in rows), (batch[part.collator] for batch in others))
 
     @property
     def vector_map(self) -> LinearMap | None:

@@ -83,8 +83,8 @@ class Ranking(Pooled):
             raise UserError(f"objective.distill_weight={distill_weight} must be above 0 and at most 1")
         self.distill, self.distill_weight, self.distill_temperature = distill, distill_weight, distill_temperature
         check_mini_batch_size(mini_batch_size)
-        kept = map_of_model(model.name_or_path)
-        self.tries = whitening is None and (kept is not None or not is_encoder(model.name_or_path))
+        kept = map_of_model(model.name_or_path, pooling)
+        self.tries = whitening is None and (kept is not None or not is_encoder(model.name_or_path, pooling))
         if self.tries:  # what the start has, and behind it what the pairs ask for
             self.whitening = Whitening(model.config.hidden_size) if kept is None else Whitening.of(kept)
             self.begins = self.refits = True

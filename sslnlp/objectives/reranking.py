@@ -109,5 +109,6 @@ class Reranking(TextHead):
 
 
 def _ranks(scores_BK: Tensor, relevance_BK: Tensor) -> Tensor:
-    """int64 [B]. Equal scores count as above: a model that answers the same to everything ranks it last."""
-    return ((scores_BK >= scores_BK[:, :1]) & (relevance_BK >= 0)).sum(1)
+    """int64 [B]. Equal scores count as above: a model that answers the same to everything ranks it last, and so does
+    one whose scores are no numbers."""
+    return (~(scores_BK < scores_BK[:, :1]) & (relevance_BK >= 0)).sum(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from typing import ClassVar, NamedTuple
 
@@ -14,6 +15,8 @@ from sslnlp.objectives import functional
 from sslnlp.objectives.base import Objective
 from sslnlp.types import Batch, LinearMap
 from sslnlp.vector_map import apply, is_encoder, joined, map_of_model, whitener
+
+log = logging.getLogger(__name__)
 
 EXPONENTS = (0.25, 0.5)
 """Those that are tried where none is given."""
@@ -82,9 +85,10 @@ class Whitened(Objective):
         """Take a map of the exponent that is asked for, to be fitted; not `before` training, but only after it, where
         what trains reads the pooled vectors as they are.
 
-        Unasked: what else the start does to its vectors (`vector_map`) is kept as it is. One of the exponent `unasked`
-        where the start has a whitening, or nothing says that its vectors were trained to be compared. Pictures have
-        none: no export holds it.
+        Unasked: what else the start does to its vectors (`vector_map`) is kept as it is, but a map to another number of
+        dimensions, of which it is said that it is left out. One of the exponent `unasked` where the start has a
+        whitening, or nothing says that its vectors, so pooled, were trained to be compared. Pictures have none: no
+        export holds it.
         """
         check_exponent(asked)
         self.whitening = None
@@ -94,12 +98,17 @@ class Whitened(Objective):
                 raise UserError(f"objective.whitening={asked} is for vectors of texts, and this model reads pictures")
             return
         if asked is None:
-            kept = map_of_model(model.name_or_path)
+            kept = map_of_model(model.name_or_path, self.pooling)
             square = kept is not None and kept.weight.shape == (width, width)
             if kept is not None and square and not torch.equal(kept.weight, kept.weight.T):
                 self.whitening = Whitening.of(kept)
                 return
-            asked = unasked if square or not is_encoder(model.name_or_path) else 0.0
+            if kept is not None and not square:
+                log.warning(
+                    "%s maps its vectors to %d dimensions: objective %s leaves that out, its vectors have %d",
+                    *(model.name_or_path, len(kept.weight), self.name, width),
+                )
+            asked = unasked if square or not is_encoder(model.name_or_path, self.pooling) else 0.0
         if asked:
             self.whitening, self.exponent = Whitening(width), asked
             self.begins, self.refits = before, True

@@ -164,7 +164,7 @@ def memory(objective: nn.Module, train: TrainConfig, live: float, *, world: int 
     return (every + gradients + moments) / world + buffers + max(passes, whole)
 
 
-def _muon_temporaries(matrices: dict[Tensor, tuple[int, bool]], size: int, *, cut: bool) -> int:
+def _muon_temporaries(matrices: dict[Tensor, tuple[tuple[int, ...], bool]], size: int, *, cut: bool) -> int:
     """Bytes of Muon's step beside its momentum: all updates, and the stack of one shape while it is made orthogonal.
 
     A stack of N matrices m × n stands there once in float32 and, with `size` bytes a number, as the last and the next
@@ -172,9 +172,10 @@ def _muon_temporaries(matrices: dict[Tensor, tuple[int, bool]], size: int, *, cu
     """
     updates = 4 * sum(p.numel() for p in matrices) * (2 if cut else 1)
     stacks: dict[tuple[int, int], int] = defaultdict(int)
-    for p, (parts, input_first) in matrices.items():
-        outputs, inputs = p.shape[::-1] if input_first else p.shape
-        stacks[min(outputs // parts, inputs), max(outputs // parts, inputs)] += parts
+    for p, (sizes, input_first) in matrices.items():
+        inputs = p.shape[0] if input_first else p.shape[1]
+        for outputs in sizes:
+            stacks[min(outputs, inputs), max(outputs, inputs)] += 1
     most = 0
     for (m, n), number in stacks.items():
         stack = number * m * n

@@ -27,19 +27,12 @@ from sslnlp.nn import Pooling
 from sslnlp.quiet import quiet_loading
 from sslnlp.search.model_folder import called, fingerprint, read_json, resolve
 from sslnlp.types import Encoding, LinearMap
-from sslnlp.vector_map import apply, joined, places_of_maps, read_map
+from sslnlp.vector_map import apply, joined, places_of_maps, pooling_of, read_map
 
 Kind = Literal["query", "document"]
 Reads = Literal["texts", "pictures"]
 """What the documents are that an encoder makes vectors of; queries are words, whatever these are."""
 # sentence-transformers' names, the newer value and the older flag, for what `sslnlp.nn.Pooling` does.
-_POOLINGS = {"mean": "mean", "cls": "cls", "lasttoken": "last", "weightedmean": "weighted"}
-_POOLING_FLAGS = {
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_lasttoken": "lasttoken",
-    "pooling_mode_weightedmean_tokens": "weightedmean",
-}
 _LONGEST = 512
 
 
@@ -221,9 +214,7 @@ def checked_lengths(lengths: dict[str, int], folder: Path) -> dict[str, int]:
 
 
 def _pooling(folder: Path, config: dict[str, Any]) -> str:
-    """`sslnlp.nn.Pooling`'s name for what a `1_Pooling/config.json` asks for."""
-    flags = [flag for flag, on in config.items() if flag.startswith("pooling_mode_") and on]
-    mode = config.get("pooling_mode") or "+".join(_POOLING_FLAGS.get(flag, flag) for flag in flags) or "mean"
-    if mode not in _POOLINGS:
-        raise UserError(f"{folder} pools by {mode!r}; sslnlp knows {', '.join(_POOLINGS)}")
-    return _POOLINGS[mode]
+    try:
+        return pooling_of(config)
+    except UserError as error:
+        raise UserError(f"{folder} {error}") from error

@@ -188,6 +188,16 @@ def test_a_tokenizer_sample_is_bounded_even_and_holds_no_held_out_text(tiny, tmp
     assert not set(some) & held
 
 
+@pytest.mark.parametrize("number", [2, 3, 20])
+def test_the_one_document_that_is_held_out_of_few_is_no_text_for_a_tokenizer(tiny, tmp_path, number):
+    for trial in range(8):
+        texts = [f"{trial} {i} {TEXTS[i]}" for i in range(number)]
+        config = DataConfig(train=write(tmp_path / f"{trial}.jsonl", ["", *texts, "x" * 2000]), valid_tokens=300)
+        held = set(decoded(tiny, prepare_text(config, tiny, cache_dir=tmp_path).valid))
+        assert len(held) == 1
+        assert set(sample_texts(config, 10**6)) - {""} == {*texts, "x" * 2000} - held
+
+
 def test_a_limit_reads_so_many_documents(tiny, tmp_path):
     config = DataConfig(train=write(tmp_path / "a.jsonl", TEXTS), limit=50)
     assert prepare_text(config, tiny, cache_dir=tmp_path).facts["read"] == 50

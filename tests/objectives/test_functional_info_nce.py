@@ -68,6 +68,19 @@ def test_relevant_pairs_follow_equal_texts_on_both_sides() -> None:
     ]
 
 
+def test_relevant_pairs_of_some_queries_are_those_rows_of_all() -> None:
+    generator = torch.Generator().manual_seed(0)
+    asked, texts = (torch.randint(0, 30, (90,), generator=generator) for _ in range(2))
+    documents = torch.cat([texts, torch.randint(0, 60, (40,), generator=generator)])
+    whole = relevant_pairs(asked, documents, asked, texts)
+    joined = {(int(a), int(b)) for a, b in zip(asked, texts, strict=True)}
+    assert whole.tolist() == [[(int(a), int(b)) in joined for b in documents] for a in asked]
+    for part in (slice(0, 1), slice(5, 12), slice(0, 0)):
+        assert torch.equal(relevant_pairs(asked[part], documents, asked, texts), whole[part])
+    unknown = torch.tensor([99, 3])
+    assert not relevant_pairs(unknown, documents, asked, texts)[0].any()
+
+
 def test_cosines_keep_their_digits_under_autocast() -> None:
     generator = torch.Generator().manual_seed(0)
     query, document = (torch.nn.functional.normalize(torch.randn(6, 16, generator=generator)) for _ in range(2))

@@ -18,8 +18,8 @@ from tests.contract import LENGTH, make_collator, make_objective, make_stream, o
 WEIGHTS = {"masked_lm": 1.0, "masked_diffusion": 0.25}
 
 
-def model():
-    config = ModelConfig(architecture="bert", size="nano", dropout=0.0)
+def model(dropout=0.0):
+    config = ModelConfig(architecture="bert", size="nano", dropout=dropout)
     return build_model(config, small_tokenizer(), AutoModelForMaskedLM, max_length=LENGTH, seed=0)
 
 
@@ -106,6 +106,18 @@ def test_vectors_are_whitened_for_the_part_that_compares_them():
         joint.model.get_input_embeddings().weight.mul_(torch.rand_like(joint.model.get_input_embeddings().weight))
     joint.refit([joint_batch(type(joint).bound({"weights": {"masked_lm": 1.0, "info_nce": 0.5}}))], [])
     assert not torch.equal(first, joint.vector_map.weight)
+
+
+def test_nothing_is_dropped_out_where_its_map_is_fitted():
+    joint = Joint(model(dropout=0.3), weights={"masked_lm": 1.0, "moco": 0.5})
+    rows = [joint_batch(type(joint).bound({"weights": joint.weights}))]
+    found = []
+    for fit in (joint.begin, joint.begin, lambda rows: joint.refit(rows, [])):
+        fit(rows)
+        found.append(joint.vector_map.weight.clone())
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+    assert joint.model.training
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,11 @@ def test_a_window_is_a_batch_also_where_negatives_are_left_out(loss: str, tmp_pa
     assert difference(*states) < 2e-5
 
 
+def test_scores_that_are_no_numbers_rank_last() -> None:
+    scores = torch.full_like(SCORES, math.nan)
+    assert objective().predicted(scores, {"relevance": RELEVANCE})["rank"].tolist() == [3, 4]
+
+
 def test_places_and_their_chance_by_hand() -> None:
     predicted = objective().predicted(SCORES, {"relevance": RELEVANCE})
     assert {name: value.tolist() for name, value in predicted.items()} == {"rank": [1, 3], "candidates": [3, 4]}

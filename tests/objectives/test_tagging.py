@@ -72,6 +72,15 @@ def test_a_token_of_a_space_alone_is_of_no_word() -> None:
     assert [pair for pair in tagged if pair[1] != -100] == [("Ada", NAMES.index("B-PER")), ("in", NAMES.index("O"))]
 
 
+@pytest.mark.parametrize("empty", [[], ["", ""]])
+def test_a_row_without_a_letter_has_no_target(tokenizer: PreTrainedTokenizerBase, empty: list[str]) -> None:
+    row = {"words": empty, "label": ["O"] * len(empty)}
+    batch = TaggingCollator(tokenizer=tokenizer, label_names=NAMES)([row, {"words": WORDS, "label": TAGS}])
+    assert (batch["labels"][0] == -100).all()
+    assert (batch["labels"][1] != -100).any()
+    assert batch["places"][0].tolist() == [-1] * len(WORDS)
+
+
 def test_words_that_do_not_fit_are_kept_as_missed(tokenizer: PreTrainedTokenizerBase) -> None:
     collator = TaggingCollator(tokenizer=tokenizer, label_names=NAMES, max_length=6)
     batch = collator([{"words": WORDS, "label": TAGS}])

@@ -1,6 +1,7 @@
 """What all texts share is taken out of their vectors: the map, when it is fitted, and where it is kept."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,13 @@ import torch
 from sklearn.decomposition import PCA
 
 from sslnlp.errors import UserError
+from sslnlp.export.modules import save_embedder
 from sslnlp.objectives import whitening
 from sslnlp.objectives.info_nce import InfoNCE
 from sslnlp.objectives.ranking import Ranking
 from sslnlp.objectives.whitening import Pairs, Whitened, Whitening, better
 from sslnlp.types import LinearMap
-from sslnlp.vector_map import apply, is_encoder, map_of_model, save_dense, whitener
+from sslnlp.vector_map import apply, is_encoder, map_of_model, pooling_of_model, save_dense, whitener
 from tests.contract import make_objective, one_batch
 from tests.objectives.test_ranking import batch, objective
 
@@ -200,4 +202,25 @@ def test_a_start_that_is_not_linear_is_told(tmp_path: Path, caplog: pytest.LogCa
 def test_a_name_that_leads_nowhere_says_nothing() -> None:
     for name in ("", "no/such-model", "nowhere"):
         assert map_of_model(name) is None
-        assert not is_encoder(name)
+        assert not is_encoder(name, "mean")
+        assert pooling_of_model(name) is None
+
+
+def test_a_map_is_kept_for_the_pooling_that_it_was_fitted_to(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = objective().model
+    model.save_pretrained(tmp_path)
+    save_embedder(model, tmp_path, "cls", True, {}, 64, LinearMap(torch.rand(WIDTH, WIDTH), torch.zeros(WIDTH)))
+    assert pooling_of_model(str(tmp_path)) == "cls"
+    start = type(model).from_pretrained(tmp_path, add_pooling_layer=False)
+    for kind in (Ranking, InfoNCE):
+        assert kind(start, pooling="cls").vector_map is not None
+        assert kind(start, pooling="mean").vector_map is None
+        assert kind(start, pooling="mean").begins, "one of its own may be fitted"
+    shutil.rmtree(tmp_path / "2_Dense")
+    save_embedder(model, tmp_path, "cls", True, {}, 64, LinearMap(torch.rand(8, WIDTH), torch.zeros(8)))
+    assert Ranking(start, pooling="cls").vector_map is not None
+    assert not caplog.text
+    assert InfoNCE(start, pooling="cls").vector_map is None
+    assert (
+        f"maps its vectors to 8 dimensions: objective info_nce leaves that out, its vectors have {WIDTH}" in caplog.text
+    )
