@@ -16,7 +16,7 @@ def recipe() -> Recipe:
         tokenizer=TokenizerConfig(algorithm="bpe", vocab_size=8192),
         model=ModelConfig(architecture="modernbert", size="mini", dropout=0.1),
         collator=Options("views", views=["crop+delete", "crop+delete"], crop_min=0.2, crop_max=0.6, rate=0.1),
-        objective=Options("byol", momentum=0.99, momentum_end=1.0, pooling="mean"),
+        objective=Options("byol", momentum=0.99, momentum_end=1.0),
         train=TrainConfig(steps=2000, batch_size=64, lr=2e-4, schedule="cosine", warmup=0.1),
         out="out/byol",
     )

@@ -17,7 +17,7 @@ def recipe() -> Recipe:
         model=ModelConfig(architecture="modernbert", size="mini"),
         # Crops of 10 to 50 % of a document, and a tenth of their words deleted.
         collator=Options("views", views=["crop+delete", "crop+delete"], crop_min=0.1, crop_max=0.5, rate=0.1),
-        objective=Options("moco", queue=4096, momentum=0.99, temperature=0.05, pooling="mean"),
+        objective=Options("moco", queue=4096, momentum=0.99, temperature=0.05),
         train=TrainConfig(steps=2000, batch_size=64, relative_lr=2.0, schedule="linear", warmup=0.1),
         out="out/moco",
     )

@@ -19,7 +19,7 @@ def recipe() -> Recipe:
         model=ModelConfig(architecture="modernbert", size="mini", dropout=0.1),
         collator=Options("views", views=["text", "text"]),
         # The mean, as few models of one's own have learnt to say anything at [CLS].
-        objective=Options("info_nce", temperature=0.05, pooling="mean"),
+        objective=Options("info_nce", temperature=0.05),
         # Every other document of the batch is a negative: the batch is never split.
         train=TrainConfig(steps=1000, batch_size=64, relative_lr=4.0, schedule="linear", warmup=0.1),
         out="out/simcse",

@@ -17,7 +17,7 @@ def recipe() -> Recipe:
         data=DataConfig(valid_fraction=0.05),
         model=ModelConfig(size="mini"),
         collator=Options("ranking"),
-        objective=Options("ranking", temperature=0.05, pooling="mean"),
+        objective=Options("ranking", temperature=0.05),
         # Every other pair of the batch is a negative: the batch is large and never split.
         train=TrainConfig(epochs=3, batch_size=64, relative_lr=6.0, schedule="linear", warmup=0.1),
         out="out/ranker",

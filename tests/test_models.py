@@ -261,7 +261,7 @@ def test_a_decoder_that_classifies_knows_the_padding(
     tokenizer: PreTrainedTokenizerBase, tmp_path: Path, given: int | None
 ) -> None:
     """By it a stock head finds the last token: without one it refuses a batch, by another it reads at the padding."""
-    stock = of_kind("qwen2", AutoModelForCausalLM, pad_token_id=given)
+    stock = of_kind("qwen2", AutoModelForCausalLM, pad_token_id=given, num_key_value_heads=4)
     stock.save_pretrained(tmp_path)
     config = ModelConfig(pretrained=str(tmp_path))
     model = build_model(config, tokenizer, AutoModelForSequenceClassification, max_length=64, num_labels=2).eval()
