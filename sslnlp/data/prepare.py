@@ -97,7 +97,8 @@ def sample_texts(config: DataConfig, n_bytes: int, *, spread: bool = True) -> It
     fraction = config.valid_fraction if valid is None else 0.0
     share, held = 1.0, int(fraction * 2**64)
     if spread and not config.streaming:
-        total, smallest = _measure(texts_of(source, config), split.HeldOut(fraction, config.valid_tokens))
+        held_out = split.HeldOut(fraction, config.valid_tokens)
+        total, smallest = _measure(texts_of(source, config), held_out, HashSet() if config.deduplicate else None)
         share, held = min(1.0, n_bytes / max(1, total)), max(held, smallest)
     left = n_bytes
     given = overlap = False
@@ -119,13 +120,17 @@ def sample_texts(config: DataConfig, n_bytes: int, *, spread: bool = True) -> It
         raise all_held_out(config)
 
 
-def _measure(texts: Iterator[str], held_out: split.HeldOut) -> tuple[int, int]:
-    """Bytes of all texts, and the hash below which one may be held out: of few, that may be none below the share."""
+def _measure(texts: Iterator[str], held_out: split.HeldOut, seen: HashSet | None) -> tuple[int, int]:
+    """Bytes of all texts, and the hash below which one may be held out, with `seen` each different one counting once as
+    in `split.scan`: of few, that may be none below the share."""
     total = 0
     for batch in by_size(texts, len, 4 * BATCH_CHARS):
         total += sum(len(text.encode("utf-8", "surrogatepass")) for text in batch)
         chars = np.array([len(text) if text.strip() else -1 for text in batch], np.int64)
-        held_out.offer(split.Documents(hash_texts(batch), chars, lambda i: 0), chars >= 0)
+        hashes, eligible = hash_texts(batch), chars >= 0
+        if seen is not None:
+            eligible[eligible] = seen.add(hashes[eligible])
+        held_out.offer(split.Documents(hashes, chars, lambda i: 0), eligible)
     return total, held_out.bound()
 
 

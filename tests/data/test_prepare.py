@@ -198,6 +198,12 @@ def test_the_one_document_that_is_held_out_of_few_is_no_text_for_a_tokenizer(tin
         assert set(sample_texts(config, 10**6)) - {""} == {*texts, "x" * 2000} - held
 
 
+def test_a_text_that_comes_again_and_again_is_one_of_few(tiny, tmp_path):
+    config = DataConfig(train=write(tmp_path / "a.jsonl", ["a b c"] * 50))
+    assert prepare_text(config, tiny, cache_dir=tmp_path).valid is None
+    assert set(sample_texts(config, 10**6)) == {"a b c"}
+
+
 def test_a_limit_reads_so_many_documents(tiny, tmp_path):
     config = DataConfig(train=write(tmp_path / "a.jsonl", TEXTS), limit=50)
     assert prepare_text(config, tiny, cache_dir=tmp_path).facts["read"] == 50
