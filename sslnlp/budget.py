@@ -122,12 +122,19 @@ def calibrate(trainer: Trainer, seconds: float) -> tuple[int, int | None]:
     found = replace(pace, first=0.0).spread(seconds, trainer.config, spent=clock() - began)
     steps, eval_every = (int(distributed.broadcast_number(float(number or 0))) for number in found)
     config = replace(trainer.config, eval_every=eval_every or trainer.config.eval_every)
+    timing = clock() - began
     passes = occasions(steps, config)[0] + (trainer.timed is None)  # then a whole one was timed
     if passes * pace.evaluation > seconds / 2:
         log.warning(
             "of the %.0f s of train.budget held-out passes take %.0f (%d of %.0f s): fewer held-out documents leave "
             "more for updates",
             *(seconds, passes * pace.evaluation, passes, pace.evaluation),
+        )
+    if (whole := timing + pace.seconds(steps, config)) > 1.5 * seconds:
+        log.warning(
+            "train.budget=%.0fs is short: %d update%s will take about %.0f s (%.1f each, a held-out pass %.1f, timing "
+            "them took %.0f)",
+            *(seconds, steps, "" if steps == 1 else "s", whole, pace.update, pace.evaluation, timing),
         )
     return steps, eval_every or None
 

@@ -40,6 +40,14 @@ def open_bytes(path: Path) -> IO[bytes]:
             return path.open("rb")
 
 
+def misquoted(path: Path, line: int) -> UserError:
+    """What is said of a `.csv` or `.tsv` whose quotes do not fit, in the row that begins in this line."""
+    return UserError(
+        f"{path} line {line}: a field begins with a quote that does not end where the field does; put the whole field "
+        "in quotes and write those inside twice, or save the rows as .jsonl"
+    )
+
+
 def lines(path: Path) -> Iterator[str]:
     """Lines of UTF-8 text without their ends (LF or CRLF) and without a byte-order mark.
 

@@ -21,7 +21,7 @@ from sslnlp.metrics import tokens_per_second
 from sslnlp.recipe import Recipe, load_recipe, read_result
 from sslnlp.recipe.complete import is_model_folder
 from sslnlp.recipe.load import read_biography
-from sslnlp.search.documents import check_documents, read_documents
+from sslnlp.search.documents import read_documents
 from sslnlp.search.model_folder import read_json
 from sslnlp.train_config import parse_duration
 from sslnlp.writing import sha256_of, write_json
@@ -197,9 +197,7 @@ def text_to_search(
     check_there(str(pairs), text)
     if encoder is not None:
         is_model_folder(encoder)
-    check_documents(documents)
-    if beir is not None:
-        _check_judged(beir, documents)
+    _check_documents(documents, beir)
     stages = tuple(stage for stage in SHARES if text is not None or stage not in ON_TEXT)
     journey = Journey(out, parse_duration(budget), _by_stage(overrides), console or Console(stderr=True), stages)
     _check(journey, pairs, text)
@@ -254,14 +252,22 @@ def _check(journey: Journey, pairs: Path, text: str | None) -> None:
                 next(open_part(data, "train", None).documents(data.text, data.split_text), None)
 
 
-def _check_judged(beir: Path, documents: Path) -> None:
-    """Raises `UserError` where `beir` judges no document of these."""
-    from sslnlp.search.evaluate import beir_files, load_judged
+def _check_documents(documents: Path, beir: Path | None) -> None:
+    """Raises `UserError` for a document that cannot be indexed, and where `beir` judges none of them."""
+    ids: set[str] = set()
+    for document in read_documents(documents):
+        if document.id in ids and document.content:
+            from sslnlp.search.store import twice
 
-    queries, qrels = beir_files(beir)
-    judged = {document for found in load_judged(None, queries, qrels).qrels.values() for document in found}
-    if not any(document.id in judged for document in read_documents(documents)):
-        raise UserError(f"{documents} has no document that {qrels} judges: do their ids match?")
+            raise twice(document.id)
+        ids.add(document.id)
+    if beir is not None:
+        from sslnlp.search.evaluate import beir_files, load_judged
+
+        queries, qrels = beir_files(beir)
+        judged = load_judged(None, queries, qrels).qrels.values()
+        if not any(document in ids for found in judged for document in found):
+            raise UserError(f"{documents} has no document that {qrels} judges: do their ids match?")
 
 
 def _remember(journey: Journey, inputs: dict[str, str | None]) -> None:

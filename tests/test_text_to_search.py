@@ -121,6 +121,7 @@ def test_from_an_encoder_and_on_from_where_it_was_stopped(files: dict[str, Path]
         ),
         (["--text", "a", "--budget", "soon"], "soon"),
         (["--text", "a", "--beir", "nowhere"], "nowhere does not exist"),
+        (["--encoder", "e", "--documents", "{same}"], "two documents have the id 'd1': ids must be unique"),
         (["--encoder", "e", "--beir", "{other}"], "has no document that {other}/qrels/test.tsv judges: do their ids"),
         (["--text", "{two}"], "which column of {two} is the text? It has a, b; say --set masked.data.text=NAME"),
         (["--text", "{two}", "--set", "masked.data.text=a"], "say --set retrieval.data.text=NAME"),
@@ -133,10 +134,12 @@ def test_wrong_arguments_are_one_clear_line(
     two = tmp_path / "two.jsonl"
     two.write_text(json.dumps({"a": "one text", "b": "another"}) + "\n")
     other = shutil.copytree(files["beir"], tmp_path / "other")
+    same = tmp_path / "same.jsonl"
+    same.write_text("".join(json.dumps({"id": f"d{n % 9}", "text": "a text"}) + "\n" for n in range(1, 12)))
     judged = (other / "qrels" / "test.tsv").read_text()
     (other / "qrels" / "test.tsv").write_text(judged.replace("\td", "\tdoc"))
     begin = ["search", "build", str(files["pairs"]), "--documents", str(files["documents"])]
-    filled = [argument.format(two=two, other=other) for argument in arguments]
+    filled = [argument.format(two=two, other=other, same=same) for argument in arguments]
     assert run_command([*begin, "--out", str(tmp_path / "out"), *filled]) == 2
     assert message.format(two=two, other=other) in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -11,7 +11,7 @@ from typing import Any
 from sslnlp.data import DataConfig
 from sslnlp.errors import UserError
 from sslnlp.recipe import Recipe, to_dict
-from sslnlp.writing import replacing, write_json
+from sslnlp.writing import naming, replacing, write_json
 
 ALL = "all"
 LEXICAL, FRESH = "TF-IDF + LR", "untrained"
@@ -89,7 +89,8 @@ class Results:
         other rows or recipes."""
         self.path = folder / "results.jsonl"
         self.done: dict[Cell, Measured] = {}
-        folder.mkdir(parents=True, exist_ok=True)
+        with naming(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         described = {name: data if recipe is None else _described(recipe) for name, recipe in recipes.items()}
         known = folder / "methods.json"
         before = json.loads(known.read_text(encoding="utf-8")) if known.is_file() else {}

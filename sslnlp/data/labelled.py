@@ -104,6 +104,8 @@ def labelled(
     ordered = _ordered(known, names, table.features[label], config, left_out) if kind != "number" else []
     if kind == "one":
         _tell_joined(ordered)
+    if kind == "several" and max(map(len, read.classes()), default=0) < 2:
+        _tell_unparted(ordered)
     unseen = sorted(set().union(*held.classes()) - set(ordered))
     if unseen:
         raise UserError(
@@ -229,6 +231,15 @@ def _tell_joined(names: Sequence[str]) -> None:
         )
 
 
+def _tell_unparted(names: Sequence[str]) -> None:
+    """Say so where no text has several classes and some look like several, parted otherwise."""
+    if looks := [name for name in names if name.startswith("[") or any(sign in name for sign in ",;")]:
+        log.warning(
+            "no text has more than one class, and %r counts as one: put %s between those of a cell (or use lists)",
+            *(looks[0], SEPARATOR),
+        )
+
+
 def _read_labelled(table: datasets.Dataset, columns: Mapping[str, str], label: str, kind: str) -> _Read:
     for name in columns.values():
         holds = getattr(table.features[name], "dtype", None)  # None: values of several types, which are looked at
@@ -286,6 +297,11 @@ def _few(read: _Read, config: DataConfig) -> _Read:
 def _spread(labels: Sequence[Label], spec: str) -> dict[str, float]:
     """Mean and standard deviation of measurements, which are not all the same."""
     values = np.array(labels, np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if not np.isfinite(values.std()):
+            raise UserError(
+                f"labels of {spec} reach {np.abs(values).max():g}, too far for their spread: scale them down"
+            )
     if values.std() == 0:
         raise UserError(f"every label of {spec} is {values[0]:g}: there is nothing to learn")
     return {"label_mean": float(values.mean()), "label_std": float(values.std())}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +26,10 @@ PAIR_NAMES = {
     "scores": ("scores",),
 }
 OPTIONAL = ("negative", "scores")
+_NUMBERED = re.compile(r"(hard_?)?negatives?_?\d+", re.IGNORECASE)
+_LOOKED_AT = 100
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -93,7 +100,30 @@ def _columns(
         if found is None or (ours == "scores" and not _are_scores(table, found, given, columns)):
             continue
         columns[ours] = found
+    _check_negatives(table, columns.get("negative"), spec)
     return columns
+
+
+def _check_negatives(table: datasets.Dataset, column: str | None, spec: str) -> None:
+    """Refuse lists that are written as text, and name columns of negatives that nobody reads."""
+    if column is not None and getattr(table.features[column], "dtype", None) == "string":
+        cells = [cell for cell in table[:_LOOKED_AT][column] if cell]
+        if cells and all(_is_list(cell) for cell in cells):
+            raise UserError(
+                f"column {column!r} of {spec} holds lists written as text, such as {cells[0][:60]!r}: save the rows as "
+                ".jsonl or .parquet, where a cell can be a list"
+            )
+    if unread := [name for name in table.column_names if name != column and _NUMBERED.fullmatch(name)]:
+        log.warning(
+            "%s: not read of %s; a row has one column of negatives, whose cells may be lists", ", ".join(unread), spec
+        )
+
+
+def _is_list(cell: str) -> bool:
+    try:
+        return isinstance(ast.literal_eval(cell), list)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return False
 
 
 def _are_scores(table: datasets.Dataset, found: str, given: str | None, columns: Mapping[str, str]) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import glob
 import json
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import groupby, islice
@@ -156,8 +158,24 @@ def _check(extension: str, files: list[Path]) -> None:
     for file in files if extension != ".parquet" else ():
         for _ in text_files.lines(file):  # names the line of bad bytes
             pass
+        if LOADERS[extension] == "csv":
+            _check_quotes(extension, file)
         if extension == ".json" and _head(file).startswith("null"):  # Arrow's reader would end the process
             raise UserError(f"{file} begins with null where a row belongs; take it out")
+
+
+def _check_quotes(extension: str, file: Path) -> None:
+    """Refuse a field that begins with a quote and goes on behind the next one: pandas would take all rows between two
+    such fields for one text."""
+    lines = (row for line in text_files.lines(file) for row in line.split("\r"))  # they may end as on old Macs
+    csv.field_size_limit(sys.maxsize)
+    reader = csv.reader(lines, delimiter=_separator(extension, file), strict=True)
+    read = 0
+    try:
+        for _ in reader:
+            read = reader.line_num
+    except csv.Error:
+        raise text_files.misquoted(file, read + 1) from None
 
 
 def _has_rows(extension: str, file: Path) -> bool:

@@ -290,7 +290,7 @@ def _csv_rows(path: Path, lines: TextIO, suffix: str) -> Iterator[tuple[int, Map
                 )
             yield reader.line_num, row
     except csv.Error as error:
-        raise UserError(f"{path} line {reader.line_num} is not readable as {suffix[1:]} ({error})") from error
+        raise text_files.misquoted(path, reader.line_num + 1) from error
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:

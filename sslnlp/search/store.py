@@ -26,6 +26,11 @@ class Written(NamedTuple):
     empty: int
 
 
+def twice(name: str) -> UserError:
+    """What is said of an id that two documents have."""
+    return UserError(f"two documents have the id {name!r}: ids must be unique")
+
+
 def write_documents(folder: Path, documents: Iterable[Document], *, keep_empty: bool = False) -> Written:
     """Write `documents` into `folder` in one pass; those without any text are left out and counted, or kept.
 
@@ -39,7 +44,7 @@ def write_documents(folder: Path, documents: Iterable[Document], *, keep_empty: 
                 empty += 1
                 continue
             if document.id in seen:
-                raise UserError(f"two documents have the id {document.id!r}: ids must be unique")
+                raise twice(document.id)
             seen[document.id] = None
             # A lone surrogate is legal in a JSON string and in no encoding; ASCII escapes carry it through unharmed.
             line = json.dumps(document._asdict()).encode("ascii") + b"\n"

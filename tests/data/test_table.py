@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections import Counter
@@ -141,6 +142,58 @@ def test_pairs_by_common_names_and_by_given_ones(load):
     assert got.facts["overlap"] == 2
     with pytest.raises(UserError, match=r"say data\.columns\.positive=NAME"):
         load(paired, [{"question": "x", "reply": "y"}])
+
+
+def test_negatives_written_as_text_are_no_lists(load, caplog):
+    rows = [{"query": f"q {i}", "positive": f"p {i}", "negatives": json.dumps([f"n {i}", "x"])} for i in range(9)]
+    with pytest.raises(UserError, match=r"'negatives' of .* holds lists written as text, such as"):
+        load(paired, rows)
+    rows = [row | {"negatives": f"[{i}] a text"} for i, row in enumerate(rows)]
+    assert load(paired, rows, valid_fraction=0).train[0]["negative"] == "[0] a text"
+    assert not caplog.text
+    numbered = [{"query": f"q {i}", "positive": f"p {i}", "negative_1": "a", "negative_2": "b"} for i in range(9)]
+    load(paired, numbered, valid_fraction=0)
+    assert "negative_1, negative_2: not read of" in caplog.text
+    caplog.clear()
+    load(paired, numbered, valid_fraction=0, columns={"negative": "negative_2"})
+    assert "negative_1: not read of" in caplog.text
+
+
+@pytest.mark.parametrize("written", ['["a", "b"]', "a,b", "a; b"])
+def test_classes_of_a_cell_that_are_parted_otherwise_are_told(load, caplog, written):
+    rows = [{"text": f"text {i}", "label": written if i % 2 else "c"} for i in range(30)]
+    load(functools.partial(labelled, kind="several"), rows, valid_fraction=0)
+    assert f"no text has more than one class, and {written!r} counts as one: put | between" in caplog.text
+    caplog.clear()
+    load(functools.partial(labelled, kind="several"), [*rows, {"text": "more", "label": "a|c"}], valid_fraction=0)
+    load(
+        functools.partial(labelled, kind="several"),
+        [row | {"label": "b" if row["label"] == written else "c"} for row in rows],
+        valid_fraction=0,
+    )
+    assert not caplog.text
+
+
+def test_measurements_too_large_for_their_spread_are_refused(load):
+    rows = [{"text": f"text {i}", "label": 1e300 * (i % 3)} for i in range(30)]
+    with pytest.raises(UserError, match="reach 2e\\+300, too far for their spread: scale them down"):
+        load(functools.partial(labelled, kind="number"), rows)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_a_quote_that_begins_a_field_and_does_not_end_it_is_refused(tmp_path, suffix):
+    """pandas takes all rows between two of them for one text."""
+    sign, path = {"csv": ",", "tsv": "\t"}[suffix], tmp_path / f"a.{suffix}"
+    rows = [f"{chr(34) if i in (5, 35) else ''}question {i}{sign}{'ab'[i % 2]}" for i in range(50)]
+    path.write_text("\n".join([f"text{sign}label", *rows]) + "\n")
+    config = DataConfig(train=str(path))
+    with pytest.raises(UserError, match=rf"a\.{suffix} line 7: a field begins with a quote that does not end where"):
+        labelled(config, cache_dir=tmp_path / "cache")
+    fine = [f'"a ""quoted"" word{sign} and\nanother line {i}"{sign}{"ab"[i % 2]}' for i in range(50)]
+    path.write_text("\r\n".join([f"text{sign}label", *fine]))
+    got = labelled(DataConfig(train=str(path), valid_fraction=0), cache_dir=tmp_path / "cache")
+    assert got.train[0]["text"] == f'a "quoted" word{sign} and\nanother line 0'
+    assert len(got.train) == 50
 
 
 def test_a_query_is_on_one_side_only(load):
