@@ -111,6 +111,8 @@ def _heads(config: PreTrainedConfig) -> tuple[int, int, int]:
     """Of queries, keys and values, in the smallest numbers."""
     queries = getattr(config, "num_attention_heads", 1)
     others = 1 if getattr(config, "multi_query", False) else getattr(config, "num_key_value_heads", None) or queries
+    if not (isinstance(queries, int) and isinstance(others, int)):  # unlike in every layer
+        return 1, 1, 1
     least = math.gcd(queries, others)
     return queries // least, others // least, others // least
 

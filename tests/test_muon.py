@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import Phi3Config, Phi3ForCausalLM
+from transformers import Phi3Config, Phi3ForCausalLM, SegformerConfig, SegformerForSemanticSegmentation
 
 from sslnlp import muon
 from sslnlp.muon import Muon, hidden_matrices, momentum_at, orthogonalise
@@ -136,6 +136,14 @@ def test_keys_and_values_may_have_fewer_heads_than_queries() -> None:
     optimizer.step()
     moved = [float(part.square().mean().sqrt()) for part in (qkv.detach() - before).split([64, 16, 16])]
     assert max(moved) / min(moved) < 1.3
+
+
+def test_heads_that_are_unlike_in_every_layer_ask_for_nothing() -> None:
+    sizes = {"hidden_sizes": [16, 32, 64, 64], "decoder_hidden_size": 32, "depths": [1, 1, 1, 1]}
+    model = SegformerForSemanticSegmentation(SegformerConfig(num_attention_heads=[1, 2, 4, 4], **sizes))
+    found = hidden_matrices(model)
+    assert found
+    assert all(len(outputs) == 1 for outputs, _ in found.values())
 
 
 def test_parts_side_by_side_are_updated_apart() -> None:

@@ -156,10 +156,11 @@ def load_files(extension: str, files: list[Path], cache: str | None) -> list[tup
 def _check(extension: str, files: list[Path]) -> None:
     """Refuse what the parsers do not tell well."""
     for file in files if extension != ".parquet" else ():
-        for _ in text_files.lines(file):  # names the line of bad bytes
-            pass
         if LOADERS[extension] == "csv":
             _check_quotes(extension, file)
+        else:
+            for _ in text_files.lines(file):  # names the line of bad bytes
+                pass
         if extension == ".json" and _head(file).startswith("null"):  # Arrow's reader would end the process
             raise UserError(f"{file} begins with null where a row belongs; take it out")
 
