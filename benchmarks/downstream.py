@@ -6,7 +6,8 @@
 PRETRAINED is an `export/`. Classification: k labels of each class (draw = seed), a fixed number of updates for each k,
 the last weights (never the best on the test split), accuracy and macro-F1 on TEST; mean ± standard deviation over
 seeds. Ranking: trained on PAIRS, measured on the BEIR folder, whose queries are never trained on. Both rows of a table
-use the same tokenizer, architecture, size, updates and learning rate; "untrained" differs only in its first weights.
+use the same tokenizer, architecture, size, updates and learning rate (without `--lr` the recipe's rule, by the
+weights that each starts from); "untrained" differs only in its first weights.
 """
 
 from __future__ import annotations
@@ -59,8 +60,9 @@ def measures(name: str, keys: dict[str, Any], scratch: Path) -> dict[str, float]
 
 def fixed(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
     """What both tasks do alike: one evaluation, after the last update, which chooses nothing."""
+    rate = {} if arguments.lr is None else {"train.lr": arguments.lr}
     return {
-        "train.lr": arguments.lr,
+        **rate,
         "train.seed": seed,
         "train.eval_every": 10**9,
         "train.save_every": 10**9,
@@ -150,7 +152,7 @@ def main() -> None:
         for path in paths:
             task.add_argument(path, type=Path)
         task.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-        task.add_argument("--lr", type=float, default=5e-4)
+        task.add_argument("--lr", type=float, help="one rate for all, in place of the recipe's own of each model")
         task.add_argument("--steps", type=int, help="updates, instead of the defaults")
         task.add_argument("--precision", default="no")
         if function is classify:
