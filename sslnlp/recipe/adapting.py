@@ -11,14 +11,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sslnlp.collators import get_collator
 from sslnlp.data.config import DataConfig
 from sslnlp.errors import UserError
 from sslnlp.model_config import ModelConfig
+from sslnlp.objectives import OBJECTIVES, get_objective
 from sslnlp.recipe.build import resolve
+from sslnlp.recipe.checks import stock_config
 from sslnlp.recipe.load import read_biography
-from sslnlp.recipe.schema import Options, Recipe, override, to_dict
+from sslnlp.recipe.schema import Options, Recipe, options_of, override, to_dict
 from sslnlp.report.config import ReportConfig
 from sslnlp.train import TrainConfig
+from sslnlp.vector_map import pooling_of_model
 
 
 def stage_before(recipe: Recipe) -> Recipe | None:
@@ -38,8 +42,9 @@ def stage_before(recipe: Recipe) -> Recipe | None:
             f"data.unlabelled and data.valid are both {recipe.data.valid}: held-out texts are none to adapt to; "
             "give another data.unlabelled"
         )
-    embeds = recipe.objective_class.pooling is not None
-    name = adapt.objective or ("info_nce" if embeds else "masked_lm")
+    story = _story(recipe.model.pretrained)
+    name = adapt.objective or _objective(recipe, story)
+    compares = get_objective(name).pooling is not None
     before = Recipe(
         name="adapt",
         objective=Options(name),
@@ -51,10 +56,9 @@ def stage_before(recipe: Recipe) -> Recipe | None:
             seq_length=adapt.seq_length,
             valid_fraction=0.01 if recipe.data.valid is None else 0.0,
         ),
-        model=ModelConfig(pretrained=recipe.model.pretrained, dropout=0.1 if embeds else 0.0),
+        model=ModelConfig(pretrained=recipe.model.pretrained, dropout=0.1 if compares else 0.0),
         train=TrainConfig(
-            steps=adapt.steps, batch_size=adapt.batch_size, schedule="linear", warmup=0.1,
-            lr=adapt.lr or TrainConfig.lr, relative_lr=2.0 if adapt.lr is None else None,
+            steps=adapt.steps, batch_size=adapt.batch_size, schedule="linear", warmup=0.1, relative_lr=2.0,
             seed=recipe.train.seed, keep_best=False, precision=recipe.train.precision,
             # Its held-out texts are as many as those of the labelled stage, which is often much longer; they choose
             # nothing here, so they are read once.
@@ -63,10 +67,57 @@ def stage_before(recipe: Recipe) -> Recipe | None:
         report=ReportConfig(),
         out=f"{recipe.out}-adapted",
     )  # fmt: skip
-    if embeds and adapt.objective is None:
+    if compares and adapt.objective is None:
         # Two times the same text, which differ by dropout: crops of short texts are too short to compare.
         before = override(before, {"collator.views": ["text", "text"]})
+    elif not compares:
+        before = override(before, _as_pretrained(story, before))
+    if adapt.lr is not None:
+        before = override(before, {"train.lr": adapt.lr, "train.relative_lr": None})
     return before
+
+
+def _story(pretrained: str) -> dict[str, Any] | None:
+    """The biography of a start that learnt from raw text, one token at a time; None of any other."""
+    file = Path(pretrained).expanduser() / "recipe.json"
+    story = read_biography(file) if file.is_file() else None
+    name = None if story is None else story["recipe"].get("objective", {}).get("name")
+    if name not in OBJECTIVES or get_objective(name).pooling is not None:
+        return None
+    return story if get_collator(get_objective(name).collator).reads == "tokens" else None
+
+
+def _objective(recipe: Recipe, story: Mapping[str, Any] | None) -> str:
+    """What a start goes on with: the words that are missing or to come, and two readings of a text where it is a
+    sentence encoder that is to make vectors."""
+    assert recipe.model.pretrained is not None
+    if recipe.objective_class.pooling is not None and pooling_of_model(recipe.model.pretrained) is not None:
+        return "info_nce"
+    config, names = stock_config(recipe.model), ["masked_lm", "causal_lm"]
+    names += [] if story is None else [story["recipe"]["objective"]["name"]]
+    return next((name for name in names if get_objective(name).refuses(config) is None), names[0])
+
+
+_MANNER = (
+    "optimizer", "schedule", "warmup", "decay", "weight_decay", "embedding_lr_scale", "betas", "eps", "clip",
+)  # fmt: skip
+
+
+def _as_pretrained(story: Mapping[str, Any] | None, before: Recipe) -> dict[str, Any]:
+    """Keys by which the stage learns as its start did: AdamW at a rate in proportion to the weights spoilt what Muon
+    had made (docs/log.md). Of a start that nobody describes, nothing better is known."""
+    if story is None:
+        return {}
+    earlier = story["recipe"]
+    train = earlier.get("train", {})
+    keys = {f"train.{name}": train[name] for name in _MANNER if name in train}
+    rate = story.get("chosen", {}).get("train.lr", train.get("lr"))
+    if rate is not None:
+        keys |= {"train.lr": rate, "train.relative_lr": None}
+    if earlier["objective"]["name"] == before.objective.name:
+        known = options_of(before.collator_class)
+        keys |= {f"collator.{key}": value for key, value in earlier.get("collator", {}).items() if key in known}
+    return keys
 
 
 def begun(recipe: Recipe) -> bool:
@@ -98,7 +149,7 @@ def adapted(recipe: Recipe, run: Callable[[Recipe, bool], Path]) -> Recipe:
 _SAME = {
     "model": ("pretrained",),
     "data": ("train", "valid", "seq_length"),
-    "train": ("steps", "lr", "batch_size", "seed"),
+    "train": ("steps", "optimizer", "lr", "batch_size", "seed"),
 }
 
 
