@@ -74,6 +74,8 @@ def _find_head(model: PreTrainedModel) -> Head | None:
     if isinstance(found, nn.Linear):  # decoders
         return Head(nn.Identity(), found)
     if found is not None and hasattr(found, "dense") and hasattr(found, "layer_norm"):  # RoBERTa
+        if found.decoder.bias is None and getattr(found, "bias", None) is not None:
+            return None  # ESM adds a bias of its own, which the check below cannot see while it is zero
         return Head(_RobertaFeatures(found), found.decoder)
     return None
 

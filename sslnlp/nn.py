@@ -154,7 +154,12 @@ class Teacher(nn.Module):
         """Move towards `student` (the module this is a copy of), at `progress` in (0, 1] of the run."""
         kept = self.momentum + (self.momentum_end - self.momentum) * progress
         mine, theirs = self.module.state_dict(), student.state_dict()
+        # A state has tied weights under each of their names; they move once.
+        names = {name for name, _ in self.module.named_parameters(remove_duplicate=False)}
+        again = names - {name for name, _ in self.module.named_parameters()}
         for name, value in mine.items():
+            if name in again:
+                continue
             if value.is_floating_point():
                 value.lerp_(theirs[name].to(value.dtype), 1 - kept)
             else:

@@ -195,6 +195,9 @@ def test_a_decoder_that_sees_what_is_ahead_is_none() -> None:
 
 def test_a_head_of_other_parts_is_left_to_the_whole_model() -> None:
     assert prediction_head(of_kind("rembert", AutoModelForMaskedLM, input_embedding_size=32)) is None
+    protein = of_kind("esm", AutoModelForMaskedLM, mask_token_id=3)
+    assert not protein.lm_head.bias.any()  # which the projection has not, and no probe sees while it is zero
+    assert prediction_head(protein) is None
 
 
 def test_layers_of_an_encoder_decoder_slide_in_packed_rows_as_they_do_alone() -> None:

@@ -83,6 +83,18 @@ def test_a_teacher_is_the_average_of_its_students() -> None:
         Teacher(student, momentum=1.5)
 
 
+def test_weights_with_two_names_follow_once() -> None:
+    """As embeddings and the head of a masked LM, which share one matrix."""
+    student = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    student[1].weight = student[0].weight
+    teacher = Teacher(student, momentum=0.9)
+    first = student[0].weight.detach().clone()
+    nn.init.ones_(student[0].weight)
+    teacher.update(student, progress=0.0)
+    assert torch.allclose(teacher.module[0].weight, 0.9 * first + 0.1)
+    assert teacher.module[0].weight is teacher.module[1].weight
+
+
 def test_a_queue_keeps_the_last_rows_and_wraps_around() -> None:
     queue = Queue(5, 1, tags=1)
 
