@@ -15,7 +15,7 @@ from torch import Tensor
 from sslnlp.collators.base import Collator
 from sslnlp.collators.pairs import check_room
 from sslnlp.collators.tokens import carried
-from sslnlp.data.label_kinds import UNKNOWN, plain
+from sslnlp.data.label_kinds import UNKNOWN, marks, plain
 from sslnlp.errors import UserError
 from sslnlp.types import Batch, Row
 
@@ -109,7 +109,13 @@ class MultiLabelCollator(ClassificationCollator):
             value = plain(row.get("label"))
             if not isinstance(value, (list, tuple)):
                 raise UserError(f"a row's label is {shorten(value)}; of several classes it is a list, empty for none")
-            mark_C[[self.class_of(item) for item in value]] = 1.0
+            found = [self.class_of(item) for item in value]
+            if UNKNOWN in found or marks(value):
+                raise UserError(
+                    f"a row's label is {shorten(value)}; of several classes it is a list of those that apply, by name "
+                    "or number, and not a 0 or 1 for each"
+                )
+            mark_C[found] = 1.0
         return marks_BC
 
 

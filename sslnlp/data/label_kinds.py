@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from reprlib import repr as shorten
 from typing import Any
 
 import datasets
@@ -76,6 +77,14 @@ def _one(value: Any, feature: Any, column: str) -> str | None:
     return value.strip() or None
 
 
+def marks(labels: Sequence[Any]) -> bool:
+    """Whether a list has one 0 or 1 for each class, and not the classes that apply, of which none comes twice."""
+    if any(isinstance(label, bool) for label in labels):
+        return True
+    found = {str(label) for label in labels}
+    return len(found) < len(labels) and found <= {"0", "1", "0.0", "1.0"}
+
+
 def _several(value: Any, feature: Any, column: str) -> tuple[str, ...] | None:
     """The labels of a list, or of text with `|` between them; an empty one is a text of no class."""
     if value is None or value != value:
@@ -84,6 +93,11 @@ def _several(value: Any, feature: Any, column: str) -> tuple[str, ...] | None:
         value = value.split(SEPARATOR)
     if not isinstance(value, list):
         value = [value]
+    if marks(value):
+        raise UserError(
+            f"label column {column!r} holds {shorten(value)}, which reads as a 0 or 1 for each class: give the classes "
+            'that apply, by name or number, such as ["news", "sport"] or [0, 4]'
+        )
     inner = getattr(feature, "feature", feature)
     names = [_one(item, inner, column) for item in value]
     return tuple(dict.fromkeys(name for name in names if name is not None))

@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
-from sslnlp.collators.classification import ClassificationCollator
+from sslnlp.collators.classification import ClassificationCollator, MultiLabelCollator
 from sslnlp.errors import UserError
 from sslnlp.tokenizer import set_framing, train_tokenizer
 
@@ -68,6 +68,14 @@ def test_features_without_position_suit_a_data_loader(tokenizer: PreTrainedToken
     features = [{"text": text, "label": 0} for text in TEXTS]
     (batch,) = DataLoader(features, batch_size=3, collate_fn=ClassificationCollator(tokenizer=tokenizer))
     assert batch.keys() == {"input_ids", "attention_mask", "labels"}
+
+
+def test_of_several_classes_those_that_apply_are_listed(tokenizer: PreTrainedTokenizerFast) -> None:
+    collator = MultiLabelCollator(tokenizer=tokenizer, label_names=["a", "b", "c"])
+    assert collator(rows([["c", 0], []]))["labels"].tolist() == [[1, 0, 1], [0, 0, 0]]
+    for label in ([0, 0, 1], [False, True, True], [-100], "a"):
+        with pytest.raises(UserError, match="is a list"):
+            collator(rows([label]))
 
 
 @pytest.mark.parametrize(

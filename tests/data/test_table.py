@@ -159,6 +159,15 @@ def test_negatives_written_as_text_are_no_lists(load, caplog):
     assert "negative_1: not read of" in caplog.text
 
 
+@pytest.mark.parametrize("label", [[0, 0, 1], [1.0, 0.0, 0.0], [True, False], "0|1|0"])
+def test_a_mark_for_each_class_is_not_read_as_the_classes_that_apply(load, label):
+    several = functools.partial(labelled, kind="several")
+    with pytest.raises(UserError, match="reads as a 0 or 1 for each class: give the classes that apply"):
+        load(several, [{"text": f"text {i}", "label": label} for i in range(30)])
+    got = load(several, [{"text": f"text {i}", "label": [0, 1][i % 2 :]} for i in range(30)], valid_fraction=0)
+    assert got.label_names == ["0", "1"]
+
+
 @pytest.mark.parametrize("written", ['["a", "b"]', "a,b", "a; b"])
 def test_classes_of_a_cell_that_are_parted_otherwise_are_told(load, caplog, written):
     rows = [{"text": f"text {i}", "label": written if i % 2 else "c"} for i in range(30)]
