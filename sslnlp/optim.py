@@ -25,7 +25,7 @@ def learning_rate_factor(step: int, steps: int, *, schedule: str, warmup: float,
         return (step + 1) / warmup
     left = steps - step
     if schedule == "wsd" and decay > 0:
-        tail = max(1, round(decay * steps))
+        tail = max(1, min(round(decay * steps), steps - warmup))  # a long warm-up leaves less than was asked for
         return min(1.0, left / (tail + 1)) if left <= tail else 1.0
     span = max(1, steps - warmup)
     if schedule == "cosine":

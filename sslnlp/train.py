@@ -226,6 +226,11 @@ class Trainer:
             self.accelerator.init_trackers(self.out.name or "run", config=None)
         if found is None and (self.config.budget is not None or self.config.on_nonfinite == "rollback"):
             self._save(progress)  # the number of steps is fixed from here on, and there is something to roll back to
+        if found is None and 0 < progress.steps <= self.config.warmup:
+            log.warning(
+                "train.warmup=%g: all %d updates are warm-up, and the rate never falls; a share such as 0.05 is of "
+                "the run's length", self.config.warmup, progress.steps,
+            )  # fmt: skip
         return progress
 
     def _count_steps(self, rows: int) -> tuple[int, int | None]:

@@ -25,6 +25,8 @@ def test_warm_up_stable_decay_by_hand() -> None:
     # Two warm-up steps, stable, then the last three fall in quarters: 3/4, 2/4, 1/4.
     assert curve("wsd") == pytest.approx([0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25])
     assert curve("wsd", decay=0.0) == curve("constant")  # the last update too
+    # A warm-up that reaches into the decay leaves it what is left.
+    assert curve("wsd", steps=10, warmup=8, decay=0.5) == pytest.approx([*(n / 8 for n in range(1, 9)), 2 / 3, 1 / 3])
 
 
 def test_linear_and_constant_by_hand() -> None:
