@@ -181,7 +181,7 @@ def make_step(kind: str, sizes: dict[str, int], variant: Variant, batches: list[
             hidden_NH = hidden_states(model, read).flatten(0, 1)
         features_NH = head.features(hidden_NH)
         if "chunks" in on:
-            return linear_cross_entropy(features_NH, projection.weight, projection.bias, target_N)[0]
+            return linear_cross_entropy(features_NH, projection.weight, projection.bias, target_N).loss
         return F.cross_entropy(projection(features_NH).float(), target_N)
 
     run = torch.compile(loss_of) if "compile" in on else loss_of

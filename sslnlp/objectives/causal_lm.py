@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from sslnlp.errors import UserError
 from sslnlp.heads import prediction_head, scored_features
 from sslnlp.objectives.base import Objective
-from sslnlp.objectives.functional import IGNORED, accuracy, cross_entropy
-from sslnlp.objectives.linear_cross_entropy import linear_cross_entropy
+from sslnlp.objectives.functional import IGNORED
+from sslnlp.objectives.linear_cross_entropy import Scored, by_head, by_logits
 from sslnlp.packed import model_inputs, sees_ahead
 from sslnlp.tokenizer import Style
 from sslnlp.types import Batch, StepOutput
@@ -46,17 +46,17 @@ class CausalLM(Objective):
         self.head = prediction_head(model)
 
     def forward(self, batch: Batch) -> StepOutput:
+        found = self._scored(batch)
+        return StepOutput(found.loss, {"accuracy": found.accuracy})
+
+    def _scored(self, batch: Batch) -> Scored:
+        """Every position [B × S], which is asked for the token behind it."""
         # Nearly every token is a target, so all positions are scored and the few others left out of the sum: shapes
         # stay the same from batch to batch, where gathering would make a new one, and a new kernel, each time.
+        target_N = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED).flatten()
         if self.head is not None:
-            target_N = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED).flatten()
-            features_NH = scored_features(self.model, self.head, batch)
-            projection = self.head.projection
-            loss, share = linear_cross_entropy(features_NH, projection.weight, projection.bias, target_N)
-            return StepOutput(loss, {"accuracy": share})
-        target_N = batch["labels"][:, 1:].flatten()
-        logits_NV = self._logits(batch)[:, :-1].flatten(0, 1)
-        return StepOutput(cross_entropy(logits_NV, target_N), {"accuracy": accuracy(logits_NV, target_N)})
+            return by_head(self.head, scored_features(self.model, self.head, batch), target_N)
+        return by_logits(self._logits(batch).flatten(0, 1), target_N)
 
     def _logits(self, batch: Batch) -> Tensor:
         """[B, S, V]."""

@@ -61,7 +61,8 @@ class SentenceDecoder(nn.Module):
         table_VE: Tensor,
         told_BT: Tensor | None = None,
     ) -> Tensor:
-        """Logits [B, T, V]: of each token of `text_BT`, from the tokens before it in its document and its vector.
+        """What names each token of `text_BT`, [B, T, E], from the tokens before it in its document and its vector: its
+        logits are products with the rows of `table_VE`, and `bias` added (`logits`).
 
         Args:
             text_BT: ids, each at its own place; moved one to the right in here, so output t has seen text below t
@@ -84,8 +85,12 @@ class SentenceDecoder(nn.Module):
         for layer, condition in zip(self.layers, self.conditions, strict=True):
             x_BTH = x_BTH + condition(given_BTH)
             x_BTH = layer(x_BTH, x_BTH, visible_BTT)
-        logits: Tensor = F.linear(self.narrow(self.norm(x_BTH)), table_VE.to(self.bias.dtype), self.bias)
-        return logits
+        features_BTE: Tensor = self.narrow(self.norm(x_BTH))
+        return features_BTE
+
+    def logits(self, features_XE: Tensor, table_VE: Tensor) -> Tensor:
+        """[..., V], of what `forward` makes."""
+        return F.linear(features_XE, table_VE.to(self.bias.dtype), self.bias)
 
 
 class EnhancedDecoder(nn.Module):

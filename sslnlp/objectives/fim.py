@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 
 from sslnlp.objectives.causal_lm import CausalLM
-from sslnlp.objectives.functional import IGNORED, hits, sum_and_count
+from sslnlp.objectives.functional import IGNORED, sum_and_count
 from sslnlp.types import Batch, StepOutput
 
 
@@ -27,17 +27,15 @@ class Fim(CausalLM):
     likelihood: ClassVar[bool] = False
 
     def forward(self, batch: Batch) -> StepOutput:
-        target_N = batch["labels"][:, 1:].flatten()
-        logits_NV = self._logits(batch)[:, :-1].flatten(0, 1)
-        middle_N, infilling_N = (batch[name][:, 1:].flatten() for name in ("middle", "infilling"))
-        plain_N = ~infilling_N & (target_N != IGNORED)
-        # One pass gives the loss and its parts; targets that are not asked count 0.
-        losses_N = F.cross_entropy(logits_NV.float(), target_N, reduction="none", ignore_index=IGNORED)
-        hits_N = hits(logits_NV, target_N)
+        found = self._scored(batch)
+        asked_N, middle_N, infilling_N = (
+            F.pad(values_BS[:, 1:], (0, 1)).flatten()
+            for values_BS in (batch["labels"] != IGNORED, batch["middle"], batch["infilling"])
+        )
         metrics = {
-            "accuracy": hits_N.sum() / (target_N != IGNORED).sum().clamp(min=1),
-            "infill_accuracy": sum_and_count(hits_N, middle_N),
-            "infill_loss": sum_and_count(losses_N.detach(), middle_N),
-            "plain_loss": sum_and_count(losses_N.detach(), plain_N),
+            "accuracy": found.accuracy,
+            "infill_accuracy": sum_and_count(found.hits, middle_N),
+            "infill_loss": sum_and_count(found.losses, middle_N),
+            "plain_loss": sum_and_count(found.losses, asked_N & ~infilling_N),
         }
-        return StepOutput(losses_N.sum() / (target_N != IGNORED).sum().clamp(min=1), metrics)
+        return StepOutput(found.loss, metrics)

@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from sslnlp.heads import Head
 from sslnlp.nn import rows_missing
-from sslnlp.objectives.functional import IGNORED
+from sslnlp.objectives.functional import IGNORED, hits
 
 CHUNK = {"cpu": 2**21, "cuda": 2**29}
 """Logits made at a time: on a CPU 8 MiB in float32, which the last-level cache holds; on a GPU enough to fill it."""
@@ -36,14 +38,65 @@ PANEL = {"cpu": 2**25, "cuda": 2**29}
 is read and written once a panel."""
 
 
+class Scored(NamedTuple):
+    """Targets scored by a head."""
+
+    loss: Tensor
+    """The mean of the losses over the scored targets, or, with shares, the sum of share × loss; 0 where none is scored.
+    It can be differentiated once."""
+    losses: Tensor
+    """[N], nats of each target, float32 at least, detached; 0 where it is not scored."""
+    hits: Tensor
+    """bool [N], detached: the target is scored and has the highest logit."""
+    number: Tensor
+    """How many are scored, int64, scalar."""
+
+    @property
+    def accuracy(self) -> Tensor:
+        """The share of the scored targets that have the highest logit."""
+        return self.hits.sum() / self.number.clamp(min=1)
+
+
+def by_head(
+    head: Head,
+    features_NH: Tensor,
+    target_N: Tensor,
+    *,
+    label_smoothing: float = 0.0,
+    share_N: Tensor | None = None,
+) -> Scored:
+    """`linear_cross_entropy` of what a head's projection multiplies (`heads.scored_features`)."""
+    weight_VH, bias_V = head.projection.weight, head.projection.bias
+    return linear_cross_entropy(
+        features_NH, weight_VH, bias_V, target_N, label_smoothing=label_smoothing, share_N=share_N
+    )
+
+
+def by_logits(
+    logits_NV: Tensor, target_N: Tensor, *, label_smoothing: float = 0.0, share_N: Tensor | None = None
+) -> Scored:
+    """The same from logits, for a model whose head is not to be had apart from it."""
+    losses_N = F.cross_entropy(
+        logits_NV.float(), target_N, reduction="none", label_smoothing=label_smoothing, ignore_index=IGNORED
+    )
+    count = (target_N != IGNORED).sum()
+    loss = losses_N.sum() / count.clamp(min=1) if share_N is None else (losses_N * share_N).sum()
+    return Scored(loss, losses_N.detach(), hits(logits_NV, target_N), count)
+
+
 def linear_cross_entropy(
-    features_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, target_N: Tensor, *, label_smoothing: float = 0.0
-) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy in nats over the scored targets, of the logits `features @ weight.T + bias`.
+    features_NH: Tensor,
+    weight_VH: Tensor,
+    bias_V: Tensor | None,
+    target_N: Tensor,
+    *,
+    label_smoothing: float = 0.0,
+    share_N: Tensor | None = None,
+) -> Scored:
+    """Cross-entropy in nats of the logits `features @ weight.T + bias`.
 
     The same as `functional.cross_entropy` and `functional.accuracy` of the whole logits: products in the autocast type
-    where that is on, everything after them in float32 (in float64 where the features are). The loss can be
-    differentiated once.
+    where that is on, everything after them in float32 (in float64 where the features are).
 
     Args:
         features_NH: what the head multiplies with the vocabulary, [N, H].
@@ -51,18 +104,17 @@ def linear_cross_entropy(
         bias_V: [V] or None.
         target_N: int64 [N]; -100 is not scored.
         label_smoothing: share of the target mass spread over the vocabulary.
-
-    Returns:
-        The loss (0 when nothing is scored) and the share of scored targets that have the highest logit (detached).
+        share_N: what each target counts in the loss, float32 [N], not differentiated; without, the same for all, of
+            sum 1.
     """
     kind = features_NH.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else features_NH.dtype
     with torch.autocast(kind, enabled=False):
-        total, hits = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-            features_NH.to(dtype), weight_VH, bias_V, target_N, label_smoothing, torch.is_grad_enabled()
+        total, losses_N, hits_N = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+            features_NH.to(dtype), weight_VH, bias_V, target_N, share_N, label_smoothing, torch.is_grad_enabled()
         )
-        count = (target_N != IGNORED).sum().clamp(min=1)
-        return total / count, hits / count
+        count = (target_N != IGNORED).sum()
+        return Scored(total / count.clamp(min=1) if share_N is None else total, losses_N, hits_N, count)
 
 
 def _rows(limit: dict[str, int], tensor: Tensor, vocabulary: int) -> int:
@@ -77,16 +129,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight_VH: Tensor,
         bias_V: Tensor | None,
         target_N: Tensor,
+        share_N: Tensor | None,
         smoothing: float,
         differentiate: bool,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         compute: Any = torch.ops.sslnlp.linear_cross_entropy if torch.compiler.is_compiling() else _compute
         fused = torch.compiler.is_compiling() and features_NH.device.type == "cuda"
-        total, hits, *gradients = compute(features_NH, weight_VH, bias_V, target_N, smoothing, differentiate, fused)
+        losses_N, hits_N, *gradients = compute(
+            features_NH, weight_VH, bias_V, target_N, share_N, smoothing, differentiate, fused
+        )
         ctx.types = weight_VH.dtype, None if bias_V is None else bias_V.dtype
         ctx.save_for_backward(*gradients)
-        ctx.mark_non_differentiable(hits)
-        return total, hits
+        ctx.mark_non_differentiable(losses_N, hits_N)
+        return (losses_N if share_N is None else losses_N * share_N).sum(), losses_N, hits_N
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -105,6 +160,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None,
             None,
             None,
+            None,
         )
 
 
@@ -113,26 +169,30 @@ def _compute(
     weight_VH: Tensor,
     bias_V: Tensor | None,
     target_N: Tensor,
+    share_N: Tensor | None,
     smoothing: float,
     differentiate: bool,
     fused: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The summed losses, the number of hits, and the gradients by features, matrix and bias (empty where not asked).
+    """Losses [N], hits [N], and the gradients of the losses' sum, each times its share, by features, matrix and bias
+    (empty where not asked).
 
     The gradient by the matrix is summed over panels in float32 at least; of one panel it is the product as it came.
     """
     dtype, sums = features_NH.dtype, torch.promote_types(features_NH.dtype, torch.float32)
     asked = len(target_N)
     if missing := rows_missing(len(features_NH), features_NH.device, features_NH.dtype):
-        features_NH = torch.nn.functional.pad(features_NH, (0, 0, 0, missing))
-        target_N = torch.nn.functional.pad(target_N, (0, missing), value=IGNORED)
+        features_NH = F.pad(features_NH, (0, 0, 0, missing))
+        target_N = F.pad(target_N, (0, missing), value=IGNORED)
+        share_N = None if share_N is None else F.pad(share_N, (0, missing))
     w_VH, b_V = weight_VH.to(dtype), None if bias_V is None else bias_V.to(dtype)
     vocabulary, positions = len(w_VH), len(target_N)
-    scored_N1 = (target_N != IGNORED)[:, None]
+    scored_N = target_N != IGNORED
+    share_N1 = (scored_N if share_N is None else share_N * scored_N)[:, None]
     on_cpu = features_NH.device.type == "cpu"
     score = _fused_score() if fused else _score_in_cache if on_cpu else _score
-    total = torch.zeros((), dtype=sums, device=features_NH.device)
-    hits = torch.zeros((), dtype=torch.float32, device=features_NH.device)
+    losses_N = torch.zeros(positions, dtype=sums, device=features_NH.device)
+    hits_N = torch.zeros_like(scored_N)
     chunk, panel = _sizes(features_NH, vocabulary)
     whole = 0 < positions == panel
     d_features_NH, d_weight_VH, d_bias_V = _buffers(features_NH, weight_VH, bias_V, differentiate, matrix=not whole)
@@ -153,14 +213,13 @@ def _compute(
             d_logits_CV, losses_C, hits_C = _score_chunk(
                 score, logits_CV, target_C1, smoothing, block, room_BV, into_CV
             )
-            total += (losses_C * scored_N1[own, 0]).sum()
-            hits += (hits_C & scored_N1[own, 0]).sum()
+            losses_N[own], hits_N[own] = losses_C * scored_N[own], hits_C & scored_N[own]
             if differentiate:
                 torch.mm(d_logits_CV, w_VH, out=d_features_NH[own])
         if differentiate:
             panel_PV = d_logits_CV if panel_RV is None else panel_RV[: part.stop - start]
             # What is not scored is left out here, on H numbers a position, not on V.
-            seen_PH = features_NH[part] * scored_N1[part]
+            seen_PH = (features_NH[part] * share_N1[part]).to(dtype)
             if whole:
                 d_weight_VH = panel_PV.T @ seen_PH
             elif dtype == sums:
@@ -168,10 +227,10 @@ def _compute(
             else:
                 d_weight_VH += panel_PV.T @ seen_PH
             if b_V is not None:
-                d_bias_V += (scored_N1[part].to(dtype).T @ panel_PV)[0]
+                d_bias_V += (share_N1[part].to(dtype).T @ panel_PV)[0]
     if differentiate:
-        d_features_NH *= scored_N1
-    return total, hits, d_features_NH[:asked], d_weight_VH, d_bias_V
+        d_features_NH *= share_N1
+    return losses_N[:asked], hits_N[:asked], d_features_NH[:asked], d_weight_VH, d_bias_V
 
 
 def _sizes(features_NH: Tensor, vocabulary: int) -> tuple[int, int]:
@@ -209,17 +268,17 @@ def _buffers(
 # and each batch with another number of targets would compile everything once more.
 _LIBRARY = torch.library.Library("sslnlp", "DEF")  # type: ignore[no-untyped-call]
 _LIBRARY.define(  # type: ignore[no-untyped-call]
-    "linear_cross_entropy(Tensor features, Tensor weight, Tensor? bias, Tensor target, float smoothing, "
-    "bool differentiate, bool fused) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+    "linear_cross_entropy(Tensor features, Tensor weight, Tensor? bias, Tensor target, Tensor? share, "
+    "float smoothing, bool differentiate, bool fused) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
 
 @torch.library.impl(_LIBRARY, "linear_cross_entropy", "CompositeExplicitAutograd")
 def _operation(features_NH: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     with torch.no_grad(), torch.autocast(features_NH.device.type, enabled=False):
-        total, hits, d_features_NH, d_weight_VH, d_bias_V = _compute(features_NH, *arguments)
+        losses_N, hits_N, d_features_NH, d_weight_VH, d_bias_V = _compute(features_NH, *arguments)
     sums = torch.promote_types(features_NH.dtype, torch.float32)
-    return total, hits, d_features_NH, d_weight_VH.to(sums), d_bias_V
+    return losses_N, hits_N, d_features_NH, d_weight_VH.to(sums), d_bias_V
 
 
 @torch.library.register_fake("sslnlp::linear_cross_entropy", lib=_LIBRARY)  # type: ignore[untyped-decorator]
@@ -228,13 +287,14 @@ def _shapes(
     weight_VH: Tensor,
     bias_V: Tensor | None,
     target_N: Tensor,
+    share_N: Tensor | None,
     smoothing: float,
     differentiate: bool,
     fused: bool,
 ) -> tuple[Tensor, ...]:
-    total = features_NH.new_empty((), dtype=torch.promote_types(features_NH.dtype, torch.float32))
-    hits = features_NH.new_empty((), dtype=torch.float32)
-    return total, hits, *_buffers(features_NH, weight_VH, bias_V, differentiate)
+    losses_N = torch.empty_like(target_N, dtype=torch.promote_types(features_NH.dtype, torch.float32))
+    hits_N = torch.empty_like(target_N, dtype=torch.bool)
+    return losses_N, hits_N, *_buffers(features_NH, weight_VH, bias_V, differentiate)
 
 
 def _score_chunk(

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from sslnlp.generation import diffuse
-from sslnlp.heads import prediction_head, scored_logits
+from sslnlp.heads import prediction_head, scored_features, scored_logits
 from sslnlp.last_layer import ask_last_layer
 from sslnlp.models import max_positions
 from sslnlp.objectives.base import Objective
+from sslnlp.objectives.linear_cross_entropy import by_head, by_logits
 from sslnlp.types import Batch, StepOutput
 
 SAMPLES, LONGEST_SAMPLE = 3, 48
@@ -50,16 +50,17 @@ class MaskedDiffusion(Objective):
     def forward(self, batch: Batch) -> StepOutput:
         index_N = batch["target_index"]
         target_N = batch["labels"].flatten()[index_N]
-        logits_NV = scored_logits(self.model, self.head, batch, index_N).float()
-        losses_N = F.cross_entropy(logits_NV, target_N, reduction="none")
-        loss = (losses_N * batch["weights"]).sum() / self.num_targets(batch).clamp(min=1)
-        masked = torch.full((), float(len(target_N)), device=loss.device)
-        hits = (logits_NV.detach().argmax(-1) == target_N).float().sum()
+        share_N = batch["weights"] / self.num_targets(batch).clamp(min=1)
+        if self.head is not None:
+            features_NH = scored_features(self.model, self.head, batch, index_N)
+            found = by_head(self.head, features_NH, target_N, share_N=share_N)
+        else:
+            found = by_logits(scored_logits(self.model, None, batch, index_N), target_N, share_N=share_N)
         metrics = {
-            "accuracy": torch.stack([hits, masked]),
-            "masked_loss": torch.stack([losses_N.detach().sum(), masked]),
+            "accuracy": torch.stack([found.hits.sum(), found.number]),
+            "masked_loss": torch.stack([found.losses.sum(), found.number]),
         }
-        return StepOutput(loss, metrics)
+        return StepOutput(found.loss, metrics)
 
     def num_targets(self, batch: Batch) -> Tensor:
         tokens_B: Tensor = batch["text_tokens"]

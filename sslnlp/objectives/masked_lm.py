@@ -10,8 +10,8 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel
 from sslnlp.heads import prediction_head, scored_features, scored_logits
 from sslnlp.last_layer import ask_last_layer
 from sslnlp.objectives.base import Objective
-from sslnlp.objectives.functional import accuracy, cross_entropy, row_count
-from sslnlp.objectives.linear_cross_entropy import linear_cross_entropy
+from sslnlp.objectives.functional import row_count
+from sslnlp.objectives.linear_cross_entropy import by_head, by_logits
 from sslnlp.types import Batch, StepOutput
 
 
@@ -44,11 +44,11 @@ class MaskedLM(Objective):
         smoothing = self.label_smoothing if self.training else 0.0
         if self.head is not None:
             features_NH = scored_features(self.model, self.head, batch, index_N)
-            weight_VH, bias_V = self.head.projection.weight, self.head.projection.bias
-            loss, share = linear_cross_entropy(features_NH, weight_VH, bias_V, target_N, label_smoothing=smoothing)
-            return StepOutput(loss, {"accuracy": share})
-        logits_NV = scored_logits(self.model, None, batch, index_N)
-        return StepOutput(cross_entropy(logits_NV, target_N, smoothing), {"accuracy": accuracy(logits_NV, target_N)})
+            found = by_head(self.head, features_NH, target_N, label_smoothing=smoothing)
+        else:
+            logits_NV = scored_logits(self.model, None, batch, index_N)
+            found = by_logits(logits_NV, target_N, label_smoothing=smoothing)
+        return StepOutput(found.loss, {"accuracy": found.accuracy})
 
     def num_targets(self, batch: Batch) -> Tensor:
         return row_count(batch["target_index"])

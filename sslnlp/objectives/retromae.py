@@ -12,7 +12,8 @@ from sslnlp.errors import UserError
 from sslnlp.heads import prediction_head
 from sslnlp.nn import document_pool, each_document
 from sslnlp.objectives.decoder import EnhancedDecoder, no_encoder
-from sslnlp.objectives.functional import IGNORED, accuracy, cross_entropy, row_count
+from sslnlp.objectives.functional import IGNORED, row_count
+from sslnlp.objectives.linear_cross_entropy import by_head
 from sslnlp.objectives.whitening import Whitened
 from sslnlp.packed import hidden_states
 from sslnlp.types import Batch, StepOutput
@@ -71,26 +72,24 @@ class RetroMAE(Whitened):
         hidden_BSH = hidden_states(self.model, batch)
         index_N = batch["target_index"]
         masked_N = batch["labels"].flatten()[index_N]
-        masked_NV = self.head(hidden_BSH.flatten(0, 1)[index_N])
+        masked = by_head(self.head, self.head.features(hidden_BSH.flatten(0, 1)[index_N]), masked_N)
         vectors_BDH = document_pool(hidden_BSH, batch["document_ids"], "cls")
         rebuilt_N = batch["decoder_targets"].flatten()
-        rebuilt_NV = self.rebuild(batch, vectors_BDH)
-        masked, rebuilt = cross_entropy(masked_NV, masked_N), cross_entropy(rebuilt_NV, rebuilt_N)
-        count = (rebuilt_N != IGNORED).sum()
-        means = {"decoder_loss": rebuilt.detach(), "decoder_accuracy": accuracy(rebuilt_NV, rebuilt_N)}
+        rebuilt = by_head(self.head, self.rebuild(batch, vectors_BDH), rebuilt_N)
+        sums = {"decoder_loss": rebuilt.losses.sum(), "decoder_accuracy": rebuilt.hits.sum()}
         if not self.training:
-            blind_NV = self.rebuild(batch, torch.zeros_like(vectors_BDH))
-            means["decoder_loss_without_vector"] = cross_entropy(blind_NV, rebuilt_N).detach()
-        metrics = {"masked_loss": masked.detach(), "masked_accuracy": accuracy(masked_NV, masked_N)}
-        metrics |= {name: torch.stack([mean * count, count]) for name, mean in means.items()}
-        return StepOutput(masked + rebuilt, metrics, torch.stack([masked, rebuilt]))
+            blind = by_head(self.head, self.rebuild(batch, torch.zeros_like(vectors_BDH)), rebuilt_N)
+            sums["decoder_loss_without_vector"] = blind.losses.sum()
+        metrics = {"masked_loss": masked.loss.detach(), "masked_accuracy": masked.accuracy}
+        metrics |= {name: torch.stack([total, rebuilt.number]) for name, total in sums.items()}
+        return StepOutput(masked.loss + rebuilt.loss, metrics, torch.stack([masked.loss, rebuilt.loss]))
 
     def rebuild(self, batch: Batch, vectors_BDH: Tensor) -> Tensor:
-        """Logits [B·S, V] of every token of the text, given these vectors."""
+        """What the head's projection multiplies, [B·S, H], at every token of the text, given these vectors."""
         table_VE = self.model.get_input_embeddings().weight
         where = batch["document_ids"], batch["position_ids"]
         hidden_BSH = self.decoder(_text(batch), *where, vectors_BDH, table_VE, batch["position"])
-        return self.head(hidden_BSH.flatten(0, 1))
+        return self.head.features(hidden_BSH.flatten(0, 1))
 
     def pooled_texts(self, batch: Batch) -> Tensor:
         hidden_BSH = hidden_states(self.model, {**batch, "input_ids": _text(batch)})

@@ -11,7 +11,7 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from sslnlp.errors import UserError
 from sslnlp.nn import POOLINGS, document_pool, each_document
 from sslnlp.objectives.decoder import SentenceDecoder, no_encoder
-from sslnlp.objectives.functional import IGNORED, accuracy, cross_entropy
+from sslnlp.objectives.linear_cross_entropy import Scored, linear_cross_entropy
 from sslnlp.objectives.whitening import Whitened
 from sslnlp.packed import hidden_states
 from sslnlp.types import Batch, StepOutput
@@ -61,13 +61,12 @@ class TSDAE(Whitened):
     def forward(self, batch: Batch) -> StepOutput:
         vectors_BDH = self.embed(batch)
         target_N = batch["labels"].flatten()
-        logits_NV = self.write(batch, vectors_BDH)
-        metrics = {"accuracy": accuracy(logits_NV, target_N)}
+        found = self._named(self.write(batch, vectors_BDH), target_N)
+        metrics = {"accuracy": found.accuracy}
         if not self.training:
-            blind = cross_entropy(self.write(batch, torch.zeros_like(vectors_BDH)), target_N).detach()
-            count = (target_N != IGNORED).sum()
-            metrics["loss_without_vector"] = torch.stack([blind * count, count])
-        return StepOutput(cross_entropy(logits_NV, target_N), metrics)
+            blind = self._named(self.write(batch, torch.zeros_like(vectors_BDH)), target_N)
+            metrics["loss_without_vector"] = torch.stack([blind.losses.sum(), blind.number])
+        return StepOutput(found.loss, metrics)
 
     def embed(self, batch: Batch) -> Tensor:
         """[B, D, H]: the vector of each document of each row."""
@@ -78,8 +77,15 @@ class TSDAE(Whitened):
         return each_document(self.embed(batch), batch["document_ids"])
 
     def write(self, batch: Batch, vectors_BDH: Tensor) -> Tensor:
-        """Logits [B·T, V] of the batch's labels, given these vectors."""
-        table_VE = self.model.get_input_embeddings().weight
+        """What names the batch's labels, [B·T, E], given these vectors."""
         where = batch["decoder_document_ids"], batch["decoder_position_ids"]
-        logits: Tensor = self.decoder(batch["labels"], *where, vectors_BDH, table_VE)
-        return logits.flatten(0, 1)
+        features: Tensor = self.decoder(batch["labels"], *where, vectors_BDH, self._table)
+        return features.flatten(0, 1)
+
+    def _named(self, features_NE: Tensor, target_N: Tensor) -> Scored:
+        return linear_cross_entropy(features_NE, self._table, self.decoder.bias, target_N)
+
+    @property
+    def _table(self) -> Tensor:
+        weight: Tensor = self.model.get_input_embeddings().weight
+        return weight

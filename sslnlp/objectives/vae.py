@@ -17,7 +17,8 @@ from sslnlp.errors import UserError
 from sslnlp.keyed import keyed_uniform
 from sslnlp.nn import document_pool, each_document, present
 from sslnlp.objectives.decoder import SentenceDecoder, no_encoder
-from sslnlp.objectives.functional import IGNORED, accuracy, cross_entropy, cyclic, gaussian_kl
+from sslnlp.objectives.functional import cyclic, gaussian_kl
+from sslnlp.objectives.linear_cross_entropy import Scored, linear_cross_entropy
 from sslnlp.objectives.whitening import Whitened
 from sslnlp.packed import hidden_states
 from sslnlp.tokenizer import framing
@@ -107,26 +108,24 @@ class VAE(Whitened):
         if self.training and self.word_dropout > 0:
             length = batch["labels"].shape[1]
             told_BT = keyed_uniform(batch["position"], length, purpose="vae/word") >= self.word_dropout
-        logits_NV = self.write(batch, z_BDZ, told_BT)
         target_N = batch["labels"].flatten()
-        reconstruction = cross_entropy(logits_NV, target_N)
+        found = self._named(self.write(batch, z_BDZ, told_BT), target_N)
 
         own_BD1 = present(batch["document_ids"], mean_BDZ.shape[1])[..., None]
         kl_BDZ = gaussian_kl(mean_BDZ, logvar_BDZ) * own_BD1
         cost = kl_BDZ.sum()
         if self.training:
             cost = self.beta_now * (kl_BDZ.clamp(min=self.free_bits) * own_BD1).sum()
-        loss = reconstruction + cost / (target_N != IGNORED).sum().clamp(min=1)
+        loss = found.loss + cost / found.number.clamp(min=1)
         metrics = {
-            "reconstruction": reconstruction.detach(),
-            "accuracy": accuracy(logits_NV, target_N),
+            "reconstruction": found.loss.detach(),
+            "accuracy": found.accuracy,
             "kl": torch.stack([kl_BDZ.detach().sum(), own_BD1.sum()]),
             "beta": self.beta_now.clone() if self.training else torch.ones_like(self.beta_now),
         }
         if not self.training:
-            count = (target_N != IGNORED).sum()
-            blind = cross_entropy(self.write(batch, torch.zeros_like(z_BDZ)), target_N).detach()
-            metrics["loss_without_vector"] = torch.stack([blind * count, count])
+            blind = self._named(self.write(batch, torch.zeros_like(z_BDZ)), target_N)
+            metrics["loss_without_vector"] = torch.stack([blind.losses.sum(), blind.number])
         return StepOutput(loss, metrics)
 
     def encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -142,11 +141,14 @@ class VAE(Whitened):
         return each_document(self._pooled(batch), batch["document_ids"])
 
     def write(self, batch: Batch, z_BDZ: Tensor, told_BT: Tensor | None = None) -> Tensor:
-        """Logits [B·T, V] of the batch's labels, given these latents."""
+        """What names the batch's labels, [B·T, E], given these latents."""
         where = batch["decoder_document_ids"], batch["decoder_position_ids"]
         vectors_BDH = self._widened(z_BDZ)
-        logits: Tensor = self.decoder(batch["labels"], *where, vectors_BDH, self._table, told_BT)
-        return logits.flatten(0, 1)
+        features: Tensor = self.decoder(batch["labels"], *where, vectors_BDH, self._table, told_BT)
+        return features.flatten(0, 1)
+
+    def _named(self, features_NE: Tensor, target_N: Tensor) -> Scored:
+        return linear_cross_entropy(features_NE, self._table, self.decoder.bias, target_N)
 
     def _widened(self, z_XZ: Tensor) -> Tensor:
         vectors_XH: Tensor = self.widen(z_XZ.to(self.widen.weight.dtype))
@@ -184,8 +186,9 @@ class VAE(Whitened):
         for length in range(1, LONGEST + 1):
             place_NT = torch.arange(length, device=z_NZ.device).expand(len(z_NZ), -1)
             asked_NT = F.pad(text_NT, (0, 1))
-            logits_NTV = self.decoder(asked_NT, torch.zeros_like(place_NT), place_NT, vectors_NDH, self._table)
-            text_NT = torch.cat([text_NT, logits_NTV[:, -1:].argmax(-1)], dim=1)
+            named_NTE = self.decoder(asked_NT, torch.zeros_like(place_NT), place_NT, vectors_NDH, self._table)
+            logits_NTV = self.decoder.logits(named_NTE[:, -1:], self._table)
+            text_NT = torch.cat([text_NT, logits_NTV.argmax(-1)], dim=1)
         ends = framing(tokenizer, self.framing).suffix
         rows = [list(takewhile(lambda token: token not in ends, row)) for row in text_NT.tolist()]
         return [str(text) for text in tokenizer.batch_decode(rows, skip_special_tokens=True)]

@@ -143,7 +143,7 @@ def test_embeddings_of_another_width_and_gradients() -> None:
     narrow = ElectraConfig(vocab_size=V, hidden_size=H, embedding_size=8, num_attention_heads=2)
     writer = SentenceDecoder(narrow)
     given = inputs() | {"table_VE": torch.randn(V, 8, requires_grad=True)}
-    logits = writer(**given)
+    logits = writer.logits(writer(**given), given["table_VE"])
     assert logits.shape == (2, 10, V)
     logits.sum().backward()
     assert given["table_VE"].grad is not None

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from sslnlp.heads import scored_features
 from sslnlp.objectives import linear_cross_entropy as module_under_test
 from sslnlp.objectives.functional import IGNORED, accuracy, cross_entropy
-from sslnlp.objectives.linear_cross_entropy import linear_cross_entropy
+from sslnlp.objectives.linear_cross_entropy import by_logits
+from sslnlp.objectives.linear_cross_entropy import linear_cross_entropy as scored
 from tests.contract import make_objective, make_trainer, one_batch
 
 
@@ -30,6 +31,12 @@ def problem(
     target = torch.randint(vocabulary, (n,), generator=generator)
     target[torch.rand(n, generator=generator) < ignored] = IGNORED
     return features, weight, torch.randn(vocabulary, generator=generator).to(dtype) if bias else None, target
+
+
+def linear_cross_entropy(*inputs: Any, **options: Any) -> tuple[Tensor, Tensor]:
+    """Loss and accuracy."""
+    found = scored(*inputs, **options)
+    return found.loss, found.accuracy
 
 
 def whole(
@@ -129,6 +136,29 @@ def test_chunks_and_panels_as_they_are_on_a_gpu(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_each_target_counts_its_share(dtype: torch.dtype, small_chunks: None) -> None:
+    """Losses, hits and gradients by parts, as those of the whole logits; one that is not scored counts nothing."""
+    features, weight, bias, target = problem(23, 6, 20, dtype=dtype)
+    share = torch.rand(23, dtype=dtype) * 4
+    given = [x.clone().requires_grad_() for x in (features, weight, bias) if x is not None]
+    again = [x.clone().requires_grad_() for x in given]
+    ours = scored(*given, target, share_N=share)
+    logits = F.linear(*again)
+    losses = F.cross_entropy(logits, target, reduction="none", ignore_index=IGNORED)
+    tolerance = 1e-12 if dtype == torch.float64 else 2e-5
+    assert torch.allclose(ours.losses, losses, atol=tolerance)
+    assert torch.equal(ours.hits, logits.argmax(-1) == target)
+    assert int(ours.number) == int((target != IGNORED).sum())
+    assert torch.allclose(ours.loss, (losses * share).sum(), atol=tolerance * 100)
+    found = torch.autograd.grad(2 * ours.loss, given)
+    for mine, expected in zip(found, torch.autograd.grad(2 * (losses * share).sum(), again), strict=True):
+        assert torch.allclose(mine, expected, atol=tolerance * 100)
+    from_logits = by_logits(F.linear(features, weight, bias), target, share_N=share)
+    assert torch.allclose(from_logits.loss.to(dtype), ours.loss, rtol=1e-5)
+    assert torch.equal(from_logits.hits, ours.hits)
+
+
 def test_nothing_scored_gives_zeros() -> None:
     inputs = problem(11, 6, 20, ignored=2.0)
     loss, hits, *gradients = differentiated(linear_cross_entropy, inputs)
@@ -297,6 +327,7 @@ def test_to_the_compiler_it_is_one_operation_for_any_number_of_positions() -> No
 # --- inside the objectives --------------------------------------------------------------------------------------------
 
 OBJECTIVES = [("masked_lm", "bert"), ("masked_lm", "modernbert"), ("causal_lm", "gpt2"), ("causal_lm", "llama")]
+OBJECTIVES += [("masked_diffusion", "bert"), ("fim", "gpt2"), ("prefix_lm", "llama")]
 
 
 @pytest.mark.parametrize(("name", "architecture"), OBJECTIVES)
@@ -315,7 +346,7 @@ def test_an_objective_is_the_one_without_a_head(name: str, architecture: str, mo
         results.append((output, {n: p.grad for n, p in objective.named_parameters()}))
     (ours, our_gradients), (theirs, their_gradients) = results
     assert ours.loss.item() == pytest.approx(theirs.loss.item(), abs=2e-6)
-    assert float(ours.metrics["accuracy"]) == float(theirs.metrics["accuracy"])
+    assert torch.equal(ours.metrics["accuracy"], theirs.metrics["accuracy"])
     for parameter, expected in their_gradients.items():
         mine = our_gradients[parameter]
         assert torch.allclose(mine, expected, atol=1e-5 * max(float(expected.abs().max()), 1e-2)), parameter

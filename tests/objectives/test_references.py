@@ -207,7 +207,7 @@ def ours_late(query: Tensor, document: Tensor) -> Tensor:
 
 
 def ours_linear(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return linear_cross_entropy(features, weight, bias, torch.tensor(SCORED), label_smoothing=0.1)[0]
+    return linear_cross_entropy(features, weight, bias, torch.tensor(SCORED), label_smoothing=0.1).loss
 
 
 def ours_distance(predicted: Tensor, target: Tensor) -> Tensor:
