@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from sslnlp.last_layer import states_at
 from sslnlp.nn import rows_missing
-from sslnlp.packed import agree, hidden_states, model_inputs
+from sslnlp.packed import agree, hidden_states, model_inputs, seq2seq_logits, seq2seq_states
 from sslnlp.types import Encoding
 
 
@@ -78,6 +78,35 @@ def _find_head(model: PreTrainedModel) -> Head | None:
             return None  # ESM adds a bias of its own, which the check below cannot see while it is zero
         return Head(_RobertaFeatures(found), found.decoder)
     return None
+
+
+def seq2seq_head(model: PreTrainedModel) -> Head | None:
+    """The same of an encoder-decoder, for `packed.seq2seq_states`. T5 scales these where its tables are tied."""
+    projection = getattr(model, "lm_head", None)
+    bias_V = getattr(model, "final_logits_bias", None)  # of BART and its family; not trained, and mostly zero
+    if not isinstance(projection, nn.Linear) or (bias_V is not None and bias_V.any()):
+        return None
+    ids = torch.arange(4, device=projection.weight.device)[None] % model.config.vocab_size
+    one = torch.zeros_like(ids)
+    probe = {"input_ids": ids, "labels": ids, "position_ids": ids, "decoder_position_ids": ids}
+    probe |= {"document_ids": one, "decoder_document_ids": one}
+    grown = projection.register_forward_hook(lambda part, given, logits: logits * _GROWN)
+    try:
+        for scale in (1.0, float(projection.in_features**-0.5)):
+            head = Head(_Scaled(scale), projection)
+            if agree(model, lambda head=head: [(head(seq2seq_states(model, probe)), seq2seq_logits(model, probe))]):  # type: ignore[misc]
+                return head
+        return None
+    finally:
+        grown.remove()
+
+
+@dataclass(frozen=True)
+class _Scaled:
+    by: float
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        return hidden if self.by == 1 else hidden * self.by
 
 
 @dataclass(frozen=True)

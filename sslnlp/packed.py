@@ -33,24 +33,41 @@ def seq2seq_logits(model: PreTrainedModel, batch: Encoding) -> Tensor:
     `batch` is what `collators.seq2seq.seq2seq_batch` makes: decoder document d reads source document d and nothing of
     the others; each begins with the model's start token. Works for learned positions (BART) and relative ones (T5).
     """
+    read, written = _both_stacks(model, batch)
+    encoded, decoder = model.get_encoder()(**read), dict(written)
+    across = {"encoder_outputs": encoded, "attention_mask": decoder.pop("encoder_attention_mask")}
+    logits: Tensor = model(
+        **across, use_cache=False, **{f"decoder_{name}": value for name, value in decoder.items()}
+    ).logits
+    return logits
+
+
+def seq2seq_states(model: PreTrainedModel, batch: Encoding) -> Tensor:
+    """What the decoder makes of the same batch, [B, T, H], before the model's head."""
+    read, written = _both_stacks(model, batch)
+    encoded = model.get_encoder()(**read)
+    states: Tensor = model.get_decoder()(
+        encoder_hidden_states=encoded.last_hidden_state, use_cache=False, **written
+    ).last_hidden_state
+    return states
+
+
+def _both_stacks(model: PreTrainedModel, batch: Encoding) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the encoder and what the decoder is given."""
     source_BS, target_BT = batch["document_ids"], batch["decoder_document_ids"]
     behind_SS, behind_TT = distances(source_BS), distances(target_BT)
     read, causal = same_document(source_BS, source_BS), same_document(target_BT, target_BT) & (behind_TT >= 0)
     _check_rows(model, batch, pairs=True)
     encoder, decoder = model.get_encoder(), model.get_decoder()
-    encoded = encoder(
-        attention_mask=of_layers(encoder.config, read, behind_SS, model.dtype, causal=False),
-        **_placed(encoder, batch["input_ids"], batch["position_ids"]),
-    )
     shifted = _placed(decoder, _decoder_input_ids(model.config, batch), batch["decoder_position_ids"], decodes=True)
-    logits: Tensor = model(
-        encoder_outputs=encoded,
-        attention_mask=for_attention(decoder.config, same_document(target_BT, source_BS), model.dtype),
-        decoder_attention_mask=of_layers(decoder.config, causal, behind_TT, model.dtype, causal=True),
-        use_cache=False,
-        **{f"decoder_{name}": value for name, value in shifted.items()},
-    ).logits
-    return logits
+    return {
+        "attention_mask": of_layers(encoder.config, read, behind_SS, model.dtype, causal=False),
+        **_placed(encoder, batch["input_ids"], batch["position_ids"]),
+    }, {
+        "encoder_attention_mask": for_attention(decoder.config, same_document(target_BT, source_BS), model.dtype),
+        "attention_mask": of_layers(decoder.config, causal, behind_TT, model.dtype, causal=True),
+        **shifted,
+    }
 
 
 def _decoder_input_ids(config: PreTrainedConfig, batch: Encoding) -> Tensor:

@@ -18,12 +18,14 @@ def take() -> None:
     """Closes the fast paths of this process, for good."""
     from sslnlp import attention, last_layer
     from sslnlp.data.encoding import Encoder
-    from sslnlp.objectives import causal_lm, masked_diffusion, masked_lm, ranking, sentence_order
+    from sslnlp.objectives import causal_lm, masked_diffusion, masked_lm, ranking, sentence_order, seq2seq_lm
 
     rule = attention.by_matmuls
     headless: Any
     for headless in (causal_lm, masked_diffusion, masked_lm, sentence_order):  # others have no other path
         headless.prediction_head = lambda model: None
+    headless = seq2seq_lm
+    headless.seq2seq_head = lambda model: None
     without: Any = (lambda model: False, lambda *shapes: not rule(*shapes))
     ranking.isolates, attention.by_matmuls = without
     last_layer._KINDS.clear()

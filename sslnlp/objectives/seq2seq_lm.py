@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from transformers import AutoModelForSeq2SeqLM, PreTrainedConfig
+from transformers import AutoModelForSeq2SeqLM, PreTrainedConfig, PreTrainedModel
 
+from sslnlp.heads import seq2seq_head
 from sslnlp.objectives.base import Objective
-from sslnlp.objectives.functional import IGNORED, cross_entropy, hits, sum_and_count
-from sslnlp.packed import seq2seq_logits
+from sslnlp.objectives.functional import sum_and_count
+from sslnlp.objectives.linear_cross_entropy import by_head, by_logits
+from sslnlp.packed import seq2seq_logits, seq2seq_states
 from sslnlp.tokenizer import Style
 from sslnlp.types import Batch, StepOutput
 
@@ -37,15 +39,20 @@ class Seq2SeqLM(Objective):
             return reason
         return None if config.is_encoder_decoder else "it has no decoder beside its encoder"
 
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model)
+        self.head = seq2seq_head(model)
+
     def forward(self, batch: Batch) -> StepOutput:
-        logits_NV = seq2seq_logits(self.model, batch).flatten(0, 1)
-        target_N, hidden_N = batch["labels"].flatten(), batch["corrupted"].flatten()
-        hits_N = hits(logits_NV, target_N)
-        metrics = {
-            "accuracy": hits_N.sum() / (target_N != IGNORED).sum().clamp(min=1),
-            "rebuilt_accuracy": sum_and_count(hits_N, hidden_N),
-        }
-        return StepOutput(cross_entropy(logits_NV, target_N), metrics)
+        target_N = batch["labels"].flatten()
+        if self.head is not None:
+            found = by_head(self.head, self.head.features(seq2seq_states(self.model, batch).flatten(0, 1)), target_N)
+        else:
+            found = by_logits(seq2seq_logits(self.model, batch).flatten(0, 1), target_N)
+        hidden_N = batch["corrupted"].flatten()
+        return StepOutput(
+            found.loss, {"accuracy": found.accuracy, "rebuilt_accuracy": sum_and_count(found.hits, hidden_N)}
+        )
 
 
 class Denoising(Seq2SeqLM):

@@ -328,6 +328,7 @@ def test_to_the_compiler_it_is_one_operation_for_any_number_of_positions() -> No
 
 OBJECTIVES = [("masked_lm", "bert"), ("masked_lm", "modernbert"), ("causal_lm", "gpt2"), ("causal_lm", "llama")]
 OBJECTIVES += [("masked_diffusion", "bert"), ("fim", "gpt2"), ("prefix_lm", "llama")]
+OBJECTIVES += [("denoising", "bart"), ("span_corruption", "t5"), ("ul2", "t5")]
 
 
 @pytest.mark.parametrize(("name", "architecture"), OBJECTIVES)
