@@ -5,6 +5,7 @@ Shape suffixes: B rows, S tokens, H width, N scored positions, V vocabulary.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -76,7 +77,12 @@ def _find_head(model: PreTrainedModel) -> Head | None:
     if found is not None and hasattr(found, "dense") and hasattr(found, "layer_norm"):  # RoBERTa
         if found.decoder.bias is None and getattr(found, "bias", None) is not None:
             return None  # ESM adds a bias of its own, which the check below cannot see while it is zero
-        return Head(_RobertaFeatures(found), found.decoder)
+        return Head(_InTurn((found.dense, nn.GELU(), found.layer_norm)), found.decoder)
+    if hasattr(parts, "vocab_projector"):  # DistilBERT
+        return Head(_InTurn((parts.vocab_transform, parts.activation, parts.vocab_layer_norm)), parts.vocab_projector)
+    found = getattr(parts, "predictions", None)
+    if hasattr(found, "dense") and hasattr(found, "LayerNorm"):  # ALBERT
+        return Head(_InTurn((found.dense, found.activation, found.LayerNorm)), found.decoder)
     return None
 
 
@@ -110,15 +116,14 @@ class _Scaled:
 
 
 @dataclass(frozen=True)
-class _RobertaFeatures:
-    """What RoBERTa's head does before the vocabulary; no module of its own. A function that closed over the head would
-    go on with it in a copy of the objective, and could not be pickled."""
+class _InTurn:
+    """What a head does before the vocabulary; no module of its own. A function that closed over the head would go on
+    with it in a copy of the objective, and could not be pickled."""
 
-    head: Any
+    parts: tuple[nn.Module, ...]
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        features: Tensor = self.head.layer_norm(nn.functional.gelu(self.head.dense(hidden)))
-        return features
+        return functools.reduce(lambda state, part: part(state), self.parts, hidden)
 
 
 def scored_features(model: PreTrainedModel, head: Head, encoding: Encoding, index_N: Tensor | None = None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from sslnlp.errors import UserError
 from sslnlp.heads import prediction_head, scored_logits
 from sslnlp.keyed import row_keyed_dropout
 from sslnlp.models import ModelConfig, build_model, max_positions
+from sslnlp.objectives.masked_lm import MaskedLM
 from sslnlp.objectives.seq2seq_lm import Seq2SeqLM
 from sslnlp.packed import hidden_states, isolates, isolates_pairs, reads_alone, seq2seq_logits
 from sslnlp.recipe.checks import check_config
@@ -117,6 +119,28 @@ def test_scored_logits_are_the_models_own(architecture: str, tokenizer: PreTrain
         expected = model(**encoding).logits.flatten(0, 1)[index]
         assert torch.allclose(scored_logits(model, head, encoding, index), expected, atol=1e-5)
         assert torch.allclose(scored_logits(model, None, encoding, index), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [("distilbert", {"dim": 32, "n_heads": 4, "n_layers": 2, "hidden_dim": 64}), ("albert", {"embedding_size": 16})],
+)
+def test_heads_of_further_kinds_teach_all_that_the_whole_model_does(kind: str, fields: dict[str, int]) -> None:
+    objective = MaskedLM(of_kind(kind, AutoModelForMaskedLM, **fields))
+    ids = torch.arange(5, 29).view(2, 12)
+    labels = torch.where(ids % 3 == 0, ids, -100)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+    batch["target_index"] = (labels != -100).flatten().nonzero()[:, 0]
+    apart, found = objective.head, []
+    assert apart is not None
+    pickle.dumps(apart)
+    for head in (apart, None):
+        objective.head = head
+        objective.zero_grad()
+        objective(batch).loss.backward()
+        found.append({name: p.grad.clone() for name, p in objective.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.allclose(found[0][name], found[1][name], atol=1e-5) for name in found[0])
 
 
 def test_a_head_that_is_not_the_whole_story_is_not_used(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -17,7 +17,8 @@ from sslnlp.errors import UserError
 from sslnlp.heads import prediction_head, scored_logits
 from sslnlp.last_layer import ask_last_layer, states_at
 from sslnlp.objectives.base import Objective
-from sslnlp.objectives.functional import accuracy, cross_entropy, row_count
+from sslnlp.objectives.functional import row_count
+from sslnlp.objectives.linear_cross_entropy import Scored, by_head, by_logits
 from sslnlp.registry import bound_class
 from sslnlp.types import Batch, StepOutput
 
@@ -62,26 +63,25 @@ class SentenceOrder(Objective):
         order_M = batch[f"{self._target}_index"]
         asked = torch.cat([order_M, batch["target_index"]]) if self.masked_weight and self.head is not None else order_M
         states = states_at(self.model, batch, asked)
-        logits_MC = self.order_head(states[: len(order_M)])
-        parts = {"order": (self.order_weight, logits_MC, batch[f"{self._target}_labels"])}
+        order = by_logits(self.order_head(states[: len(order_M)]), batch[f"{self._target}_labels"])
+        parts = {"order": (self.order_weight, order)}
         if self.masked_weight:
-            target_N = batch["labels"].flatten()[batch["target_index"]]
-            parts = {"masked": (self.masked_weight, self._masked(states[len(order_M) :], batch), target_N), **parts}
+            parts = {"masked": (self.masked_weight, self._masked(states[len(order_M) :], batch)), **parts}
         terms, metrics = [], {}
         accuracies = {"masked": "accuracy", "order": "order_accuracy"}
-        for name, (weight, logits, target) in parts.items():
-            loss = cross_entropy(logits, target)
-            count = torch.full((), float(len(target)), device=loss.device)
-            terms.append(weight * loss)
-            metrics[f"{name}_loss"] = torch.stack([loss.detach() * count, count])
-            metrics[accuracies[name]] = torch.stack([accuracy(logits, target) * count, count])
+        for name, (weight, found) in parts.items():
+            terms.append(weight * found.loss)
+            metrics[f"{name}_loss"] = torch.stack([found.losses.sum(), found.number])
+            metrics[accuracies[name]] = torch.stack([found.hits.sum(), found.number])
         return StepOutput(torch.stack(terms).sum(), metrics, torch.stack(terms))
 
-    def _masked(self, states_NH: Tensor, batch: Batch) -> Tensor:
-        """Logits [N, V] at the masked places, from their states."""
+    def _masked(self, states_NH: Tensor, batch: Batch) -> Scored:
+        """The tokens at the masked places, from their states."""
+        target_N = batch["labels"].flatten()[batch["target_index"]]
         if self.head is not None:
-            return self.head(states_NH)
-        return scored_logits(self.model, None, batch, batch["target_index"])  # the head is not to be had: a second pass
+            return by_head(self.head, self.head.features(states_NH), target_N)
+        # The head is not to be had: a second pass.
+        return by_logits(scored_logits(self.model, None, batch, batch["target_index"]), target_N)
 
     def num_targets(self, batch: Batch) -> Tensor:
         targets = [*(["target_index"] if self.masked_weight else []), f"{self._target}_labels"]
