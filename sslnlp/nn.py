@@ -108,14 +108,22 @@ def document_pool(
     index_D = torch.arange(documents, device=document_ids_BS.device)
     own_BDS = document_ids_BS[:, None, :] == index_D[:, None]
     if mode == "weighted":
-        return _by_place(own_BDS).to(hidden_BSH.dtype) @ hidden_BSH
+        return _sums(_by_place(own_BDS), hidden_BSH).to(hidden_BSH.dtype)
     if mode != "mean":
         seen_BDS = own_BDS.int()
         rank_BDS = (seen_BDS if mode == "cls" else seen_BDS.flip(-1)).cumsum(-1)
         own_BDS = own_BDS & ((rank_BDS if mode == "cls" else rank_BDS.flip(-1)) == 1)
     # A product with zeros and ones, because adding by index has no fixed order on a GPU.
-    total_BDH = own_BDS.to(hidden_BSH.dtype) @ hidden_BSH
-    return total_BDH / own_BDS.sum(-1, keepdim=True).clamp(min=1)
+    total_BDH = _sums(own_BDS, hidden_BSH)
+    return (total_BDH / own_BDS.sum(-1, keepdim=True).clamp(min=1)).to(hidden_BSH.dtype)
+
+
+def _sums(share_BDS: Tensor, hidden_BSH: Tensor) -> Tensor:
+    """[B, D, H] in float32 at least, whatever autocast makes of products: vectors of texts may differ by less than
+    bf16 tells apart, as a map that is put behind them shows (`Whitened`)."""
+    exact = torch.promote_types(hidden_BSH.dtype, torch.float32)
+    with torch.autocast(hidden_BSH.device.type, enabled=False):
+        return share_BDS.to(exact) @ hidden_BSH.to(exact)
 
 
 def present(document_ids_BS: Tensor, documents: int) -> Tensor:

@@ -53,6 +53,16 @@ def test_a_row_of_one_document_is_pooled_as_ever(mode: str) -> None:
     assert torch.allclose(found[:, 0], Pooling(mode)(hidden, mask), atol=1e-6)
 
 
+@pytest.mark.parametrize("mode", POOLINGS)
+def test_vectors_of_documents_are_not_rounded_by_autocast(mode: str) -> None:
+    """What texts share is large, and what they differ by is small."""
+    hidden, documents = 100 + torch.randn(2, 9, 4) / 100, torch.tensor([[0] * 4 + [1] * 5, [0] * 9])
+    exact = document_pool(hidden, documents, mode)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(document_pool(hidden, documents, mode), exact)
+    assert document_pool(hidden.bfloat16(), documents, mode).dtype == torch.bfloat16
+
+
 def test_a_teacher_of_bf16_weights_follows_them() -> None:
     student = nn.Linear(3, 2).to(torch.bfloat16)
     teacher = Teacher(student, momentum=0.99)
