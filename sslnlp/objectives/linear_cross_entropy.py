@@ -135,10 +135,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         compute: Any = torch.ops.sslnlp.linear_cross_entropy if torch.compiler.is_compiling() else _compute
         fused = torch.compiler.is_compiling() and features_NH.device.type == "cuda"
+        trains = differentiate and any(ctx.needs_input_grad[1:3])  # a frozen head, as LoRA has, keeps no such gradient
         losses_N, hits_N, *gradients = compute(
-            features_NH, weight_VH, bias_V, target_N, share_N, smoothing, differentiate, fused
+            features_NH, weight_VH, bias_V, target_N, share_N, smoothing, differentiate, trains, fused
         )
         ctx.types = weight_VH.dtype, None if bias_V is None else bias_V.dtype
+        ctx.trains = trains
         ctx.save_for_backward(*gradients)
         ctx.mark_non_differentiable(losses_N, hits_N)
         return (losses_N if share_N is None else losses_N * share_N).sum(), losses_N, hits_N
@@ -149,6 +151,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             raise RuntimeError("linear_cross_entropy can be differentiated once: its gradient is made with the loss")
         scale = gradients[0]
         d_features_NH, d_weight_VH, d_bias_V = ctx.saved_tensors
+        if not ctx.trains:
+            return d_features_NH * scale.to(d_features_NH.dtype), *(None for _ in range(6))
         weight_type, bias_type = ctx.types
         # What is new is scaled in place: to touch as much new memory again takes longer than the product.
         widened = d_weight_VH.element_size() < weight_type.itemsize and not torch.compiler.is_compiling()
@@ -172,10 +176,11 @@ def _compute(
     share_N: Tensor | None,
     smoothing: float,
     differentiate: bool,
+    trains: bool,
     fused: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Losses [N], hits [N], and the gradients of the losses' sum, each times its share, by features, matrix and bias
-    (empty where not asked).
+    (empty where not asked: all without `differentiate`, the last two without `trains`).
 
     The gradient by the matrix is summed over panels in float32 at least; of one panel it is the product as it came.
     """
@@ -194,8 +199,12 @@ def _compute(
     losses_N = torch.zeros(positions, dtype=sums, device=features_NH.device)
     hits_N = torch.zeros_like(scored_N)
     chunk, panel = _sizes(features_NH, vocabulary)
+    if not trains:
+        panel = chunk
     whole = 0 < positions == panel
-    d_features_NH, d_weight_VH, d_bias_V = _buffers(features_NH, weight_VH, bias_V, differentiate, matrix=not whole)
+    d_features_NH, d_weight_VH, d_bias_V = _buffers(
+        features_NH, weight_VH, bias_V, differentiate, trains, matrix=not whole
+    )
     # One place for what all chunks make, because the first touch of new memory costs as much as the sums in it.
     logits_RV = features_NH.new_empty(chunk, vocabulary)
     block = min(chunk, max(1, BLOCK // max(vocabulary, 1))) if on_cpu else chunk
@@ -216,7 +225,7 @@ def _compute(
             losses_N[own], hits_N[own] = losses_C * scored_N[own], hits_C & scored_N[own]
             if differentiate:
                 torch.mm(d_logits_CV, w_VH, out=d_features_NH[own])
-        if differentiate:
+        if trains:
             panel_PV = d_logits_CV if panel_RV is None else panel_RV[: part.stop - start]
             # What is not scored is left out here, on H numbers a position, not on V.
             seen_PH = (features_NH[part] * share_N1[part]).to(dtype)
@@ -252,16 +261,23 @@ def _product(features_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, *, o
 
 
 def _buffers(
-    features_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, differentiate: bool, matrix: bool = True
+    features_NH: Tensor,
+    weight_VH: Tensor,
+    bias_V: Tensor | None,
+    differentiate: bool,
+    trains: bool,
+    *,
+    matrix: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Room for the gradients, those that are summed up in float32 at least; empty where there is none, and that of the
     matrix where not asked."""
     sums = torch.promote_types(features_NH.dtype, torch.float32)
-    if not differentiate:
-        return features_NH.new_empty(0), weight_VH.new_empty(0, dtype=sums), weight_VH.new_empty(0, dtype=sums)
+    d_features_NH = torch.empty_like(features_NH) if differentiate else features_NH.new_empty(0)
+    if not trains:
+        return d_features_NH, weight_VH.new_empty(0, dtype=sums), weight_VH.new_empty(0, dtype=sums)
     d_bias_V = weight_VH.new_empty(0, dtype=sums) if bias_V is None else torch.zeros_like(bias_V, dtype=sums)
     d_weight_VH = torch.zeros_like(weight_VH, dtype=sums) if matrix else weight_VH.new_empty(0, dtype=sums)
-    return torch.empty_like(features_NH), d_weight_VH, d_bias_V
+    return d_features_NH, d_weight_VH, d_bias_V
 
 
 # To torch.compile the whole of it is one operation. Traced, its loop over chunks would fix the number of positions,
@@ -269,7 +285,7 @@ def _buffers(
 _LIBRARY = torch.library.Library("sslnlp", "DEF")  # type: ignore[no-untyped-call]
 _LIBRARY.define(  # type: ignore[no-untyped-call]
     "linear_cross_entropy(Tensor features, Tensor weight, Tensor? bias, Tensor target, Tensor? share, "
-    "float smoothing, bool differentiate, bool fused) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+    "float smoothing, bool differentiate, bool trains, bool fused) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
 
@@ -290,11 +306,12 @@ def _shapes(
     share_N: Tensor | None,
     smoothing: float,
     differentiate: bool,
+    trains: bool,
     fused: bool,
 ) -> tuple[Tensor, ...]:
     losses_N = torch.empty_like(target_N, dtype=torch.promote_types(features_NH.dtype, torch.float32))
     hits_N = torch.empty_like(target_N, dtype=torch.bool)
-    return losses_N, hits_N, *_buffers(features_NH, weight_VH, bias_V, differentiate)
+    return losses_N, hits_N, *_buffers(features_NH, weight_VH, bias_V, differentiate, trains)
 
 
 def _score_chunk(

@@ -159,6 +159,27 @@ def test_each_target_counts_its_share(dtype: torch.dtype, small_chunks: None) ->
     assert torch.equal(from_logits.hits, ours.hits)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("block", [7, 2**19])
+def test_of_a_frozen_head_no_gradient_is_made(
+    dtype: torch.dtype, block: int, small_chunks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As LoRA has it: that by the features is the same, and nothing of the matrix's size is kept for it."""
+    monkeypatch.setattr(module_under_test, "BLOCK", block)
+    features, weight, bias, target = problem(23, 6, 20, dtype=dtype)
+    assert bias is not None
+    given = [features.clone().requires_grad_() for _ in range(2)]
+    frozen = scored(given[0], weight, bias, target)
+    kept = frozen.loss.grad_fn.next_functions[0][0].saved_tensors  # type: ignore[union-attr]
+    assert [x.numel() for x in kept] == [features.numel(), 0, 0]
+    trained = scored(given[1], weight.clone().requires_grad_(), bias, target)
+    frozen.loss.backward()
+    trained.loss.backward()
+    assert given[0].grad is not None
+    assert torch.equal(frozen.loss, trained.loss)
+    assert torch.equal(given[0].grad, given[1].grad)
+
+
 def test_nothing_scored_gives_zeros() -> None:
     inputs = problem(11, 6, 20, ignored=2.0)
     loss, hits, *gradients = differentiated(linear_cross_entropy, inputs)
