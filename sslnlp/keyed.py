@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from sslnlp import rng
+from sslnlp.errors import UserError
 
 IN_CACHE = 2**16
 """Draws made at a time on a CPU: 512 KiB."""
@@ -35,6 +36,8 @@ class _Key:
     seed: int = 0
     positions: Tensor | None = None
     calls: int = 0
+    again: bool = False
+    """A part is run again, as `dropout_from_here` has it."""
     functional: bool = False
     """Some model drops out by `F.dropout` instead of a module (BART)."""
 
@@ -63,15 +66,43 @@ def dropout_from_here() -> Callable[[slice], AbstractContextManager[None]]:
         if positions is None:
             yield
             return
-        before = _Key.seed, _Key.positions, _Key.calls
-        _Key.seed, _Key.positions, _Key.calls = seed, positions[part], calls
+        before = _Key.seed, _Key.positions, _Key.calls, _Key.again
+        _Key.seed, _Key.positions, _Key.calls, _Key.again = seed, positions[part], calls, True
         try:
             with _FunctionalDropout() if _Key.functional else nullcontext():
                 yield
         finally:
-            _Key.seed, _Key.positions, _Key.calls = *before[:2], max(before[2], _Key.calls)
+            _Key.seed, _Key.positions, _Key.again = before[0], before[1], before[3]
+            _Key.calls = max(before[2], _Key.calls)
 
     return rows
+
+
+class _SameAgain:
+    """Runs a part of a model by a function that runs it once more in the backward pass, with the dropout it had."""
+
+    def __init__(self, run: Callable[..., Any]) -> None:
+        self.run = run
+
+    def __call__(self, part: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
+        rows, runs = dropout_from_here(), 0
+
+        def either(*given: Any, **named: Any) -> Any:
+            nonlocal runs
+            runs += 1
+            with nullcontext() if runs == 1 else rows(slice(None)):
+                return part(*given, **named)
+
+        return self.run(either, *inputs, **options)
+
+
+def drop_the_same_again(module: nn.Module) -> None:
+    """Stock models in `module` for which gradient checkpointing is on (`gradient_checkpointing_enable`) drop, in the
+    parts that they run again in the backward pass, what they dropped in the forward pass."""
+    for part in module.modules():
+        run = getattr(part, "_gradient_checkpointing_func", None)
+        if run is not None and not isinstance(run, _SameAgain):
+            part._gradient_checkpointing_func = _SameAgain(run)  # type: ignore[assignment]
 
 
 def keys_dropout_by_row() -> bool:
@@ -104,6 +135,11 @@ def dropout(x: Tensor, p: float) -> Tensor:
     """
     if _Key.positions is None:
         return F.dropout(x, p)
+    if not torch.compiler.is_compiling() and not _Key.again and torch._C._current_graph_task_id() != -1:
+        raise UserError(
+            "gradient checkpointing runs a part of the model again, which would drop something else: call "
+            "sslnlp.keyed.drop_the_same_again(objective) before, or train without dropout"
+        )
     _Key.calls += 1
     if x.shape[0] % len(_Key.positions):
         raise AssertionError(f"dropout over {x.shape[0]} rows in a batch of {len(_Key.positions)}")

@@ -31,7 +31,7 @@ from sslnlp.evaluation.chance import ChanceWatch
 from sslnlp.evaluation.collapse import CollapseWatch
 from sslnlp.finite import Finite, NonFiniteError
 from sslnlp.heap import keep_freed_memory
-from sslnlp.keyed import row_keyed_dropout
+from sslnlp.keyed import drop_the_same_again, row_keyed_dropout
 from sslnlp.metrics import MetricsLog
 from sslnlp.objectives.base import Objective
 from sslnlp.optim import OPTIMIZERS, learning_rate_factor
@@ -117,6 +117,7 @@ class Trainer:
         With `resume`, goes on from the newest valid checkpoint in `out/state`, or starts when there is none.
         """
         progress = self._start(resume)
+        drop_the_same_again(self.objective)
         with self._signals:
             stop = 0
             if progress.owed:

@@ -11,7 +11,8 @@ from transformers import BertConfig, BertModel
 from sslnlp import keyed as module_under_test
 from sslnlp import rng
 from sslnlp.adapt import adapt
-from sslnlp.keyed import RowDropout, dropout, keyed_uniform, row_keyed_dropout
+from sslnlp.errors import UserError
+from sslnlp.keyed import RowDropout, drop_the_same_again, dropout, keyed_uniform, row_keyed_dropout
 
 
 def test_the_rate_is_kept_and_the_scale_restored() -> None:
@@ -74,6 +75,32 @@ def test_a_stock_model_drops_by_row_and_keeps_its_parameters() -> None:
 
     assert torch.allclose(run([0, 1, 2, 3])[2:], run([2, 3]), atol=1e-6)
     assert not torch.allclose(run([0, 1]), model.eval()(input_ids=ids[:2]).last_hidden_state, atol=1e-3)
+
+
+def test_what_gradient_checkpointing_runs_again_drops_the_same() -> None:
+    """Loss and gradient are those without it; where nobody has seen to that, it is refused."""
+    config = BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=64)
+    torch.manual_seed(0)
+    model = BertModel(config, add_pooling_layer=False)
+    adapt(model)
+    ids, found = torch.arange(24).view(2, 12), []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+            with (
+                pytest.raises(UserError, match="runs a part of the model again"),
+                row_keyed_dropout(3, torch.arange(2)),
+            ):
+                model(ids).last_hidden_state.square().sum().backward()
+            drop_the_same_again(model)
+            drop_the_same_again(model)  # twice is once
+        model.zero_grad()
+        with row_keyed_dropout(3, torch.arange(2)):
+            loss = (model(ids).last_hidden_state[..., :5] ** 3).sum()
+        loss.backward()
+        found.append([loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+    assert len(found[0]) == len(found[1]) > 20
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*found, strict=True))
 
 
 def test_keyed_draws_are_uniform_and_belong_to_the_row() -> None:
