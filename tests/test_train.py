@@ -45,6 +45,16 @@ def poisoned(out: Path, bad_step: int, **options: Any) -> Trainer:
     return trainer
 
 
+def test_a_run_with_gradient_checkpointing_is_the_run_without(tmp_path: Path) -> None:
+    ends = []
+    for checkpointing in (False, True):
+        trainer = make_trainer("masked_lm", tmp_path / str(checkpointing), architecture="bert", dropout=0.1)
+        if checkpointing:
+            trainer.objective.model.gradient_checkpointing_enable()
+        ends.append({name: value.clone() for name, value in trainer.fit().state_dict().items()})
+    assert difference(*ends) < 1e-6
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     trainer = poisoned(tmp_path, bad_step=3)
     with pytest.raises(NonFiniteError, match=r"gradient of step 3 \(rows 12 to 15\) is not finite; lower train.lr"):
