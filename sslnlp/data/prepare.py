@@ -105,12 +105,18 @@ def sample_texts(config: DataConfig, n_bytes: int, *, spread: bool = True) -> It
     for batch in by_size(texts_of(source, config), len, 4 * BATCH_CHARS):
         hashes = hash_texts(batch)
         leaked = valid.contains(hashes) if valid is not None else [False] * len(batch)
-        for text, number, known in zip(batch, hashes.tolist(), leaked, strict=True):
+        trains = split.too_long(np.array([len(text) for text in batch], np.int64), config.valid_tokens)
+        for text, number, known, always in zip(batch, hashes.tolist(), leaked, trains, strict=True):
             overlap |= bool(known)
-            # The low bits draw the sample, the whole hash the held-out side: the two are independent.
-            if known or number < held or (number & 0xFFFFFFFF) >= share * 2**32 * 1.02:
+            if known or (number < held and not always):
                 continue
-            for piece in split_long(text):
+            # The low bits draw the sample, the whole hash the held-out side: the two are independent. Of a long text
+            # each piece is drawn by itself, as few of them would be none or all of it.
+            pieces = list(split_long(text))
+            drawn = hash_texts(pieces).tolist() if len(pieces) > 1 else [number] * len(pieces)
+            for piece, draw in zip(pieces, drawn, strict=True):
+                if (draw & 0xFFFFFFFF) >= share * 2**32 * 1.02:
+                    continue
                 left -= len(piece.encode("utf-8", "surrogatepass"))
                 given = given or bool(piece.strip())
                 yield piece

@@ -31,6 +31,11 @@ class Documents(NamedTuple):
     """Tokens of document i of the batch; asked of few."""
 
 
+def too_long(chars: Ints, max_tokens: int | None) -> Bools:
+    """Which documents of so many characters always train: alone they would be more than the tokens allowed."""
+    return np.zeros(len(chars), bool) if max_tokens is None else chars > CHARS_PER_TOKEN * max_tokens
+
+
 class HeldOut:
     """The documents of smallest hash, up to a share of all and a number of tokens, in bounded memory.
 
@@ -53,8 +58,7 @@ class HeldOut:
         self._chars += int(chars[eligible].sum())
         if not self._wanted:
             return np.zeros(len(chars), bool)
-        if self._max is not None:
-            eligible = eligible & (chars <= CHARS_PER_TOKEN * self._max)
+        eligible = eligible & ~too_long(chars, self._max)
         for i in np.flatnonzero(eligible).tolist():
             number = int(documents.hashes[i])
             self._smallest = min(self._smallest, (number, int(chars[i])))
@@ -75,6 +79,8 @@ class HeldOut:
         smallest, chars = self._smallest
         if not self._wanted or 2 * chars > self._chars:
             return 0
+        if smallest == 1 << 64:
+            return self._bound  # there is none
         return max(self._bound, smallest + 1)
 
 

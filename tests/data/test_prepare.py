@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from pathlib import Path
 
 import numpy as np
@@ -196,6 +197,29 @@ def test_the_one_document_that_is_held_out_of_few_is_no_text_for_a_tokenizer(tin
         held = set(decoded(tiny, prepare_text(config, tiny, cache_dir=tmp_path).valid))
         assert len(held) == 1
         assert set(sample_texts(config, 10**6)) - {""} == {*texts, "x" * 2000} - held
+
+
+def test_books_that_are_too_long_to_be_held_out_are_text_for_a_tokenizer(tiny, tmp_path):
+    books = [f"{n} " + " ".join(TEXTS)[n : n + 3000] for n in range(4)]
+    config = DataConfig(train=write(tmp_path / "a.jsonl", books), valid_tokens=300, cache=str(tmp_path))
+    assert prepare_text(config, tiny, cache_dir=tmp_path).valid is None
+    assert set(sample_texts(config, 10**6)) == set(books)
+    for trial in range(4):
+        short = [f"{trial} {i} {TEXTS[i]}" for i in range(3)]
+        spec = write(tmp_path / f"{trial}.jsonl", [*books, *short])
+        config = DataConfig(train=spec, valid_tokens=300, cache=str(tmp_path))
+        held = set(decoded(tiny, prepare_text(config, tiny, cache_dir=tmp_path).valid))
+        assert len(held) == 1
+        assert set(sample_texts(config, 10**6)) == {*books, *short} - held
+
+
+def test_of_few_long_texts_a_tokenizer_reads_some_of_each(tmp_path):
+    words = [f"w{n}" for n in range(40_000)]
+    books = [" ".join(random.Random(n).choices(words, k=300_000)) for n in range(3)]
+    config = DataConfig(train=write(tmp_path / "a.jsonl", books), valid_fraction=0, cache=str(tmp_path))
+    some = list(sample_texts(config, 2_000_000))
+    assert 1_000_000 < sum(len(text) for text in some) <= 2_000_000 + 2**16
+    assert all(any(text in book for text in some) for book in books)
 
 
 def test_a_text_that_comes_again_and_again_is_one_of_few(tiny, tmp_path):
