@@ -292,6 +292,16 @@ def test_a_stage_inherits_and_hands_on(bert: Path, tmp_path: Path) -> None:
     assert settings["max_lengths"] == {"query": 16, "document": 16}
 
 
+@pytest.mark.parametrize(("rows", "reads"), [(16, 32), (32, 32)])
+def test_a_model_that_goes_on_in_shorter_rows_reads_what_it_read(
+    rows: int, reads: int, bert: Path, text_file: Path, tmp_path: Path
+) -> None:
+    small = [arg for arg in TINY if not arg.startswith(("data.", "tokenizer."))]
+    keys = [*small, f"data.train={text_file}", f"model.pretrained={bert / 'export'}", f"data.seq_length={rows}"]
+    out = run(load_recipe("pretrain_bert", [*keys, f"out={tmp_path / 'on'}", f"data.cache={tmp_path}"]))
+    assert AutoTokenizer.from_pretrained(out / "export").model_max_length == reads
+
+
 def test_lengths_of_queries_and_documents_are_handed_on(bert: Path) -> None:
     """As the export's biography says they were, except where `data.seq_length` is given anew."""
     story = json.loads((bert / "export" / "recipe.json").read_text())

@@ -20,7 +20,7 @@ from sslnlp.evaluation.beir import beir_measures
 from sslnlp.export import export_model
 from sslnlp.lora import merged
 from sslnlp.metrics import REPORT
-from sslnlp.models import count_parameters
+from sslnlp.models import count_parameters, max_positions
 from sslnlp.objectives.base import Objective
 from sslnlp.precision import fitting_precision, float32_by_default
 from sslnlp.quiet import progress_bar, quiet_loading, shows_bars
@@ -224,6 +224,17 @@ def _progress(console: Console) -> Iterator[Callable[[int, int, Mapping[str, flo
             console.print(said, highlight=False, soft_wrap=True)
 
 
+def _longest(parts: Parts, objective: Objective) -> int:
+    """Tokens that the export reads: those of a row, and what a start read before it went on learning from raw text."""
+    model, own = parts.recipe.model, parts.max_length
+    goes_on = model.pretrained is not None and not model.fresh and parts.recipe.collator_class.reads == "tokens"
+    if parts.tokenizer is None or objective.pooling is not None or not goes_on:
+        return own
+    stated, positions = int(parts.tokenizer.model_max_length), max_positions(objective.exported.config)
+    known = [length for length in (stated, positions) if length is not None and length < 10**6]  # 10^30: not said
+    return max([own, *([min(known)] if known else [])])
+
+
 def _finish(
     parts: Parts,
     objective: Objective,
@@ -257,7 +268,7 @@ def _finish(
             card=facts, recipe=story, pooling=objective.pooling,
             prompts=parts.collator.prompts, lengths=parts.collator.text_lengths, per_token=objective.per_token,
             modes=objective.modes, vector_map=objective.vector_map, head=objective.linear_head,
-            max_length=parts.max_length,
+            max_length=_longest(parts, objective),
         )  # fmt: skip
         if objective.vector_map is not None:
             console.print("vectors: through a linear map fitted to them, 2_Dense of the export", highlight=False)
