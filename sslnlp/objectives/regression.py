@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -12,6 +13,12 @@ from sslnlp.errors import UserError
 from sslnlp.objectives.functional import row_count
 from sslnlp.objectives.text_head import TextHead, check_one_output, output_layer, rescaled
 from sslnlp.types import Batch, StepOutput
+
+
+log = logging.getLogger(__name__)
+
+FAR = 3
+"""Deviations that labels may lie from 0 for a head without a bias."""
 
 
 class Regression(TextHead):
@@ -34,8 +41,14 @@ class Regression(TextHead):
         if not std > 0:
             raise UserError(f"objective.std={std} must be above 0")
         check_one_output(model)
-        self.mean = mean if output_layer(model).bias is not None else 0.0
-        self.std = std
+        has_bias = output_layer(model).bias is not None
+        if not has_bias and abs(mean) > FAR * std:
+            log.warning(
+                "the head of %s has no bias, and the labels lie around %.4g with a deviation of %.4g, which it would "
+                "have to learn first: take %.4g from every label, or start from an encoder",
+                type(model).__name__, mean, std, mean,
+            )  # fmt: skip
+        self.mean, self.std = mean if has_bias else 0.0, std
 
     @classmethod
     def config_fields(cls, label_names: Sequence[str]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from sslnlp.errors import UserError
 from sslnlp.models import ModelConfig, build_model
 from sslnlp.objectives.classification import CLOSEST, STRENGTH, Classification
 from sslnlp.objectives.fitted_head import fitted_head
+from sslnlp.objectives.regression import Regression
 from sslnlp.objectives.text_head import output_layer
 
 SIZES = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
@@ -217,6 +218,19 @@ def decoder() -> PreTrainedModel:
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=30, n_embd=16, n_layer=1, n_head=2, num_labels=3, pad_token_id=0)
     return AutoModelForSequenceClassification.from_config(config)
+
+
+def test_numbers_far_from_zero_are_told_where_a_head_has_no_bias(caplog: pytest.LogCaptureFixture) -> None:
+    model = decoder()
+    model.score, model.config.num_labels = torch.nn.Linear(16, 1, bias=False), 1
+    assert Regression(model, mean=2.0, std=1.0).mean == 0.0
+    assert not caplog.text
+    Regression(model, mean=1931.2, std=40.0)
+    assert "no bias, and the labels lie around 1931 with a deviation of 40" in caplog.text
+    caplog.clear()
+    model.score = torch.nn.Linear(16, 1)
+    assert Regression(model, mean=1931.2, std=40.0).mean == 1931.2
+    assert not caplog.text
 
 
 def test_the_head_of_a_decoder_begins_so_too_on_batches_of_any_width() -> None:
