@@ -14,7 +14,6 @@ from sslnlp.objectives.functional import row_count
 from sslnlp.objectives.text_head import TextHead, check_one_output, output_layer, rescaled
 from sslnlp.types import Batch, StepOutput
 
-
 log = logging.getLogger(__name__)
 
 FAR = 3
