@@ -13,12 +13,13 @@ from typing import NamedTuple
 
 from sslnlp.errors import UserError, suggest
 
-# Han, kana and Hangul are written without reliable spaces: a run of them is one "word" to any regular expression.
-_CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
-# Words of two letters or more (single letters carry nothing in English), or one lone CJK character (which does).
-_WORD = re.compile(rf"\b\w\w+\b|[{_CJK}]")
-_RUNS = re.compile(rf"[{_CJK}]+|[^{_CJK}]+")
-_HAS_CJK = re.compile(rf"[{_CJK}]")
+# Han, kana and Hangul, and Thai, Lao, Burmese and Khmer, are written without reliable spaces: a run of them is one
+# "word" to any regular expression.
+_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
+# Words of two letters or more (single letters carry nothing in English), or a lone one of those (which does).
+_WORD = re.compile(rf"\b\w\w+\b|[{_UNSPACED}]")
+_RUNS = re.compile(rf"[{_UNSPACED}]+|[^{_UNSPACED}]+")
+_HAS_UNSPACED = re.compile(rf"[{_UNSPACED}]")
 
 
 @cache
@@ -27,12 +28,17 @@ def _marked() -> tuple[frozenset[str], re.Pattern[str]]:
     a word of Hindi would end at each of its vowels. Looked for everywhere this would take four times as long."""
     points = map(chr, (*range(0x300, 0x3000), *range(0xA000, 0xAC00)))
     marks = frozenset(point for point in points if unicodedata.category(point) in ("Mn", "Mc"))
-    return marks, re.compile(rf"\w[\w{''.join(sorted(marks))}]+|[{_CJK}]")
+    return marks, re.compile(rf"\w[\w{''.join(sorted(marks))}]+|[{_UNSPACED}]")
 
 
 def _words(text: str) -> re.Pattern[str]:
     """What finds the words of `text`."""
     return _WORD if text.isascii() or _marked()[0].isdisjoint(text) else _marked()[1]
+
+
+def has_unspaced(text: str) -> bool:
+    """Whether some of it is in a script that puts no spaces between words."""
+    return _HAS_UNSPACED.search(text) is not None
 
 
 class Term(NamedTuple):
@@ -66,8 +72,8 @@ class Analyzer:
     """Splits text into terms for one language.
 
     `language` names a Snowball stemmer (English by default); where there is none the words stay as they are, and where
-    there is no stop-word list nothing is dropped. Runs of Chinese, Japanese and Korean characters become overlapping
-    pairs, the usual choice where no segmenter is at hand.
+    there is no stop-word list nothing is dropped. Runs of Chinese, Japanese, Korean, Thai, Lao, Burmese and Khmer
+    become overlapping pairs of characters, the usual choice where no segmenter is at hand.
     """
 
     def __init__(self, language: str = "english") -> None:
@@ -100,7 +106,7 @@ class Analyzer:
         character (NFC), as `terms` makes them."""
         for match in _words(text).finditer(_lowered(text)):
             word, start = match.group(), match.start()
-            if _HAS_CJK.search(word):
+            if _HAS_UNSPACED.search(word):
                 yield from self._pairs(word, start)
             elif word not in self.stop_words:
                 yield Term(self._stem(word), start, match.end())
@@ -108,7 +114,7 @@ class Analyzer:
     def terms(self, text: str) -> list[str]:
         """The terms of `text`, in order, repeats included. Empty when the text holds only stop words."""
         text = unicodedata.normalize("NFC", text)  # "ü" is one character or two, and looks the same
-        if _HAS_CJK.search(text):
+        if _HAS_UNSPACED.search(text):
             return [found.term for found in self.located(text)]
         # Indexing needs no offsets, and without them a text is counted three times as fast.
         return [self._stem(word) for word in _words(text).findall(_lowered(text)) if word not in self.stop_words]
@@ -116,7 +122,7 @@ class Analyzer:
     def _pairs(self, word: str, offset: int) -> Iterator[Term]:
         for run in _RUNS.finditer(word):
             part, start = run.group(), offset + run.start()
-            if not _HAS_CJK.match(part):
+            if not _HAS_UNSPACED.match(part):
                 if len(part) > 1 and part not in self.stop_words:
                     yield Term(self._stem(part), start, start + len(part))
                 continue

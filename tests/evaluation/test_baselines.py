@@ -5,6 +5,11 @@ import pytest
 from sslnlp.evaluation.baselines import bm25_ranking, largest_class, tfidf_logreg
 
 
+def test_tfidf_logreg_of_a_script_without_spaces_reads_characters() -> None:
+    train = ["我想查余额", "我的余额不对", "请取消订单", "订单还没到"]
+    assert tfidf_logreg(train, [0, 0, 1, 1], ["余额是多少", "怎么取消这个订单呢"], [0, 1])["accuracy"] == 1.0
+
+
 def test_tfidf_logreg_learns_words() -> None:
     train = ["cats purr softly", "a cat sleeps", "dogs bark loudly", "a dog runs"]
     figures = tfidf_logreg(train, [0, 0, 1, 1], ["the cat purr", "loudly bark the dog", "a dog runs"], [0, 1, 0])

@@ -47,3 +47,14 @@ def test_a_language_without_stemmer_keeps_its_words() -> None:
 def test_unknown_language_names_the_near_one() -> None:
     with pytest.raises(UserError, match="Did you mean 'english'"):
         Analyzer("englsh")
+
+
+@pytest.mark.parametrize(
+    ("text", "query"),
+    [("ผมอยากกินข้าวผัดกุ้ง", "ข้าวผัด"), ("ພາສາລາວແມ່ນພາສາ", "ພາສາ"), ("မြန်မာစာကိုဖတ်ပါ", "မြန်မာ"), ("ភាសាខ្មែរពិបាក", "ខ្មែរ")],
+)
+def test_words_of_scripts_without_spaces_are_found_inside_a_run(text: str, query: str) -> None:
+    analyzer = Analyzer("none")
+    assert len(analyzer.terms(query)) > 1
+    assert set(analyzer.terms(query)) <= set(analyzer.terms(text))
+    assert [text[found.start : found.end] for found in analyzer.located(text)] == analyzer.terms(text)
