@@ -13,7 +13,12 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 from transformers.utils import logging
 
 from sslnlp.errors import UserError
@@ -331,6 +336,36 @@ def test_a_classifier_keeps_its_label_names(bert: Path, tmp_path: Path) -> None:
     assert story["label_names"] == ["even", "odd"]
     assert json.loads((out / "export" / "config.json").read_text())["id2label"] == {"0": "even", "1": "odd"}
     assert set(story["result"]["measures"]) >= {"accuracy", "macro_f1"}
+
+
+def test_a_decoder_without_padding_is_padded_by_its_end_of_text(
+    gpt: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As GPT-2's and Llama's come; the export answers the same for a text alone and beside a longer one."""
+    stock, table = shutil.copytree(gpt / "export", tmp_path / "stock"), tmp_path / "table.jsonl"
+    settings = json.loads((stock / "tokenizer_config.json").read_text())
+    del settings["pad_token"]
+    (stock / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert AutoTokenizer.from_pretrained(stock).pad_token is None
+    rows = [{"text": text[: 20 + n % 30], "label": n % 2} for n, text in enumerate(corpus()[:40])]
+    table.write_text("\n".join(json.dumps(row) for row in rows))
+    keys = [
+        *TINY,
+        f"model.pretrained={stock}",
+        f"data.train={table}",
+        f"data.cache={tmp_path}",
+        f"out={tmp_path / 'c'}",
+    ]
+    keys = [key for key in keys if not key.startswith("tokenizer.")]
+    out = run(load_recipe("finetune_classification", keys)) / "export"
+    assert "has no padding token: its end-of-text token" in caplog.text
+    tokenizer, model = AutoTokenizer.from_pretrained(out), AutoModelForSequenceClassification.from_pretrained(out)
+    assert tokenizer.pad_token == tokenizer.eos_token
+    assert model.config.pad_token_id == tokenizer.eos_token_id
+    texts = [rows[0]["text"], rows[0]["text"] + " " + rows[9]["text"]]
+    together = model.eval()(**tokenizer(texts, padding=True, return_tensors="pt")).logits
+    alone = model(**tokenizer(texts[:1], return_tensors="pt")).logits
+    assert torch.allclose(together[:1], alone, atol=1e-5)
 
 
 def test_a_run_stopped_in_the_stage_before_it_goes_on_to_its_end(

@@ -18,7 +18,7 @@ from sslnlp.models import build_config, known_fields
 from sslnlp.objectives.base import Objective
 from sslnlp.recipe.complete import check_complete, is_model_folder
 from sslnlp.recipe.schema import Recipe, bind, options_of
-from sslnlp.tokenizer import Contract, load_tokenizer, vocabulary_facts
+from sslnlp.tokenizer import Contract, load_tokenizer, pad_by_end, vocabulary_facts
 from sslnlp.vision import reads_pictures
 
 if TYPE_CHECKING:
@@ -137,7 +137,9 @@ def check_kind(recipe: Recipe) -> None:
 def check_tokenizer(recipe: Recipe) -> None:
     """Refuse an existing tokenizer that lacks tokens the collator works with (one that we train has them all)."""
     if recipe.tokenizer.path is not None:
-        facts = vocabulary_facts(load_tokenizer(recipe.tokenizer.path))
+        tokenizer = load_tokenizer(recipe.tokenizer.path)
+        pad_by_end(tokenizer, recipe.collator_class.requires)
+        facts = vocabulary_facts(tokenizer)
         Contract(facts, {}).require(sorted(recipe.collator_class.requires & facts.keys()))
 
 

@@ -21,7 +21,7 @@ from sslnlp.data.prepare import sample_texts
 from sslnlp.errors import UserError
 from sslnlp.locks import exclusive, in_turn
 from sslnlp.recipe.schema import Recipe
-from sslnlp.tokenizer import Contract, contract, load_tokenizer, set_framing, train_tokenizer
+from sslnlp.tokenizer import Contract, contract, load_tokenizer, pad_by_end, set_framing, train_tokenizer
 from sslnlp.writing import room_in, write_json
 
 log = logging.getLogger(__name__)
@@ -80,6 +80,8 @@ def recipe_tokenizer(
     chosen = path or recipe.tokenizer.path
     tokenizer = load_tokenizer(str(chosen)) if chosen is not None else _trained_tokenizer(recipe, texts, cache)
     set_framing(tokenizer, recipe.objective_class.framing)
+    if pad_by_end(tokenizer, recipe.collator_class.requires):
+        log.warning("the tokenizer has no padding token: its end-of-text token %s pads", tokenizer.eos_token)
     kept = contract_of(tokenizer, texts())
     kept.require(sorted(recipe.collator_class.requires))
     end = tokenizer("a")["input_ids"][-1:] if recipe.objective_class.framing == "decoder" else []

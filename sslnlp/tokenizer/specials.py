@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -64,6 +64,16 @@ def load_tokenizer(path_or_name: str | os.PathLike[str]) -> PreTrainedTokenizerB
         raise UserError(f"the tokenizer {name!r} has no fast version (tokenizer.json); convert it or choose another")
     loaded: PreTrainedTokenizerBase = tokenizer
     return loaded
+
+
+def pad_by_end(tokenizer: PreTrainedTokenizerBase, requires: Container[str]) -> bool:
+    """Let end-of-text pad where a tokenizer has no padding (GPT-2's, Llama's) and a collator `requires` no more than
+    some: attention masks take it out again. Returns whether it is so now."""
+    asked = "pad" in requires and "pad_is_not_eos" not in requires
+    if not asked or tokenizer.pad_token is not None or tokenizer.eos_token is None:
+        return False
+    tokenizer.pad_token = tokenizer.eos_token
+    return True
 
 
 @contextmanager
