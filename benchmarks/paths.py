@@ -34,6 +34,9 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "masked diffusion": ("pretrain_bert", [*TEXT, "train.batch_size=8", "objective.name=masked_diffusion"]),
     "sentence order": ("pretrain_bert", [*TEXT, "train.batch_size=8", "objective.name=sentence_order"]),
     "causal LM": ("pretrain_gpt", [*TEXT, "train.batch_size=4"]),
+    "infilling": ("pretrain_gpt", [*TEXT, "train.batch_size=4", "objective.name=fim"]),
+    "denoising": ("pretrain_bart", [*TEXT, "train.batch_size=4"]),
+    "span corruption": ("pretrain_t5", [*TEXT, "train.batch_size=4"]),
     "hybrid": ("pretrain_hybrid", [*TEXT, "train.batch_size=4"]),
     "ranking": ("finetune_ranking", [*PAIRS, "tokenizer.vocab_size=4096", "model.size=tiny", "train.batch_size=16"]),
 }
