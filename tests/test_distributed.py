@@ -32,7 +32,7 @@ from tests.contract import architectures, corpus, difference, make_collator, mak
 FSDP2 = ["--use_fsdp", "--fsdp_version", "2", "--num_processes", "2"]
 JOBS: dict[str, tuple[str, dict[str, Any]]] = {
     # folder -> objective, options: one with a teacher, one with two models that share a matrix, gathered vectors,
-    # one whose held-out pass does not go through `forward`
+    # one whose held-out pass does not go through `forward`, one whose two stacks are run apart from the whole
     "masked": ("masked_lm", {}),
     "causal": ("causal_lm", {}),
     "muon": ("causal_lm", {"optimizer": "muon", "embedding_lr_scale": 4}),
@@ -41,6 +41,7 @@ JOBS: dict[str, tuple[str, dict[str, Any]]] = {
     "coupled": ("ranking", {}),
     "locked": ("siglip", {}),
     "heads": ("tagging", {"eval_every": 4}),
+    "written": ("span_corruption", {}),
 }
 FRESH = ("muon", "generator", "locked")
 """Those that are begun on two processes too: an optimiser and a shared matrix that are cut up before they are used, and
