@@ -26,6 +26,9 @@ from sslnlp.writing import room_in, write_json
 
 log = logging.getLogger(__name__)
 
+LOST = 0.01
+"""The share of characters that may be unknown to a tokenizer before it is told."""
+
 TOKENIZER_BYTES = 100 << 20
 """Text a tokenizer is trained on at most: word counts of more change a vocabulary of this size hardly at all."""
 CONTRACT_TEXTS, CONTRACT_CHARACTERS = 200, 2000
@@ -84,6 +87,11 @@ def recipe_tokenizer(
         log.warning("the tokenizer has no padding token: its end-of-text token %s pads", tokenizer.eos_token)
     kept = contract_of(tokenizer, texts())
     kept.require(sorted(recipe.collator_class.requires))
+    if (lost := kept.figures["unknown_rate"]) > LOST:
+        log.warning(
+            "%s stands for %.1f %% of the text's characters, which the model never sees: train a tokenizer with "
+            "tokenizer.algorithm=bpe, unigram or bytes", tokenizer.unk_token, 100 * lost,
+        )  # fmt: skip
     end = tokenizer("a")["input_ids"][-1:] if recipe.objective_class.framing == "decoder" else []
     if end and end[0] in tokenizer.all_special_ids:  # made for encoders; BERT's kind puts it back whenever it is loaded
         token = tokenizer.convert_ids_to_tokens(end[0])

@@ -87,7 +87,7 @@ def contract(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Contra
         "vocab_size": float(len(tokenizer)),
         "bytes_per_token": sum(len(text.encode("utf-8", "replace")) for text in texts) / tokens,
         "fertility": tokens / max(1, sum(map(len, words))),
-        "unknown_rate": sum(int((row == unknown).sum()) for row in ids) / tokens if unknown is not None else 0.0,
+        "unknown_rate": _unknown(ids, texts, encoded["offset_mapping"], unknown) if unknown is not None else 0.0,
         "word_start_agreement": agreement,
     }
     facts = vocabulary_facts(tokenizer) | {
@@ -113,6 +113,17 @@ def vocabulary_facts(tokenizer: PreTrainedTokenizerBase) -> dict[str, bool]:
         "modes": set(MODES) <= vocabulary,
         "fim": set(FIM) <= vocabulary,
     }
+
+
+def _unknown(ids: Sequence[np.ndarray[Any, Any]], texts: Sequence[str], offsets: Sequence[Any], unknown: int) -> float:
+    """The share of the characters, white space aside, that the unknown token stands for: it may be a letter or, of
+    WordPiece and a script without spaces, a whole clause."""
+    lost = (
+        len("".join(text[start:end].split()))
+        for row, text, places in zip(ids, texts, offsets, strict=True)
+        for start, end in (places[i] for i in np.flatnonzero(row == unknown))
+    )
+    return sum(lost) / max(1, sum(len("".join(text.split())) for text in texts))
 
 
 def _specials_excluded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[np.ndarray[Any, Any]]) -> bool:
