@@ -217,6 +217,20 @@ def test_preview_marks_the_targets(text_file: Path) -> None:
     assert "→" not in causal.split("tokens are targets")[0]
 
 
+@pytest.mark.parametrize("algorithm", ["bytes", "bpe"])
+def test_preview_puts_letters_together_from_the_bytes_of_their_tokens(algorithm: str, tmp_path: Path) -> None:
+    """A letter that is cut, by the row's end or a mask between its tokens, is shown by the bytes that are there."""
+    text = "北京是中华人民共和国的首都，位于华北平原的北部。"
+    (tmp_path / "zh.txt").write_text(text * 3, encoding="utf-8")
+    keys = [f"data.train={tmp_path / 'zh.txt'}", f"tokenizer.algorithm={algorithm}", "tokenizer.vocab_size=390"]
+    keys += ["data.seq_length=64", "data.valid_fraction=0", f"data.cache={tmp_path}"]
+    page = shown("pretrain_gpt", *keys)
+    letters = "".join(letter for letter in page if letter in text)  # without the table's frame
+    assert any(text[i : i + 8] in letters for i in range(len(text) - 8))
+    assert "\ufffd" not in page
+    assert "\ufffd" not in shown("pretrain_bert", *keys, "model.architecture=bert")
+
+
 def test_preview_shows_pairs_and_labels(tmp_path: Path) -> None:
     pairs = tmp_path / "pairs.jsonl"
     rows = [{"query": f"what is thing {n}", "positive": text} for n, text in enumerate(corpus()[:40])]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cache
+from itertools import groupby
 from typing import Any
 
 from rich.console import Console
@@ -15,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from sslnlp.recipe.build import Parts, build_parts, resolve
 from sslnlp.recipe.rows import cut_short
 from sslnlp.recipe.schema import Recipe
+from sslnlp.tokenizer.words import token_spelling
 from sslnlp.types import Batch, Row
 
 _CHANGED, _KEPT, _SEEN, _FRAME = "bold red", "underline green", "cyan", "dim"
@@ -126,49 +129,65 @@ def _row(
     documents = encoding["document_ids"][b].tolist() if "document_ids" in encoding else [0] * len(ids)
     targets = labels[b].tolist() if labels is not None else [-100] * len(ids)
     seen = encoding["bidirectional"][b].tolist() if "bidirectional" in encoding else [False] * len(ids)
-    text = Text()
+    pieces: list[tuple[str, str]] = []
     for s, (token, real) in enumerate(zip(ids, mask, strict=True)):
         if not real:
             continue
         if s and documents[s] != documents[s - 1]:
-            text.append(" ¦ ", _FRAME)
-        shown = _token(token, targets[s], tokenizer, names)
-        if seen[s] and shifted and targets[s] == -100:
-            shown.stylize(_SEEN)
-        text.append_text(shown)
+            pieces.append((" ¦ ", _FRAME))
+        shown, style = _token(token, targets[s], tokenizer, names)
+        pieces.append((shown, _SEEN if seen[s] and shifted and targets[s] == -100 else style))
     if padding := mask.count(False):
-        text.append(f" (+{padding} padding)", _FRAME)
-    return text
+        pieces.append((f" (+{padding} padding)", _FRAME))
+    return _joined(pieces)
 
 
 def _pieces(ids: Any, documents: Any, tokenizer: PreTrainedTokenizerBase, style: str = "") -> Text:
     """Tokens, document by document."""
-    text = Text()
+    pieces: list[tuple[str, str]] = []
     places = documents.tolist() if documents is not None else [0] * len(ids)
     for s, token in enumerate(ids.tolist()):
         if places[s] < 0:
             continue
         if s and places[s] != places[s - 1]:
-            text.append(" ¦ ", _FRAME)
-        text.append(_spelled(token, tokenizer), _FRAME if token in tokenizer.all_special_ids else style)
+            pieces.append((" ¦ ", _FRAME))
+        pieces.append((_spelled(token, tokenizer), _FRAME if token in tokenizer.all_special_ids else style))
+    return _joined(pieces)
+
+
+def _token(
+    token: int, target: int, tokenizer: PreTrainedTokenizerBase, names: list[str] | None = None
+) -> tuple[str, str]:
+    """A token and its target (another token, or the class of that number among `names`), and its style."""
+    shown = _spelled(token, tokenizer)
+    if target == -100:
+        return shown, _FRAME if token in tokenizer.all_special_ids else ""
+    if names is not None:
+        return f"{shown}→{names[target]} ", _KEPT
+    if target == token:
+        return shown, _KEPT
+    return f"{shown}→{_spelled(target, tokenizer).strip()} ", _CHANGED
+
+
+def _joined(pieces: list[tuple[str, str]]) -> Text:
+    """Pieces and their styles as one text, in which what tokens have of a letter is that letter again; `\\xe4` where
+    the others of its bytes are elsewhere."""
+    text = Text()
+    for style, same in groupby(pieces, key=lambda piece: piece[1]):
+        whole = "".join(piece for piece, _ in same).encode("utf-8", "surrogateescape")
+        text.append(whole.decode("utf-8", "backslashreplace"), style)
     return text
 
 
-def _token(token: int, target: int, tokenizer: PreTrainedTokenizerBase, names: list[str] | None = None) -> Text:
-    """A token and its target: another token, or the class of that number among `names`."""
-    shown = _spelled(token, tokenizer)
-    if target == -100:
-        return Text(shown, _FRAME if token in tokenizer.all_special_ids else "")
-    if names is not None:
-        return Text(f"{shown}→{names[target]} ", _KEPT)
-    if target == token:
-        return Text(shown, _KEPT)
-    return Text(f"{shown}→{_spelled(target, tokenizer).strip()} ", _CHANGED)
+_spelling = cache(token_spelling)
 
 
 def _spelled(token: int, tokenizer: PreTrainedTokenizerBase) -> str:
-    """One token with the space before it, for every tokenizer kind (a lone `decode` strips it)."""
+    """One token with the space before it, for every tokenizer kind (a lone `decode` strips it). Bytes of a letter whose
+    others are in another token are surrogates, as `surrogateescape` has it."""
     piece, text = str(tokenizer.convert_ids_to_tokens(token)), str(tokenizer.decode([token]))
+    if "\ufffd" in text and (spell := _spelling(tokenizer)) is not None:
+        return spell(piece).decode("utf-8", "surrogateescape").replace("\n", "⏎")
     if piece.startswith("##"):
         return text.removeprefix("##")
     wordpiece = type(tokenizer.backend_tokenizer.model).__name__ == "WordPiece"
