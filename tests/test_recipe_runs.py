@@ -22,9 +22,9 @@ from transformers import (
 from transformers.utils import logging
 
 from sslnlp.errors import UserError
-from sslnlp.recipe import biography, from_dict, load_recipe, read_result, run, to_dict
+from sslnlp.recipe import biography, from_dict, load_recipe, override, read_result, run, to_dict
 from sslnlp.recipe.adapting import stage_before
-from sslnlp.recipe.build import resolve
+from sslnlp.recipe.build import build_parts, resolve
 from sslnlp.recipe.load import read_biography
 from sslnlp.signals import Signals
 from sslnlp.train import Interrupted
@@ -274,6 +274,19 @@ def test_unknown_tokens_of_held_out_text_are_told_where_bits_per_byte_are(
     assert read_biography(out / "recipe.json")["data"]["valid"].get("unknown", 0) == unknown
     assert (f"stands {unknown} times in held-out text" in caplog.text) == (unknown > 0)
     assert (f"| valid.unknown | {unknown} |" in (out / "export" / "README.md").read_text()) == (unknown > 0)
+
+
+def test_much_held_out_text_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Three files are three documents, and one of them is a third of the text."""
+    for n in range(3):
+        (tmp_path / f"{n}.txt").write_text("\n\n".join(corpus()[n::3]))
+    recipe = load_recipe("pretrain_bert", [*TINY, f"data.train={tmp_path}/*.txt", f"data.cache={tmp_path / 'cache'}"])
+    parts = build_parts(resolve(recipe)[0])
+    assert parts.facts["valid"]["documents"] == 1
+    assert "% of the text is held out, in 1 documents" in caplog.text
+    caplog.clear()
+    build_parts(resolve(override(recipe, {"data.split_text": "block"}))[0])
+    assert "is held out" not in caplog.text
 
 
 def test_a_stage_inherits_and_hands_on(bert: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sslnlp import distributed, rng
 from sslnlp.collators.base import Collator
-from sslnlp.data.config import cache_at
+from sslnlp.data.config import DataConfig, cache_at
 from sslnlp.data.labelled import Labelled, labelled, out_of_scope, unlabelled
 from sslnlp.data.packing import PackedRows, PaddedRows
 from sslnlp.data.paired import Paired, paired
@@ -41,6 +41,9 @@ from sslnlp.tokenizer.training import stand_in
 from sslnlp.writing import room_in
 
 log = logging.getLogger(__name__)
+
+LARGE = 0.2
+"""The share of the text that may be held out before it is told."""
 
 CHECKED_ROWS = 256
 """Rows a collator is shown beforehand, to refuse text that it finds no targets in."""
@@ -210,6 +213,8 @@ def _token_parts(recipe: Recipe, cache: Path, tokenizer_path: Path | None) -> Pa
     collator.check_rows(stream.rows(range(min(len(train), CHECKED_ROWS))))
     valid = prepared.valid if prepared.valid is not None and len(prepared.valid) else None
     facts = prepared.facts | {"rows": len(train), "utilisation": getattr(train, "utilisation", None)}
+    if valid is not None and data.valid is None:
+        _tell_large(valid.num_tokens / (valid.num_tokens + prepared.train.num_tokens), facts["valid"], data)
     if valid is not None and recipe.objective_class.likelihood and (unknown := _unknown(valid, tokenizer)):
         facts["valid"] = facts["valid"] | {"unknown": unknown}
     return Parts(
@@ -238,6 +243,16 @@ def _unknown(held_out: TokenStore, tokenizer: PreTrainedTokenizerBase) -> int:
             "too low to compare with another tokenizer's (bpe and bytes know every text)", tokenizer.unk_token, number,
         )  # fmt: skip
     return number
+
+
+def _tell_large(share: float, valid: Mapping[str, Any], data: DataConfig) -> None:
+    """Documents are held out whole: of few long ones it may be much of the text, of another kind than the rest."""
+    if share > max(LARGE, 2 * data.valid_fraction):
+        log.warning(
+            "%.0f %% of the text is held out, in %d documents, as a document is held out whole: give data.valid, or "
+            "shorter documents (data.split_text=block or line takes several out of a text file)",
+            100 * share, valid["documents"],
+        )  # fmt: skip
 
 
 def _table_parts(recipe: Recipe, cache: Path, tokenizer_path: Path | None) -> Parts:
