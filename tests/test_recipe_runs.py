@@ -431,6 +431,12 @@ def test_the_stage_before_learns_as_its_start_did(recipe: str, bert: Path, gpt: 
     assert before.objective.name == "causal_lm"
 
     stock = shutil.copytree(bert / "export", tmp_path / "stock")
+    story = json.loads((stock / "recipe.json").read_text())
+    story["recipe"]["train"]["warmup"] = 500  # updates, of which there are three here
+    (stock / "recipe.json").write_text(json.dumps(story))
+    before = stage_before(load_recipe(recipe, [*data, f"model.pretrained={stock}"]))
+    assert before is not None
+    assert (before.train.warmup, before.train.optimizer) == (0.1, "muon")
     (stock / "recipe.json").unlink()
     before = stage_before(load_recipe(recipe, [*data, f"model.pretrained={stock}"]))
     assert before is not None

@@ -111,6 +111,8 @@ def _as_pretrained(story: Mapping[str, Any] | None, before: Recipe) -> dict[str,
     earlier = story["recipe"]
     train = earlier.get("train", {})
     keys = {f"train.{name}": train[name] for name in _MANNER if name in train}
+    if train.get("warmup", 0) >= 1:  # a number of updates, of a longer run
+        del keys["train.warmup"]
     rate = story.get("chosen", {}).get("train.lr", train.get("lr"))
     if rate is not None:
         keys |= {"train.lr": rate, "train.relative_lr": None}
