@@ -12,7 +12,8 @@ from sslnlp.errors import UserError
 from sslnlp.heads import prediction_head, scored_features
 from sslnlp.objectives.base import Objective
 from sslnlp.objectives.functional import IGNORED
-from sslnlp.objectives.linear_cross_entropy import Scored, by_head, by_logits
+from sslnlp.objectives.linear_cross_entropy import Scored
+from sslnlp.objectives.scoring import by_head, by_logits
 from sslnlp.packed import model_inputs, sees_ahead
 from sslnlp.tokenizer import Style
 from sslnlp.types import Batch, StepOutput

@@ -13,7 +13,7 @@ from sslnlp.heads import prediction_head, scored_features, scored_logits
 from sslnlp.last_layer import ask_last_layer
 from sslnlp.models import max_positions
 from sslnlp.objectives.base import Objective
-from sslnlp.objectives.linear_cross_entropy import by_head, by_logits
+from sslnlp.objectives.scoring import by_head, by_logits
 from sslnlp.types import Batch, StepOutput
 
 SAMPLES, LONGEST_SAMPLE = 3, 48

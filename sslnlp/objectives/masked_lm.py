@@ -11,7 +11,7 @@ from sslnlp.heads import prediction_head, scored_features, scored_logits
 from sslnlp.last_layer import ask_last_layer
 from sslnlp.objectives.base import Objective
 from sslnlp.objectives.functional import row_count
-from sslnlp.objectives.linear_cross_entropy import by_head, by_logits
+from sslnlp.objectives.scoring import by_head, by_logits
 from sslnlp.types import Batch, StepOutput
 
 

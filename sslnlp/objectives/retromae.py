@@ -13,7 +13,7 @@ from sslnlp.heads import prediction_head
 from sslnlp.nn import document_pool, each_document
 from sslnlp.objectives.decoder import EnhancedDecoder, no_encoder
 from sslnlp.objectives.functional import IGNORED, row_count
-from sslnlp.objectives.linear_cross_entropy import by_head
+from sslnlp.objectives.scoring import by_head
 from sslnlp.objectives.whitening import Whitened
 from sslnlp.packed import hidden_states
 from sslnlp.types import Batch, StepOutput

@@ -18,7 +18,8 @@ from sslnlp.heads import prediction_head, scored_logits
 from sslnlp.last_layer import ask_last_layer, states_at
 from sslnlp.objectives.base import Objective
 from sslnlp.objectives.functional import row_count
-from sslnlp.objectives.linear_cross_entropy import Scored, by_head, by_logits
+from sslnlp.objectives.linear_cross_entropy import Scored
+from sslnlp.objectives.scoring import by_head, by_logits
 from sslnlp.registry import bound_class
 from sslnlp.types import Batch, StepOutput
 

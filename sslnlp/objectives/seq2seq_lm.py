@@ -9,7 +9,7 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedConfig, PreTrainedMode
 from sslnlp.heads import seq2seq_head
 from sslnlp.objectives.base import Objective
 from sslnlp.objectives.functional import sum_and_count
-from sslnlp.objectives.linear_cross_entropy import by_head, by_logits
+from sslnlp.objectives.scoring import by_head, by_logits
 from sslnlp.packed import seq2seq_logits, seq2seq_states
 from sslnlp.tokenizer import Style
 from sslnlp.types import Batch, StepOutput

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from sslnlp.heads import scored_features
 from sslnlp.objectives import linear_cross_entropy as module_under_test
 from sslnlp.objectives.functional import IGNORED, accuracy, cross_entropy
-from sslnlp.objectives.linear_cross_entropy import by_logits
 from sslnlp.objectives.linear_cross_entropy import linear_cross_entropy as scored
+from sslnlp.objectives.scoring import by_logits
 from tests.contract import make_objective, make_trainer, one_batch
 
 
