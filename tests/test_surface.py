@@ -158,7 +158,7 @@ OBJECTIVE_OPTIONS = {
 # Who may import whom: a module imports from its own level and the levels above it in this list.
 LEVELS = [
     "errors types arrays rng __init__",
-    "registry locks writing quiet text_files",
+    "registry locks writing quiet text_files scripts",
     "varlen keyed nn attention adapt distributed label_spreading vector_map lora pictures augment picture_encoder",
     "tokenizer",
     "architectures model_config vision models modes masks packed last_layer heads generation embedding_init",

@@ -12,10 +12,10 @@ from functools import cache, cached_property
 from typing import NamedTuple
 
 from sslnlp.errors import UserError, suggest
+from sslnlp.scripts import SPACELESS
 
-# Han, kana and Hangul, and Thai, Lao, Burmese and Khmer, are written without reliable spaces: a run of them is one
-# "word" to any regular expression.
-_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
+# A run of these is one "word" to any regular expression. Korean has spaces, and words that are built of others.
+_UNSPACED = SPACELESS + "\uac00-\ud7af"
 # Words of two letters or more (single letters carry nothing in English), or a lone one of those (which does).
 _WORD = re.compile(rf"\b\w\w+\b|[{_UNSPACED}]")
 _RUNS = re.compile(rf"[{_UNSPACED}]+|[^{_UNSPACED}]+")

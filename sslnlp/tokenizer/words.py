@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sslnlp.arrays import Bools, Bytes, Ints
 from sslnlp.errors import UserError
-from sslnlp.tokenizer.counting import SPACELESS
+from sslnlp.scripts import SPACELESS
 from sslnlp.tokenizer.specials import special_mask, vocabulary_size
 
 ALWAYS: Final = 1
