@@ -122,9 +122,15 @@ def test_errors_become_one_line_and_an_exit_code(
     ids=["train", "curve", "search build", "quickstart"],
 )
 def test_an_interrupted_run_says_how_to_go_on(
-    arguments: list[str], told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
     from sslnlp.train import Interrupted
+
+    monkeypatch.chdir(tmp_path)  # the checkout may hold a finished `out/quickstart`
 
     def stop(*_: object, **__: object) -> None:
         raise Interrupted(7, signal.SIGTERM)
