@@ -1,9 +1,10 @@
-"""An update of encoder-decoders whose targets the head scores in pieces, and by the logits of all of them at once.
+"""An update of models that write text whose targets the head scores in pieces, or by the logits of all of them at once.
 
     python -m benchmarks.heads [--bf16] [--rounds 5] [--out FILE.json]
 
 The same model, batch and loss either way; the two take turns in one process on one thread, forward and backward, in CPU
-seconds. Fresh weights, random tokens: 32 sources of 128 tokens, and as many targets of 128.
+seconds. Fresh weights, random tokens: 32 sources of 128 tokens, and as many targets of 128; of the one decoder 32 rows,
+in every other of which a third of the tokens is asked for.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from rich.table import Table
 
 from benchmarks.common import command, machine, median_interval, positive
 
-KINDS = {"denoising": "bart", "span_corruption": "t5"}
+KINDS = {"denoising": "bart", "span_corruption": "t5", "hybrid": "llama"}
 
 
 def contenders(name: str, size: str, vocabulary: int, rows: int, length: int) -> tuple[Any, dict[str, Any]]:
@@ -33,12 +34,17 @@ def contenders(name: str, size: str, vocabulary: int, rows: int, length: int) ->
 
     torch.manual_seed(0)
     cls = get_objective(name)
-    fields = ARCHITECTURES[KINDS[name]](SIZES[size], length) | {"vocab_size": vocabulary, "decoder_start_token_id": 2}
+    fields = ARCHITECTURES[KINDS[name]](SIZES[size], length) | {"vocab_size": vocabulary}
+    fields |= {"decoder_start_token_id": 2} if name != "hybrid" else {}
     model = cls.wraps.from_config(AutoConfig.for_model(KINDS[name], **fields))
     ids = torch.randint(10, vocabulary, (rows, length))
     document, place = torch.zeros_like(ids), torch.arange(length).expand(rows, length)
     batch = {"input_ids": ids, "document_ids": document, "position_ids": place, "labels": ids.flip(1)}
     batch |= {"decoder_document_ids": document, "decoder_position_ids": place, "corrupted": ids % 5 == 0}
+    masked, later = (torch.arange(rows) % 2 == 0)[:, None], place > 0
+    batch |= {"attention_mask": ids > 0, "bidirectional": masked.expand(rows, length)}
+    for kind, asked in (("masked", masked & later & (ids % 3 == 0)), ("causal", ~masked & later)):
+        batch[f"{kind}_index"] = asked.flatten().nonzero().flatten()
     return cls(model).eval(), batch  # without dropout
 
 

@@ -227,6 +227,12 @@ def drops_out(config: PreTrainedConfig) -> bool:
     return any(getattr(config, name, None) for name in _DROPOUTS)
 
 
+def dropouts_of_start(config: ModelConfig) -> dict[str, float | None]:
+    """The rates in the configuration of `config.pretrained`, which a run trains with its own instead."""
+    stock = AutoConfig.from_pretrained(str(config.pretrained))
+    return {name: getattr(stock, name) for name in _DROPOUTS if hasattr(stock, name) and name not in config.config}
+
+
 def max_positions(config: PreTrainedConfig) -> int | None:
     """The longest row a model of this configuration can read; None when nothing bounds it."""
     length = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from rich.console import Console
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
@@ -311,13 +312,21 @@ def test_a_stage_inherits_and_hands_on(bert: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("rows", "reads"), [(16, 32), (32, 32)])
-def test_a_model_that_goes_on_in_shorter_rows_reads_what_it_read(
+def test_a_model_that_goes_on_in_shorter_rows_keeps_what_it_read_and_its_dropout(
     rows: int, reads: int, bert: Path, text_file: Path, tmp_path: Path
 ) -> None:
+    """As its start says it; what the run itself trains with (no dropout here) is the run's."""
+    start = shutil.copytree(bert / "export", tmp_path / "start")
+    config = json.loads((start / "config.json").read_text())
+    assert config["mlp_dropout"] == 0.0
+    (start / "config.json").write_text(json.dumps(config | {"mlp_dropout": 0.2}))
     small = [arg for arg in TINY if not arg.startswith(("data.", "tokenizer."))]
-    keys = [*small, f"data.train={text_file}", f"model.pretrained={bert / 'export'}", f"data.seq_length={rows}"]
+    keys = [*small, f"data.train={text_file}", f"model.pretrained={start}", f"data.seq_length={rows}"]
     out = run(load_recipe("pretrain_bert", [*keys, f"out={tmp_path / 'on'}", f"data.cache={tmp_path}"]))
     assert AutoTokenizer.from_pretrained(out / "export").model_max_length == reads
+    kept = AutoConfig.from_pretrained(out / "export")
+    assert (kept.mlp_dropout, kept.attention_dropout) == (0.2, 0.0)
+    assert json.loads((out / "recipe.json").read_text())["recipe"]["model"]["dropout"] == 0.0
 
 
 def test_lengths_of_queries_and_documents_are_handed_on(bert: Path) -> None:

@@ -31,7 +31,8 @@ class HybridCollator(Collator):
     that one head serves both. Hence the first token of a document piece is never a target and never hidden.
 
     Makes `input_ids`, `attention_mask`, `document_ids`, `position_ids`, `labels` [B, S] (-100 where nothing is asked),
-    `bidirectional` bool [B, S] (all text of a masked row: seen from the whole of its document) and `position` [B].
+    `bidirectional` bool [B, S] (all text of a masked row: seen from the whole of its document), `masked_index` and
+    `causal_index` int64 [N] (flat places of the targets of either kind, ascending) and `position` [B].
 
     Held-out rows come both ways, the B rows masked and then the same B rows causal ([2B, S]). Masks are those of
     `masked_lm` on held-out text (`eval_rate`, [MASK] at every target, no schedule), and causal rows are whole: both
@@ -45,6 +46,7 @@ class HybridCollator(Collator):
     name: ClassVar[str] = "hybrid"
     makes: ClassVar[frozenset[str]] = frozenset(
         {"input_ids", "attention_mask", "document_ids", "position_ids", "labels", "bidirectional", "position"}
+        | {"masked_index", "causal_index"}
     )
     requires: ClassVar[frozenset[str]] = frozenset({"mask", "specials_excluded", "eos"})
     shifted: ClassVar[bool] = True
@@ -87,6 +89,8 @@ class HybridCollator(Collator):
         labels = np.where(hidden | causal, block.input_ids, IGNORED)
         batch = block.batch(np.where(hidden, corrupted, block.input_ids), labels)
         if block.positions is not None:
+            batch["masked_index"] = torch.from_numpy(np.flatnonzero(hidden))
+            batch["causal_index"] = torch.from_numpy(np.flatnonzero(causal))
             batch["bidirectional"] = torch.from_numpy(masked[:, None] & block.attention)
         else:
             batch["attention_mask"] = torch.from_numpy(_visible(masked, block.attention))

@@ -7,14 +7,16 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from sslnlp.errors import UserError
+from sslnlp.heads import scored_features
 from sslnlp.modes import reads_ahead
 from sslnlp.objectives.causal_lm import CausalLM
-from sslnlp.objectives.functional import IGNORED, hits, sum_and_count
+from sslnlp.objectives.functional import row_count
+from sslnlp.objectives.linear_cross_entropy import Scored
+from sslnlp.objectives.scoring import by_head, by_logits
 from sslnlp.types import Batch, StepOutput
 
 
@@ -22,8 +24,9 @@ class Hybrid(CausalLM):
     """One set of weights that fills masks from both sides and writes from left to right (Charpentier and Samuel, 2024,
     arXiv:2410.24159).
 
-    Reads `input_ids`, `attention_mask`, `labels` [B, S] as `causal_lm` does, and `bidirectional` bool [B, S]: rows that
-    have it are masked rows, whose tokens see the whole of their document. A label is predicted from the position before
+    Reads `input_ids`, `attention_mask`, `labels` [B, S] as `causal_lm` does, `bidirectional` bool [B, S]: rows that
+    have it are masked rows, whose tokens see the whole of their document, and `masked_index`, `causal_index` [N] (flat
+    positions of the targets in rows of either kind). A label is predicted from the position before
     it in either kind, by the same head. Two terms, each a mean over its own targets in nats: `masked_weight` × masked +
     (1 - `masked_weight`) × causal. A kind without a target in a micro-batch adds 0; over an update both are exact.
 
@@ -38,7 +41,7 @@ class Hybrid(CausalLM):
     """
 
     name: ClassVar[str] = "hybrid"
-    needs: ClassVar[frozenset[str]] = CausalLM.needs | {"bidirectional"}
+    needs: ClassVar[frozenset[str]] = CausalLM.needs | {"bidirectional", "masked_index", "causal_index"}
     collator: ClassVar[str] = "hybrid"
     likelihood: ClassVar[bool] = False
     modes: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
@@ -57,27 +60,28 @@ class Hybrid(CausalLM):
         self.masked_weight = masked_weight
 
     def forward(self, batch: Batch) -> StepOutput:
-        target_N = batch["labels"][:, 1:].flatten()
-        logits_NV = self._logits(batch)[:, :-1].flatten(0, 1)
-        losses_N = F.cross_entropy(logits_NV.float(), target_N, reduction="none", ignore_index=IGNORED)
-        hits_N = hits(logits_NV, target_N)
         terms, metrics = [], {}
-        for name, weight, asked_N in self._kinds(batch):
-            count = asked_N.sum()
-            total = (losses_N * asked_N).sum()
-            terms.append(weight * total / count.clamp(min=1))
-            metrics[f"{name}_loss"] = torch.stack([total.detach(), count])
-            metrics[f"{name}_accuracy"] = sum_and_count(hits_N, asked_N)
+        weights = {"masked": self.masked_weight, "causal": 1 - self.masked_weight}
+        for (kind, weight), found in zip(weights.items(), self._both(batch), strict=True):
+            terms.append(weight * found.loss)
+            metrics[f"{kind}_loss"] = torch.stack([found.losses.sum(), found.number])
+            metrics[f"{kind}_accuracy"] = torch.stack([found.hits.sum(), found.number])
         return StepOutput(terms[0] + terms[1], metrics, torch.stack(terms))
 
-    def num_targets(self, batch: Batch) -> Tensor:
-        return torch.stack([asked_N.sum() for _, _, asked_N in self._kinds(batch)])
-
-    def _kinds(self, batch: Batch) -> list[tuple[str, float, Tensor]]:
-        """Name, weight and targets, bool [B × (S - 1)], of each kind."""
-        asked = batch["labels"][:, 1:] != IGNORED
-        masked = batch["bidirectional"].any(dim=1, keepdim=True)
+    def _both(self, batch: Batch) -> list[Scored]:
+        """The targets of masked rows, then those of causal rows."""
+        kinds = batch["masked_index"], batch["causal_index"]
+        targets = [batch["labels"].flatten()[index_N] for index_N in kinds]
+        before_N = torch.cat(kinds) - 1  # in the same row: what opens a document is no target
+        masked, causal = slice(len(kinds[0])), slice(len(kinds[0]), None)
+        if self.head is None:
+            logits_NV = self._logits(batch).flatten(0, 1)[before_N]
+            return [by_logits(logits_NV[masked], targets[0]), by_logits(logits_NV[causal], targets[1])]
+        features_NH = scored_features(self.model, self.head, batch, before_N)
         return [
-            ("masked", self.masked_weight, (asked & masked).flatten()),
-            ("causal", 1 - self.masked_weight, (asked & ~masked).flatten()),
+            by_head(self.head, features_NH[masked], targets[0]),
+            by_head(self.head, features_NH[causal], targets[1]),
         ]
+
+    def num_targets(self, batch: Batch) -> Tensor:
+        return torch.stack([row_count(batch["masked_index"]), row_count(batch["causal_index"])])

@@ -20,7 +20,7 @@ from sslnlp.evaluation.beir import beir_measures
 from sslnlp.export import export_model
 from sslnlp.lora import merged
 from sslnlp.metrics import REPORT
-from sslnlp.models import count_parameters, max_positions
+from sslnlp.models import count_parameters, dropouts_of_start, max_positions
 from sslnlp.objectives.base import Objective
 from sslnlp.precision import fitting_precision, float32_by_default
 from sslnlp.quiet import progress_bar, quiet_loading, shows_bars
@@ -224,11 +224,16 @@ def _progress(console: Console) -> Iterator[Callable[[int, int, Mapping[str, flo
             console.print(said, highlight=False, soft_wrap=True)
 
 
+def _goes_on(parts: Parts, objective: Objective) -> bool:
+    """Whether the export is its start again, which went on learning from raw text and is yet to be fine-tuned."""
+    model, reads = parts.recipe.model, parts.recipe.collator_class.reads
+    return model.pretrained is not None and not model.fresh and reads == "tokens" and objective.pooling is None
+
+
 def _longest(parts: Parts, objective: Objective) -> int:
-    """Tokens that the export reads: those of a row, and what a start read before it went on learning from raw text."""
-    model, own = parts.recipe.model, parts.max_length
-    goes_on = model.pretrained is not None and not model.fresh and parts.recipe.collator_class.reads == "tokens"
-    if parts.tokenizer is None or objective.pooling is not None or not goes_on:
+    """Tokens that the export reads: those of a row, and what a start read before it went on."""
+    own = parts.max_length
+    if parts.tokenizer is None or not _goes_on(parts, objective):
         return own
     stated, positions = int(parts.tokenizer.model_max_length), max_positions(objective.exported.config)
     known = [length for length in (stated, positions) if length is not None and length < 10**6]  # 10^30: not said
@@ -263,8 +268,11 @@ def _finish(
         facts = card_facts(parts, story)
         if report is not None and card is not None:
             facts = replace(facts, report=report.rows(card))
+        whole = merged(objective.exported)
+        if _goes_on(parts, objective):
+            whole.config.update(dropouts_of_start(parts.recipe.model))
         export_model(
-            merged(objective.exported), parts.tokenizer, out / "export",
+            whole, parts.tokenizer, out / "export",
             card=facts, recipe=story, pooling=objective.pooling,
             prompts=parts.collator.prompts, lengths=parts.collator.text_lengths, per_token=objective.per_token,
             modes=objective.modes, vector_map=objective.vector_map, head=objective.linear_head,

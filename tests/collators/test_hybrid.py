@@ -44,6 +44,9 @@ def test_every_row_is_of_one_kind_and_that_kind_is_the_pure_one(kind, texts, opt
     share = options.pop("masked_share")
     masked = MaskedLMCollator(tokenizer=tokenizer, seed=seed, **options)(rows)
     causal = CausalLMCollator(tokenizer=tokenizer)(rows)
+    asked, seen = batch["labels"] != -100, batch["bidirectional"].any(dim=1, keepdim=True)
+    for name, of_kind in (("masked_index", asked & seen), ("causal_index", asked & ~seen)):
+        assert torch.equal(batch[name], of_kind.flatten().nonzero().flatten())
     special = torch.from_numpy(special_mask(tokenizer))
     for b, row in enumerate(rows):
         np.testing.assert_array_equal(row["input_ids"], before[b])

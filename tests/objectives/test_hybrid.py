@@ -58,6 +58,8 @@ def test_masked_rows_are_the_export_read_in_both_directions(architecture):
         "position_ids": torch.arange(ids.shape[1])[None],
         "labels": labels[None],
         "bidirectional": torch.ones_like(ids, dtype=torch.bool),
+        "masked_index": (labels != -100).nonzero().flatten(),
+        "causal_index": torch.zeros(0, dtype=torch.int64),
     }
     packed = objective(alone).metrics["masked_loss"]
     stock = modes.mode_logits(objective.model, Hybrid.modes["bidirectional"], ids, torch.ones_like(ids))[0]
