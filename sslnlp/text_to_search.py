@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from rich.console import Console
 
@@ -107,7 +108,9 @@ class Journey:
 
     def train(self, stage: str, start: str | None, data: Path | str) -> str:
         """Run a stage's recipe from the export `start` and return its own; one that is finished is left as it is."""
+        from sslnlp.precision import fitting_precision
         from sslnlp.recipe import run
+        from sslnlp.recipe.build import processes
 
         place = self.out / stage
         export = place / "export"
@@ -116,8 +119,11 @@ class Journey:
             return str(export)
         own = self.overrides.get(stage, [])
         keys = [f"data.train={data}", f"out={place}", *([f"model.pretrained={start}"] if start is not None else [])]
-        if not _says_how_long(own):
-            keys.append(f"train.budget={_begun_with(place) or f'{self.seconds_for(stage):.1f}s'}")
+        begun = _begun_with(place)
+        if not _says(own, ("train.precision=",)):
+            keys.append(f"train.precision={begun.get('precision') or fitting_precision(processes().device)}")
+        if not _says(own, HOW_LONG):
+            keys.append(f"train.budget={begun.get('budget') or f'{self.seconds_for(stage):.1f}s'}")
         recipe = stage_recipe(stage, [*keys, *own])
         time = recipe.train.budget or "as long as was said"
         self.tell(f"{stage}: {RECIPES[stage]} for {time}, from {start or 'nothing'}")
@@ -153,7 +159,7 @@ class Journey:
         negatives one takes them at least twice as long), and as many documents as are encoded in that of the next (one
         takes a third of what a pair takes in training, or less). None where their keys say how long they are."""
         to_come = ON_PAIRS[1:]
-        if any(_says_how_long(self.overrides.get(stage, [])) for stage in to_come):
+        if any(_says(self.overrides.get(stage, []), HOW_LONG) for stage in to_come):
             return None, None
         before = self.out / ON_PAIRS[0]
         story, result = read_biography(before / "recipe.json"), read_result(before)
@@ -222,16 +228,14 @@ def text_to_search(
     return index
 
 
-def _says_how_long(keys: Sequence[str]) -> bool:
-    return any(key.startswith(HOW_LONG) for key in keys)
+def _says(keys: Sequence[str], names: tuple[str, ...]) -> bool:
+    return any(key.startswith(names) for key in keys)
 
 
-def _begun_with(place: Path) -> str | None:
-    """The budget of a run that was stopped in `place`, which it goes on with; None where there is none."""
-    if not (place / "recipe.json").is_file():
-        return None
-    budget: str | None = read_biography(place / "recipe.json")["recipe"]["train"]["budget"]
-    return budget
+def _begun_with(place: Path) -> dict[str, Any]:
+    """`train` of a run that was stopped in `place`, which goes on as it began; empty where there is none."""
+    story = place / "recipe.json"
+    return dict(read_biography(story)["recipe"]["train"]) if story.is_file() else {}
 
 
 def _check(journey: Journey, pairs: Path, text: str | None) -> None:

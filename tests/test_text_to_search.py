@@ -196,19 +196,29 @@ def test_as_much_is_mined_as_can_be_read(tmp_path: Path, monkeypatch: pytest.Mon
     assert limits(700.0, "train.epochs=1") == (None, None)
 
 
-def test_a_stage_that_was_stopped_goes_on_with_its_own_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another one would make it another run, which a resume refuses."""
-    asked: list[tuple[str | None, bool]] = []
+def test_a_stage_that_was_stopped_goes_on_with_its_own_budget_and_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others would make it another run, which a resume refuses."""
+    asked: list[tuple[str | None, str, bool]] = []
 
     def run(recipe: Recipe, *, resume: bool, console: Console) -> None:
-        asked.append((recipe.train.budget, resume))
-        story = {"recipe": {"train": {"budget": recipe.train.budget}}, "result": {"steps": 1, "measures": {}}}
-        (tmp_path / "pairs").mkdir(exist_ok=True)
-        (tmp_path / "pairs" / "recipe.json").write_text(json.dumps(story))
+        train = recipe.train
+        asked.append((train.budget, train.precision, resume))
+        begun = {"budget": train.budget, "precision": train.precision}
+        Path(recipe.out).mkdir(parents=True, exist_ok=True)
+        (Path(recipe.out) / "recipe.json").write_text(
+            json.dumps({"recipe": {"train": begun}, "result": {"steps": 1, "measures": {}}})
+        )
 
     monkeypatch.setattr("sslnlp.recipe.run", run)
-    for seconds in (100.0, 900.0):
+    for seconds, fits in ((100.0, "bf16"), (900.0, "no")):
+        monkeypatch.setattr("sslnlp.precision.fitting_precision", lambda device, fits=fits: fits)
         Journey(tmp_path, seconds, {}, Console(quiet=True), ("pairs",)).train("pairs", None, "pairs.jsonl")
-    (budget, fresh), again = asked
-    assert (fresh, again) == (False, (budget, True))
+    (budget, precision, fresh), again = asked
+    assert (fresh, again) == (False, (budget, precision, True))
     assert parse_duration(budget or "") == pytest.approx(100, abs=1)
+    assert precision == "bf16"
+    said = {"pairs": ["train.precision=no", "train.steps=2"]}
+    Journey(tmp_path / "other", 100.0, said, Console(quiet=True), ("pairs",)).train("pairs", None, "pairs.jsonl")
+    assert asked[-1] == (None, "no", False)
